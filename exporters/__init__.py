@@ -1,0 +1,1 @@
+"""The way out: HF checkpoint, ONNX graph, GenAI package. Imports ``passes``, never ``lpc``."""

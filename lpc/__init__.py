@@ -1,0 +1,69 @@
+"""lpc: a compiler that makes trained transformers smaller.
+
+``import lpc`` is light: torch and transformers are imported when a name that needs them is first used (PEP 562).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from exporters.onnx_options import OnnxOptions as OnnxOptions
+    from lpc.compression import DataOptions as DataOptions
+    from lpc.compression import apply as apply
+    from lpc.compression import compress as compress
+    from lpc.report import Report as Report
+    from lpc.result import Result as Result
+    from passes.adapter import LoraOptions as LoraOptions
+    from passes.importance import ImportanceOptions as ImportanceOptions
+    from passes.plan import Plan as Plan
+    from passes.schedule import Schedule as Schedule
+    from passes.tune import TuneOptions as TuneOptions
+
+_ERRORS = (
+    "DataError",
+    "LpcError",
+    "MissingFileError",
+    "ModelError",
+    "OptionError",
+    "OutputError",
+    "OutputExistsError",
+    "PassError",
+    "PlanError",
+    "PostconditionError",
+    "PreconditionError",
+    "TokenizerError",
+    "UnreachableRatioError",
+    "UnsupportedModelError",
+)
+
+_HOMES = {
+    "DataOptions": "lpc.compression",
+    "ImportanceOptions": "passes.importance",
+    "LoraOptions": "passes.adapter",
+    "OnnxOptions": "exporters.onnx_options",
+    "Plan": "passes.plan",
+    "Report": "lpc.report",
+    "Result": "lpc.result",
+    "Schedule": "passes.schedule",
+    "TuneOptions": "passes.tune",
+    "apply": "lpc.compression",
+    "compress": "lpc.compression",
+    **dict.fromkeys(_ERRORS, "passes.errors"),
+}
+
+__version__ = "0.1.0"
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lpc' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

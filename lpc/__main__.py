@@ -1,0 +1,5 @@
+"""``python -m lpc``."""
+
+from lpc.cli import main
+
+main()

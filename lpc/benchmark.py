@@ -1,0 +1,172 @@
+"""``benchmark``: how fast and how large a pruned ONNX package is, against the dense one, in onnxruntime on CPU."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from exporters.folder import write_text
+from lpc.benchmark_result import Benchmark, BenchmarkOptions, Footprint, ModelName, Run, Skipped
+from lpc.timing import Times, time_models
+from lpc.workload import OnnxFolder, Workload, workload_grid
+from passes.errors import ModelError
+from passes.infra import Progress, silent
+
+__all__ = ["Benchmark", "BenchmarkOptions", "benchmark"]
+
+logger = logging.getLogger(__name__)
+
+BENCHMARK_FILE = "benchmark.json"
+STAGE = "benchmark"
+PROBE_TIMEOUT_SECONDS = 600
+
+
+def benchmark(
+    folder: Path,
+    against: Path | None = None,
+    options: BenchmarkOptions | None = None,
+    progress: Progress = silent,
+) -> Benchmark:
+    """Time ``folder`` (the pruned model) and ``against`` (the dense one) together; write ``folder/benchmark.json``.
+
+    Each is an lpc output or an ONNX folder. A time ratio is the median of the ratios of neighbouring runs, so that
+    what slows the machine for a while slows both; see ``lpc.timing`` for how the models take turns.
+
+    Raises ``MissingFileError``, ``ModelError`` (onnxruntime refuses a model), ``OptionError``, ``OutputError``.
+    """
+    options = options or BenchmarkOptions()
+    folders: dict[ModelName, OnnxFolder] = {"pruned": OnnxFolder.find(folder)}
+    if against is not None:
+        folders = {"dense": OnnxFolder.find(against), **folders}
+    workloads, skipped = _choose(options, list(folders.values()))
+    steps = iter(range(1, len(folders) + 2 * len(workloads) + 1))
+
+    def tick() -> None:
+        progress(STAGE, next(steps), len(folders) + 2 * len(workloads))
+
+    footprints = {}
+    for name, each in folders.items():
+        footprints[name] = _footprint(each, workloads, options)
+        tick()
+    times = dict(zip(workloads, time_models(folders, workloads, options, tick), strict=True))
+    runs = [_run(name, workload, seconds) for workload in workloads for name, seconds in times[workload].items()]
+    found = Benchmark(
+        machine=_machine(options),
+        options=options,
+        models=footprints,
+        runs=tuple(runs),
+        skipped=tuple(skipped),
+        ratios={**_time_ratios(times), **_size_ratios(footprints)},
+    )
+    write_text(folder / BENCHMARK_FILE, json.dumps(found.to_json(), indent=1) + "\n")
+    return found
+
+
+def _choose(options: BenchmarkOptions, folders: Sequence[OnnxFolder]) -> tuple[list[Workload], list[Skipped]]:
+    """Workloads that fit into every model's context, and the others with the reason."""
+    contexts = [each.context_length for each in folders if each.context_length is not None]
+    limit = min(contexts) if contexts and not options.beyond_context else None
+    chosen, skipped = [], []
+    for workload in workload_grid(options.batches, options.prefill_tokens, options.decode_pasts):
+        if limit is None or workload.length <= limit:
+            chosen.append(workload)
+            continue
+        reason = f"{workload.length} tokens are more than the model's context of {limit}"
+        logger.warning("benchmark leaves out %s: %s", workload.key, reason)
+        skipped.append(Skipped(**asdict(workload), reason=reason))
+    return chosen, skipped
+
+
+def _run(name: ModelName, workload: Workload, seconds: Sequence[float]) -> Run:
+    low, median, high = (float(1000 * value) for value in np.percentile(seconds, (10, 50, 90)))
+    return Run(
+        model=name,
+        **asdict(workload),
+        ms_median=median,
+        ms_p10=low,
+        ms_p90=high,
+        tokens_per_s=workload.batch * workload.tokens / statistics.median(seconds),
+        repeats=len(seconds),
+    )
+
+
+def _footprint(folder: OnnxFolder, workloads: Sequence[Workload], options: BenchmarkOptions) -> Footprint:
+    prefills = [each for each in workloads if each.phase == "prefill"]
+    largest = max(prefills, key=lambda each: each.batch * each.tokens, default=None)
+    batch, tokens = (largest.batch, largest.tokens) if largest else (1, 1)
+    arguments = [str(folder.path.parent), str(options.thread_count), str(batch), str(tokens)]
+    probe = _probe(arguments)
+    return Footprint(
+        path=str(folder.path),
+        file_bytes=folder.file_bytes,
+        context_length=folder.context_length,
+        **probe,
+    )
+
+
+def _probe(arguments: Sequence[str]) -> dict[str, Any]:
+    """What ``lpc.benchmark_probe`` measures in a process of its own. Raises ``ModelError`` if it fails."""
+    roots = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, roots))}
+    command = [sys.executable, "-m", "lpc.benchmark_probe", *arguments]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=PROBE_TIMEOUT_SECONDS, env=environment
+        )
+    except subprocess.SubprocessError as error:
+        detail = (getattr(error, "stderr", "") or str(error)).strip()[-500:]
+        raise ModelError(f"the memory probe of {arguments[0]} failed: {detail}") from error
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def _time_ratios(times: Mapping[Workload, Times]) -> dict[str, float]:
+    """Pruned over dense, a workload: the median over pairs of neighbouring runs."""
+    return {
+        workload.key: float(np.median(np.array(both["pruned"]) / np.array(both["dense"])))
+        for workload, both in times.items()
+        if "dense" in both
+    }
+
+
+def _size_ratios(footprints: Mapping[ModelName, Footprint]) -> dict[str, float]:
+    """Pruned over dense: file size, cache, peak memory, load time."""
+    if "dense" not in footprints:
+        return {}
+    names = ("file_bytes", "kv_bytes_per_token", "peak_memory_bytes", "load_s")
+    return {name: getattr(footprints["pruned"], name) / getattr(footprints["dense"], name) for name in names}
+
+
+def _machine(options: BenchmarkOptions) -> dict[str, Any]:
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": options.thread_count,
+        "load_average_1min": load,
+        "python": platform.python_version(),
+        "onnxruntime": onnxruntime.__version__,
+        "provider": "CPUExecutionProvider",
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

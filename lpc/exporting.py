@@ -1,0 +1,30 @@
+"""Export any checkpoint that lpc or transformers can load, without pruning."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from exporters.folder import staged_folder
+from exporters.onnx_export import export_onnx
+from exporters.onnx_options import OnnxOptions, OnnxPackage
+from lpc.source import load_source
+from passes.errors import TokenizerError
+from passes.models import base_model, check_finite
+
+
+def export(
+    model: str | Path, out: str | Path, options: OnnxOptions | None = None, *, force: bool = False
+) -> OnnxPackage:
+    """Write the ONNX package of a checkpoint folder into ``out``, verified; the folder appears whole or not at all.
+
+    Raises MissingFileError, ModelError, UnsupportedModelError, TokenizerError, OutputExistsError, OutputError, and
+    PostconditionError when the graph does not compute what torch computes.
+    """
+    source = load_source(model)
+    check_finite(source.model)
+    if source.tokenizer is None:
+        raise TokenizerError(f"there is no tokenizer in {model}, and an ONNX package needs one: save it there first")
+    with staged_folder(Path(out), force=force) as stage:
+        package = export_onnx(base_model(source.model), source.tokenizer, stage, options)
+    return replace(package, folder=Path(out))

@@ -1,0 +1,67 @@
+"""Token perplexity of a model on blocks of tokens, in plain torch: the light measure used while compressing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from passes.errors import DataError, OptionError
+
+__all__ = ["Perplexity", "exp", "token_perplexity"]
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """``value`` = exp(mean negative log-likelihood in nats) of ``tokens`` tokens, in windows of ``context_length``."""
+
+    value: float
+    tokens: int
+    context_length: int
+
+
+def token_perplexity(model: torch.nn.Module, blocks: torch.Tensor, batch_size: int = 8) -> Perplexity:
+    """Perplexity of tokens 2..L of each block ``[n, L]``; no block sees another.
+
+    ``model`` is a causal `transformers` model (or a PEFT one); it comes back with the training flags it had. The
+    logits are read as float32 and summed in float64. A NaN in the model gives a NaN. Raises `DataError` for blocks
+    without a token to predict, `OptionError` for a batch size below 1.
+    """
+    if blocks.ndim != 2 or blocks.shape[0] == 0 or blocks.shape[1] < 2:
+        raise DataError(f"perplexity needs blocks [n, L] with n >= 1 and L >= 2, not {list(blocks.shape)}")
+    if batch_size < 1:
+        raise OptionError(f"batch_size {batch_size}: it must be at least 1")
+    device = next(model.parameters()).device
+    total = 0.0
+    with evaluation_mode(model), torch.no_grad():
+        for start in range(0, len(blocks), batch_size):
+            ids = blocks[start : start + batch_size].to(device)
+            logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+            losses = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+            total += float(losses.double().sum())
+    tokens = blocks.shape[0] * (blocks.shape[1] - 1)
+    return Perplexity(exp(total / tokens), tokens, blocks.shape[1])
+
+
+@contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Put every module in evaluation mode (no dropout), and back as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def exp(nats: float) -> float:
+    """``math.exp``, but infinite where that would overflow."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf

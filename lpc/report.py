@@ -1,0 +1,211 @@
+"""The report: the numbers of a compression, as an object, as JSON, and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lpc.evaluation.tables import evaluation_rows
+from passes.graph import Cost, Kind, PruningGraph
+from passes.infra import plain
+from passes.instruments import PassRecord
+from passes.plan import Plan
+
+
+@dataclass(frozen=True)
+class Widths:
+    """What every layer of a uniform model has."""
+
+    query_heads: int
+    kv_heads: int
+    mlp_channels: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Token perplexities on text that was neither scored nor tuned on.
+
+    ``removed``: the units gone and nothing healed (None if the model came with an adapter of its own).
+    ``pruned``: after tuning. ``context_length`` is in tokens.
+    """
+
+    dense: float
+    removed: float | None
+    pruned: float
+    tokens: int
+    context_length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What was done to which model, and what it cost."""
+
+    source: str
+    family: str
+    ratio: float
+    achieved_ratio: float
+    dense: Cost
+    pruned: Cost
+    dense_widths: Widths
+    pruned_widths: Widths
+    heldout: HeldOut | None
+    passes: tuple[PassRecord, ...]
+
+    @classmethod
+    def of(
+        cls, source: str, graph: PruningGraph, plan: Plan, passes: tuple[PassRecord, ...], heldout: HeldOut | None
+    ) -> Report:
+        """The report of a finished pipeline."""
+        counts = plan.counts()
+        return cls(
+            source=source,
+            family=graph.family,
+            ratio=plan.ratio,
+            achieved_ratio=plan.achieved_ratio,
+            dense=graph.cost(),
+            pruned=graph.cost(counts),
+            dense_widths=_widths(graph, {d.name: d.size for d in graph.dimensions}),
+            pruned_widths=_widths(graph, counts),
+            heldout=heldout,
+            passes=passes,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for ``lpc.json``; ``parity`` maps each verified number's name to its value and tolerance."""
+        return {
+            "source": {"path": self.source, "family": self.family, "parameters": self.dense.parameters},
+            "target": {"parameters": self.pruned.parameters},
+            "ratio": {"asked": self.ratio, "achieved": self.achieved_ratio},
+            "cost": {"dense": plain(self.dense), "pruned": plain(self.pruned)},
+            "widths": {"dense": plain(self.dense_widths), "pruned": plain(self.pruned_widths)},
+            "heldout": plain(self.heldout),
+            "passes": [_record(record) for record in self.passes],
+            "parity": {
+                parity.name: {"value": parity.value, "tolerance": parity.tolerance}
+                for record in self.passes
+                for parity in record.parity
+            },
+        }
+
+    def to_markdown(self) -> str:
+        """The report as it stands in ``report.md``."""
+        return render(self.to_json())
+
+
+def _record(record: PassRecord) -> dict[str, Any]:
+    return {name: value for name, value in plain(record).items() if name != "report" or value is not None}
+
+
+def _widths(graph: PruningGraph, counts: Mapping[str, int]) -> Widths:
+    groups, channels = (counts[graph.of_kind(kind)[0].name] for kind in (Kind.KV_GROUPS, Kind.MLP_CHANNELS))
+    return Widths(groups * graph.query_heads_per_group, groups, channels)
+
+
+def render(
+    manifest: Mapping[str, Any],
+    benchmark: Mapping[str, Any] | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+) -> str:
+    """Markdown of ``lpc.json`` and, where they are there, ``benchmark.json`` and ``eval.json``."""
+    sections = [_headline(manifest), _sizes(manifest), _quality(manifest)]
+    if evaluation:
+        sections.append(_evaluation(evaluation))
+    if benchmark:
+        sections.append(_speed(benchmark))
+    sections += [_parity(manifest), _passes(manifest)]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _headline(manifest: Mapping[str, Any]) -> str:
+    source, target, ratio = manifest["source"], manifest["target"], manifest["ratio"]
+    return (
+        f"# {source['path'].rstrip('/').rpartition('/')[2]}, compressed by lpc\n\n"
+        f"{source['parameters']:,} → {target['parameters']:,} parameters: {ratio['achieved']:.1%} removed "
+        f"({ratio['asked']:.1%} asked). Source: `{source['path']}` ({source['family']})."
+    )
+
+
+SIZE_ROWS = {
+    "cost": {
+        "parameters": "parameters",
+        "macs": "MACs a token (linear layers)",
+        "weight_bytes": "weight bytes",
+        "kv_cache_bytes": "KV-cache bytes a token",
+    },
+    "widths": {
+        "query_heads": "query heads a layer",
+        "kv_heads": "KV heads a layer",
+        "mlp_channels": "MLP channels a layer",
+    },
+}
+
+
+def size_rows(manifest: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of label, dense, pruned and ratio, for the table of sizes."""
+    rows = []
+    for section, labels in SIZE_ROWS.items():
+        dense, pruned = manifest[section]["dense"], manifest[section]["pruned"]
+        for key, label in labels.items():
+            rows.append([label, f"{dense[key]:,}", f"{pruned[key]:,}", f"{pruned[key] / dense[key]:.3f}"])
+    return rows
+
+
+def _sizes(manifest: Mapping[str, Any]) -> str:
+    return "## Size\n\n" + table(["", "dense", "pruned", "ratio"], size_rows(manifest))
+
+
+def _quality(manifest: Mapping[str, Any]) -> str:
+    heldout = manifest.get("heldout")
+    if not heldout:
+        return ""
+    removed = "n/a" if heldout["removed"] is None else f"{heldout['removed']:.2f}"
+    rows = [[f"{heldout['dense']:.2f}", removed, f"{heldout['pruned']:.2f}"]]
+    return (
+        f"## Held-out perplexity a token\n\nOn {heldout['tokens']:,} tokens that were neither scored nor tuned on, "
+        f"in windows of {heldout['context_length']}.\n\n"
+        + table(["dense", "removed, not healed", "pruned and tuned"], rows)
+    )
+
+
+def _evaluation(evaluation: Mapping[str, Any]) -> str:
+    header, rows = evaluation_rows(evaluation)
+    return "## lm-eval\n\n" + table(header, rows)
+
+
+def speed_rows(benchmark: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of workload, dense and pruned median in milliseconds, and the ratio of the medians."""
+    workloads: dict[tuple[str, int, int, int], dict[str, float]] = {}
+    for run in benchmark["runs"]:
+        key = (run["phase"], run["batch"], run["tokens"], run["past"])
+        workloads.setdefault(key, {})[run["model"]] = run["ms_median"]
+    rows = []
+    for (phase, batch, tokens, past), medians in workloads.items():
+        times = [f"{medians[model]:.2f}" if model in medians else "–" for model in ("dense", "pruned")]
+        ratio = medians["pruned"] / medians["dense"] if "dense" in medians else None
+        what = f"{tokens} tokens" if phase == "prefill" else f"1 token, past {past}"
+        rows.append([f"{phase} {what}, batch {batch}", *times, "–" if ratio is None else f"{ratio:.2f}"])
+    return rows
+
+
+def _speed(benchmark: Mapping[str, Any]) -> str:
+    skipped = [f"- {each['phase']} {each['tokens']}+{each['past']}: {each['reason']}" for each in benchmark["skipped"]]
+    left_out = "\n\nLeft out:\n" + "\n".join(skipped) if skipped else ""
+    header = ["", "dense", "pruned", "ratio"]
+    return "## onnxruntime, milliseconds (median)\n\n" + table(header, speed_rows(benchmark)) + left_out
+
+
+def _parity(manifest: Mapping[str, Any]) -> str:
+    rows = [[name, f"{p['value']:.1e}", f"{p['tolerance']:.0e}"] for name, p in manifest["parity"].items()]
+    return "## Verified\n\nLargest difference over largest value.\n\n" + table(["step", "difference", "allowed"], rows)
+
+
+def _passes(manifest: Mapping[str, Any]) -> str:
+    rows = [[p["name"], f"{p['seconds']:.1f}", f"{p['peak_memory_bytes'] / 2**20:,.0f}"] for p in manifest["passes"]]
+    return "## Passes\n\n" + table(["pass", "seconds", "peak memory, MiB"], rows)

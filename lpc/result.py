@@ -1,0 +1,83 @@
+"""The result of a compression, and writing it to disk."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from exporters.checkpoint import SavePass
+from exporters.folder import staged_folder
+from exporters.onnx_options import OnnxOptions
+from exporters.onnx_pass import ExportPass
+from lpc.manifest import write_manifest
+from lpc.report import Report
+from passes.errors import TokenizerError
+from passes.infra import Pass, Progress, Sequential, silent
+from passes.models import base_model
+from passes.plan import Plan
+from passes.program import Program
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A compact model that was proven to compute what the masked model computed.
+
+    ``report`` holds the numbers so far; saving adds those of the checkpoint and of the ONNX package.
+    """
+
+    program: Program
+    report: Report
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The compact model, a plain transformers model."""
+        return base_model(self.program.model)
+
+    @property
+    def plan(self) -> Plan:
+        """The decision; with the source and the adapter it replays the result without data."""
+        assert self.program.plan is not None
+        return self.program.plan
+
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        onnx: bool | OnnxOptions = True,
+        force: bool = False,
+        progress: Progress = silent,
+    ) -> Report:
+        """Write ``hf``, ``onnx``, ``adapter``, ``plan.json``, ``lpc.json`` and ``report.md``; return the final report.
+
+        The folder appears whole or not at all. Raises OutputExistsError if it holds something (unless ``force``),
+        OutputError when the disk refuses, TokenizerError if an ONNX package is wanted and there is no tokenizer, and
+        PostconditionError when a verification fails.
+        """
+        if onnx and self.tokenizer is None:
+            raise TokenizerError(
+                "an ONNX package needs the tokenizer, and none was found beside the model: "
+                "pass tokenizer=... to compress, or leave ONNX out (onnx=False, --no-onnx)"
+            )
+        with staged_folder(Path(folder), force=force) as stage:
+            program = Sequential(*self._steps(stage, onnx), progress=progress)(self.program).program
+            report = replace(self.report, passes=program.history)
+            (stage / "plan.json").write_text(self.plan.to_json(), encoding="utf-8")
+            if program.adapter is not None:
+                program.adapter.save(stage / "adapter")
+            write_manifest(stage, report.to_json())
+        logger.info("wrote %s", folder)
+        return report
+
+    def _steps(self, stage: Path, onnx: bool | OnnxOptions) -> list[Pass]:
+        steps: list[Pass] = [SavePass(stage / "hf", self.tokenizer)]
+        if onnx:
+            assert self.tokenizer is not None
+            options = onnx if isinstance(onnx, OnnxOptions) else OnnxOptions()
+            steps.append(ExportPass(stage / "onnx", self.tokenizer, options))
+        return steps

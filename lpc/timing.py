@@ -1,0 +1,62 @@
+"""Times of several models side by side, fair to each of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from lpc.benchmark_result import BenchmarkOptions, ModelName
+from lpc.workload import Decoder, OnnxFolder, Workload
+
+logger = logging.getLogger(__name__)
+
+MIN_ROUNDS = 3
+"""Rounds of one half that are always done, however long they take."""
+
+DECODE_FACTOR = 4
+"""A decode step is short and noisy, so it gets this many times the rounds of a prefill."""
+
+Times = dict[ModelName, list[float]]
+
+
+def time_models(
+    folders: Mapping[ModelName, OnnxFolder],
+    workloads: Sequence[Workload],
+    options: BenchmarkOptions,
+    tick: Callable[[], None],
+) -> list[Times]:
+    """Seconds of every counted run of every model, a workload; equally many for each model, and paired by index.
+
+    The models take turns. They are loaded twice, in both orders, for half of the rounds each: the session that a
+    process loads first runs up to a tenth slower (measured with one model loaded three times, docs/onnx.md). ``tick``
+    is called after every workload of either half.
+    """
+    found: list[Times] = [{name: [] for name in folders} for _ in workloads]
+    halves = [options.repeats - options.repeats // 2, options.repeats // 2]
+    for half, rounds in enumerate(halves):
+        names = list(folders) if half == 0 else list(folders)[::-1]
+        decoders = {name: Decoder(folders[name], options.thread_count) for name in names} if rounds else {}
+        for workload, times in zip(workloads, found, strict=True):
+            if rounds:
+                _take_turns(decoders, workload, rounds, options, times)
+            tick()
+    return found
+
+
+def _take_turns(
+    decoders: Mapping[ModelName, Decoder], workload: Workload, rounds: int, options: BenchmarkOptions, times: Times
+) -> None:
+    """Append the seconds of ``rounds`` rounds, or of fewer if they take too long."""
+    rounds *= DECODE_FACTOR if workload.phase == "decode" else 1
+    feeds = {name: decoder.feeds(workload) for name, decoder in decoders.items()}
+    started = time.perf_counter()
+    for turn in range(-options.warmup, rounds):
+        for name in list(decoders) if turn % 2 == 0 else list(decoders)[::-1]:
+            start = time.perf_counter()
+            decoders[name].run(feeds[name])
+            if turn >= 0:
+                times[name].append(time.perf_counter() - start)
+        if turn + 1 >= MIN_ROUNDS and time.perf_counter() - started > options.max_seconds / 2:
+            logger.info("%s: stopped after %d of %d rounds", workload.key, turn + 1, rounds)
+            return

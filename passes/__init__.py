@@ -1,0 +1,1 @@
+"""The compiler: IR, pass infrastructure, one file a pass. Imports neither ``exporters`` nor ``lpc``."""

@@ -1,0 +1,79 @@
+"""Every error that lpc raises on purpose.
+
+::
+
+    LpcError
+    ├── OptionError              ValueError           an option has an impossible value
+    │   └── UnreachableRatioError                     no choice of kept units removes that much
+    ├── MissingFileError         FileNotFoundError    a named file or folder is not there
+    ├── DataError                ValueError           the text cannot be used (empty, too short, wrong format)
+    ├── ModelError               ValueError           the model cannot be used (NaN weights, cannot be loaded)
+    │   ├── TokenizerError                            the tokenizer is missing, or is another model's
+    │   └── UnsupportedModelError NotImplementedError the structure cannot be proven sound, so it is refused
+    ├── PlanError                ValueError           the plan is malformed or belongs to another model
+    ├── OutputError              OSError              the output could not be written
+    │   └── OutputExistsError    FileExistsError      the output folder is not empty
+    └── PassError                RuntimeError         a pass failed
+        ├── PreconditionError                         what a pass requires does not hold
+        └── PostconditionError                        what a pass ensures does not hold (verification failed)
+
+Catch ``LpcError`` for all of them. A message names the value and the remedy; the CLI prints it and exits with 2.
+"""
+
+from __future__ import annotations
+
+
+class LpcError(Exception):
+    """Base of every error that lpc raises on purpose."""
+
+
+class OptionError(LpcError, ValueError):
+    """An option has an impossible value."""
+
+
+class UnreachableRatioError(OptionError):
+    """No choice of kept units removes the share of parameters that was asked for."""
+
+
+class MissingFileError(LpcError, FileNotFoundError):
+    """A named file or folder does not exist."""
+
+
+class DataError(LpcError, ValueError):
+    """The text or data set cannot be used."""
+
+
+class ModelError(LpcError, ValueError):
+    """The model cannot be loaded or used."""
+
+
+class TokenizerError(ModelError):
+    """The tokenizer is missing or belongs to another model."""
+
+
+class UnsupportedModelError(ModelError, NotImplementedError):
+    """The model's structure cannot be proven sound to prune, so it is refused."""
+
+
+class PlanError(LpcError, ValueError):
+    """A plan is malformed, or was made for another model."""
+
+
+class OutputError(LpcError, OSError):
+    """The output could not be written."""
+
+
+class OutputExistsError(OutputError, FileExistsError):
+    """The output folder already holds something."""
+
+
+class PassError(LpcError, RuntimeError):
+    """A pass failed; the message names it."""
+
+
+class PreconditionError(PassError):
+    """What a pass requires of the program does not hold."""
+
+
+class PostconditionError(PassError):
+    """What a pass ensures about its result does not hold: verification failed."""

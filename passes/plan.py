@@ -1,0 +1,120 @@
+"""The plan: which units stay, how they were chosen, for which model. JSON, replayable without data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from passes.errors import MissingFileError, PlanError
+from passes.graph import Kind, PruningGraph
+from passes.models import base_model
+
+SCHEMA_VERSION = 1
+LAYOUTS = ("uniform",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The decision.
+
+    ``kept`` maps each dimension's name to the kept units, ascending. ``ratio`` was asked for; ``source_parameters``
+    and ``target_parameters`` say what is reached. ``source`` is the fingerprint of the model the plan was made for.
+    """
+
+    source: str
+    family: str
+    ratio: float
+    source_parameters: int
+    target_parameters: int
+    kept: Mapping[str, tuple[int, ...]]
+    layout: str = "uniform"
+    criterion: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise PlanError(f"layout {self.layout!r} is unknown; this version knows {', '.join(LAYOUTS)}")
+        for name, units in self.kept.items():
+            if any(type(unit) is not int for unit in units):
+                raise PlanError(f"the kept units of {name} must be whole numbers, got {list(units)}")
+            if not units or list(units) != sorted(set(units)) or units[0] < 0:
+                raise PlanError(f"the kept units of {name} must be a non-empty ascending list of indices")
+
+    @property
+    def achieved_ratio(self) -> float:
+        """The share of the source's parameters that goes."""
+        return 1 - self.target_parameters / self.source_parameters
+
+    def masks(self, graph: PruningGraph) -> dict[str, torch.Tensor]:
+        """Boolean masks [units] a dimension. Raises PlanError if the plan does not fit the graph."""
+        names = {dimension.name for dimension in graph.dimensions}
+        if set(self.kept) != names:
+            odd = sorted(set(self.kept) ^ names)
+            raise PlanError(f"the plan and the model disagree on the dimension {odd[0]}: the plan is for another model")
+        masks = {}
+        for dimension in graph.dimensions:
+            units = self.kept[dimension.name]
+            if units[-1] >= dimension.size:
+                raise PlanError(f"the plan keeps unit {units[-1]} of {dimension.name}, which has only {dimension.size}")
+            masks[dimension.name] = torch.zeros(dimension.size, dtype=torch.bool)
+            masks[dimension.name][list(units)] = True
+        for kind in Kind:
+            counts = {len(self.kept[dimension.name]) for dimension in graph.of_kind(kind)}
+            if len(counts) > 1:
+                raise PlanError(f"a uniform plan keeps as many {kind} in every layer, this one {sorted(counts)}")
+        return masks
+
+    def counts(self) -> dict[str, int]:
+        """Kept units a dimension, counted."""
+        return {name: len(units) for name, units in self.kept.items()}
+
+    def to_json(self) -> str:
+        """The plan as JSON text; ``from_json`` reads it back."""
+        values = {"schema_version": SCHEMA_VERSION, **{name: getattr(self, name) for name in self.__dataclass_fields__}}
+        values["kept"] = {name: list(units) for name, units in self.kept.items()}
+        return json.dumps(values, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read a plan. Raises PlanError, naming what is wrong with it."""
+        try:
+            values = json.loads(text)
+            version = values.pop("schema_version")
+            if version != SCHEMA_VERSION:
+                raise PlanError(f"the plan has schema version {version}; this lpc reads version {SCHEMA_VERSION}")
+            values["kept"] = {name: tuple(units) for name, units in values["kept"].items()}
+            return cls(**values)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, PlanError):
+                raise
+            raise PlanError(f"this is not a plan that lpc wrote: {error}") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan file. Raises MissingFileError or PlanError."""
+        path = Path(path)
+        if not path.is_file():
+            raise MissingFileError(f"there is no plan file {path}")
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise PlanError(f"{path} is not a plan that lpc wrote: {error}") from error
+
+
+def fingerprint(model: PreTrainedModel | PeftModel) -> str:
+    """sha256 over the base model's type and parameters: names, dtypes, shapes and bytes. Adapters do not count."""
+    base = base_model(model)
+    digest = hashlib.sha256(base.config.model_type.encode())
+    parameters = {n.replace(".base_layer.", "."): p for n, p in base.named_parameters() if ".lora_" not in n}
+    for name, parameter in sorted(parameters.items()):
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

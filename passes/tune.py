@@ -1,0 +1,162 @@
+"""Tune: train A and B under masks, score, and re-mask along the schedule (LoRAPrune, algorithm 1)."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch.utils.data import Dataset
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from passes.criteria import CRITERIA, make_criterion
+from passes.errors import MissingFileError, OptionError, PreconditionError
+from passes.importance import ImportanceOptions
+from passes.infra import Pass, PassResult, Progress, plain, silent
+from passes.program import Program
+from passes.schedule import Schedule
+from passes.target import Target
+from passes.tuning import Event, PruningCallback, PruningPolicy
+
+LOSSES_LOGGED = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions:
+    """How the adapters train.
+
+    ``steps`` optimizer steps of ``batch_size`` × ``gradient_accumulation`` sequences. ``bf16`` runs the forward pass
+    under autocast. With ``checkpoints`` the Trainer saves there every ``save_every`` steps; ``resume`` goes on from the
+    latest one. ``criterion`` ranks the units: loraprune, or the baselines magnitude and random.
+    """
+
+    steps: int = 200
+    batch_size: int = 8
+    gradient_accumulation: int = 1
+    learning_rate: float = 2e-3
+    lr_scheduler: str = "cosine"
+    max_grad_norm: float = 1.0
+    bf16: bool = False
+    seed: int = 0
+    criterion: str = "loraprune"
+    revival: bool = True
+    importance: ImportanceOptions = ImportanceOptions()
+    schedule: Schedule = Schedule()
+    checkpoints: Path | None = None
+    save_every: int | None = None
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "gradient_accumulation"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise OptionError(f"learning_rate must be positive, got {self.learning_rate}")
+        if self.criterion not in CRITERIA:
+            raise OptionError(f"unknown criterion {self.criterion!r}: choose one of {', '.join(CRITERIA)}")
+        if (self.resume or self.save_every) and self.checkpoints is None:
+            raise OptionError("save_every and resume need a folder for the checkpoints: set checkpoints")
+
+    def latest_checkpoint(self) -> Path | None:
+        """The checkpoint to go on from, if ``resume`` is set. Raises MissingFileError if there is none."""
+        if not self.resume or self.checkpoints is None:
+            return None
+        found = sorted(self.checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+        if not found:
+            raise MissingFileError(f"there is no checkpoint-* to resume from in {self.checkpoints}")
+        return found[-1]
+
+
+@dataclass(frozen=True)
+class TuneReport:
+    """The course of the training: (step, mean loss in nats a token since the last entry), and the mask events."""
+
+    losses: tuple[tuple[int, float], ...]
+    events: tuple[Event, ...]
+    skipped_updates: int
+
+
+class TunePass(Pass):
+    """Trains the adapters with the transformers Trainer while masks grow to the target. Base weights stay as they are.
+
+    ``data`` yields ``input_ids`` and ``labels``, int64 [tokens] each, of one length.
+    """
+
+    name = "tune"
+
+    def __init__(
+        self,
+        target: Target,
+        data: Dataset[dict[str, torch.Tensor]],
+        options: TuneOptions = TuneOptions(),
+        progress: Progress = silent,
+    ) -> None:
+        self._target, self._data, self._options, self._progress = target, data, options, progress
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Target and options as plain values."""
+        return {"target": plain(self._target), **plain(self._options)}
+
+    def requires(self, program: Program) -> None:
+        """A traced program with an adapter."""
+        if program.graph is None or not isinstance(program.model, PeftModel):
+            raise PreconditionError(
+                "pass 'tune' needs a traced program with an adapter: run TracePass and AttachPass first"
+            )
+
+    def call(self, program: Program) -> PassResult:
+        """Train, and leave the final masks in the program."""
+        assert isinstance(program.model, PeftModel)
+        model, graph, options = program.model, program.traced, self._options
+        policy = PruningPolicy(
+            target=self._target.widths(graph),
+            schedule=options.schedule,
+            revival=options.revival,
+            max_grad_norm=options.max_grad_norm,
+        )
+        criterion = make_criterion(options.criterion, graph, options.importance, options.seed)
+        callback = PruningCallback(model, graph, criterion, policy, self._progress)
+        losses = self._train(model, callback)
+        tuned = replace(program, model=model.eval(), masks=callback.state.masks).expecting_itself()
+        report = TuneReport(losses, tuple(callback.state.events), callback.state.skipped)
+        return PassResult(tuned, modified=True, report=report)
+
+    def _train(self, model: PeftModel, callback: PruningCallback) -> tuple[tuple[int, float], ...]:
+        checkpoint = self._options.latest_checkpoint()
+        with ExitStack() as stack:
+            folder = self._options.checkpoints or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            stack.enter_context(torch.random.fork_rng())
+            stack.enter_context(torch.enable_grad())
+            trainer = Trainer(model=model, args=self._arguments(folder), train_dataset=self._data, callbacks=[callback])
+            trainer.remove_callback(PrinterCallback)
+            if checkpoint is not None:
+                callback.restore(checkpoint)
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        return tuple((int(row["step"]), float(row["loss"])) for row in trainer.state.log_history if "loss" in row)
+
+    def _arguments(self, folder: Path) -> TrainingArguments:
+        options = self._options
+        return TrainingArguments(
+            output_dir=str(folder),
+            max_steps=options.steps,
+            per_device_train_batch_size=options.batch_size,
+            gradient_accumulation_steps=options.gradient_accumulation,
+            learning_rate=options.learning_rate,
+            lr_scheduler_type=options.lr_scheduler,
+            max_grad_norm=0.0,
+            bf16=options.bf16,
+            seed=options.seed,
+            save_strategy="steps" if options.save_every else "no",
+            save_steps=options.save_every or options.steps,
+            logging_steps=max(1, options.steps // LOSSES_LOGGED),
+            disable_tqdm=True,
+            report_to="none",
+            remove_unused_columns=False,
+            dataloader_pin_memory=torch.cuda.is_available(),
+        )

@@ -1,0 +1,168 @@
+"""The Trainer callback that scores, re-masks and clips; and the state a checkpoint needs to go on from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from passes.criteria import Criterion
+from passes.errors import MissingFileError, ModelError, OptionError
+from passes.graph import Kind, PruningGraph
+from passes.infra import Progress, silent
+from passes.masks import MaskedModel, Masks, full_masks
+from passes.schedule import Schedule, ramp
+from passes.target import UniformWidths
+
+STATE_FILE = "lpc_state.safetensors"
+
+
+def select(
+    graph: PruningGraph, scores: Mapping[str, torch.Tensor], widths: UniformWidths, *, among: Masks | None = None
+) -> dict[str, torch.Tensor]:
+    """Masks that keep the highest-scored units at the given widths; ties keep the lower index.
+
+    ``among`` restricts the choice to units that are still on, so that none comes back.
+    """
+    counts = {Kind.KV_GROUPS: widths.groups, Kind.MLP_CHANNELS: widths.channels}
+    masks = {}
+    for dimension in graph.dimensions:
+        ranked = scores[dimension.name]
+        if among is not None:
+            ranked = ranked.masked_fill(~among[dimension.name], -torch.inf)
+        best = torch.sort(ranked, descending=True, stable=True).indices[: counts[dimension.kind]]
+        masks[dimension.name] = torch.zeros(dimension.size, dtype=torch.bool)
+        masks[dimension.name][best] = True
+    return masks
+
+
+@dataclass(frozen=True)
+class Event:
+    """A re-masking after ``step`` optimizer steps: the widths from then on, and how many units came back."""
+
+    step: int
+    groups: int
+    channels: int
+    revived: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningPolicy:
+    """When and how far to mask. ``revival``: a masked unit may come back (the paper's notes; the code forbids it)."""
+
+    target: UniformWidths
+    schedule: Schedule
+    revival: bool = True
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.max_grad_norm >= 0:
+            raise OptionError(f"max_grad_norm must be 0 (no clipping) or positive, got {self.max_grad_norm}")
+
+
+@dataclass
+class PruningState:
+    """What changes while training: masks, events so far, and steps whose gradients were not finite (fp16 scaling)."""
+
+    masks: dict[str, torch.Tensor]
+    events: list[Event] = field(default_factory=list)
+    skipped: int = 0
+
+
+class PruningCallback(TrainerCallback):  # type: ignore[misc]
+    """Prunes progressively while a transformers Trainer trains the adapters.
+
+    Before each optimizer step the criterion sees the accumulated, all-reduced, unscaled and unclipped gradients, and
+    only then are they clipped here: so the Trainer itself must not clip (``max_grad_norm=0``). After a step at which an
+    event is due, the masks are set anew. The state is saved beside each Trainer checkpoint.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        graph: PruningGraph,
+        criterion: Criterion,
+        policy: PruningPolicy,
+        progress: Progress = silent,
+    ) -> None:
+        self._model, self._graph, self._criterion, self._policy = model, graph, criterion, policy
+        self._progress = progress
+        self._ramp: dict[int, UniformWidths] = {}
+        self._hooks: MaskedModel | None = None
+        self.state = PruningState(full_masks(graph))
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Lay out the events and put the masks on."""
+        if args.max_grad_norm:
+            raise OptionError(
+                f"the Trainer clips at {args.max_grad_norm} before scores are read; set its max_grad_norm=0 "
+                "and give the value to PruningPolicy"
+            )
+        events = self._policy.schedule.events(state.max_steps)
+        widths = ramp(self._graph, self._policy.target, [share for _, share in events])
+        self._ramp = {step: width for (step, _), width in zip(events, widths, strict=True)}
+        self._hooks = MaskedModel(self._model, self._graph)
+        self._hooks.set(self.state.masks)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Show the gradients to the criterion, then clip them."""
+        if not self._criterion.observe(self._model):
+            if not args.fp16:
+                raise ModelError(
+                    f"the gradients of step {state.global_step + 1} are not finite: lower the learning rate, "
+                    "or check the data"
+                )
+            self.state.skipped += 1
+        if self._policy.max_grad_norm:
+            trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+            torch.nn.utils.clip_grad_norm_(trained, self._policy.max_grad_norm)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Re-mask if an event is due."""
+        widths = self._ramp.get(state.global_step)
+        if widths is not None and self._hooks is not None:
+            among = None if self._policy.revival else self.state.masks
+            masks = select(self._graph, self._criterion.scores, widths, among=among)
+            revived = sum(int((mask & ~self.state.masks[name]).sum()) for name, mask in masks.items())
+            self.state.events.append(Event(state.global_step, widths.groups, widths.channels, revived))
+            self.state.masks = masks
+            self._hooks.set(masks)
+        self._progress("tune", state.global_step, state.max_steps)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Take the masks off; the program carries them from here."""
+        if self._hooks is not None:
+            self._hooks.remove()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Save scores, masks and events beside the checkpoint that the Trainer just wrote."""
+        if state.is_world_process_zero:
+            self.save(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+
+    def save(self, folder: Path) -> None:
+        """Write the state into a checkpoint folder."""
+        tensors = {f"score.{name}": score for name, score in self._criterion.scores.items()}
+        tensors |= {f"mask.{name}": mask for name, mask in self.state.masks.items()}
+        rows = [[e.step, e.groups, e.channels, e.revived] for e in self.state.events]
+        tensors["events"] = torch.tensor(rows, dtype=torch.int64).reshape(-1, 4)
+        tensors["skipped"] = torch.tensor([self.state.skipped])
+        save_file(tensors, folder / STATE_FILE)
+
+    def restore(self, folder: Path) -> None:
+        """Go on from a checkpoint folder. Raises MissingFileError if it was not written by this callback."""
+        if not (folder / STATE_FILE).is_file():
+            raise MissingFileError(f"there is no {STATE_FILE} in {folder}: it is not a checkpoint of a pruning run")
+        tensors = load_file(folder / STATE_FILE)
+        for dimension in self._graph.dimensions:
+            self._criterion.scores[dimension.name].copy_(tensors[f"score.{dimension.name}"])
+            self.state.masks[dimension.name] = tensors[f"mask.{dimension.name}"]
+        self.state.events = [Event(*row) for row in tensors["events"].tolist()]
+        self.state.skipped = int(tensors["skipped"])

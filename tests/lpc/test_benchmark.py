@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import build_model, build_tokenizer
+
+from exporters.onnx_export import OnnxOptions, export_onnx
+from lpc.benchmark import BenchmarkOptions, benchmark
+from lpc.workload import Decoder, OnnxFolder, Workload
+from passes.errors import MissingFileError, ModelError, OptionError
+
+SMALL = BenchmarkOptions(repeats=2, warmup=1, threads=1, batches=(1, 2), prefill_tokens=(6,), decode_pasts=(3, 500))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An lpc output with half the KV heads, and the ONNX folder of the dense model."""
+    root = tmp_path_factory.mktemp("benchmark")
+    pruned = build_model("mistral", num_attention_heads=4, num_key_value_heads=2, sliding_window=None)
+    for model, folder in ((pruned, root / "pruned" / "onnx"), (build_model("llama"), root / "dense")):
+        export_onnx(model, build_tokenizer(), folder, OnnxOptions(greedy_prompts=0))
+    return root / "pruned", root / "dense"
+
+
+def test_benchmark_writes_the_promised_json(folders: tuple[Path, Path]) -> None:
+    pruned, dense = folders
+    seen: list[tuple[str, int, int]] = []
+    found = benchmark(pruned, dense, SMALL, lambda *step: seen.append(step))
+    written = json.loads((pruned / "benchmark.json").read_text(encoding="utf-8"))
+    assert written == json.loads(json.dumps(found.to_json()))
+    assert written["schema_version"] == 1
+    assert {(r["model"], r["phase"], r["batch"], r["tokens"], r["past"]) for r in written["runs"]} == {
+        (model, *workload)
+        for model in ("dense", "pruned")
+        for workload in (("prefill", 1, 6, 0), ("prefill", 2, 6, 0), ("decode", 1, 1, 3), ("decode", 2, 1, 3))
+    }
+    for run in written["runs"]:
+        assert 0 < run["ms_p10"] <= run["ms_median"] <= run["ms_p90"]
+        assert run["tokens_per_s"] == pytest.approx(1000 * run["batch"] * run["tokens"] / run["ms_median"])
+    assert seen[-1] == ("benchmark", 10, 10)
+
+
+def test_benchmark_compares_sizes_and_names_what_it_left_out(folders: tuple[Path, Path]) -> None:
+    pruned, dense = folders
+    found = benchmark(pruned, dense, SMALL)
+    assert found.ratios["kv_bytes_per_token"] == 0.5
+    assert found.models["dense"].kv_bytes_per_token == 2 * 2 * 4 * 8 * 4
+    sizes = {path: sum(each.stat().st_size for each in path.glob("model.onnx*")) for path in (pruned / "onnx", dense)}
+    assert found.ratios["file_bytes"] == sizes[pruned / "onnx"] / sizes[dense]
+    assert {"prefill_b1_t6_p0", "decode_b2_t1_p3", "load_s", "peak_memory_bytes"} <= set(found.ratios)
+    assert [(each.batch, each.past) for each in found.skipped] == [(1, 500), (2, 500)]
+    assert found.skipped[0].reason == "501 tokens are more than the model's context of 128"
+
+
+def test_benchmark_alone_has_no_ratios_and_may_go_beyond_the_context(folders: tuple[Path, Path]) -> None:
+    options = BenchmarkOptions(
+        repeats=1, warmup=0, batches=(1,), prefill_tokens=(), decode_pasts=(500,), beyond_context=True
+    )
+    found = benchmark(folders[1], options=options)
+    assert [(run.model, run.past) for run in found.runs] == [("pruned", 500)]
+    assert not found.ratios
+    assert not found.skipped
+
+
+def test_feeds_fit_the_graph(folders: tuple[Path, Path]) -> None:
+    decoder = Decoder(OnnxFolder.find(folders[0]), threads=1)
+    feeds = decoder.feeds(Workload(phase="decode", batch=2, tokens=1, past=3))
+    assert feeds["past_key_values.1.value"].shape == (2, 2, 3, 8)
+    assert feeds["attention_mask"].shape == (2, 4)
+    assert feeds["position_ids"].tolist() == [[3], [3]]
+
+
+def test_benchmark_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match="no ONNX model in"):
+        benchmark(tmp_path)
+
+
+def test_benchmark_says_when_onnxruntime_refuses_the_model(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"not a model")
+    with pytest.raises(ModelError, match="onnxruntime cannot load"):
+        benchmark(tmp_path, options=SMALL)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"repeats": 0}, {"threads": 0}, {"batches": ()}, {"batches": (0,)}, {"prefill_tokens": (), "decode_pasts": ()}],
+)
+def test_options_refuse_impossible_values(options: dict[str, object]) -> None:
+    with pytest.raises(OptionError):
+        BenchmarkOptions(**options)

@@ -1,0 +1,158 @@
+"""The command line, in process: what it writes, what it prints, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import build_model
+
+from lpc import cli
+
+SHORT = ["--steps", "2", "--batch-size", "2", "--sequence-length", "32"]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    """Runs ``lpc`` with the given words; returns exit code, standard output and standard error."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["lpc", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        code = stop.value.code
+        captured = capsys.readouterr()
+        return int(code or 0), captured.out, captured.err
+
+    return call
+
+
+def test_compress_writes_the_output_and_prints_json(
+    run, tiny_model_folder: Path, text_file: Path, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
+    out = tmp_path / "out"
+    code, stdout, stderr = run(
+        "compress", tiny_model_folder, "--data", text_file, "--ratio", 0.3, *SHORT, "--out", out, "--no-onnx", "--json"
+    )
+    assert (code, stderr) == (0, "")
+    values = json.loads(stdout)
+    assert values["ratio"]["asked"] == 0.3
+    assert values["out"] == str(out)
+    assert {path.name for path in out.iterdir()} == {"hf", "adapter", "plan.json", "lpc.json", "report.md"}
+
+
+def test_compress_prints_a_table(run, tiny_model_folder: Path, text_file: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    words = ["--data", text_file, "--ratio", 0.3, *SHORT, "--out", tmp_path / "out", "--no-onnx"]
+    code, stdout, _ = run("compress", tiny_model_folder, *words)
+    assert code == 0
+    assert "held-out perplexity" in stdout
+    assert "parities hold" in stdout
+
+
+def test_inspect_works_from_a_folder_with_only_a_config(run, tiny_model_folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    shutil.copy(tiny_model_folder / "config.json", tmp_path)
+    code, stdout, _ = run("inspect", tmp_path, "--json")
+    assert code == 0
+    values = json.loads(stdout)
+    assert values["cost"]["parameters"] == sum(p.numel() for p in build_model("llama").parameters())
+    kinds = {dimension["kind"]: dimension for dimension in values["dimensions"]}
+    assert kinds["kv_groups"]["units"] == 4
+    assert kinds["kv_groups"]["unit_parameters"] == 2 * (16 * 32) + 2 * (8 * 32)
+    assert kinds["mlp_channels"]["unit_parameters"] == 3 * 32
+    assert run("inspect", tmp_path)[0] == 0
+
+
+def test_help_names_every_command(run) -> None:  # type: ignore[no-untyped-def]
+    code, stdout, _ = run("--help")
+    assert code == 0
+    for command in ("compress", "inspect", "export", "benchmark", "evaluate", "demo"):
+        assert command in stdout
+
+
+@pytest.fixture
+def nan_folder(tmp_path: Path, tiny_model_folder: Path) -> Path:
+    folder = tmp_path / "nan"
+    shutil.copytree(tiny_model_folder, folder)
+    model = build_model("llama")
+    with torch.no_grad():
+        model.get_parameter("model.norm.weight")[3] = torch.nan
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def without_tokenizer(tmp_path: Path, tiny_model_folder: Path) -> Path:
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(tiny_model_folder / name, folder)
+    return folder
+
+
+@pytest.fixture
+def inputs(
+    tmp_path: Path, tiny_model_folder: Path, text_file: Path, nan_folder: Path, without_tokenizer: Path
+) -> dict[str, Path]:
+    """Good and bad inputs by name."""
+    texts = {"empty": "", "blank": " \n ", "tiny": "The cat."}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    (tmp_path / "latin.txt").write_bytes("café ".encode("latin-1") * 100)
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\nnot json\n')
+    gpt2 = tmp_path / "gpt2"
+    gpt2.mkdir()
+    (gpt2 / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("x")
+    named = {path.stem: path for path in tmp_path.iterdir()}
+    return {
+        **named,
+        "model": tiny_model_folder,
+        "text": text_file,
+        "absent": tmp_path / "absent",
+        "new": tmp_path / "new",
+    }
+
+
+BAD = [
+    ("absent model", "absent", "text", 0.3, "new", "no model folder"),
+    ("absent text", "model", "absent", 0.3, "new", "absent"),
+    ("empty text", "model", "empty", 0.3, "new", "empty"),
+    ("blank text", "model", "blank", 0.3, "new", "blank.txt"),
+    ("text shorter than one sequence", "model", "tiny", 0.3, "new", "32"),
+    ("text that is not UTF-8", "model", "latin", 0.3, "new", "UTF-8"),
+    ("bad line in jsonl", "model", "bad", 0.3, "new", "2"),
+    ("ratio zero", "model", "text", 0, "new", "ratio"),
+    ("ratio too large", "model", "text", 1.2, "new", "1.2"),
+    ("unreachable ratio", "model", "text", 0.97, "new", "largest reachable ratio"),
+    ("NaN weights", "nan", "text", 0.3, "new", "model.norm.weight"),
+    ("no tokenizer", "bare", "text", 0.3, "new", "tokenizer"),
+    ("unsupported family", "gpt2", "text", 0.3, "new", "gpt2"),
+    ("output folder not empty", "model", "text", 0.3, "full", "--force"),
+]
+
+
+@pytest.mark.parametrize(
+    ("model", "text", "ratio", "out", "said"), [row[1:] for row in BAD], ids=[row[0] for row in BAD]
+)
+def test_bad_input_gives_one_message_and_code_2_and_writes_nothing(  # type: ignore[no-untyped-def]
+    run, inputs: dict[str, Path], model: str, text: str, ratio: float, out: str, said: str
+) -> None:
+    words = ["--data", inputs[text], "--ratio", ratio, *SHORT, "--out", inputs[out]]
+    code, stdout, stderr = run("compress", inputs[model], *words)
+    assert code == 2
+    assert stdout == ""
+    assert said in stderr
+    assert "Traceback" not in stderr
+    assert not inputs["new"].exists()
+    assert [path.name for path in inputs["full"].iterdir()] == ["x"]
+    assert not list(inputs["new"].parent.glob(".*partial*"))
+
+
+def test_missing_option_is_code_2(run, tiny_model_folder: Path) -> None:  # type: ignore[no-untyped-def]
+    code, _, stderr = run("compress", tiny_model_folder)
+    assert code == 2
+    assert "--data" in stderr

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from workbench import PROJECTIONS, Blocks, build_model, randomise_adapter, traced
+
+from passes.adapter import LoraOptions, lora_layers
+from passes.attach import AttachPass
+from passes.errors import OptionError, PreconditionError
+from passes.program import Program
+
+IDS = Blocks(2).ids
+
+
+def brought(**changes: object) -> PeftModel:
+    """A user's trained adapter, loaded for inference."""
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=list(PROJECTIONS), r=3, lora_alpha=5, **changes)
+    model = get_peft_model(build_model("llama"), config)
+    randomise_adapter(model)
+    return model.requires_grad_(False).eval()
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@torch.no_grad()
+def test_attaching_leaves_the_logits_bit_equal(family: str) -> None:
+    program = traced(build_model(family))
+    before = program.model(IDS).logits
+    result = AttachPass(LoraOptions(dropout=0.5))(program)
+    assert torch.equal(result.program.model(IDS).logits, before)
+    assert result.modified
+    record = result.program.history[-1]
+    assert (record.parity[0].value, record.parity[0].tolerance) == (0.0, 0.0)
+
+
+def test_only_a_and_b_are_trained() -> None:
+    model = AttachPass()(traced(build_model("qwen2"))).program.model
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, _ in model.named_parameters() if ".lora_" in name}
+    assert len(trained) == 2 * 2 * 7
+
+
+def test_the_options_reach_the_adapter() -> None:
+    layers = lora_layers(AttachPass(LoraOptions(rank=3, alpha=6, dropout=0.25))(traced(build_model("llama"))).program.model)
+    for layer in layers.values():
+        assert layer.lora_A["default"].weight.shape[0] == 3
+        assert layer.scaling["default"] == 2
+        assert layer.lora_dropout["default"].p == 0.25
+
+
+def test_the_initial_a_depends_on_the_seed_alone_and_global_randomness_is_left_alone() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    models = [AttachPass(seed=seed)(traced(build_model("llama"))).program.model for seed in (1, 1, 2)]
+    assert torch.equal(torch.rand(3), expected)
+    first, same, other = (lora_layers(m)["model.layers.0.mlp.up_proj"].lora_A["default"].weight for m in models)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+@torch.no_grad()
+def test_a_brought_adapter_is_kept_and_trained_on() -> None:
+    model = brought()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    logits = model(IDS).logits
+    result = AttachPass(LoraOptions(rank=8))(traced(model))
+    assert result.program.model is model
+    assert not result.modified
+    assert torch.equal(model(IDS).logits, logits)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.requires_grad == (".lora_" in name) for name, parameter in model.named_parameters())
+
+
+def test_an_inactive_second_adapter_is_not_trained() -> None:
+    model = brought()
+    model.add_adapter("second", LoraConfig(task_type="CAUSAL_LM", target_modules=list(PROJECTIONS)))
+    AttachPass()(traced(model))
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, _ in model.named_parameters() if ".default." in name}
+
+
+def test_an_adapter_that_leaves_a_dimension_without_scores_is_refused() -> None:
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "k_proj"])
+    model = get_peft_model(build_model("llama"), config)
+    with pytest.raises(OptionError, match=r"layers\.0\.mlp_channels.*gate_proj, up_proj, down_proj"):
+        AttachPass()(traced(model))
+
+
+def test_an_untraced_program_is_refused() -> None:
+    with pytest.raises(PreconditionError, match="'attach' needs a traced program"):
+        AttachPass()(Program.start(build_model("llama")))

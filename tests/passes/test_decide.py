@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from workbench import adapted, build_model, plan_of, planned, random_kept, relative, shapes_by_hand, traced
+
+from passes.decide import DecidePass, ReplayPass
+from passes.errors import PlanError, PreconditionError
+from passes.masks import full_masks
+from passes.plan import fingerprint
+from passes.program import Program
+from passes.target import Target
+
+
+def test_the_plan_says_what_the_masks_keep_and_what_it_was_made_for() -> None:
+    target = Target(ratio=0.3)
+    program = adapted(build_model("llama"))
+    widths = target.widths(program.traced)
+    kept = random_kept(program.traced, widths.groups, widths.channels, seed=2)
+    masked = replace(planned(program, kept), plan=None)
+    plan = DecidePass(target, "loraprune", {"steps": 9})(masked).program.plan
+    assert dict(plan.kept) == kept
+    assert plan.source == fingerprint(build_model("llama"))
+    assert (plan.family, plan.ratio, plan.criterion, plan.options) == ("llama", 0.3, "loraprune", {"steps": 9})
+    config = build_model("llama").config
+    assert plan.source_parameters == shapes_by_hand(config, 4, 64)
+    assert plan.target_parameters == shapes_by_hand(config, widths.groups, widths.channels)
+    assert plan.achieved_ratio >= 0.3
+
+
+def test_masks_that_miss_the_target_are_an_error() -> None:
+    program = traced(build_model("llama"))
+    with pytest.raises(PlanError, match="do not meet the target"):
+        DecidePass(Target(ratio=0.3), "random")(replace(program, masks=full_masks(program.traced)))
+
+
+def test_replay_sets_the_masks_and_expects_their_response() -> None:
+    program = traced(build_model("llama"))
+    plan = plan_of(program, random_kept(program.traced, 2, 24, seed=2))
+    replayed = ReplayPass(plan)(program).program
+    reference = planned(program, dict(plan.kept))
+    assert replayed.plan == plan
+    assert relative(replayed.expected.logits, reference.expected.logits) == 0
+    assert all(torch.equal(mask, reference.masks[name]) for name, mask in replayed.masks.items())
+
+
+def test_a_plan_for_another_model_is_refused_with_both_fingerprints() -> None:
+    program, other = traced(build_model("llama")), traced(build_model("llama", seed=1))
+    plan = plan_of(other, random_kept(other.traced, 2, 24, seed=2))
+    names = f"{fingerprint(other.model)[:12]}.*{fingerprint(program.model)[:12]}"
+    with pytest.raises(PlanError, match=names):
+        ReplayPass(plan)(program)
+
+
+def test_both_need_what_comes_before_them() -> None:
+    bare = Program.start(build_model("llama"))
+    with pytest.raises(PreconditionError, match="'decide' needs masks"):
+        DecidePass(Target(ratio=0.3), "random")(bare)
+    program = traced(build_model("llama"))
+    with pytest.raises(PreconditionError, match="'replay' needs a traced program"):
+        ReplayPass(plan_of(program, random_kept(program.traced, 2, 24, seed=2)))(bare)

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from workbench import Blocks, adapted, backward, build_model, random_kept, relative, silence_by_hand, traced
+
+from passes.adapter import lora_layers
+from passes.masks import MaskedModel, full_masks, masked
+from passes.plan import Plan
+
+IDS = Blocks(3).ids
+
+
+def masks_of(program, kept: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    plan = Plan(source="", family="", ratio=0.5, source_parameters=2, target_parameters=1, kept=kept)
+    return plan.masks(program.traced)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@torch.no_grad()
+def test_masked_units_are_not_heard(family: str) -> None:
+    biases = {"attention_bias": True, "mlp_bias": True} if family == "llama" else {}
+    program = traced(build_model(family, **biases))
+    kept = random_kept(program.traced, 2, 24, seed=0)
+    with masked(program.model, program.traced, masks_of(program, kept)):
+        actual = program.model(IDS).logits
+    assert relative(actual, silence_by_hand(program.model, kept)(IDS).logits) < 1e-5
+    assert relative(actual, program.model(IDS).logits) > 1e-2
+
+
+@torch.no_grad()
+def test_full_masks_change_nothing_and_hooks_come_off() -> None:
+    program = traced(build_model("qwen2"))
+    before, hooks_before = program.model(IDS).logits, hooks(program)
+    with masked(program.model, program.traced, full_masks(program.traced)):
+        assert torch.equal(program.model(IDS).logits, before)
+    with pytest.raises(KeyError), masked(program.model, program.traced, masks_of(program, everything_but_one(program))):
+        raise KeyError("inside")
+    assert torch.equal(program.model(IDS).logits, before)
+    assert hooks(program) == hooks_before
+
+
+def hooks(program) -> int:
+    return sum(len(module._forward_hooks) for module in program.model.modules())
+
+
+def everything_but_one(program) -> dict[str, tuple[int, ...]]:
+    return random_kept(program.traced, 3, 63, seed=0)
+
+
+def test_the_mask_covers_base_and_adapter_together() -> None:
+    """z = (xW0 + s·xBA) ⊙ M: hence the rows of a masked unit get no gradient in B, all others do."""
+    program = adapted(build_model("llama"))
+    kept = random_kept(program.traced, 2, 24, seed=1)
+    hooks = MaskedModel(program.model, program.traced)
+    hooks.set(masks_of(program, kept))
+    backward(program.model, IDS)
+    layer = lora_layers(program.model)["model.layers.1.mlp.up_proj"]
+    alive = layer.lora_B["default"].weight.grad.abs().sum(1) > 0
+    assert tuple(alive.nonzero().flatten().tolist()) == kept["layers.1.mlp_channels"]
+    hooks.remove()
+    backward(program.model, IDS)
+    assert (layer.lora_B["default"].weight.grad.abs().sum(1) > 0).all()
+
+
+@torch.no_grad()
+def test_new_masks_replace_the_old_ones() -> None:
+    program = traced(build_model("llama"))
+    first, second = (masks_of(program, random_kept(program.traced, 2, 24, seed=seed)) for seed in (1, 2))
+    hooks = MaskedModel(program.model, program.traced)
+    hooks.set(first)
+    hooks.set(second)
+    actual = program.model(IDS).logits
+    hooks.remove()
+    with masked(program.model, program.traced, second):
+        assert torch.equal(program.model(IDS).logits, actual)
+
+
+@torch.no_grad()
+def test_masks_keep_the_dtype_of_half_precision() -> None:
+    program = traced(copy.deepcopy(build_model("llama")).bfloat16())
+    with masked(program.model, program.traced, masks_of(program, everything_but_one(program))):
+        assert program.model(IDS).logits.dtype == torch.bfloat16
