@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# Threads that spin while they wait make torch ten times slower on a machine that is shared.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: demo test lint setup docs-test clean
 
 $(READY): pyproject.toml constraints.txt

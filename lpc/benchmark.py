@@ -61,7 +61,8 @@ def benchmark(
         footprints[name] = _footprint(each, workloads, options)
         tick()
     times = dict(zip(workloads, time_models(folders, workloads, options, tick), strict=True))
-    runs = [_run(name, workload, seconds) for workload in workloads for name, seconds in times[workload].items()]
+    context = _context(list(folders.values()))
+    runs = [_run(name, work, seconds, context) for work in workloads for name, seconds in times[work].items()]
     found = Benchmark(
         machine=_machine(options),
         options=options,
@@ -76,11 +77,10 @@ def benchmark(
 
 def _choose(options: BenchmarkOptions, folders: Sequence[OnnxFolder]) -> tuple[list[Workload], list[Skipped]]:
     """Workloads that fit into every model's context, and the others with the reason."""
-    contexts = [each.context_length for each in folders if each.context_length is not None]
-    limit = min(contexts) if contexts and not options.beyond_context else None
+    limit = _context(folders)
     chosen, skipped = [], []
     for workload in workload_grid(options.batches, options.prefill_tokens, options.decode_pasts):
-        if limit is None or workload.length <= limit:
+        if options.beyond_context or limit is None or workload.length <= limit:
             chosen.append(workload)
             continue
         reason = f"{workload.length} tokens are more than the model's context of {limit}"
@@ -89,7 +89,12 @@ def _choose(options: BenchmarkOptions, folders: Sequence[OnnxFolder]) -> tuple[l
     return chosen, skipped
 
 
-def _run(name: ModelName, workload: Workload, seconds: Sequence[float]) -> Run:
+def _context(folders: Sequence[OnnxFolder]) -> int | None:
+    """The shortest context of the models, in tokens; None if none says."""
+    return min((each.context_length for each in folders if each.context_length is not None), default=None)
+
+
+def _run(name: ModelName, workload: Workload, seconds: Sequence[float], context: int | None) -> Run:
     low, median, high = (float(1000 * value) for value in np.percentile(seconds, (10, 50, 90)))
     return Run(
         model=name,
@@ -99,6 +104,7 @@ def _run(name: ModelName, workload: Workload, seconds: Sequence[float]) -> Run:
         ms_p90=high,
         tokens_per_s=workload.batch * workload.tokens / statistics.median(seconds),
         repeats=len(seconds),
+        beyond_context=context is not None and workload.length > context,
     )
 
 

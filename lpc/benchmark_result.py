@@ -21,7 +21,8 @@ class BenchmarkOptions:
     ``repeats`` counted rounds (four times as many for decode steps, which are short) after ``warmup`` uncounted ones; a
     round runs every model once, in alternating order. A workload ends early, but not before 6 rounds, when it has taken
     ``max_seconds``; the rounds done are recorded. ``threads``: onnxruntime's threads, all cores if None.
-    ``beyond_context``: also time sequences longer than the model's context.
+    ``beyond_context``: also time sequences
+    longer than the model's context, which says something of speed but not of use; such runs are marked.
 
     Raises ``OptionError``.
     """
@@ -33,7 +34,7 @@ class BenchmarkOptions:
     prefill_tokens: tuple[int, ...] = (128, 512)
     decode_pasts: tuple[int, ...] = (128, 1024)
     max_seconds: float = 20.0
-    beyond_context: bool = False
+    beyond_context: bool = True
 
     def __post_init__(self) -> None:
         for name, lowest in (("repeats", 1), ("warmup", 0), ("threads", 1), ("max_seconds", 0)):
@@ -54,7 +55,10 @@ class BenchmarkOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One model's times on one workload, in milliseconds; ``tokens_per_s`` counts new tokens of all sequences."""
+    """One model's times on one workload, in milliseconds; ``tokens_per_s`` counts new tokens of all sequences.
+
+    ``beyond_context``: the sequence is longer than the model's context.
+    """
 
     model: ModelName
     phase: str
@@ -66,6 +70,7 @@ class Run:
     ms_p90: float
     tokens_per_s: float
     repeats: int
+    beyond_context: bool
 
 
 @dataclass(frozen=True, kw_only=True)

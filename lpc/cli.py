@@ -37,7 +37,7 @@ def compress(
     sequence_length: Annotated[
         int | None, typer.Option(help="Tokens a sequence (default: 256 or the context).")
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate of the adapters.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate (default: by width).")] = None,
     multiple: Annotated[
         int | None, typer.Option(help="Round MLP widths to this (default: 64 from 1024 up, else 8).")
     ] = None,
@@ -50,8 +50,6 @@ def compress(
     json: Json = False,
 ) -> None:
     """Compress MODEL and write OUT/hf, OUT/onnx, OUT/adapter, OUT/plan.json, OUT/lpc.json and OUT/report.md."""
-    from dataclasses import replace
-
     from exporters.folder import check_output
     from lpc.compression import DataOptions
     from lpc.compression import compress as run
@@ -62,14 +60,13 @@ def compress(
     tune = TuneOptions(
         steps=steps,
         seed=seed,
+        learning_rate=learning_rate,
         batch_size=batch_size,
         bf16=bf16,
         checkpoints=checkpoints,
         save_every=save_every,
         resume=resume,
     )
-    if learning_rate is not None:
-        tune = replace(tune, learning_rate=learning_rate)
     with console.progress_bars() as progress:
         result = run(
             model,
@@ -181,5 +178,5 @@ def demo(
 def main() -> None:
     """The ``lpc`` command: exit code 0 when all is well, 2 with one message for what the user can mend."""
     with console.user_errors():
-        console.quiet_libraries()
+        console.prepare_process()
         app()

@@ -70,14 +70,23 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
+ENVIRONMENT = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+    # Threads that spin while they wait make torch ten times slower as soon as another process wants the same cores.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 
 
-def quiet_libraries() -> None:
-    """Keep the libraries' own bars, advice and warnings off the terminal; settings of the user's own win."""
-    for name, value in QUIET.items():
+def prepare_process() -> None:
+    """Keep the libraries' bars, advice and warnings off the terminal, and threads from spinning.
+
+    Called before torch is imported; settings of the user's own win.
+    """
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    for name in ("torch", "peft", "datasets", "accelerate", "lm_eval", "onnxscript", "onnx_ir"):
+    for name in ("torch", "peft", "datasets", "accelerate", "lm_eval", "onnxscript", "onnx_ir", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
 

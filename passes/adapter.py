@@ -24,8 +24,8 @@ from passes.models import base_model
 class LoraOptions:
     """The adapter that lpc attaches: rank, alpha (s = alpha / rank) and dropout, on all prunable projections."""
 
-    rank: int = 8
-    alpha: float = 16
+    rank: int = 32
+    alpha: float = 32
     dropout: float = 0.0
 
     def __post_init__(self) -> None:

@@ -17,9 +17,9 @@ class Schedule:
     the adapters heal. ``every``: steps between two events. With ``warmup + cooldown`` = 1 all goes in one event.
     """
 
-    warmup: float = 0.1
-    cooldown: float = 0.4
-    every: int = 5
+    warmup: float = 0.05
+    cooldown: float = 0.65
+    every: int = 1
 
     def __post_init__(self) -> None:
         if not (0 <= self.warmup < 1 and 0 <= self.cooldown < 1 and self.warmup + self.cooldown <= 1):

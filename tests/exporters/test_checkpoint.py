@@ -37,5 +37,5 @@ def test_save_refuses_a_checkpoint_that_reloads_differently(
         return model
 
     monkeypatch.setattr(checkpoint, "reload", spoiled)
-    with pytest.raises(PostconditionError, match="model.norm.weight"):
+    with pytest.raises(PostconditionError, match=r"model\.norm\.weight"):
         SavePass(tmp_path / "hf")(Program.start(tiny_llama))

@@ -11,7 +11,9 @@ from lpc.benchmark import BenchmarkOptions, benchmark
 from lpc.workload import Decoder, OnnxFolder, Workload
 from passes.errors import MissingFileError, ModelError, OptionError
 
-SMALL = BenchmarkOptions(repeats=2, warmup=1, threads=1, batches=(1, 2), prefill_tokens=(6,), decode_pasts=(3, 500))
+SMALL = BenchmarkOptions(
+    beyond_context=False, repeats=2, warmup=1, threads=1, batches=(1, 2), prefill_tokens=(6,), decode_pasts=(3, 500)
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,7 @@ def test_benchmark_alone_has_no_ratios_and_may_go_beyond_the_context(folders: tu
     )
     found = benchmark(folders[1], options=options)
     assert [(run.model, run.past) for run in found.runs] == [("pruned", 500)]
+    assert found.runs[0].beyond_context
     assert not found.ratios
     assert not found.skipped
 

@@ -9,8 +9,15 @@ from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, PromptTuningConfi
 from transformers import PreTrainedModel
 from workbench import PROJECTIONS, Blocks, adapted, build_model, randomise_adapter
 
-from passes.adapter import Adapter, LoraOptions, active_adapter, check_adapter, check_adapter_folder, lora_layers
-from passes.adapter import projections
+from passes.adapter import (
+    Adapter,
+    LoraOptions,
+    active_adapter,
+    check_adapter,
+    check_adapter_folder,
+    lora_layers,
+    projections,
+)
 from passes.errors import MissingFileError, OptionError, UnsupportedModelError
 from passes.program import Program
 
@@ -132,7 +139,9 @@ def test_a_folder_that_lacks_a_file_is_refused_with_its_name(tmp_path: Path, mis
         check_adapter_folder(tmp_path)
 
 
-@pytest.mark.parametrize("wrong", [{"rank": 0}, {"alpha": 0}, {"alpha": float("nan")}, {"dropout": 1.0}, {"dropout": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"rank": 0}, {"alpha": 0}, {"alpha": float("nan")}, {"dropout": 1.0}, {"dropout": -1}]
+)
 def test_impossible_lora_options_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(OptionError, match=next(iter(wrong))):
         LoraOptions(**wrong)

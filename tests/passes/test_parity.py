@@ -33,7 +33,9 @@ def test_half_precision_differences_do_not_overflow() -> None:
     assert relative_difference(torch.tensor([-6e4]).half(), torch.tensor([6e4]).half()) == pytest.approx(2)
 
 
-@pytest.mark.parametrize(("dtype", "low", "high"), [("float32", 9e-6, 1e-5), ("bfloat16", 1e-2, 1e-1), ("float16", 1e-3, 2e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "low", "high"), [("float32", 9e-6, 1e-5), ("bfloat16", 1e-2, 1e-1), ("float16", 1e-3, 2e-2)]
+)
 def test_the_tolerance_follows_from_the_dtype(dtype: str, low: float, high: float) -> None:
     assert low <= rounding_tolerance(getattr(torch, dtype)) <= high
 

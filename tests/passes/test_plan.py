@@ -20,9 +20,11 @@ def plan(**changes: object) -> Plan:
     return Plan(**{**values, "kept": KEPT, "options": {"steps": 3, "importance": {"form": "abs"}}, **changes})
 
 
-@settings(deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
-    kept=st.dictionaries(st.text(min_size=1), st.sets(st.integers(0, 10**6), min_size=1).map(lambda s: tuple(sorted(s)))),
+    kept=st.dictionaries(
+        st.text(min_size=1), st.sets(st.integers(0, 10**6), min_size=1).map(lambda s: tuple(sorted(s)))
+    ),
     ratio=st.floats(0.001, 0.999),
     criterion=st.text(),
 )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,7 +53,7 @@ def test_events_start_after_warmup_rise_and_end_whole_before_cooldown(schedule: 
     assert times[0] == first
     assert times[-1] == max(first, round((1 - schedule.cooldown) * steps))
     assert 1 <= times[0] <= times[-1] <= steps
-    assert all(after - before <= schedule.every for before, after in zip(times, times[1:], strict=False))
+    assert all(after - before <= schedule.every for before, after in itertools.pairwise(times))
 
 
 @settings(max_examples=200, deadline=None)
@@ -104,9 +106,7 @@ def test_no_event_removes_much_more_than_the_curve_does(coarse: PruningGraph) ->
     sizes = [coarse.parameters(coarse.uniform(w.groups, w.channels)) for w in widths]
     group = sum(coarse.unit_parameters(d) for d in coarse.of_kind(Kind.KV_GROUPS))
     total, shares = sizes[0] - sizes[-1], [0.0, *(share for _, share in events)]
-    for (before, after), (low, high) in zip(
-        zip(sizes, sizes[1:], strict=False), zip(shares, shares[1:], strict=False), strict=True
-    ):
+    for (before, after), (low, high) in zip(itertools.pairwise(sizes), itertools.pairwise(shares), strict=True):
         assert before - after <= (high - low) * total + group
 
 

@@ -16,7 +16,7 @@ from passes.masks import masked
 from passes.models import count_parameters
 from passes.program import Probe, Program, positions
 from passes.shrink import ShrinkPass
-from passes.trace import trace
+from passes.trace import TracePass, trace
 
 VARIANTS: list[tuple[str, dict[str, object]]] = [
     ("llama", {}),
@@ -136,7 +136,9 @@ def test_a_wrong_weight_is_caught_with_pass_layer_and_number(
     monkeypatch.setattr(passes.shrink, "build_stock", wrong)
     model = build_model("llama", tie_word_embeddings=False, head_dim=16, num_key_value_heads=8)
     program = Program(model, Probe.random(272), graph=graph_of(2))
-    message = rf"pass 'shrink' changed what the model computes: shrink: relative difference \d\.\d\de-\d\d > 1e-05; {place}"
+    message = (
+        rf"pass 'shrink' changed what the model computes: shrink: relative difference \d\.\d\de-\d\d > 1e-05; {place}"
+    )
     with pytest.raises(PostconditionError, match=message):
         ShrinkPass()(planned(program, random_kept(program.traced, 2, 24, seed=0)))
 
@@ -175,15 +177,16 @@ def test_a_plan_that_keeps_everything_changes_nothing() -> None:
 def test_a_plan_and_a_merged_model_are_needed() -> None:
     program = adapted(build_model("llama"))
     plan = plan_of(program, random_kept(program.traced, 2, 24, seed=0))
-    for wrong in (Program(**{**vars(program), "plan": plan}), Program(**{**vars(program), "model": build_model("llama")})):
+    for wrong in (
+        Program(**{**vars(program), "plan": plan}),
+        Program(**{**vars(program), "model": build_model("llama")}),
+    ):
         with pytest.raises(PreconditionError, match="needs a plan and a merged model"):
             ShrinkPass()(wrong)
 
 
 def test_half_precision_shrinks_within_its_rounding() -> None:
     program = Program(build_model("llama").bfloat16(), Probe.random(272))
-    from passes.trace import TracePass
-
     program = TracePass()(program).program
     result = ShrinkPass()(planned(program, random_kept(program.traced, 2, 24, seed=0)))
     assert {p.dtype for p in result.program.model.parameters()} == {torch.bfloat16}

@@ -48,7 +48,7 @@ def test_the_saved_model_loads_with_stock_transformers_bit_equal(
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert torch.equal(loaded(IDS).logits, shrunk(IDS).logits)
     assert {p.dtype for p in loaded.parameters()} == {dtype}
-    assert relative(loaded(IDS).logits, silenced(IDS).logits) < (1e-5 if dtype == torch.float32 else 0.1)
+    assert relative(loaded(IDS).logits, silenced(IDS).logits) < (1e-5 if dtype == torch.float32 else 0.2)
     check_config(tmp_path, saved_as, loaded)
 
 
@@ -82,13 +82,13 @@ def test_stray_entries_of_a_llama_configuration_do_not_reach_mistral() -> None:
 
 
 def test_a_llama_with_biases_is_restricted_to_counts_that_llama_loads() -> None:
-    assert loadable_group_counts(build_model("llama").config) == (1, 2, 3, 4)
+    sizes = {"num_attention_heads": 16, "num_key_value_heads": 8, "hidden_size": 48}
+    assert loadable_group_counts(build_model("llama", **sizes).config) == tuple(range(1, 9))
     for bias in ("attention_bias", "mlp_bias"):
-        model = build_model("llama", **{bias: True}, num_attention_heads=16, num_key_value_heads=8, hidden_size=48)
-        counts = loadable_group_counts(model.config)
-        assert counts == (1, 3, 4, 8) if 48 % 16 else counts == tuple(c for c in range(1, 9) if 48 % (2 * c) == 0)
-        for groups in counts:
-            AutoModelForCausalLM.from_config(compact_config(model.config, groups=groups, channels=8, head_dim=8))
+        config = build_model("llama", **sizes, **{bias: True}).config
+        assert loadable_group_counts(config) == (1, 2, 3, 4, 6, 8)
+        for groups in (1, 2, 3, 4, 6, 8):
+            AutoModelForCausalLM.from_config(compact_config(config, groups=groups, channels=8, head_dim=8))
 
 
 def test_a_count_that_llama_with_biases_cannot_load_is_refused() -> None:

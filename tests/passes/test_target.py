@@ -84,7 +84,7 @@ def test_a_size_that_meets_the_ratio_exactly_is_taken(index: int) -> None:
 @pytest.mark.parametrize("index", VARIANTS)
 @pytest.mark.parametrize("multiple", [None, 1, 16, 999])
 def test_the_stated_largest_ratio_is_reachable_and_the_largest(index: int, multiple: int | None) -> None:
-    config, graph = variant(index)
+    _config, graph = variant(index)
     with pytest.raises(UnreachableRatioError) as caught:
         uniform_widths(graph, 0.9999, multiple)
     stated = float(re.search(r"largest reachable ratio is ([0-9.]+)", str(caught.value))[1])

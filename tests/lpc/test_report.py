@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig
+
+from lpc.inspection import inspect
+from lpc.manifest import refresh, versions, write_manifest
+from lpc.report import HeldOut, Report, render, speed_rows
+from passes.errors import DataError
+from passes.instruments import PassRecord
+from passes.parity import Parity
+from passes.plan import Plan
+from passes.trace import trace
+
+CONFIG = LlamaConfig(
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=8,
+    vocab_size=272,
+)
+
+
+@pytest.fixture
+def report() -> Report:
+    graph = trace(CONFIG)
+    kept = {d.name: tuple(range(d.size // 2)) for d in graph.dimensions}
+    counts = {name: len(units) for name, units in kept.items()}
+    plan = Plan(
+        source="0" * 64,
+        family="llama",
+        ratio=0.3,
+        source_parameters=graph.parameters(),
+        target_parameters=graph.parameters(counts),
+        kept=kept,
+    )
+    record = PassRecord(
+        name="shrink",
+        options={},
+        seconds=1.5,
+        peak_memory_bytes=2**20,
+        modified=True,
+        parity=(Parity("shrink", 2e-7, 1e-5),),
+    )
+    heldout = HeldOut(dense=5.0, removed=50.0, pruned=7.5, tokens=1000, context_length=128)
+    return Report.of("/models/tiny", graph, plan, (record,), heldout)
+
+
+def test_report_costs_are_those_of_the_plan(report: Report) -> None:
+    assert report.dense_widths.query_heads == 8
+    assert (report.pruned_widths.query_heads, report.pruned_widths.kv_heads, report.pruned_widths.mlp_channels) == (
+        4,
+        2,
+        32,
+    )
+    assert report.pruned.kv_cache_bytes * 2 == report.dense.kv_cache_bytes == 2 * 2 * 4 * 8 * 4
+    embedding = 272 * 32
+    assert report.dense.parameters == 2 * embedding + 2 * (2 * 64 * 32 + 2 * 32 * 32 + 3 * 64 * 32 + 64) + 32
+
+
+def test_report_markdown_shows_what_matters(report: Report) -> None:
+    text = report.to_markdown()
+    assert text.startswith("# tiny, compressed by lpc")
+    for words in (
+        "| 5.00 | 50.00 | 7.50 |",
+        "KV-cache bytes a token",
+        "| shrink | 2.0e-07 | 1e-05 |",
+        "| shrink | 1.5 | 1 |",
+    ):
+        assert words in text
+
+
+def test_report_without_heldout_has_no_perplexity_section(report: Report) -> None:
+    values = {**report.to_json(), "heldout": None}
+    assert "perplexity" not in render(values)
+
+
+def test_speed_rows_give_medians_and_ratio_and_mark_what_is_beyond_the_context() -> None:
+    run = {"phase": "decode", "batch": 1, "tokens": 1, "past": 1024, "beyond_context": True}
+    rows = speed_rows(
+        {"runs": [{**run, "model": "dense", "ms_median": 2.0}, {**run, "model": "pruned", "ms_median": 1.0}]}
+    )
+    assert rows == [["decode, batch 1, 1 token, past 1024 (beyond the context: speed only)", "2.00", "1.00", "0.50"]]
+
+
+def test_manifest_hashes_every_file_and_refresh_brings_it_up_to_date(report: Report, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("{}")
+    write_manifest(tmp_path, report.to_json())
+    before = json.loads((tmp_path / "lpc.json").read_text())
+    assert set(before["files"]) == {"plan.json", "report.md"}
+    runs = [
+        {
+            "phase": "prefill",
+            "batch": 1,
+            "tokens": 8,
+            "past": 0,
+            "beyond_context": False,
+            "model": "pruned",
+            "ms_median": 1.0,
+        }
+    ]
+    (tmp_path / "benchmark.json").write_text(json.dumps({"runs": runs, "skipped": []}))
+    refresh(tmp_path)
+    after = json.loads((tmp_path / "lpc.json").read_text())
+    assert set(after["files"]) == {"plan.json", "report.md", "benchmark.json"}
+    assert after["files"]["report.md"] != before["files"]["report.md"]
+    assert after["passes"] == before["passes"]
+    assert "onnxruntime, milliseconds" in (tmp_path / "report.md").read_text()
+
+
+def test_refresh_outside_an_output_does_nothing(tmp_path: Path) -> None:
+    refresh(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_broken_json_beside_the_manifest_is_named(report: Report, tmp_path: Path) -> None:
+    (tmp_path / "eval.json").write_text("{")
+    with pytest.raises(DataError, match=r"eval\.json is not valid JSON"):
+        write_manifest(tmp_path, report.to_json())
+
+
+def test_versions_name_the_packages_that_had_a_hand_in_it() -> None:
+    assert {"python", "torch", "transformers", "onnxruntime", "peft", "lm-eval"} <= set(versions())
+
+
+def test_inspect_states_the_largest_ratio_and_what_a_unit_costs(tmp_path: Path) -> None:
+    CONFIG.save_pretrained(tmp_path)
+    found = inspect(tmp_path)
+    groups, channels = found.dimensions
+    assert (groups.units, groups.layers, channels.units) == (4, 2, 64)
+    assert groups.unit_parameters == 2 * 16 * 32 + 2 * 8 * 32
+    assert channels.unit_parameters == 3 * 32
+    assert found.multiple == 8
+    smallest = 2 * 272 * 32 + 2 * (groups.unit_parameters + 8 * channels.unit_parameters + 64) + 32
+    assert found.largest_ratio == pytest.approx(1 - smallest / found.cost.parameters, abs=1e-4)
+    assert found.largest_ratio <= 1 - smallest / found.cost.parameters
