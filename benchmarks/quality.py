@@ -1,17 +1,19 @@
 """Held-out perplexity: LoRAPrune against masks that get the same number of LoRA steps. Resumable.
 
-    python benchmarks/quality.py [--models a,b] [--ratios 0.3,0.5] [--seeds 0,1,2] [--steps 200]
+    python benchmarks/quality.py [--models a,b] [--ratios 0.3,0.5] [--seeds 0,1,2] [--steps N]
 
 A cell is (model, ratio, method, seed). Every cell of a model sees the same sequences in the same order (given the
 seed), the same number of optimizer steps and the same learning rate; the methods differ in how units are ranked
 and when they go. The better of a baseline's two schedules is what LoRAPrune must beat.
-Held-out text is never scored or tuned on. Finished cells are read back from ``benchmarks/out/quality.json``.
+Held-out text is never scored or tuned on. Finished cells are read back from
+``benchmarks/out/quality-MODEL.json``.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import os
 import statistics
@@ -19,6 +21,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,6 +58,7 @@ class Corpus:
     length: int
     train_sequences: int
     heldout_sequences: int
+    steps: int
 
 
 CORPORA = {
@@ -65,6 +69,7 @@ CORPORA = {
         length=128,
         train_sequences=4000,
         heldout_sequences=400,
+        steps=200,
     ),
     "wikitext-llama": Corpus(
         "wikitext-llama",
@@ -73,6 +78,7 @@ CORPORA = {
         length=128,
         train_sequences=4000,
         heldout_sequences=400,
+        steps=100,
     ),
 }
 
@@ -140,45 +146,46 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--models", default=",".join(CORPORA))
     parser.add_argument("--ratios", default="0.3,0.5")
-    parser.add_argument("--methods", default=";".join(METHODS))
+    parser.add_argument("--methods", default=";".join(METHODS), help="separated by semicolons")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, help="optimizer steps (default: the corpus's own)")
     arguments = parser.parse_args()
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     OUT.mkdir(exist_ok=True)
-    path = OUT / "quality.json"
-    found = json.loads(path.read_text()) if path.exists() else {"cells": {}}
     for name in arguments.models.split(","):
-        loaded = load(CORPORA[name])
-        found.setdefault("dense", {})[name] = token_perplexity(loaded.model, loaded.heldout, 20).value
-        for seed in map(int, arguments.seeds.split(",")):
-            for ratio in map(float, arguments.ratios.split(",")):
-                for method in arguments.methods.split(";"):
-                    key = f"{name}|{ratio}|{method}|{seed}|{arguments.steps}"
-                    if key not in found["cells"]:
-                        criterion, schedule = METHODS[method]
-                        options = TuneOptions(steps=arguments.steps, seed=seed, criterion=criterion, schedule=schedule)
-                        found["cells"][key] = cell(loaded, ratio, method, options)
-                        found["versions"], found["threads"] = versions(), torch.get_num_threads()
-                        path.write_text(json.dumps(found, indent=1))
-                        print(key, {k: round(v, 3) for k, v in found["cells"][key].items()}, flush=True)
-    text = summary(found)
-    (OUT / "quality.md").write_text(text)
-    print(text)
+        loaded, steps = load(CORPORA[name]), arguments.steps or CORPORA[name].steps
+        path = OUT / f"quality-{name}.json"
+        found = json.loads(path.read_text()) if path.exists() else {"cells": {}}
+        found["dense"] = token_perplexity(loaded.model, loaded.heldout, 20).value
+        grid = itertools.product(
+            map(int, arguments.seeds.split(",")), map(float, arguments.ratios.split(",")), arguments.methods.split(";")
+        )
+        for seed, ratio, method in grid:
+            key = f"{ratio}|{method}|{steps}|{seed}"
+            if key not in found["cells"]:
+                criterion, schedule = METHODS[method]
+                options = TuneOptions(steps=steps, seed=seed, criterion=criterion, schedule=schedule)
+                found["cells"][key] = cell(loaded, ratio, method, options)
+                found["versions"], found["threads"] = versions(), torch.get_num_threads()
+                path.write_text(json.dumps(found, indent=1) + "\n")
+                print(name, key, {k: round(v, 3) for k, v in found["cells"][key].items()}, flush=True)
+        text = summary(name, found)
+        path.with_suffix(".md").write_text(text)
+        print(text)
 
 
-def summary(found: dict[str, dict[str, dict[str, float]]]) -> str:
-    """A table: a row a model, ratio and method; perplexities as mean (lowest-highest over the seeds)."""
-    groups: dict[tuple[str, str, str], list[float]] = {}
+def summary(name: str, found: dict[str, Any]) -> str:
+    """A table: a row a ratio, method and number of steps; perplexities as mean (lowest-highest over the seeds)."""
+    groups: dict[str, list[float]] = {}
     for key, values in found["cells"].items():
-        name, ratio, method, _, _ = key.split("|")
-        groups.setdefault((name, ratio, method), []).append(values["perplexity"])
+        groups.setdefault(key.rpartition("|")[0].replace("|", ", "), []).append(values["perplexity"])
     rows = [
-        [f"{name}, {ratio}, {method}", f"{statistics.mean(v):.2f} ({min(v):.2f}–{max(v):.2f})", str(len(v))]
-        for (name, ratio, method), v in groups.items()
+        [f"{group} steps", f"{statistics.mean(v):.2f} ({min(v):.2f}–{max(v):.2f})", str(len(v))]
+        for group, v in sorted(groups.items())
     ]
-    dense = ", ".join(f"{name} {value:.2f}" for name, value in found["dense"].items())
-    return f"Held-out token perplexity; dense: {dense}\n\n" + table(["cell", "mean (range)", "seeds"], rows) + "\n"
+    title = f"{name}: held-out token perplexity, dense {found['dense']:.2f}\n\n"
+    return title + table(["ratio, method", "mean (range)", "seeds"], rows) + "\n"
 
 
 if __name__ == "__main__":

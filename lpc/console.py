@@ -11,15 +11,16 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from passes.errors import LpcError
-from passes.infra import Progress as ProgressCallback
-from passes.infra import silent
+
+if TYPE_CHECKING:
+    from passes.infra import Progress as ProgressCallback
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -32,6 +33,8 @@ stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 def progress_bars() -> Iterator[ProgressCallback]:
     """A callback that shows a bar a stage on a terminal, and nothing elsewhere; the libraries' own bars are off."""
     from transformers.utils import logging as transformers_logging
+
+    from passes.infra import silent
 
     transformers_logging.disable_progress_bar()
     if not stderr.is_terminal:

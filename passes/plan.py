@@ -19,6 +19,18 @@ from passes.models import base_model
 
 SCHEMA_VERSION = 1
 LAYOUTS = ("uniform",)
+MEANINGFUL = (
+    "model_type",
+    "hidden_act",
+    "head_dim",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "rope_parameters",
+    "sliding_window",
+    "layer_types",
+)
+"""Configuration entries that change what the same parameters compute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +122,13 @@ class Plan:
 
 
 def fingerprint(model: PreTrainedModel | PeftModel) -> str:
-    """sha256 over the base model's type and parameters: names, dtypes, shapes and bytes. Adapters do not count."""
+    """sha256 over what the base model computes; adapters do not count.
+
+    That is the part of its configuration that changes the function, and its parameters: names, dtypes, shapes, bytes.
+    """
     base = base_model(model)
-    digest = hashlib.sha256(base.config.model_type.encode())
+    meaning = {name: getattr(base.config, name, None) for name in MEANINGFUL}
+    digest = hashlib.sha256(json.dumps(meaning, sort_keys=True, default=str).encode())
     parameters = {n.replace(".base_layer.", "."): p for n, p in base.named_parameters() if ".lora_" not in n}
     for name, parameter in sorted(parameters.items()):
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
 import tempfile
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch.utils.data import Dataset
@@ -92,6 +94,18 @@ class TuneReport:
     skipped_updates: int
 
 
+@contextmanager
+def _random_states_kept() -> Iterator[None]:
+    """The Trainer seeds Python's, numpy's and torch's global generators; the caller's own states come back."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+
 class TunePass(Pass):
     """Trains the adapters with the transformers Trainer while masks grow to the target. Base weights stay as they are.
 
@@ -142,7 +156,7 @@ class TunePass(Pass):
         checkpoint = self._options.latest_checkpoint()
         with ExitStack() as stack:
             folder = self._options.checkpoints or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            stack.enter_context(torch.random.fork_rng())
+            stack.enter_context(_random_states_kept())
             stack.enter_context(torch.enable_grad())
             # The Trainer switches this off for good, and the configuration goes into the saved checkpoint.
             stack.callback(setattr, model.config, "use_cache", model.config.use_cache)

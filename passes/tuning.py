@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from passes.criteria import Criterion
 from passes.errors import MissingFileError, ModelError, OptionError
 from passes.graph import Kind, PruningGraph
-from passes.infra import Progress, silent
+from passes.infra import Progress, plain, silent
 from passes.masks import MaskedModel, Masks, full_masks
 from passes.schedule import Schedule, ramp
 from passes.target import UniformWidths
@@ -154,12 +156,22 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         rows = [[e.step, e.groups, e.channels, e.revived] for e in self.state.events]
         tensors["events"] = torch.tensor(rows, dtype=torch.int64).reshape(-1, 4)
         tensors["skipped"] = torch.tensor([self.state.skipped])
-        save_file(tensors, folder / STATE_FILE)
+        save_file(tensors, folder / STATE_FILE, metadata={"run": self._run()})
+
+    def _run(self) -> str:
+        return json.dumps({"criterion": type(self._criterion).__name__, **plain(self._policy)}, sort_keys=True)
 
     def restore(self, folder: Path) -> None:
-        """Go on from a checkpoint folder. Raises MissingFileError if it was not written by this callback."""
+        """Go on from a checkpoint folder.
+
+        Raises MissingFileError if it was not written by this callback, OptionError if by a run with other options.
+        """
         if not (folder / STATE_FILE).is_file():
             raise MissingFileError(f"there is no {STATE_FILE} in {folder}: it is not a checkpoint of a pruning run")
+        with safe_open(folder / STATE_FILE, framework="pt") as file:
+            run = (file.metadata() or {}).get("run")
+        if run != self._run():
+            raise OptionError(f"{folder} is from a run with other options ({run}); go on with those, or start anew")
         tensors = load_file(folder / STATE_FILE)
         for dimension in self._graph.dimensions:
             self._criterion.scores[dimension.name].copy_(tensors[f"score.{dimension.name}"])

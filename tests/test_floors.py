@@ -56,3 +56,9 @@ def test_every_error_is_an_lpc_error_and_a_builtin() -> None:
         assert issubclass(error, lpc.LpcError)
         if error is not lpc.LpcError:
             assert issubclass(error, ValueError | OSError | RuntimeError)
+
+
+def test_command_line_starts_without_torch_so_that_thread_settings_still_count() -> None:
+    code = "import sys, lpc.cli; print('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.strip() == "False"

@@ -139,3 +139,10 @@ def test_adapters_do_not_count(dtype: torch.dtype) -> None:
     expected = fingerprint(build_model("llama").to(dtype))
     program = adapted(build_model("llama").to(dtype))
     assert fingerprint(program.model) == expected
+
+
+def test_fingerprint_changes_with_the_configuration_that_changes_the_function() -> None:
+    plain = build_model("llama")
+    other = build_model("llama", rms_norm_eps=1e-3)
+    assert fingerprint(plain) == fingerprint(build_model("llama"))
+    assert fingerprint(plain) != fingerprint(other)

@@ -78,7 +78,8 @@ def test_the_ramp_follows_the_curve_of_cost(
     for share, width in zip(shares, widths, strict=True):
         wanted = dense - share * (dense - least)
         actual = graph.parameters(graph.uniform(width.groups, width.channels))
-        assert abs(actual - wanted) <= units[Kind.KV_GROUPS] + 1e-6 * dense
+        # One KV group early or half of one late, and the rounding to whole channels.
+        assert abs(actual - wanted) <= units[Kind.KV_GROUPS] + units[Kind.MLP_CHANNELS]
 
 
 def test_channels_alone_follow_the_curve_to_one_channel(graph: PruningGraph) -> None:

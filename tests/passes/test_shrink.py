@@ -103,7 +103,9 @@ def test_the_shrunk_tensors_are_the_kept_rows_and_columns() -> None:
 
 
 def test_attributes_follow_the_shapes() -> None:
-    program = Program(build_model("qwen3"), Probe.random(272), graph=graph_of(8))
+    model = build_model("qwen3")
+    model.generation_config.top_k = 7
+    program = Program(model, Probe.random(272), graph=graph_of(8))
     shrunk = ShrinkPass()(planned(program, random_kept(program.traced, 3, 24, seed=0))).program.model
     config = shrunk.config
     widths = (config.num_attention_heads, config.num_key_value_heads, config.head_dim, config.intermediate_size)
@@ -111,7 +113,7 @@ def test_attributes_follow_the_shapes() -> None:
     block = shrunk.model.layers[1].self_attn
     assert (block.q_proj.out_features, block.o_proj.in_features, block.k_proj.out_features) == (48, 48, 24)
     assert shrunk.lm_head.weight is shrunk.model.embed_tokens.weight
-    assert shrunk.generation_config.eos_token_id == 256
+    assert (shrunk.generation_config.eos_token_id, shrunk.generation_config.top_k) == (256, 7)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config
 from workbench import Blocks, build_model, planned, random_kept, relative, silence_by_hand, traced
 
 from passes.errors import UnsupportedModelError
@@ -95,6 +95,20 @@ def test_a_count_that_llama_with_biases_cannot_load_is_refused() -> None:
     config = build_model("llama", attention_bias=True).config
     with pytest.raises(UnsupportedModelError, match=r"6 heads do not divide the hidden size 32.*attention_bias=True"):
         compact_config(config, groups=3, channels=24, head_dim=8)
+
+
+@torch.no_grad()
+def test_the_head_width_is_written_although_the_source_derives_it(tmp_path: Path) -> None:
+    values = {k: v for k, v in build_model("qwen2", hidden_size=64).config.to_dict().items() if k != "head_dim"}
+    model = AutoModelForCausalLM.from_config(Qwen2Config(**values)).eval()
+    assert getattr(model.config, "head_dim", None) is None
+    program = traced(model)
+    kept = random_kept(program.traced, 3, 24, seed=0)
+    silenced = silence_by_hand(model, kept)
+    shrunk = ShrinkPass()(planned(program, kept)).program.model
+    shrunk.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["head_dim"] == 8
+    assert relative(AutoModelForCausalLM.from_pretrained(tmp_path).eval()(IDS).logits, silenced(IDS).logits) < 1e-5
 
 
 def test_the_source_configuration_is_left_alone() -> None:

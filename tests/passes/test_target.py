@@ -81,6 +81,13 @@ def test_a_size_that_meets_the_ratio_exactly_is_taken(index: int) -> None:
                 assert found.channels == channels
 
 
+def test_halfway_between_two_group_counts_the_smaller_model_is_taken() -> None:
+    config, graph = variant(0)
+    dense, bare = graph.parameters(), shapes_by_hand(config, 0, 0)
+    found = uniform_widths(graph, 0.375 * (dense - bare) / dense, 1)
+    assert found.groups == 2
+
+
 @pytest.mark.parametrize("index", VARIANTS)
 @pytest.mark.parametrize("multiple", [None, 1, 16, 999])
 def test_the_stated_largest_ratio_is_reachable_and_the_largest(index: int, multiple: int | None) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from workbench import (
@@ -250,3 +252,12 @@ def test_the_latest_checkpoint_is_the_one_with_the_most_steps(tmp_path: Path) ->
         (tmp_path / f"checkpoint-{step}").mkdir()
     assert options.latest_checkpoint() == tmp_path / "checkpoint-100"
     assert TuneOptions(checkpoints=tmp_path).latest_checkpoint() is None
+
+
+def test_tune_leaves_the_callers_random_states_as_they_were() -> None:
+    program = adapted(build_model("llama"))
+    random.seed(3), np.random.seed(3), torch.manual_seed(3)
+    expected = random.random(), float(np.random.rand()), float(torch.rand(()))
+    random.seed(3), np.random.seed(3), torch.manual_seed(3)
+    tune(program, steps=1)
+    assert (random.random(), float(np.random.rand()), float(torch.rand(()))) == expected

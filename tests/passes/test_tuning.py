@@ -201,3 +201,10 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     driven = Driven(tmp_path, PruningPolicy(target=HALF, schedule=EVERY_STEP), steps=2)
     with pytest.raises(MissingFileError, match="not a checkpoint of a pruning run"):
         driven.callback.restore(tmp_path)
+
+
+def test_a_checkpoint_of_a_run_with_other_options_is_refused(tmp_path: Path) -> None:
+    Driven(tmp_path, PruningPolicy(target=HALF, schedule=EVERY_STEP), steps=2).callback.save(tmp_path)
+    other = Driven(tmp_path, PruningPolicy(target=HALF, schedule=EVERY_STEP, revival=False), steps=2)
+    with pytest.raises(OptionError, match="other options"):
+        other.callback.restore(tmp_path)

@@ -126,7 +126,8 @@ def unit_indices(config: PreTrainedConfig, projection: str, unit: int) -> list[i
         return [unit]
     per_group = config.num_attention_heads // config.num_key_value_heads if projection in ("q_proj", "o_proj") else 1
     heads = range(unit * per_group, (unit + 1) * per_group)
-    return [head * config.head_dim + i for head in heads for i in range(config.head_dim)]
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return [head * head_dim + i for head in heads for i in range(head_dim)]
 
 
 def silence_by_hand(model: PreTrainedModel, kept: dict[str, tuple[int, ...]]) -> PreTrainedModel:

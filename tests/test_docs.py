@@ -1,0 +1,54 @@
+"""Every Python snippet and every ``lpc`` command of the documentation runs, in order, file by file.
+
+A snippet may count on ``model``, ``train.txt`` and ``heldout.txt``, and on what the snippets before it in the same
+file (and, for outputs, in the README) have left. Blocks marked ``python`` and ``sh`` are run; a block without a mark is prose.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lpc import cli
+
+ROOT = Path(__file__).parent.parent
+PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, text_file: Path) -> Path:
+    folder = tmp_path_factory.mktemp("docs")
+    shutil.copytree(tiny_model_folder, folder / "model")
+    shutil.copy(text_file, folder / "train.txt")
+    shutil.copy(text_file, folder / "heldout.txt")
+    return folder
+
+
+def _run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", line.split())
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code, line
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_snippets_run(page: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    names: dict[str, object] = {}
+    for language, body in BLOCK.findall((ROOT / page).read_text(encoding="utf-8")):
+        if language == "python":
+            exec(compile(body, page, "exec"), names)
+            continue
+        for line in body.splitlines():
+            assert line.startswith("lpc "), f"{page}: only lpc commands can be run here, not {line!r}"
+            _run_command(line.split("  #")[0], monkeypatch)
+
+
+def test_readme_has_something_to_run() -> None:
+    languages = [language for language, _ in BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))]
+    assert languages.count("python") >= 2
+    assert "sh" in languages
