@@ -1,7 +1,7 @@
 """Every Python snippet and every ``lpc`` command of the documentation runs, in order, file by file.
 
-A snippet may count on ``model``, ``train.txt`` and ``heldout.txt``, and on what the snippets before it in the same
-file (and, for outputs, in the README) have left. Blocks marked ``python`` and ``sh`` are run; a block without a mark is prose.
+A snippet may count on ``model``, ``train.txt`` and ``heldout.txt``, and on what the snippets before it in its file
+(and, for outputs, in the README) have left. Blocks marked ``python`` and ``sh`` are run; one without a mark is prose.
 """
 
 from __future__ import annotations
