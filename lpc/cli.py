@@ -21,6 +21,8 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Force = Annotated[bool, typer.Option("--force", help="Write into an output folder that is not empty.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, or a name on the Hugging Face hub.")]
+Multiple = Annotated[int | None, typer.Option(help="Round MLP widths to this (default: 64 from 1024 up, else 8).")]
+SequenceLength = Annotated[int | None, typer.Option(help="Tokens a sequence (default: 256 or the context).")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a hub model.")]
 
 
@@ -34,13 +36,9 @@ def compress(
     seed: Annotated[int, typer.Option(help="Seed of LoRA's start and of the data order.")] = 0,
     onnx: Annotated[bool, typer.Option("--onnx/--no-onnx", help="Write the ONNX package too.")] = True,
     batch_size: Annotated[int, typer.Option(help="Sequences a step.")] = 8,
-    sequence_length: Annotated[
-        int | None, typer.Option(help="Tokens a sequence (default: 256 or the context).")
-    ] = None,
+    sequence_length: SequenceLength = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate (default: by width).")] = None,
-    multiple: Annotated[
-        int | None, typer.Option(help="Round MLP widths to this (default: 64 from 1024 up, else 8).")
-    ] = None,
+    multiple: Multiple = None,
     checkpoints: Annotated[Path | None, typer.Option(help="Folder for training checkpoints.")] = None,
     save_every: Annotated[int | None, typer.Option(help="Steps between two checkpoints.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint.")] = False,
@@ -50,6 +48,8 @@ def compress(
     json: Json = False,
 ) -> None:
     """Compress MODEL and write OUT/hf, OUT/onnx, OUT/adapter, OUT/plan.json, OUT/lpc.json and OUT/report.md."""
+    from dataclasses import replace
+
     from exporters.folder import check_output
     from lpc.compression import DataOptions
     from lpc.compression import compress as run
@@ -57,21 +57,13 @@ def compress(
     from passes.tune import TuneOptions
 
     check_output(out, force=force)
-    tune = TuneOptions(
-        steps=steps,
-        seed=seed,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        bf16=bf16,
-        checkpoints=checkpoints,
-        save_every=save_every,
-        resume=resume,
-    )
+    tune = TuneOptions(steps=steps, seed=seed, learning_rate=learning_rate, batch_size=batch_size, bf16=bf16)
+    tune = replace(tune, checkpoints=checkpoints, save_every=save_every, resume=resume)
     with console.progress_bars() as progress:
         result = run(
             model,
-            data=data,
-            ratio=ratio,
+            data,
+            ratio,
             multiple=multiple,
             tune=tune,
             text=DataOptions(sequence_length=sequence_length),

@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from lpc.data import BlockDataset, Data, split_heldout, token_sequences
-from lpc.perplexity import token_perplexity
+from lpc.perplexity import Perplexity, token_perplexity
 from lpc.report import HeldOut, Report
 from lpc.result import Result
 from lpc.source import ModelLike, Source, load_adapter, load_source
@@ -100,14 +100,7 @@ def compress(
     removed = None if own_adapter else _removed_perplexity(program, heldout)
     program = Sequential(MergePass(), ShrinkPass())(program).program
     pruned = token_perplexity(program.model, heldout)
-    quality = HeldOut(
-        dense=dense.value,
-        removed=removed,
-        pruned=pruned.value,
-        tokens=pruned.tokens,
-        context_length=pruned.context_length,
-    )
-    return _result(source, program, quality)
+    return _result(source, program, _heldout(dense, removed, pruned))
 
 
 def apply(
@@ -145,6 +138,16 @@ def _sequences(source: Source, data: Data, text: DataOptions, tune: TuneOptions)
     blocks = token_sequences(data, source.tokenizer, sequence_length=length, vocab_size=config.vocab_size).tensor
     fraction = min(text.heldout_fraction, text.heldout_sequences / len(blocks))
     return split_heldout(blocks, fraction)
+
+
+def _heldout(dense: Perplexity, removed: float | None, pruned: Perplexity) -> HeldOut:
+    return HeldOut(
+        dense=dense.value,
+        removed=removed,
+        pruned=pruned.value,
+        tokens=pruned.tokens,
+        context_length=pruned.context_length,
+    )
 
 
 def _choices(tune: TuneOptions) -> Mapping[str, Any]:
