@@ -180,7 +180,7 @@ def _evaluation(evaluation: Mapping[str, Any]) -> str:
 
 
 def speed_rows(benchmark: Mapping[str, Any]) -> list[list[str]]:
-    """Rows of workload, dense and pruned median in milliseconds, and the ratio of the medians."""
+    """Rows of workload, dense and pruned median in milliseconds, and the ratio measured pair by pair."""
     workloads: dict[tuple[str, int, int, int], dict[str, float]] = {}
     marked: set[tuple[str, int, int, int]] = set()
     for run in benchmark["runs"]:
@@ -190,7 +190,7 @@ def speed_rows(benchmark: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     for (phase, batch, tokens, past), medians in workloads.items():
         times = [f"{medians[model]:.2f}" if model in medians else "–" for model in ("dense", "pruned")]
-        ratio = medians["pruned"] / medians["dense"] if "dense" in medians else None
+        ratio = benchmark["ratios"].get(f"{phase}_b{batch}_t{tokens}_p{past}")
         what = f"{tokens} tokens" if phase == "prefill" else f"1 token, past {past}"
         what += " (beyond the context: speed only)" if (phase, batch, tokens, past) in marked else ""
         rows.append([f"{phase}, batch {batch}, {what}", *times, "–" if ratio is None else f"{ratio:.2f}"])

@@ -104,7 +104,7 @@ def test_manifest_hashes_every_file_and_refresh_brings_it_up_to_date(report: Rep
             "ms_median": 1.0,
         }
     ]
-    (tmp_path / "benchmark.json").write_text(json.dumps({"runs": runs, "skipped": []}))
+    (tmp_path / "benchmark.json").write_text(json.dumps({"runs": runs, "skipped": [], "ratios": {}}))
     refresh(tmp_path)
     after = json.loads((tmp_path / "lpc.json").read_text())
     assert set(after["files"]) == {"plan.json", "report.md", "benchmark.json"}
