@@ -82,9 +82,8 @@ def test_report_without_heldout_has_no_perplexity_section(report: Report) -> Non
 
 def test_speed_rows_give_medians_and_ratio_and_mark_what_is_beyond_the_context() -> None:
     run = {"phase": "decode", "batch": 1, "tokens": 1, "past": 1024, "beyond_context": True}
-    rows = speed_rows(
-        {"runs": [{**run, "model": "dense", "ms_median": 2.0}, {**run, "model": "pruned", "ms_median": 1.0}]}
-    )
+    runs = [{**run, "model": "dense", "ms_median": 2.0}, {**run, "model": "pruned", "ms_median": 1.0}]
+    rows = speed_rows({"runs": runs, "ratios": {"decode_b1_t1_p1024": 0.5}})
     assert rows == [["decode, batch 1, 1 token, past 1024 (beyond the context: speed only)", "2.00", "1.00", "0.50"]]
 
 
