@@ -76,6 +76,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_VERBOSITY": "error",
     "TQDM_DISABLE": "1",
     # Threads that spin while they wait make torch ten times slower as soon as another process wants the same cores.
     "OMP_WAIT_POLICY": "PASSIVE",

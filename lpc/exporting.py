@@ -9,7 +9,7 @@ from exporters.folder import staged_folder
 from exporters.onnx_export import export_onnx
 from exporters.onnx_options import OnnxOptions, OnnxPackage
 from lpc.source import load_source
-from passes.errors import TokenizerError
+from passes.errors import MissingFileError, TokenizerError
 from passes.models import base_model, check_finite
 
 
@@ -21,6 +21,8 @@ def export(
     Raises MissingFileError, ModelError, UnsupportedModelError, TokenizerError, OutputExistsError, OutputError, and
     PostconditionError when the graph does not compute what torch computes.
     """
+    if not Path(model).is_dir():
+        raise MissingFileError(f"there is no checkpoint folder {model}")
     source = load_source(model)
     check_finite(source.model)
     if source.tokenizer is None:

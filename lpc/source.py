@@ -25,7 +25,7 @@ from passes.attention import family_of
 from passes.errors import LpcError, MissingFileError, ModelError, TokenizerError, UnsupportedModelError
 from passes.models import base_model
 
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_NAME = re.compile(r"(\w[\w.-]*)/[\w.-]+")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 ModelLike: TypeAlias = "PreTrainedModel | PeftModel | str | Path"
@@ -76,7 +76,10 @@ def load_config(model: str | Path) -> PreTrainedConfig:
 
 
 def locate(name: str) -> Path | None:
-    """The local folder of that name, or None for what can only be a hub name. Raises MissingFileError."""
+    """The local folder of that name, or None for what can only be a hub name, ``owner/name``. Raises MissingFileError.
+
+    What looks like a path (its first part is a folder here) is never looked up on the hub.
+    """
     path = Path(name)
     if path.is_dir():
         if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
@@ -84,8 +87,9 @@ def locate(name: str) -> Path | None:
         return path
     if path.exists():
         raise ModelError(f"{path} is a file; name the folder that holds the model")
-    if path.is_absolute() or name.startswith((".", "~")) or not HUB_NAME.fullmatch(name):
-        raise MissingFileError(f"there is no model folder {name}")
+    hub_name = HUB_NAME.fullmatch(name)
+    if hub_name is None or Path(hub_name[1]).is_dir():
+        raise MissingFileError(f"there is no model folder {name} (a model on the hub is named owner/name)")
     return None
 
 

@@ -43,8 +43,9 @@ def test_load_config_needs_only_config_json(tiny_model_folder: Path, tmp_path: P
     assert load_config(tmp_path).num_key_value_heads == 4
 
 
-@pytest.mark.parametrize("name", ["/absent/model", "./absent", "a b c", "x/y/z"])
-def test_missing_folder_is_named(name: str) -> None:
+@pytest.mark.parametrize("name", ["/absent/model", "./absent", "absent", "a b c", "x/y/z", "tests/absent"])
+def test_missing_folder_is_named_and_not_looked_up_on_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parent.parent.parent)
     with pytest.raises(MissingFileError, match="no model folder"):
         load_source(name)
 
