@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -35,6 +36,8 @@ def main() -> None:
     parser.add_argument("--ratios", default="0.3,0.5")
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()
+    if not arguments.model.is_dir():
+        sys.exit(f"{arguments.model} is absent; name a model folder with --model, or set LPC_MODELS")
     transformers_logging.set_verbosity_error()
     vocabulary = load_config(arguments.model).vocab_size
     tokens = torch.randint(0, vocabulary, (64, 256)).tolist()
