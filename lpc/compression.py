@@ -91,15 +91,19 @@ def compress(
     target.widths(program.traced)
     train, heldout = _sequences(source, data, text, tune)
     dense = token_perplexity(program.model, heldout)
+    progress("held-out", 1, 3)
     own_adapter = isinstance(program.model, PeftModel)
     program = Sequential(
         AttachPass(lora, tune.seed),
         TunePass(target, BlockDataset(train), tune, progress),
         DecidePass(target, tune.criterion, _choices(tune)),
+        progress=progress,
     )(program).program
     removed = None if own_adapter else _removed_perplexity(program, heldout)
-    program = Sequential(MergePass(), ShrinkPass())(program).program
+    progress("held-out", 2, 3)
+    program = Sequential(MergePass(), ShrinkPass(), progress=progress)(program).program
     pruned = token_perplexity(program.model, heldout)
+    progress("held-out", 3, 3)
     return _result(source, program, _heldout(dense, removed, pruned))
 
 

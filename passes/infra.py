@@ -134,7 +134,7 @@ class Sequential(Pass):
         """Run the passes in order."""
         modified = False
         for position, pass_ in enumerate(self.passes):
-            self._progress(pass_.name, position, len(self.passes))
+            self._progress(pass_.name, 0, 1)
             try:
                 result = pass_(program)
             except LpcError as error:
@@ -142,7 +142,7 @@ class Sequential(Pass):
                 error.add_note(f"failing pass: {pass_.name}; already run: {done}")
                 raise
             program, modified = result.program, modified or result.modified
-        self._progress("done", len(self.passes), len(self.passes))
+            self._progress(pass_.name, 1, 1)
         return PassResult(program, modified)
 
 
