@@ -21,8 +21,8 @@ class BenchmarkOptions:
     ``repeats`` counted rounds (four times as many for decode steps, which are short) after ``warmup`` uncounted ones; a
     round runs every model once, in alternating order. A workload ends early, but not before 6 rounds, when it has taken
     ``max_seconds``; the rounds done are recorded. ``threads``: onnxruntime's threads, all cores if None.
-    ``beyond_context``: also time sequences
-    longer than the model's context, which says something of speed but not of use; such runs are marked.
+    ``beyond_context``: also time
+    sequences longer than the model's context, which says something of speed but not of use; such runs are marked.
 
     Raises ``OptionError``.
     """
