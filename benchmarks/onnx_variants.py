@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lpc.workload import Decoder, OnnxFolder, Workload
+from lpc.workload import Graph, OnnxFolder, Workload
 
 WORKLOADS = [
     Workload(phase="prefill", batch=1, tokens=128, past=0),
@@ -25,7 +25,7 @@ WORKLOADS = [
 ]
 
 
-def compare(base: Decoder, other: Decoder, workload: Workload, rounds: int, *, one_thread: bool) -> float:
+def compare(base: Graph, other: Graph, workload: Workload, rounds: int, *, one_thread: bool) -> float:
     """Median over the rounds of the other's time over the base's."""
     clock = time.process_time if one_thread else time.perf_counter
     pairs = [(decoder, decoder.feeds(workload)) for decoder in (other, base)]
@@ -48,9 +48,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    base = Decoder(OnnxFolder.find(arguments.folders[0]), arguments.threads)
+    base = Graph(OnnxFolder.find(arguments.folders[0]), arguments.threads)
     for folder in arguments.folders:
-        other = Decoder(OnnxFolder.find(folder), arguments.threads)
+        other = Graph(OnnxFolder.find(folder), arguments.threads)
         cells = []
         for workload in WORKLOADS:
             rounds = arguments.rounds * (4 if workload.phase == "decode" else 1)

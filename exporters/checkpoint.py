@@ -4,37 +4,51 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol, cast
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from exporters.modelling import needs_modelling_file, save_with_modelling_file
+from passes import compact_modeling
 from passes.errors import PostconditionError
 from passes.infra import Pass, PassResult
 from passes.models import base_model
 from passes.parity import Parity
 from passes.program import Program, respond
+from passes.tasks import model_class
+
+
+class Processor(Protocol):
+    """What turns raw data into a model's inputs: a tokenizer or an image processor."""
+
+    def save_pretrained(self, save_directory: str | Path) -> Any:
+        """Write it into a folder."""
 
 
 @dataclass(frozen=True)
 class SavePass(Pass):
-    """Writes config, safetensors weights, generation config and tokenizer, for plain ``from_pretrained``.
+    """Writes config, safetensors weights, generation config and processor, for plain ``from_pretrained``.
 
-    Ensures that a stock reload has the same tensors, and computes the same logits, bit for bit.
+    Ensures that a reload, with the stock class or else with the user's own, has the same tensors and computes the same
+    outputs, bit for bit.
     """
 
     folder: Path = field(metadata={"record": False})
-    tokenizer: PreTrainedTokenizerBase | None = field(default=None, metadata={"record": False})
+    processor: Processor | None = field(default=None, metadata={"record": False})
     name = "save"
 
     def call(self, program: Program) -> PassResult:
         """Write the folder."""
-        save_checkpoint(base_model(program.model), self.tokenizer, self.folder)
+        save_checkpoint(base_model(program.model), self.processor, self.folder)
         return PassResult(program, modified=False)
 
     def ensures(self, before: Program, after: Program) -> tuple[Parity, ...]:
         """Reload and compare."""
         model = base_model(after.model)
-        reloaded = reload(self.folder).to(next(model.parameters()).device)
+        reloaded = _load(type(model), self.folder) if _is_own(type(model)) else reload(self.folder)
+        reloaded = reloaded.to(next(model.parameters()).device)
         different = first_different_tensor(model, reloaded)
         if different is not None:
             raise PostconditionError(f"pass 'save' wrote a checkpoint whose {different} is not what was saved")
@@ -42,19 +56,42 @@ class SavePass(Pass):
         return (response.compare("save", respond(model, after.probe), tolerance=0.0),)
 
 
-def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
-    """Write a model, and its tokenizer if it has one, in Hugging Face's format; safetensors only."""
-    model.save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+def save_checkpoint(model: PreTrainedModel, processor: Processor | None, folder: Path) -> None:
+    """Write a model, and its tokenizer or image processor if it has one, in Hugging Face's format; safetensors only."""
+    if needs_modelling_file(model):
+        save_with_modelling_file(model, folder)
+    else:
+        model.save_pretrained(folder)
+    if processor is not None:
+        processor.save_pretrained(folder)
+
+
+def class_of(name: str, config: PreTrainedConfig, *, trust_remote_code: bool = False) -> type[PreTrainedModel]:
+    """The class to load a checkpoint with: transformers' own, or, only where that is trusted, the one that it brings.
+
+    Raises UnsupportedModelError if there is none.
+    """
+    own = getattr(config, "auto_map", None) or {}
+    reference = next((value for key, value in own.items() if key.startswith("AutoModel")), None)
+    if trust_remote_code and reference is not None:
+        return cast("type[PreTrainedModel]", get_class_from_dynamic_module(reference, name))
+    return model_class(config)
 
 
 def reload(folder: Path) -> PreTrainedModel:
-    """Load a checkpoint with the stock class: no network, no remote code, safetensors only."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
-    )
+    """Load a checkpoint with its stock class: no network, no remote code, safetensors only."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return _load(class_of(str(folder), config), folder)
+
+
+def _load(kind: type[PreTrainedModel], folder: Path) -> PreTrainedModel:
+    model: PreTrainedModel = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     return model.eval()
+
+
+def _is_own(kind: type[PreTrainedModel]) -> bool:
+    """Whether a class is the user's: neither one of transformers' nor one that lpc resized."""
+    return not kind.__module__.startswith(("transformers.", compact_modeling.__name__))
 
 
 def first_different_tensor(model: PreTrainedModel, other: PreTrainedModel) -> str | None:

@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from exporters.greedy import greedy_gap, require_greedy, torch_greedy
+from exporters.onnx_cache import flat_shapes, takes_positions
 from exporters.onnx_options import MODEL_FILE, OnnxOptions
-from exporters.onnx_verify import probe_ids
-from passes.errors import PostconditionError
-from passes.parity import Parity, rounding_tolerance
+from exporters.onnx_probes import position_limit, probe_ids, vocabulary
+from passes.errors import LpcError
+from passes.parity import Parity
 
 logger = logging.getLogger(__name__)
 
@@ -29,27 +31,36 @@ DEFAULT_CONTEXT = 2048
 PROMPT_TOKENS = 8
 
 
+class GenaiRefusedError(LpcError):
+    """GenAI cannot load or run a graph that onnxruntime runs; the message is GenAI's."""
+
+
 def context_length(model: PreTrainedModel) -> int:
     """The longest sequence the model was made for, in tokens."""
-    return int(getattr(model.config, "max_position_embeddings", None) or DEFAULT_CONTEXT)
+    return position_limit(model) or DEFAULT_CONTEXT
 
 
 def genai_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The content of ``genai_config.json``."""
-    config = model.config
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    """The content of ``genai_config.json``.
+
+    Sizes are those of the model's cache and embedding (of the first layer, where layers differ; GenAI reads each
+    layer's own from the graph). Only a model whose logits depend on positions has the input ``position_ids``.
+    """
+    config, shapes = model.config, flat_shapes(model)
+    kv_heads, head_size = shapes[0]
+    inputs = {"input_ids": "input_ids", "attention_mask": "attention_mask"}
+    if takes_positions(model):
+        inputs["position_ids"] = "position_ids"
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
         "filename": MODEL_FILE,
         "head_size": head_size,
-        "hidden_size": config.hidden_size,
-        "num_attention_heads": config.num_attention_heads,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_key_value_heads": getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+        "hidden_size": int(model.get_input_embeddings().weight.shape[1]),
+        "num_attention_heads": _query_heads(model, kv_heads),
+        "num_hidden_layers": len(shapes) // 2,
+        "num_key_value_heads": kv_heads,
         "inputs": {
-            "input_ids": "input_ids",
-            "attention_mask": "attention_mask",
-            "position_ids": "position_ids",
+            **inputs,
             "past_key_names": "past_key_values.%d.key",
             "past_value_names": "past_key_values.%d.value",
         },
@@ -63,7 +74,7 @@ def genai_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
         "type": config.model_type if config.model_type in MODEL_TYPES else "decoder",
         **_special_tokens(model, tokenizer),
         "context_length": context_length(model),
-        "vocab_size": config.vocab_size,
+        "vocab_size": vocabulary(model),
     }
     return {"model": {**head, "decoder": decoder}, "search": _search(model)}
 
@@ -73,6 +84,17 @@ def write_genai_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     path = folder / GENAI_CONFIG
     path.write_text(json.dumps(genai_config(model, tokenizer), indent=4) + "\n", encoding="utf-8")
     return path
+
+
+def _query_heads(model: PreTrainedModel, kv_heads: int) -> int:
+    """Query heads of the first attention module, however it keeps them; as many as KV heads if it does not say."""
+    for module in model.modules():
+        groups, heads = getattr(module, "num_key_value_groups", None), getattr(module, "num_heads", None)
+        if groups is not None:
+            return int(groups) * kv_heads
+        if heads is not None:
+            return int(heads)
+    return kv_heads
 
 
 def _special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, int | list[int]]:
@@ -116,54 +138,32 @@ def verify_greedy(model: PreTrainedModel, folder: Path, options: OnnxOptions) ->
 
     The value is 0 when all tokens are equal. Where a token differs, it is the gap between torch's logits of the two
     tokens, relative to the largest logit: a tie within rounding passes, anything else raises ``PostconditionError``.
+    Raises ``GenaiRefusedError`` if GenAI cannot load or run the graph.
     """
-    import onnxruntime_genai
-
-    context = context_length(model)
+    context, eos = context_length(model), model.generation_config.eos_token_id
     new = min(options.greedy_tokens, max(1, context // 2))
     rows = probe_ids(model, options.greedy_prompts, max(1, min(PROMPT_TOKENS, context - new)))
     prompts = [row[: 1 + index * 3] for index, row in enumerate(rows)]
-    references = [_torch_greedy(model, prompt, new) for prompt in prompts]
-    genai = onnxruntime_genai.Model(str(folder))  # after torch is done: its idle threads spin
-    gaps = [_greedy_gap(each, genai, prompt, new) for each, prompt in zip(references, prompts, strict=True)]
-    worst = max(range(len(gaps)), key=gaps.__getitem__)
-    parity = Parity("genai greedy tokens", gaps[worst], rounding_tolerance(options.torch_dtype))
-    if not parity.holds:
-        message = f"export: GenAI's tokens differ from generate's on probe prompt {worst}, and not by a tie: {parity}"
-        raise PostconditionError(message)
-    if gaps[worst] > 0:
-        logger.warning("GenAI chose another token than torch on probe prompt %d, at a tie: %s", worst, parity)
+    references = [
+        torch_greedy(model, {"input_ids": each[None], "attention_mask": torch.ones_like(each)[None]}, new, eos=eos)
+        for each in prompts
+    ]
+    answers = _genai_answers(folder, prompts, new)  # after torch is done: GenAI's idle threads spin
+    gaps = [greedy_gap(each, got) for each, got in zip(references, answers, strict=True)]
+    parity = require_greedy("genai greedy tokens", "GenAI's", gaps, options.torch_dtype)
+    if parity.value > 0:
+        logger.warning("GenAI chose another token than torch, at a tie: %s", parity)
     return parity
 
 
-def _greedy_gap(reference: Any, genai: Any, prompt: torch.Tensor, new: int) -> float:
-    """0 if the continuations are equal, else the relative gap of the two tokens' logits where they part."""
-    wanted, logits = reference.sequences[0].tolist(), reference.logits
-    got = _genai_greedy(genai, prompt, new)
-    for index in range(len(prompt), len(wanted)):
-        if index >= len(got):
-            return float("inf")
-        if got[index] != wanted[index]:
-            row = logits[index - len(prompt)][0]
-            return float((row[wanted[index]] - row[got[index]]).abs() / row.abs().max())
-    return 0.0
+def _genai_answers(folder: Path, prompts: list[torch.Tensor], new: int) -> list[list[int]]:
+    import onnxruntime_genai
 
-
-@torch.no_grad()
-def _torch_greedy(model: PreTrainedModel, prompt: torch.Tensor, new: int) -> Any:
-    settings = GenerationConfig(
-        max_new_tokens=new,
-        min_new_tokens=new,
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        eos_token_id=model.generation_config.eos_token_id,
-        pad_token_id=0,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    ids = prompt[None]
-    return model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+    try:
+        genai = onnxruntime_genai.Model(str(folder))
+        return [_genai_greedy(genai, prompt, new) for prompt in prompts]
+    except RuntimeError as error:
+        raise GenaiRefusedError(str(error).strip().split("\n")[0]) from error
 
 
 def _genai_greedy(genai: Any, prompt: torch.Tensor, new: int) -> list[int]:

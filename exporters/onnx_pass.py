@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
+from exporters.checkpoint import Processor
 from exporters.onnx_export import export_onnx
 from exporters.onnx_options import OnnxOptions
 from passes.infra import Pass, PassResult, plain
@@ -18,23 +17,29 @@ from passes.program import Program
 
 @dataclass(frozen=True)
 class ExportReport:
-    """How the graph was made, and what one token of one sequence adds to its cache, in bytes."""
+    """How the graphs were made, and what one token of one sequence adds to the cache, in bytes (0 without one).
 
+    ``no_genai``: why onnxruntime-genai cannot serve them, or None if it can.
+    """
+
+    kind: str
     opset: int
     dtype: str
     route: str
     kv_bytes_per_token: int
+    no_genai: str | None
 
 
 @dataclass(frozen=True)
 class ExportPass(Pass):
     """Writes the ONNX package into ``folder``. Leaves the model as it is.
 
-    Ensures that onnxruntime and GenAI answer as torch does: prefill, decode, padding, empty past, greedy tokens.
+    ``processor`` is the tokenizer or an image processor; only a causal language model cannot do without. Ensures that
+    onnxruntime (and GenAI, where it serves the model) answers as torch does.
     """
 
     folder: Path
-    tokenizer: PreTrainedTokenizerBase
+    processor: Processor | None = None
     onnx: OnnxOptions = OnnxOptions()
     name = "export"
 
@@ -45,6 +50,13 @@ class ExportPass(Pass):
 
     def call(self, program: Program) -> PassResult:
         """Export and verify."""
-        package = export_onnx(base_model(program.model), self.tokenizer, self.folder, self.onnx)
-        report = ExportReport(package.opset, package.dtype, package.route, package.kv_bytes_per_token)
+        package = export_onnx(base_model(program.model), self.processor, self.folder, self.onnx)
+        report = ExportReport(
+            kind=package.kind,
+            opset=package.opset,
+            dtype=package.dtype,
+            route=package.route,
+            kv_bytes_per_token=package.kv_bytes_per_token,
+            no_genai=package.no_genai,
+        )
         return PassResult(program, modified=False, report=report, parity=package.parity)

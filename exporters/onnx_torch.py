@@ -1,109 +1,137 @@
-"""The general road to ONNX: trace any causal language model with ``torch.onnx.export``.
-
-Slower (it imports torch's whole decomposition registry) and, for the families that ``onnx_decoder`` knows, no faster
-to run; it serves every other model whose cache is a plain list of keys and values.
-"""
+"""The general road to ONNX: ``torch.onnx.export`` of any module, and mends for what it or onnxruntime lacks."""
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch import nn
-from torch.export import Dim
-from transformers import DynamicCache, PreTrainedModel
+from torch._dynamo import config as dynamo_config
+from torch.nn import functional
+from transformers import PreTrainedModel
 
-from exporters.onnx_options import BATCH, PAST, SEQUENCE, TOTAL, input_names, present_names
+from exporters.onnx_cache import RUN_ERRORS
+from exporters.onnx_experts import traceable_experts
 from passes.errors import UnsupportedModelError
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-
-SAMPLE_BATCH, SAMPLE_TOKENS, SAMPLE_PAST = 2, 3, 4
-"""All at least 2 and all different: torch.export specialises on 0, on 1, and on sizes that happen to be equal."""
-
-
-class FlatCache(nn.Module):
-    """The model with its cache as flat tensors: ``(ids, mask, positions, *past) -> (logits, *present)``."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, *past: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        """Shapes as in ``onnx_decoder.build_decoder``; past and present hold key and value of each layer in turn."""
-        cache = fill_cache(past)
-        output = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return (output.logits, *cache_tensors(output.past_key_values))
+WIDENED = ("Add", "Div", "Mul", "Pow", "Sub")
+"""Arithmetic that onnxruntime cannot do in bfloat16 on CPU."""
 
 
-def fill_cache(past: tuple[torch.Tensor, ...]) -> DynamicCache:
-    """A cache that holds ``past`` (key and value of each layer in turn); sliding windows are left to the mask."""
-    cache = DynamicCache()
-    for layer in range(len(past) // 2):
-        cache.update(past[2 * layer], past[2 * layer + 1], layer)
-    return cache
+@dataclass(frozen=True, kw_only=True)
+class Tracing:
+    """What to trace with: sample tensors, their names, their dynamic dimensions, and the names of the outputs.
+
+    Sizes of dynamic dimensions must be at least 2 and all different: torch.export specialises on 0, on 1, and on sizes
+    that happen to be equal. Masks must hold a zero: an all-ones mask would be optimised away.
+    """
+
+    sample: tuple[torch.Tensor, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    dynamic: tuple[object, ...]
 
 
-def cache_tensors(cache: Any) -> tuple[torch.Tensor, ...]:
-    """Key and value of each layer in turn, (batch, KV heads, tokens, head_dim)."""
-    return tuple(tensor for layer in cache.layers for tensor in (layer.keys, layer.values))
-
-
-def trace_to_onnx(model: PreTrainedModel, path: Path, *, opset: int) -> int:
+def trace_to_onnx(model: PreTrainedModel, wrapper: nn.Module, tracing: Tracing, path: Path, *, opset: int) -> int:
     """Write ``path`` and its data file beside it; return the number of weights in the graph.
 
-    Raises ``UnsupportedModelError`` if torch cannot trace the model.
+    ``wrapper`` calls ``model`` with flat tensors and returns flat tensors. Raises ``UnsupportedModelError`` if torch
+    cannot trace it.
     """
-    wrapper = FlatCache(model).eval()
-    sample = _sample(model)
-    layers = (len(sample) - 3) // 2
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _ready_to_trace(model):
             program = torch.onnx.export(
-                wrapper,
-                sample,
+                wrapper.eval(),
+                tracing.sample,
                 dynamo=True,
                 opset_version=opset,
-                input_names=input_names(layers),
-                output_names=["logits", *present_names(layers)],
-                dynamic_shapes=_dynamic_shapes(layers),
+                input_names=list(tracing.inputs),
+                output_names=list(tracing.outputs),
+                dynamic_shapes=tracing.dynamic,
                 verbose=False,
             )
-    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-        message = f"torch.onnx.export cannot trace {type(model).__name__} ({model.config.model_type}): {error}"
+    except (torch.onnx.errors.OnnxExporterError, *RUN_ERRORS) as error:
+        message = f"torch.onnx.export cannot trace {type(model).__name__} ({model.config.model_type}): {_root(error)}"
         raise UnsupportedModelError(message) from error
     if program is None:
         raise UnsupportedModelError(f"torch.onnx.export returned nothing for {type(model).__name__}")
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces with the paths of this machine
+    _widen_bfloat16(program.model.graph)
     program.save(str(path), external_data=True)
     weights = program.model.graph.initializers.values()
     return sum(math.prod(int(size) for size in each.shape or ()) for each in weights if each.dtype in FLOATS)
 
 
-@torch.no_grad()
-def _sample(model: PreTrainedModel) -> tuple[torch.Tensor, ...]:
-    """Inputs to trace with; one row is padded, because an all-ones mask would be optimised away."""
-    ids = torch.ones(SAMPLE_BATCH, SAMPLE_PAST, dtype=torch.int64)
-    past = cache_tensors(model(input_ids=ids, past_key_values=DynamicCache(), use_cache=True).past_key_values)
-    mask = torch.ones(SAMPLE_BATCH, SAMPLE_PAST + SAMPLE_TOKENS, dtype=torch.int64)
-    mask[0, 0] = 0
-    positions = (mask.cumsum(-1) - 1).clamp_min(0)[:, SAMPLE_PAST:]
-    return ids[:, :SAMPLE_TOKENS].clone(), mask, positions, *past
+@contextmanager
+def _ready_to_trace(model: PreTrainedModel) -> Iterator[None]:
+    loggers = (logging.getLogger("torch.onnx"), logging.getLogger("torch.onnx._internal.exporter._registration"))
+    levels = [each.level for each in loggers]
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(dynamo_config.patch(fake_tensor_cache_enabled=False))  # a fifth faster without
+        stack.enter_context(warnings.catch_warnings())
+        stack.enter_context(traceable_experts(model))
+        stack.enter_context(_grouped_attention())
+        warnings.simplefilter("ignore")
+        for each in loggers:
+            each.setLevel(logging.ERROR)  # torchvision's operators are not needed
+        try:
+            yield
+        finally:
+            for each, level in zip(loggers, levels, strict=True):
+                each.setLevel(level)
 
 
-def _dynamic_shapes(layers: int) -> tuple[object, ...]:
-    cache = {0: Dim(BATCH), 2: Dim(PAST)}
-    tokens = {0: Dim(BATCH), 1: Dim(SEQUENCE)}
-    return tokens, {0: Dim(BATCH), 1: Dim(TOTAL)}, tokens, tuple(dict(cache) for _ in range(2 * layers))
+@contextmanager
+def _grouped_attention() -> Iterator[None]:
+    """Inside the block, attention that broadcasts its only KV head (Falcon) says so; torch's exporter has to know."""
+    original = functional.scaled_dot_product_attention
+
+    def grouped(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if query.ndim == 4 and key.shape[1] == 1 and query.shape[1] != 1:
+            kwargs["enable_gqa"] = True
+        return original(query, key, value, *args, **kwargs)
+
+    functional.scaled_dot_product_attention = grouped
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = original
+
+
+def _widen_bfloat16(graph: ir.Graph) -> None:
+    """Compute bfloat16 arithmetic (Falcon's ALiBi) in float32, rounded after each step: the same numbers."""
+    for node in list(graph.all_nodes()):
+        output = node.outputs[0]
+        if node.op_type not in WIDENED or output.dtype != ir.DataType.BFLOAT16:
+            continue
+        for index, value in enumerate(node.inputs):
+            wide = ir.node("Cast", [value], {"to": ir.DataType.FLOAT.value})
+            wide.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+            graph.insert_before(node, wide)
+            node.replace_input_with(index, wide.outputs[0])
+        users = list(output.uses())
+        output.type = ir.TensorType(ir.DataType.FLOAT)
+        narrow = ir.node("Cast", [output], {"to": ir.DataType.BFLOAT16.value})
+        narrow.outputs[0].type, narrow.outputs[0].shape = ir.TensorType(ir.DataType.BFLOAT16), output.shape
+        graph.insert_after(node, narrow)
+        for user, index in users:
+            user.replace_input_with(index, narrow.outputs[0])
+
+
+def _root(error: BaseException) -> str:
+    """The first line of the error at the bottom; the exporter's own message is a page of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines: Sequence[str] = str(error).strip().split("\n")
+    return f"{type(error).__name__}: {lines[0]}"

@@ -15,10 +15,18 @@ if TYPE_CHECKING:
     from lpc.compression import compress as compress
     from lpc.report import Report as Report
     from lpc.result import Result as Result
+    from lpc.scoring import Score as Score
+    from lpc.scoring import score as score
+    from lpc.source import load as load
     from passes.adapter import LoraOptions as LoraOptions
+    from passes.attention import AttentionLayout as AttentionLayout
+    from passes.attention import Packing as Packing
+    from passes.families import Family as Family
+    from passes.families import register_attention as register_attention
     from passes.importance import ImportanceOptions as ImportanceOptions
     from passes.plan import Plan as Plan
     from passes.schedule import Schedule as Schedule
+    from passes.trace import TraceOptions as TraceOptions
     from passes.tune import TuneOptions as TuneOptions
 
 _ERRORS = (
@@ -39,17 +47,25 @@ _ERRORS = (
 )
 
 _HOMES = {
+    "AttentionLayout": "passes.attention",
     "DataOptions": "lpc.compression",
+    "Family": "passes.families",
     "ImportanceOptions": "passes.importance",
     "LoraOptions": "passes.adapter",
     "OnnxOptions": "exporters.onnx_options",
+    "Packing": "passes.attention",
     "Plan": "passes.plan",
     "Report": "lpc.report",
     "Result": "lpc.result",
     "Schedule": "passes.schedule",
+    "Score": "lpc.scoring",
+    "TraceOptions": "passes.trace",
     "TuneOptions": "passes.tune",
     "apply": "lpc.compression",
     "compress": "lpc.compression",
+    "load": "lpc.source",
+    "register_attention": "passes.families",
+    "score": "lpc.scoring",
     **dict.fromkeys(_ERRORS, "passes.errors"),
 }
 

@@ -20,8 +20,8 @@ import onnxruntime
 from exporters.folder import write_text
 from lpc.benchmark_result import Benchmark, BenchmarkOptions, Footprint, ModelName, Run, Skipped
 from lpc.timing import Times, time_models
-from lpc.workload import OnnxFolder, Workload, workload_grid
-from passes.errors import ModelError
+from lpc.workload import OnnxFolder, Workload, forward_grid, workload_grid
+from passes.errors import ModelError, OptionError
 from passes.infra import Progress, silent
 
 __all__ = ["Benchmark", "BenchmarkOptions", "benchmark"]
@@ -44,7 +44,10 @@ def benchmark(
     Each is an lpc output or an ONNX folder. A time ratio is the median of the ratios of neighbouring runs, so that
     what slows the machine for a while slows both; see ``lpc.timing`` for how the models take turns.
 
-    Raises ``MissingFileError``, ``ModelError`` (onnxruntime refuses a model), ``OptionError``, ``OutputError``.
+    Decoders are timed at prefill and decode, models without a cache (encoders, image models) at their one call.
+
+    Raises ``MissingFileError``, ``ModelError`` (onnxruntime refuses a model), ``UnsupportedModelError`` (an
+    encoder-decoder), ``OptionError``, ``OutputError``.
     """
     options = options or BenchmarkOptions()
     folders: dict[ModelName, OnnxFolder] = {"pruned": OnnxFolder.find(folder)}
@@ -77,16 +80,31 @@ def benchmark(
 
 def _choose(options: BenchmarkOptions, folders: Sequence[OnnxFolder]) -> tuple[list[Workload], list[Skipped]]:
     """Workloads that fit into every model's context, and the others with the reason."""
-    limit = _context(folders)
+    limit, bounded = _context(folders), any(each.bounded for each in folders)
     chosen, skipped = [], []
-    for workload in workload_grid(options.batches, options.prefill_tokens, options.decode_pasts):
-        if options.beyond_context or limit is None or workload.length <= limit:
+    for workload in _grid(options, folders, limit):
+        if limit is None or workload.length <= limit or (options.beyond_context and not bounded):
             chosen.append(workload)
             continue
         reason = f"{workload.length} tokens are more than the model's context of {limit}"
         logger.warning("benchmark leaves out %s: %s", workload.key, reason)
         skipped.append(Skipped(**asdict(workload), reason=reason))
     return chosen, skipped
+
+
+def _grid(options: BenchmarkOptions, folders: Sequence[OnnxFolder], limit: int | None) -> list[Workload]:
+    """Prefill and decode of decoders; the one call of other models, at their longest if no asked-for length fits."""
+    if len({(each.has_cache, each.takes_images) for each in folders}) > 1:
+        raise OptionError(
+            "the two models are not of one kind (a decoder, an encoder, an image model): name two that are"
+        )
+    if folders[0].has_cache:
+        return workload_grid(options.batches, options.prefill_tokens, options.decode_pasts)
+    if folders[0].takes_images:
+        return forward_grid(options.batches, (0,))
+    lengths = options.prefill_tokens or (limit or 1,)
+    fits = limit is None or min(lengths) <= limit
+    return forward_grid(options.batches, lengths if fits else (*lengths, limit or 1))
 
 
 def _context(folders: Sequence[OnnxFolder]) -> int | None:
@@ -109,7 +127,7 @@ def _run(name: ModelName, workload: Workload, seconds: Sequence[float], context:
 
 
 def _footprint(folder: OnnxFolder, workloads: Sequence[Workload], options: BenchmarkOptions) -> Footprint:
-    prefills = [each for each in workloads if each.phase == "prefill"]
+    prefills = [each for each in workloads if each.phase != "decode"]
     largest = max(prefills, key=lambda each: each.batch * each.tokens, default=None)
     batch, tokens = (largest.batch, largest.tokens) if largest else (1, 1)
     arguments = [str(folder.path.parent), str(options.thread_count), str(batch), str(tokens)]
@@ -151,8 +169,9 @@ def _size_ratios(footprints: Mapping[ModelName, Footprint]) -> dict[str, float]:
     """Pruned over dense: file size, cache, peak memory, load time."""
     if "dense" not in footprints:
         return {}
+    pruned, dense = (asdict(footprints[name]) for name in ("pruned", "dense"))
     names = ("file_bytes", "kv_bytes_per_token", "peak_memory_bytes", "load_s")
-    return {name: getattr(footprints["pruned"], name) / getattr(footprints["dense"], name) for name in names}
+    return {name: pruned[name] / dense[name] for name in names if dense[name]}
 
 
 def _machine(options: BenchmarkOptions) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from lpc.workload import Decoder, OnnxFolder, Workload
+from lpc.workload import Graph, OnnxFolder, Workload
 
 PROC_STATUS = Path("/proc/self/status")
 
@@ -31,18 +31,19 @@ def peak_bytes() -> int:
 
 def main(folder: str, threads: str, batch: str, tokens: str) -> None:
     """Measure and print."""
+    found_folder = OnnxFolder.find(Path(folder))
     before = int(psutil.Process().memory_info().rss)
     start = time.perf_counter()
-    decoder = Decoder(OnnxFolder.find(Path(folder)), int(threads))
+    graph = Graph(found_folder, int(threads))
     load_seconds = time.perf_counter() - start
     loaded = peak_bytes()
-    decoder.run(decoder.feeds(Workload(phase="prefill", batch=int(batch), tokens=int(tokens), past=0)))
+    graph.run(graph.feeds(Workload(phase="forward", batch=int(batch), tokens=int(tokens), past=0)))
     found = {
         "load_s": load_seconds,
         "baseline_bytes": before,
         "peak_loaded_bytes": loaded,
         "peak_memory_bytes": peak_bytes(),
-        "kv_bytes_per_token": decoder.kv_bytes_per_token,
+        "kv_bytes_per_token": graph.kv_bytes_per_token,
     }
     sys.stdout.write(json.dumps(found) + "\n")
 

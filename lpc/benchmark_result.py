@@ -57,6 +57,8 @@ class BenchmarkOptions:
 class Run:
     """One model's times on one workload, in milliseconds; ``tokens_per_s`` counts new tokens of all sequences.
 
+    Of images, ``tokens`` and ``tokens_per_s`` are 0.
+
     ``beyond_context``: the sequence is longer than the model's context.
     """
 

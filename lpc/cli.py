@@ -23,13 +23,24 @@ Force = Annotated[bool, typer.Option("--force", help="Write into an output folde
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, or a name on the Hugging Face hub.")]
 Multiple = Annotated[int | None, typer.Option(help="Round MLP widths to this (default: 64 from 1024 up, else 8).")]
 SequenceLength = Annotated[int | None, typer.Option(help="Tokens a sequence (default: 256 or the context).")]
+QueryHeads = Annotated[bool, typer.Option("--query-heads", help="Keep all KV heads; prune query heads inside a group.")]
+CustomCode = Annotated[
+    bool, typer.Option("--custom-code", help="Allow sizes that no stock class holds; adds a modelling file.")
+]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a hub model.")]
 
 
 @app.command()
 def compress(
     model: Model,
-    data: Annotated[list[Path], typer.Option("--data", help="Text or .jsonl file to tune on; may be repeated.")],
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            "--data",
+            help="What to tune on; may be repeated. A causal LM: text or .jsonl files with `text`. Any model: .jsonl "
+            "with the model's inputs and labels, or a folder saved by datasets' save_to_disk.",
+        ),
+    ],
     ratio: Annotated[float, typer.Option(help="Share of all parameters to remove, between 0 and 1.")],
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 200,
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("lpc-out"),
@@ -39,6 +50,8 @@ def compress(
     sequence_length: SequenceLength = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate (default: by width).")] = None,
     multiple: Multiple = None,
+    query_heads: QueryHeads = False,
+    custom_code: CustomCode = False,
     checkpoints: Annotated[Path | None, typer.Option(help="Folder for training checkpoints.")] = None,
     save_every: Annotated[int | None, typer.Option(help="Steps between two checkpoints.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint.")] = False,
@@ -54,6 +67,7 @@ def compress(
     from lpc.compression import DataOptions
     from lpc.compression import compress as run
     from lpc.tables import show_report
+    from passes.trace import TraceOptions
     from passes.tune import TuneOptions
 
     check_output(out, force=force)
@@ -67,6 +81,7 @@ def compress(
             multiple=multiple,
             tune=tune,
             text=DataOptions(sequence_length=sequence_length),
+            trace=TraceOptions(query_heads=query_heads, custom_code=custom_code),
             trust_remote_code=trust_remote_code,
             progress=progress,
         )
@@ -75,13 +90,13 @@ def compress(
 
 
 @app.command()
-def inspect(model: Model, json: Json = False) -> None:
+def inspect(model: Model, query_heads: QueryHeads = False, custom_code: CustomCode = False, json: Json = False) -> None:
     """Show MODEL's dimensions, their units, and what each unit costs. A folder with only a config.json is enough."""
     from lpc.inspection import inspect as run
     from lpc.tables import show_inspection
 
     with console.progress_bars():
-        found = run(model)
+        found = run(model, query_heads=query_heads, custom_code=custom_code)
     show_inspection(found, as_json=json)
 
 

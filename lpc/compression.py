@@ -3,83 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
 
-from lpc.data import BlockDataset, Data, split_heldout, token_sequences
-from lpc.perplexity import Perplexity, token_perplexity
-from lpc.report import HeldOut, Report
+from exporters.checkpoint import Processor
+from lpc.material import AnyData, DataOptions, Material, prepare
+from lpc.report import HeldOut, Measure, Report
 from lpc.result import Result
+from lpc.scoring import Score
 from lpc.source import ModelLike, Source, load_adapter, load_source
 from passes.adapter import LoraOptions
 from passes.attach import AttachPass
 from passes.decide import DecidePass, ReplayPass
-from passes.errors import OptionError
+from passes.graph import Kind
 from passes.infra import Pass, Progress, Sequential, plain, silent
 from passes.masks import masked
 from passes.merge import MergePass
-from passes.models import base_model
 from passes.plan import Plan
 from passes.program import Program
 from passes.shrink import ShrinkPass
 from passes.target import Target
-from passes.trace import TracePass
+from passes.trace import TraceOptions, TracePass
 from passes.tune import TuneOptions, TunePass
 
+__all__ = ["DataOptions", "apply", "compress"]
 
-@dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """How text becomes sequences.
-
-    ``sequence_length`` in tokens (default: 256, or the model's context if that is shorter). The last
-    ``heldout_fraction`` of the stream, at most ``heldout_sequences``, is neither scored nor tuned on and gives the
-    report's perplexities.
-    """
-
-    sequence_length: int | None = None
-    heldout_fraction: float = 0.05
-    heldout_sequences: int = 64
-
-    def __post_init__(self) -> None:
-        if self.sequence_length is not None and self.sequence_length < 2:
-            raise OptionError(f"sequence_length must be at least 2, got {self.sequence_length}")
-        if not 0 < self.heldout_fraction < 1:
-            raise OptionError(f"heldout_fraction must lie between 0 and 1, got {self.heldout_fraction}")
-        if self.heldout_sequences < 1:
-            raise OptionError(f"heldout_sequences must be at least 1, got {self.heldout_sequences}")
-
-
-DEFAULT_SEQUENCE_LENGTH = 256
 DEFAULT_LORA = LoraOptions()
 DEFAULT_TUNE = TuneOptions()
 DEFAULT_TEXT = DataOptions()
+DEFAULT_TRACE = TraceOptions()
 
 
 def compress(
     model: ModelLike,
-    data: Data,
+    data: AnyData,
     ratio: float,
     *,
     steps: int | None = None,
     seed: int | None = None,
     multiple: int | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: Processor | None = None,
     lora: LoraOptions = DEFAULT_LORA,
     tune: TuneOptions = DEFAULT_TUNE,
     text: DataOptions = DEFAULT_TEXT,
+    trace: TraceOptions = DEFAULT_TRACE,
     trust_remote_code: bool = False,
     progress: Progress = silent,
 ) -> Result:
     """Make a model smaller by ``ratio`` of all its parameters, and prove that nothing but the removal changed.
 
-    ``model`` is a live transformers or peft model (never changed), a local folder or a hub name; ``data`` is a path or
-    paths, a list of texts, a ``datasets.Dataset`` or token-id sequences. ``steps`` and ``seed`` are short for the same
-    fields of ``tune``. ``multiple`` is what MLP widths are rounded to (default: 64 from 1024 channels up, else 8).
+    ``model`` is a live transformers or peft model (never changed), a local folder or a hub name. ``data`` for a causal
+    language model is text: a path or paths, a list of texts, a ``datasets.Dataset`` or token-id sequences; or, for any
+    model, rows with the inputs that its ``forward`` takes, labels among them: a ``datasets.Dataset``, a torch data set,
+    a list of dicts, a ``.jsonl`` file or a folder that ``datasets`` saved. The loss is the model's own.
+
+    ``tokenizer`` may be an image processor as well; it is saved with the model (default: what lies beside the model).
+    ``steps`` and ``seed`` are short for the same fields of ``tune``. ``multiple`` is what MLP widths are rounded to
+    (default: 64 from 1024 channels up, else 8). ``trace`` says which heads may go: query heads inside their groups
+    (``query_heads``), and heads that no stock class can do without (``custom_code``; the checkpoint then needs
+    ``trust_remote_code``).
 
     Raises LpcError: OptionError, MissingFileError, DataError, ModelError, UnsupportedModelError, TokenizerError for
     what the user gave, UnreachableRatioError stating the largest ratio, PostconditionError if a verification fails.
@@ -87,24 +72,24 @@ def compress(
     target = Target(ratio=ratio, multiple=multiple)
     tune = replace(tune, steps=tune.steps if steps is None else steps, seed=tune.seed if seed is None else seed)
     source = load_source(model, tokenizer, trust_remote_code=trust_remote_code)
-    program = TracePass()(Program.start(source.model)).program
-    target.widths(program.traced)
-    train, heldout = _sequences(source, data, text, tune)
-    dense = token_perplexity(program.model, heldout)
+    program = TracePass(trace)(Program.start(source.model)).program
+    target.counts(program.traced)
+    material = prepare(source, data, text)
+    dense = material.measure(program.model)
     progress("held-out", 1, 3)
     own_adapter = isinstance(program.model, PeftModel)
     program = Sequential(
         AttachPass(lora, tune.seed),
-        TunePass(target, BlockDataset(train), tune, progress),
+        TunePass(target, material.train, tune, progress, collate=material.collate),
         DecidePass(target, tune.criterion, _choices(tune)),
         progress=progress,
     )(program).program
-    removed = None if own_adapter else _removed_perplexity(program, heldout)
+    removed = None if own_adapter else _removed(program, material)
     progress("held-out", 2, 3)
     program = Sequential(MergePass(), ShrinkPass(), progress=progress)(program).program
-    pruned = token_perplexity(program.model, heldout)
+    pruned = material.measure(program.model)
     progress("held-out", 3, 3)
-    return _result(source, program, _heldout(dense, removed, pruned))
+    return _result(source, program, _heldout(material, dense, removed, pruned))
 
 
 def apply(
@@ -112,7 +97,7 @@ def apply(
     model: ModelLike,
     *,
     adapter: PeftModel | str | Path | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: Processor | None = None,
     trust_remote_code: bool = False,
 ) -> Result:
     """Replay a plan without data and without training: the same compact checkpoint again, bit for bit.
@@ -127,30 +112,22 @@ def apply(
         source = load_source(model, tokenizer, trust_remote_code=trust_remote_code)
         if adapter is not None:
             source = replace(source, model=load_adapter(source.model, adapter))
-    steps: list[Pass] = [TracePass(), ReplayPass(plan), MergePass(), ShrinkPass()]
+    steps: list[Pass] = [TracePass(_trace_of(plan)), ReplayPass(plan), MergePass(), ShrinkPass()]
     return _result(source, Sequential(*steps)(Program.start(source.model)).program, None)
 
 
-def _sequences(source: Source, data: Data, text: DataOptions, tune: TuneOptions) -> tuple[torch.Tensor, torch.Tensor]:
-    """Training and held-out sequences, [n, sequence_length] each."""
-    config = base_model(source.model).config
-    length = text.sequence_length or min(DEFAULT_SEQUENCE_LENGTH, config.max_position_embeddings)
-    if length > config.max_position_embeddings:
-        raise OptionError(
-            f"sequence_length {length} is longer than the model's context of {config.max_position_embeddings} tokens"
-        )
-    blocks = token_sequences(data, source.tokenizer, sequence_length=length, vocab_size=config.vocab_size).tensor
-    fraction = min(text.heldout_fraction, text.heldout_sequences / len(blocks))
-    return split_heldout(blocks, fraction)
+def _trace_of(plan: Plan) -> TraceOptions:
+    """Options under which the plan's dimensions are found, and none of its counts is refused."""
+    return TraceOptions(query_heads=any(f".{Kind.QUERY_HEADS}." in name for name in plan.kept), custom_code=True)
 
 
-def _heldout(dense: Perplexity, removed: float | None, pruned: Perplexity) -> HeldOut:
+def _heldout(material: Material, dense: Score, removed: Score | None, pruned: Score) -> HeldOut:
+    before, between = dense.measures, removed.measures if removed else {}
     return HeldOut(
-        dense=dense.value,
-        removed=removed,
-        pruned=pruned.value,
-        tokens=pruned.tokens,
-        context_length=pruned.context_length,
+        measures={name: Measure(before[name], between.get(name), value) for name, value in pruned.measures.items()},
+        rows=pruned.rows,
+        labels=pruned.labels,
+        context_length=material.context_length,
     )
 
 
@@ -160,15 +137,15 @@ def _choices(tune: TuneOptions) -> Mapping[str, Any]:
     return {name: plain(getattr(tune, name)) for name in names}
 
 
-def _removed_perplexity(program: Program, heldout: torch.Tensor) -> float:
-    """Perplexity of the dense weights with the units gone and nothing healed."""
+def _removed(program: Program, material: Material) -> Score:
+    """The measure of the dense weights with the units gone and nothing healed."""
     assert isinstance(program.model, PeftModel)
     assert program.masks is not None
     with program.model.disable_adapter(), masked(program.model, program.traced, program.masks):
-        return token_perplexity(program.model, heldout).value
+        return material.measure(program.model)
 
 
 def _result(source: Source, program: Program, heldout: HeldOut | None) -> Result:
     assert program.plan is not None
     report = Report.of(source.name, program.traced, program.plan, program.history, heldout)
-    return Result(program=program, report=report, tokenizer=source.tokenizer)
+    return Result(program=program, report=report, processor=source.processor)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from exporters.folder import staged_folder
-from exporters.onnx_export import export_onnx
+from exporters.onnx_export import export_onnx, needs_tokenizer
 from exporters.onnx_options import OnnxOptions, OnnxPackage
 from lpc.source import load_source
 from passes.errors import MissingFileError, TokenizerError
@@ -18,15 +18,19 @@ def export(
 ) -> OnnxPackage:
     """Write the ONNX package of a checkpoint folder into ``out``, verified; the folder appears whole or not at all.
 
+    A causal language model, an encoder with a head, an image classifier, or an encoder-decoder; the first needs its
+    tokenizer beside it, the others' tokenizer or image processor is taken along where there is one.
+
     Raises MissingFileError, ModelError, UnsupportedModelError, TokenizerError, OutputExistsError, OutputError, and
-    PostconditionError when the graph does not compute what torch computes.
+    PostconditionError when a graph does not compute what torch computes.
     """
     if not Path(model).is_dir():
         raise MissingFileError(f"there is no checkpoint folder {model}")
     source = load_source(model)
     check_finite(source.model)
-    if source.tokenizer is None:
+    plain = base_model(source.model)
+    if source.tokenizer is None and needs_tokenizer(plain):
         raise TokenizerError(f"there is no tokenizer in {model}, and an ONNX package needs one: save it there first")
     with staged_folder(Path(out), force=force) as stage:
-        package = export_onnx(base_model(source.model), source.tokenizer, stage, options)
+        package = export_onnx(plain, source.processor, stage, options)
     return replace(package, folder=Path(out))

@@ -2,42 +2,57 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lpc.source import load_config
-from passes.graph import Cost, Kind, PruningGraph
+from passes.graph import Cost, Kind, PruningGraph, Width
 from passes.infra import plain
-from passes.target import default_multiple, floor_ratio, reachable_channels
-from passes.trace import trace
+from passes.target import default_multiple, largest_ratio, reachable_counts
+from passes.tasks import model_class, task_of
+from passes.trace import TraceOptions, trace
 
 
-@dataclass(frozen=True)
-class DimensionSummary:
-    """The dimensions of one kind, which are alike in every layer; ``slices`` are those of the first one."""
+@dataclass(frozen=True, kw_only=True)
+class WidthSummary:
+    """The dimensions of one width, which are alike in every layer; ``slices`` are those of the first one.
 
+    ``units`` a dimension, of which ``least`` must stay; ``unit_parameters`` a unit; ``share`` of all parameters.
+    ``fixed`` says why no unit can go, or is None.
+    """
+
+    width: str
     kind: Kind
-    layers: int
+    dimensions: int
     units: int
+    least: int
     unit_parameters: int
     share: float
+    fixed: str | None
     slices: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What lpc sees in a model. ``share`` is a fraction of all parameters; ``largest_ratio`` is what can be removed."""
+    """What lpc sees in a model.
+
+    ``prunable`` is the share of all parameters that belongs to units that can go, ``largest_ratio`` what can be removed
+    of all, ``multiple`` what MLP widths are rounded to, ``untouched`` why the other parts stay as they are.
+    """
 
     model: str
     family: str
-    layers: int
-    head_dim: int
-    query_heads_per_group: int
+    model_class: str
+    task: str
     cost: Cost
-    multiple: int
+    multiple: int | None
+    prunable: float
     largest_ratio: float
-    dimensions: tuple[DimensionSummary, ...]
+    widths: tuple[WidthSummary, ...]
+    untouched: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -45,33 +60,75 @@ class Inspection:
         return values
 
 
-def inspect(model: str | Path) -> Inspection:
+def inspect(model: str | Path, *, query_heads: bool = False, custom_code: bool = False) -> Inspection:
     """Inspect a local folder (its ``config.json`` is enough) or a hub model; allocates no weights.
 
-    Raises MissingFileError, ModelError, or UnsupportedModelError with the reason.
+    The options are those of ``TraceOptions``. Raises MissingFileError, ModelError, or UnsupportedModelError with the
+    reason.
     """
-    graph = trace(load_config(model))
-    multiple = default_multiple(graph)
-    smallest = graph.uniform(graph.group_counts[0], reachable_channels(graph, multiple)[0])
-    dense = graph.parameters()
+    config = load_config(model)
+    found = model_class(config)
+    graph = trace(config, model_type=found, options=TraceOptions(query_heads=query_heads, custom_code=custom_code))
+    widths = tuple(_summary(graph, width) for width in graph.widths)
+    fine = [width.size for width in graph.widths if width.kind.is_fine]
     return Inspection(
         model=str(model),
         family=graph.family,
-        layers=graph.layers,
-        head_dim=graph.head_dim,
-        query_heads_per_group=graph.query_heads_per_group,
+        model_class=found.__name__,
+        task=str(task_of(found)),
         cost=graph.cost(),
-        multiple=multiple,
-        largest_ratio=floor_ratio(1 - graph.parameters(smallest) / dense),
-        dimensions=tuple(_summary(graph, kind, dense) for kind in Kind),
+        multiple=default_multiple(max(fine)) if fine else None,
+        prunable=_prunable(graph),
+        largest_ratio=largest_ratio(graph),
+        widths=widths,
+        untouched=untouched(graph),
     )
 
 
-def _summary(graph: PruningGraph, kind: Kind, dense: int) -> DimensionSummary:
-    dimensions = graph.of_kind(kind)
+def untouched(graph: PruningGraph) -> dict[str, str]:
+    """What nothing is removed from, and why."""
+    sliced = set(graph.slices_of)
+    rest = sum(graph.numel(name, {}) for name in graph.shapes if name not in sliced)
+    share = rest / graph.parameters()
+    others = f"the hidden size and the vocabulary stay ({share:.1%} of the parameters)"
+    return {**graph.untouched, "embeddings, norms and the task's head": others}
+
+
+def _prunable(graph: PruningGraph) -> float:
+    """The share of the parameters that lies in units that can go; nested ones (channels in experts) count once."""
+    free = {width.name for width in graph.widths if width.name not in graph.untouched}
+    total = 0.0
+    for parameter, owners in graph.slices_of.items():
+        entries = math.prod(graph.shapes[parameter])
+        inside: dict[int, float] = {}
+        for dimension, part in owners:
+            if dimension.width in free:
+                owned = dimension.size * part.width / graph.shapes[parameter][part.axis]
+                lanes = 1 if part.at is None else graph.shapes[parameter][0]
+                inside[part.axis] = inside.get(part.axis, 0.0) + owned / lanes
+        total += entries * max(inside.values(), default=0.0)
+    return total / graph.parameters()
+
+
+def _summary(graph: PruningGraph, width: Width) -> WidthSummary:
+    dimensions = graph.of_width(width.name)
     first = dimensions[0]
     unit = graph.unit_parameters(first)
-    slices = tuple(f"{part.parameter} axis {part.axis} × {part.block}" for part in first.slices)
-    return DimensionSummary(
-        kind, len(dimensions), first.size, unit, unit * first.size * len(dimensions) / dense, slices
+    owned = sum(graph.unit_parameters(d) * d.size for d in dimensions)
+    return WidthSummary(
+        width=width.name,
+        kind=first.kind,
+        dimensions=len(dimensions),
+        units=first.size,
+        least=reachable_counts(width, None)[0],
+        unit_parameters=unit,
+        share=owned / graph.parameters(),
+        fixed=graph.untouched.get(width.name),
+        slices=tuple(_described(part.parameter, part.axis, part.segments, part.at) for part in first.slices),
     )
+
+
+def _described(parameter: str, axis: int, segments: tuple[tuple[int, int], ...], at: int | None) -> str:
+    place = f"{parameter}[{at}]" if at is not None else parameter
+    blocks = " + ".join(f"{block} from {start}" if start else str(block) for start, block in segments)
+    return f"{place} axis {axis} × {blocks}"

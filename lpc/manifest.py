@@ -13,7 +13,7 @@ from exporters.folder import sha256, write_text
 from lpc.report import render
 from passes.errors import DataError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "lpc.json"
 REPORT = "report.md"
 PACKAGES = (

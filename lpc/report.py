@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lpc.evaluation.tables import evaluation_rows
-from passes.graph import Cost, Kind, PruningGraph
+from lpc.inspection import untouched
+from passes.graph import Cost, PruningGraph
 from passes.infra import plain
 from passes.instruments import PassRecord
 from passes.plan import Plan
@@ -15,26 +16,39 @@ from passes.plan import Plan
 
 @dataclass(frozen=True)
 class Widths:
-    """What every layer of a uniform model has."""
+    """The units of one width in each of its dimensions: when dense, and the least, most and mean that are kept."""
 
-    query_heads: int
-    kv_heads: int
-    mlp_channels: int
+    dense: int
+    least: int
+    most: int
+    mean: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class HeldOut:
-    """Token perplexities on text that was neither scored nor tuned on.
+@dataclass(frozen=True)
+class Measure:
+    """One measure on held-out data.
 
     ``removed``: the units gone and nothing healed (None if the model came with an adapter of its own).
-    ``pruned``: after tuning. ``context_length`` is in tokens.
+    ``pruned``: after tuning.
     """
 
     dense: float
     removed: float | None
     pruned: float
-    tokens: int
-    context_length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Measures on data that were neither scored nor tuned on, by name: loss, perplexity, accuracy.
+
+    Taken over ``labels`` labels (tokens, in a language model) of ``rows`` rows. ``context_length``, in tokens, is that
+    of the rows if they were cut from text, else None.
+    """
+
+    measures: Mapping[str, Measure]
+    rows: int
+    labels: int
+    context_length: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +61,8 @@ class Report:
     achieved_ratio: float
     dense: Cost
     pruned: Cost
-    dense_widths: Widths
-    pruned_widths: Widths
+    widths: Mapping[str, Widths]
+    untouched: Mapping[str, str]
     heldout: HeldOut | None
     passes: tuple[PassRecord, ...]
 
@@ -65,8 +79,8 @@ class Report:
             achieved_ratio=plan.achieved_ratio,
             dense=graph.cost(),
             pruned=graph.cost(counts),
-            dense_widths=_widths(graph, {d.name: d.size for d in graph.dimensions}),
-            pruned_widths=_widths(graph, counts),
+            widths=_widths(graph, counts),
+            untouched=untouched(graph),
             heldout=heldout,
             passes=passes,
         )
@@ -78,7 +92,8 @@ class Report:
             "target": {"parameters": self.pruned.parameters},
             "ratio": {"asked": self.ratio, "achieved": self.achieved_ratio},
             "cost": {"dense": plain(self.dense), "pruned": plain(self.pruned)},
-            "widths": {"dense": plain(self.dense_widths), "pruned": plain(self.pruned_widths)},
+            "widths": {name: plain(widths) for name, widths in self.widths.items()},
+            "untouched": dict(self.untouched),
             "heldout": plain(self.heldout),
             "passes": [_record(record) for record in self.passes],
             "parity": {
@@ -97,9 +112,12 @@ def _record(record: PassRecord) -> dict[str, Any]:
     return {name: value for name, value in plain(record).items() if name != "report" or value is not None}
 
 
-def _widths(graph: PruningGraph, counts: Mapping[str, int]) -> Widths:
-    groups, channels = (counts[graph.of_kind(kind)[0].name] for kind in (Kind.KV_GROUPS, Kind.MLP_CHANNELS))
-    return Widths(groups * graph.query_heads_per_group, groups, channels)
+def _widths(graph: PruningGraph, counts: Mapping[str, int]) -> dict[str, Widths]:
+    found = {}
+    for width in graph.widths:
+        kept = [counts[dimension.name] for dimension in graph.of_width(width.name)]
+        found[width.name] = Widths(width.size, min(kept), max(kept), sum(kept) / len(kept))
+    return found
 
 
 def render(
@@ -108,7 +126,7 @@ def render(
     evaluation: Mapping[str, Any] | None = None,
 ) -> str:
     """Markdown of ``lpc.json`` and, where they are there, ``benchmark.json`` and ``eval.json``."""
-    sections = [_headline(manifest), _sizes(manifest), _quality(manifest)]
+    sections = [_headline(manifest), _sizes(manifest), _untouched(manifest), _quality(manifest)]
     if evaluation:
         sections.append(_evaluation(evaluation))
     if benchmark:
@@ -132,29 +150,46 @@ def _headline(manifest: Mapping[str, Any]) -> str:
     )
 
 
-SIZE_ROWS = {
-    "cost": {
-        "parameters": "parameters",
-        "macs": "MACs a token (linear layers)",
-        "weight_bytes": "weight bytes",
-        "kv_cache_bytes": "KV-cache bytes a token",
-    },
-    "widths": {
-        "query_heads": "query heads a layer",
-        "kv_heads": "KV heads a layer",
-        "mlp_channels": "MLP channels a layer",
-    },
+COST_LABELS = {
+    "parameters": "parameters",
+    "macs": "MACs a token (linear layers)",
+    "weight_bytes": "weight bytes",
+    "kv_cache_bytes": "KV-cache bytes a token",
 }
+
+WORDS = {"kv": "KV", "mlp": "MLP"}
 
 
 def size_rows(manifest: Mapping[str, Any]) -> list[list[str]]:
-    """Rows of label, dense, pruned and ratio, for the table of sizes."""
-    rows = []
-    for section, labels in SIZE_ROWS.items():
-        dense, pruned = manifest[section]["dense"], manifest[section]["pruned"]
-        for key, label in labels.items():
-            rows.append([label, f"{dense[key]:,}", f"{pruned[key]:,}", f"{pruned[key] / dense[key]:.3f}"])
-    return rows
+    """Rows of label, dense, pruned and ratio, for the table of sizes; costs that a model does not have are left out."""
+    dense, pruned = manifest["cost"]["dense"], manifest["cost"]["pruned"]
+    rows = [
+        [label, f"{dense[key]:,}", f"{pruned[key]:,}", f"{pruned[key] / dense[key]:.3f}"]
+        for key, label in COST_LABELS.items()
+        if dense[key]
+    ]
+    return rows + [_width_row(name, widths) for name, widths in manifest["widths"].items()]
+
+
+def _width_row(name: str, widths: Mapping[str, Any]) -> list[str]:
+    label = " ".join(WORDS.get(word, word) for word in name.replace(".", "_").split("_"))
+    kept = f"{widths['most']:,}"
+    if widths["least"] < widths["most"]:
+        kept = f"{widths['least']:,} to {kept}"
+    return [f"{label} a layer", f"{widths['dense']:,}", kept, f"{widths['mean'] / widths['dense']:.3f}"]
+
+
+def heldout_rows(heldout: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of measure, dense, removed but not healed, pruned and tuned."""
+    return [
+        [name, *("n/a" if m[at] is None else show_measure(name, m[at]) for at in ("dense", "removed", "pruned"))]
+        for name, m in heldout["measures"].items()
+    ]
+
+
+def show_measure(name: str, value: float) -> str:
+    """A measure as it is printed: accuracy in percent, perplexity and loss as numbers."""
+    return f"{value:.1%}" if name == "accuracy" else f"{value:.2f}" if name == "perplexity" else f"{value:.4f}"
 
 
 def _sizes(manifest: Mapping[str, Any]) -> str:
@@ -165,13 +200,17 @@ def _quality(manifest: Mapping[str, Any]) -> str:
     heldout = manifest.get("heldout")
     if not heldout:
         return ""
-    removed = "n/a" if heldout["removed"] is None else f"{heldout['removed']:.2f}"
-    rows = [[f"{heldout['dense']:.2f}", removed, f"{heldout['pruned']:.2f}"]]
-    return (
-        f"## Held-out perplexity a token\n\nOn {heldout['tokens']:,} tokens that were neither scored nor tuned on, "
-        f"in windows of {heldout['context_length']}.\n\n"
-        + table(["dense", "removed, not healed", "pruned and tuned"], rows)
+    context = heldout["context_length"]
+    windows = f", {heldout['labels']:,} tokens in windows of {context}" if context else ""
+    what = f"On {heldout['rows']:,} held-out {'sequences' if context else 'rows'}{windows}"
+    return f"## Quality\n\n{what}, neither scored nor tuned on.\n\n" + table(
+        ["", "dense", "removed, not healed", "pruned and tuned"], heldout_rows(heldout)
     )
+
+
+def _untouched(manifest: Mapping[str, Any]) -> str:
+    left = manifest.get("untouched")
+    return "## Left whole\n\n" + "\n".join(f"- {part}: {why}" for part, why in left.items()) if left else ""
 
 
 def _evaluation(evaluation: Mapping[str, Any]) -> str:
@@ -191,7 +230,7 @@ def speed_rows(benchmark: Mapping[str, Any]) -> list[list[str]]:
     for (phase, batch, tokens, past), medians in workloads.items():
         times = [f"{medians[model]:.2f}" if model in medians else "–" for model in ("dense", "pruned")]
         ratio = benchmark["ratios"].get(f"{phase}_b{batch}_t{tokens}_p{past}")
-        what = f"{tokens} tokens" if phase == "prefill" else f"1 token, past {past}"
+        what = f"1 token, past {past}" if phase == "decode" else f"{tokens} tokens" if tokens else "1 image a row"
         what += " (beyond the context: speed only)" if (phase, batch, tokens, past) in marked else ""
         rows.append([f"{phase}, batch {batch}, {what}", *times, "–" if ratio is None else f"{ratio:.2f}"])
     return rows

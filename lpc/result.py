@@ -8,8 +8,9 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from exporters.checkpoint import SavePass
+from exporters.checkpoint import Processor, SavePass
 from exporters.folder import staged_folder
+from exporters.onnx_export import needs_tokenizer
 from exporters.onnx_options import OnnxOptions
 from exporters.onnx_pass import ExportPass
 from lpc.manifest import write_manifest
@@ -32,7 +33,12 @@ class Result:
 
     program: Program
     report: Report
-    tokenizer: PreTrainedTokenizerBase | None = None
+    processor: Processor | None = None
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The model's tokenizer, if it has one."""
+        return self.processor if isinstance(self.processor, PreTrainedTokenizerBase) else None
 
     @property
     def model(self) -> PreTrainedModel:
@@ -56,10 +62,10 @@ class Result:
         """Write ``hf``, ``onnx``, ``adapter``, ``plan.json``, ``lpc.json`` and ``report.md``; return the final report.
 
         The folder appears whole or not at all. Raises OutputExistsError if it holds something (unless ``force``),
-        OutputError when the disk refuses, TokenizerError if an ONNX package is wanted and there is no tokenizer, and
-        PostconditionError when a verification fails.
+        OutputError when the disk refuses, TokenizerError if the ONNX package of a causal language model is wanted and
+        there is no tokenizer, and PostconditionError when a verification fails.
         """
-        if onnx and self.tokenizer is None:
+        if onnx and self.tokenizer is None and needs_tokenizer(self.model):
             raise TokenizerError(
                 "an ONNX package needs the tokenizer, and none was found beside the model: "
                 "pass tokenizer=... to compress, or leave ONNX out (onnx=False, --no-onnx)"
@@ -75,9 +81,8 @@ class Result:
         return report
 
     def _steps(self, stage: Path, onnx: bool | OnnxOptions) -> list[Pass]:
-        steps: list[Pass] = [SavePass(stage / "hf", self.tokenizer)]
+        steps: list[Pass] = [SavePass(stage / "hf", self.processor)]
         if onnx:
-            assert self.tokenizer is not None
             options = onnx if isinstance(onnx, OnnxOptions) else OnnxOptions()
-            steps.append(ExportPass(stage / "onnx", self.tokenizer, options))
+            steps.append(ExportPass(stage / "onnx", self.processor, options))
         return steps

@@ -7,25 +7,21 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from peft import PeftModel
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
+from exporters.checkpoint import Processor, class_of
 from passes.adapter import check_adapter_folder
-from passes.attention import family_of
-from passes.errors import LpcError, MissingFileError, ModelError, TokenizerError, UnsupportedModelError
+from passes.errors import LpcError, MissingFileError, ModelError, TokenizerError
+from passes.families import family_of
 from passes.models import base_model
+from passes.tasks import task_of
 
 HUB_NAME = re.compile(r"(\w[\w.-]*)/[\w.-]+")
+IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 ModelLike: TypeAlias = "PreTrainedModel | PeftModel | str | Path"
@@ -33,35 +29,58 @@ ModelLike: TypeAlias = "PreTrainedModel | PeftModel | str | Path"
 
 
 @dataclass(frozen=True)
+class ImageProcessorFile:
+    """The description of an image processor, taken along as it stands: reading it needs no imaging library."""
+
+    text: str
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write it into a folder."""
+        (Path(save_directory) / IMAGE_PROCESSOR_FILE).write_text(self.text, encoding="utf-8")
+
+
+@dataclass(frozen=True)
 class Source:
-    """A working copy of the user's model, its tokenizer if there is one, and its name or absolute path."""
+    """A working copy of the user's model, its tokenizer or image processor, and its name or absolute path."""
 
     model: PreTrainedModel | PeftModel
-    tokenizer: PreTrainedTokenizerBase | None
+    processor: Processor | None
     name: str
 
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer, if that is what the model has."""
+        return self.processor if isinstance(self.processor, PreTrainedTokenizerBase) else None
 
-def load_source(
-    model: ModelLike, tokenizer: PreTrainedTokenizerBase | None = None, *, trust_remote_code: bool = False
-) -> Source:
-    """Load a folder or hub model, or copy a live one.
 
-    A folder that holds an adapter is loaded with the base model that its configuration names. Raises MissingFileError,
-    ModelError, UnsupportedModelError or TokenizerError (a tokenizer that is there but broken).
+def load_source(model: ModelLike, processor: Processor | None = None, *, trust_remote_code: bool = False) -> Source:
+    """Load a folder or hub model of any task, or copy a live one.
+
+    ``processor`` is a tokenizer or an image processor; by default the one that comes with the model. A folder that
+    holds an adapter is loaded with the base model that its configuration names. Raises MissingFileError, ModelError,
+    UnsupportedModelError or TokenizerError (a tokenizer that is there but broken).
     """
     if isinstance(model, PreTrainedModel | PeftModel):
         base = base_model(model)
-        _check_causal(base)
+        _check_supported(base)
         name = str(base.config.name_or_path or type(base).__name__)
-        found = tokenizer or (find_tokenizer(Path(name)) if Path(name).is_dir() else None)
+        found = processor or (find_processor(Path(name)) if Path(name).is_dir() else None)
         return Source(copy.deepcopy(model).eval(), found, _absolute(name))
     name = str(model)
     folder = locate(name)
     if folder is not None and (folder / "adapter_config.json").is_file():
-        return _load_adapted(folder, tokenizer, trust_remote_code)
+        return _load_adapted(folder, processor, trust_remote_code)
     loaded = _load_model(name, folder, trust_remote_code)
-    found = tokenizer or (find_tokenizer(folder) if folder else _hub_tokenizer(name, trust_remote_code))
+    found = processor or (find_processor(folder) if folder else _hub_processor(name, trust_remote_code))
     return Source(loaded, found, _absolute(name))
+
+
+def load(model: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Load a model for use, among them the compact ones that no stock class holds: their own file is not run.
+
+    Raises what ``load_source`` raises.
+    """
+    return base_model(load_source(model, trust_remote_code=trust_remote_code).model)
 
 
 def load_config(model: str | Path) -> PreTrainedConfig:
@@ -103,35 +122,45 @@ def find_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
         raise TokenizerError(f"the tokenizer in {folder} cannot be loaded: {_first_line(error)}") from error
 
 
-def _hub_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def find_processor(folder: Path) -> Processor | None:
+    """The tokenizer in a folder, or else the image processor, or None. Raises TokenizerError for a broken tokenizer."""
+    return find_tokenizer(folder) or _image_processor(folder / IMAGE_PROCESSOR_FILE)
+
+
+def _image_processor(path: Path) -> ImageProcessorFile | None:
+    return ImageProcessorFile(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _hub_processor(name: str, trust_remote_code: bool) -> Processor:
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        file = cached_file(name, IMAGE_PROCESSOR_FILE, _raise_exceptions_for_missing_entries=False)
+        found: Processor | None = _image_processor(Path(file)) if file else None
+        return found or AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise TokenizerError(f"the tokenizer of {name} cannot be loaded: {_first_line(error)}") from error
 
 
 def _load_model(name: str, folder: Path | None, trust_remote_code: bool) -> PreTrainedModel:
-    family_of(load_config(name))
+    config = load_config(name)
+    family_of(config)
+    kind = class_of(str(folder or name), config, trust_remote_code=trust_remote_code)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(folder or name),
-            local_files_only=folder is not None,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
+        model: PreTrainedModel = kind.from_pretrained(
+            str(folder or name), local_files_only=folder is not None, use_safetensors=True
         )
     except Exception as error:
         raise _unreadable(name, "weights", error) from error
-    _check_causal(model)
+    _check_supported(model)
     return model.eval()
 
 
-def _load_adapted(folder: Path, tokenizer: PreTrainedTokenizerBase | None, trust_remote_code: bool) -> Source:
+def _load_adapted(folder: Path, processor: Processor | None, trust_remote_code: bool) -> Source:
     check_adapter_folder(folder)
     base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not base:
         raise ModelError(f"{folder}/adapter_config.json does not name its base model; load the PeftModel yourself")
-    source = load_source(base, tokenizer, trust_remote_code=trust_remote_code)
-    return Source(load_adapter(source.model, folder), source.tokenizer or find_tokenizer(folder), source.name)
+    source = load_source(base, processor, trust_remote_code=trust_remote_code)
+    return Source(load_adapter(source.model, folder), source.processor or find_processor(folder), source.name)
 
 
 def load_adapter(model: PreTrainedModel | PeftModel, folder: str | Path) -> PeftModel:
@@ -143,14 +172,9 @@ def load_adapter(model: PreTrainedModel | PeftModel, folder: str | Path) -> Peft
         raise ModelError(f"the adapter in {path} does not fit the model: {_first_line(error)}") from error
 
 
-def _check_causal(model: PreTrainedModel) -> None:
+def _check_supported(model: PreTrainedModel) -> None:
     family_of(model.config)
-    stock: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(model.config)]
-    if type(model) is not stock:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} is not supported; "
-            f"lpc prunes causal language models of the stock class {stock.__name__}"
-        )
+    task_of(model)
 
 
 def _unreadable(name: str, what: str, error: Exception) -> ModelError:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lpc.console import print_json, print_line, print_table
 from lpc.evaluation.tables import evaluation_rows
-from lpc.report import Report, size_rows, speed_rows
+from lpc.report import Report, heldout_rows, size_rows, speed_rows
 
 if TYPE_CHECKING:
     from exporters.onnx_options import OnnxPackage
@@ -23,20 +23,13 @@ def show_report(report: Report, out: Path, *, as_json: bool) -> None:
     if as_json:
         print_json({**values, "out": str(out)})
         return
-    rows = size_rows(values)
+    title = f"{report.achieved_ratio:.1%} of the parameters removed"
+    print_table(title, ["", "dense", "pruned", "ratio"], size_rows(values))
+    for part, why in report.untouched.items():
+        print_line(f"left whole: {part}: {why}")
     if report.heldout is not None:
-        heldout = report.heldout
-        rows.append(
-            [
-                "held-out perplexity",
-                f"{heldout.dense:.2f}",
-                f"{heldout.pruned:.2f}",
-                f"{heldout.pruned / heldout.dense:.3f}",
-            ]
-        )
-        if heldout.removed is not None:
-            rows.append(["  before healing", "", f"{heldout.removed:.2f}", f"{heldout.removed / heldout.dense:.3f}"])
-    print_table(f"{report.achieved_ratio:.1%} of the parameters removed", ["", "dense", "pruned", "ratio"], rows)
+        header = ["", "dense", "removed", "tuned"]
+        print_table(f"on {report.heldout.rows:,} held-out rows", header, heldout_rows(values["heldout"]))
     worst = max(values["parity"].items(), key=lambda item: item[1]["value"] / max(item[1]["tolerance"], 1e-30))
     print_line(
         f"verified: {len(values['parity'])} parities hold; the tightest is {worst[0]}, "
@@ -52,23 +45,25 @@ def show_inspection(inspection: Inspection, *, as_json: bool) -> None:
         return
     cost = inspection.cost
     print_line(
-        f"{inspection.model}: {inspection.family}, {inspection.layers} layers, {cost.parameters:,} parameters, "
-        f"{cost.macs:,} MACs and {cost.kv_cache_bytes:,} KV-cache bytes a token"
+        f"{inspection.model}: {inspection.model_class} ({inspection.family}, {inspection.task}), "
+        f"{cost.parameters:,} parameters, {cost.macs:,} MACs and {cost.kv_cache_bytes:,} KV-cache bytes a token"
     )
     rows = [
-        [str(d.kind), str(d.layers), f"{d.units:,}", f"{d.unit_parameters:,}", f"{d.share:.1%}"]
-        for d in inspection.dimensions
+        [w.width, str(w.dimensions), f"{w.units:,}", f"{w.least:,}", f"{w.unit_parameters:,}", f"{w.share:.1%}"]
+        for w in inspection.widths
     ]
-    header = ["dimension", "layers", "units a layer", "parameters a unit", "share of all"]
+    header = ["dimension", "how many", "units", "at least", "parameters a unit", "share of all"]
     print_table("prunable dimensions", header, rows)
-    for dimension in inspection.dimensions:
-        print_line(f"a unit of {dimension.kind} takes, in the first layer:")
-        for part in dimension.slices:
+    for width in inspection.widths:
+        print_line(f"a unit of {width.width} takes, in the first layer:")
+        for part in width.slices:
             print_line(f"  {part}")
+    for part, why in inspection.untouched.items():
+        print_line(f"left whole: {part}: {why}")
+    rounded = f"; MLP widths are rounded to {inspection.multiple}" if inspection.multiple else ""
     print_line(
-        f"MLP widths are rounded to {inspection.multiple}; "
-        f"KV heads go with their {inspection.query_heads_per_group} query heads; "
-        f"at most {inspection.largest_ratio:.4f} of all parameters can go"
+        f"{inspection.prunable:.1%} of the parameters belong to units that can go, "
+        f"at most {inspection.largest_ratio:.4f} of all can be removed{rounded}"
     )
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from lpc.benchmark_result import BenchmarkOptions, ModelName
-from lpc.workload import Decoder, OnnxFolder, Workload
+from lpc.workload import Graph, OnnxFolder, Workload
 
 logger = logging.getLogger(__name__)
 
@@ -36,25 +36,25 @@ def time_models(
     halves = [options.repeats - options.repeats // 2, options.repeats // 2]
     for half, rounds in enumerate(halves):
         names = list(folders) if half == 0 else list(folders)[::-1]
-        decoders = {name: Decoder(folders[name], options.thread_count) for name in names} if rounds else {}
+        graphs = {name: Graph(folders[name], options.thread_count) for name in names} if rounds else {}
         for workload, times in zip(workloads, found, strict=True):
             if rounds:
-                _take_turns(decoders, workload, rounds, options, times)
+                _take_turns(graphs, workload, rounds, options, times)
             tick()
     return found
 
 
 def _take_turns(
-    decoders: Mapping[ModelName, Decoder], workload: Workload, rounds: int, options: BenchmarkOptions, times: Times
+    graphs: Mapping[ModelName, Graph], workload: Workload, rounds: int, options: BenchmarkOptions, times: Times
 ) -> None:
     """Append the seconds of ``rounds`` rounds, or of fewer if they take too long."""
     rounds *= DECODE_FACTOR if workload.phase == "decode" else 1
-    feeds = {name: decoder.feeds(workload) for name, decoder in decoders.items()}
+    feeds = {name: graph.feeds(workload) for name, graph in graphs.items()}
     started = time.perf_counter()
     for turn in range(-options.warmup, rounds):
-        for name in list(decoders) if turn % 2 == 0 else list(decoders)[::-1]:
+        for name in list(graphs) if turn % 2 == 0 else list(graphs)[::-1]:
             start = time.perf_counter()
-            decoders[name].run(feeds[name])
+            graphs[name].run(feeds[name])
             if turn >= 0:
                 times[name].append(time.perf_counter() - start)
         if turn + 1 >= MIN_ROUNDS and time.perf_counter() - started > options.max_seconds / 2:

@@ -1,4 +1,4 @@
-"""ONNX decoder folders and the workloads that are timed on them. Imports no torch: the memory probe runs this file."""
+"""ONNX folders and the workloads that are timed on them. Imports no torch: the memory probe runs this file."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from passes.errors import MissingFileError, ModelError
+from passes.errors import MissingFileError, ModelError, UnsupportedModelError
 
-Phase = Literal["prefill", "decode"]
+Phase = Literal["prefill", "decode", "forward"]
 Feeds = dict[str, NDArray[Any]]
 
 NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
@@ -21,7 +22,10 @@ NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tens
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """One call of the graph: ``batch`` sequences of ``tokens`` new tokens each, after ``past`` cached ones."""
+    """One call of the graph: ``batch`` sequences of ``tokens`` new tokens each, after ``past`` cached ones.
+
+    ``forward`` is the one call of a model without a cache; ``tokens`` is 0 where its rows are images.
+    """
 
     phase: Phase
     batch: int
@@ -47,27 +51,65 @@ def workload_grid(
     return prefills + [Workload(phase="decode", batch=b, tokens=1, past=p) for p in decode_pasts for b in batches]
 
 
+def forward_grid(batches: tuple[int, ...], tokens: tuple[int, ...]) -> list[Workload]:
+    """The one call of a model without a cache, for every length and batch size."""
+    return [Workload(phase="forward", batch=b, tokens=t, past=0) for t in tokens for b in batches]
+
+
+ENDLESS = ("rope_parameters", "rope_theta", "alibi")
+"""Entries of a configuration whose positions go on beyond the context."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class OnnxFolder:
-    """An ONNX decoder on disk: where it is, and what its ``genai_config.json`` says."""
+    """An ONNX model in one graph on disk: where it is, and what the configurations beside it say.
+
+    ``inputs`` are the graph's. ``bounded``: the model has no positions beyond its context, so it cannot run there.
+    """
 
     path: Path
+    inputs: tuple[str, ...]
     context_length: int | None
     head_size: int | None
+    vocabulary: int | None
+    bounded: bool
 
     @classmethod
     def find(cls, folder: Path) -> OnnxFolder:
-        """``folder`` is an ONNX folder, or an lpc output that holds one in ``onnx/``. Raises ``MissingFileError``."""
+        """``folder`` is an ONNX folder, or an lpc output that holds one in ``onnx/``.
+
+        Raises ``MissingFileError``, ``ModelError`` (unreadable), ``UnsupportedModelError`` for an encoder-decoder.
+        """
         places = [folder / "onnx" / "model.onnx", folder / "model.onnx"]
         path = next((place for place in places if place.is_file()), None)
         if path is None:
+            _refuse_encoder_decoder([place.with_name("encoder_model.onnx") for place in places])
             raise MissingFileError(
                 f"no ONNX model in {folder}: neither onnx/model.onnx nor model.onnx is there; make one with lpc export"
             )
-        model = _genai_model(path.with_name("genai_config.json"))
+        genai = _read(path.with_name("genai_config.json")).get("model", {})
+        config = _read(path.with_name("config.json"))
+        inputs = _graph_inputs(path)
+        context = next((config[key] for key in ("max_position_embeddings", "n_positions") if config.get(key)), None)
+        endless = config.get("model_type") in ("bloom", "mpt") or any(config.get(key) for key in ENDLESS)
         return cls(
-            path=path, context_length=model.get("context_length"), head_size=model.get("decoder", {}).get("head_size")
+            path=path,
+            inputs=inputs,
+            context_length=genai.get("context_length", context),
+            head_size=genai.get("decoder", {}).get("head_size"),
+            vocabulary=config.get("vocab_size"),
+            bounded=context is not None and not endless,
         )
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether the graph is a decoder's, with a key-value cache."""
+        return any(name.startswith("past_key_values.") for name in self.inputs)
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether the graph takes images."""
+        return "pixel_values" in self.inputs
 
     @property
     def file_bytes(self) -> int:
@@ -75,17 +117,32 @@ class OnnxFolder:
         return sum(each.stat().st_size for each in self.path.parent.glob(f"{self.path.name}*"))
 
 
-def _genai_model(path: Path) -> dict[str, Any]:
+def _refuse_encoder_decoder(places: list[Path]) -> None:
+    if any(place.is_file() for place in places):
+        raise UnsupportedModelError(
+            "the benchmark times models in one graph, model.onnx; this one is an encoder-decoder in two, "
+            "encoder_model.onnx and decoder_model.onnx"
+        )
+
+
+def _graph_inputs(path: Path) -> tuple[str, ...]:
+    try:
+        return tuple(each.name for each in onnx.load(str(path), load_external_data=False).graph.input)
+    except Exception as error:  # protobuf's errors share no other base class
+        raise ModelError(f"{path} cannot be read as an ONNX graph ({error}); export the model again") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        model: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["model"]
-    except (ValueError, KeyError) as error:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ModelError(f"{path} cannot be read ({error}); export the model again") from error
-    return model
+    return values
 
 
-class Decoder:
+class Graph:
     """A loaded graph that can be fed with any workload."""
 
     def __init__(self, folder: OnnxFolder, threads: int) -> None:
@@ -110,8 +167,12 @@ class Decoder:
             "input_ids": generator.integers(0, self.vocabulary, positions.shape, dtype=np.int64),
             "attention_mask": np.ones((batch, length), np.int64),
             "position_ids": positions,
+            "token_type_ids": np.zeros(positions.shape, np.int64),
         }
         values = {name: value for name, value in values.items() if name in self.inputs}
+        if self.folder.takes_images:
+            drawn = generator.standard_normal((batch, *self._image_shape()), dtype=np.float32)
+            values["pixel_values"] = drawn.astype(NUMPY_TYPES[self.inputs["pixel_values"].type])
         for name in self.cache_inputs:
             heads, size = self._cache_shape(name)
             drawn = generator.standard_normal((batch, heads, past, size), dtype=np.float32)
@@ -124,7 +185,9 @@ class Decoder:
 
     @property
     def vocabulary(self) -> int:
-        """Number of logits of a token."""
+        """Number of tokens that the model knows, or at least of logits."""
+        if self.folder.vocabulary is not None:
+            return self.folder.vocabulary
         size = self.session.get_outputs()[0].shape[-1]
         return size if isinstance(size, int) else 2
 
@@ -138,6 +201,12 @@ class Decoder:
         """What one token of one sequence adds to the cache."""
         sizes = ((self._cache_shape(name), NUMPY_TYPES[self.inputs[name].type]) for name in self.cache_inputs)
         return sum(heads * size * np.dtype(kind).itemsize for (heads, size), kind in sizes)
+
+    def _image_shape(self) -> tuple[int, ...]:
+        shape = self.inputs["pixel_values"].shape[1:]
+        if not all(isinstance(size, int) for size in shape):
+            raise ModelError(f"{self.folder.path}: the size of an image is not known from the graph ({shape})")
+        return tuple(shape)
 
     def _cache_shape(self, name: str) -> tuple[int, int]:
         _, heads, _, size = self.inputs[name].shape

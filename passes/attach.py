@@ -1,18 +1,25 @@
-"""Attach: wrap the projections with LoRA through peft. With B = 0 the logits stay bit-equal."""
+"""Attach: wrap the prunable weights with LoRA through peft. With B = 0 the logits stay bit-equal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
 
-from passes.adapter import LoraOptions, active_adapter, lora_layers
-from passes.errors import OptionError
+from passes.adapter import LoraOptions, active_adapter, scored_by
 from passes.infra import PassResult, PreservingPass, plain
 from passes.program import Program
+
+
+@dataclass(frozen=True)
+class AttachReport:
+    """How each dimension will be scored: by its adapter, or by the true gradient of weights that wear none."""
+
+    scored_by: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -44,20 +51,10 @@ class AttachPass(PreservingPass):
         else:
             with torch.random.fork_rng():
                 torch.manual_seed(self.seed)
-                model = get_peft_model(program.model, self.lora.config(program.traced))
-        self._check_covered(program, model)
-        return PassResult(replace(program, model=model), modified=not brought)
-
-    def _check_covered(self, program: Program, model: PeftModel) -> None:
-        covered = set(lora_layers(model))
-        for dimension in program.traced.dimensions:
-            modules = [part.module for part in dimension.weights]
-            if not covered.intersection(modules):
-                names = ", ".join(module.rpartition(".")[2] for module in modules)
-                raise OptionError(
-                    f"the adapter covers no projection of {dimension.name}, so its units cannot be scored: "
-                    f"train it on at least one of {names}"
-                )
+                model = get_peft_model(program.model, self.lora.config(program.traced, program.model))
+            model.train(program.model.training)
+        report = AttachReport(MappingProxyType(scored_by(model, program.traced)))
+        return PassResult(replace(program, model=model), modified=not brought, report=report)
 
 
 def _train_only(model: PeftModel, adapter: str) -> None:

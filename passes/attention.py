@@ -1,97 +1,227 @@
-"""What tracing cannot see: the inside of an attention block, described a layout; and the families that use it."""
+"""What tracing cannot see inside an attention block: where queries, keys and values lie. One description a layout."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from passes.errors import UnsupportedModelError
-from passes.graph import Dimension, Kind, Slice
+from passes.graph import Kind, Role, Slice
+
+
+class Packing(StrEnum):
+    """How queries, keys and values share weights."""
+
+    SEPARATE = "separate"
+    """A layer each."""
+    PARTS = "parts"
+    """One layer: all queries, then all keys, then all values."""
+    GROUPS = "groups"
+    """One layer: for each KV head its queries, its key, its value (interleaved a head where q = k = v)."""
 
 
 @dataclass(frozen=True)
-class SeparateLayout:
-    """Attention with one linear layer each for queries, keys, values and output.
+class AttentionLayout:
+    """One kind of attention block. Names are relative to the block; a leading dot means relative to its parent.
 
-    ``head_norms`` are norms over a single head's ``head_dim`` values: every head shares them, so removing heads
-    leaves them whole.
+    ``block``: the end of the block's path. ``projections``: query, key and value, or the one layer that packs them.
+    ``head_dim``: the block's attribute with the size of a head. ``shared``: norms over a single head's values, which
+    all heads share, so they stay whole. ``query_norms`` and ``key_norms``: norms with weights a head, [heads, head_dim]
+    or [heads * head_dim] applied a head. ``whole_query_norm`` and ``whole_key_norm``: RMS norms over all heads
+    together. ``bias_table``: an embedding [buckets, heads] of the first block, whose bias all blocks of the stack
+    share, so that their heads go together. ``head_inputs``: arguments of the block with an entry a head (ALiBi).
+    ``attributes``: the block's attributes that must change with the heads, with ``heads``, ``groups`` or ``width``
+    (heads * head_dim). ``width``: name of the width; ``{stack}`` is encoder or decoder. ``cross``: keys and values come
+    from the encoder. ``expands``: the block's attribute that says whether keys and values are repeated for each query
+    head before they are cached.
     """
 
-    query: str = "q_proj"
-    key: str = "k_proj"
-    value: str = "v_proj"
+    block: str = "self_attn"
+    projections: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     output: str = "o_proj"
-    head_norms: tuple[str, ...] = ()
+    packing: Packing = Packing.SEPARATE
+    head_dim: str = "head_dim"
+    shared: tuple[str, ...] = ()
+    query_norms: tuple[str, ...] = ()
+    key_norms: tuple[str, ...] = ()
+    whole_query_norm: str | None = None
+    whole_key_norm: str | None = None
+    bias_table: str | None = None
+    head_inputs: tuple[str, ...] = ()
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    width: str = "{kind}"
+    cross: bool = False
+    expands: str | None = None
 
-    def dimension(self, block: nn.Module, path: str, layer: int, config: Any, head_dim: int) -> Dimension:
-        """The KV groups of one attention block: a KV head with all the query heads that read it.
+    def matches(self, path: str) -> bool:
+        """Whether a module path names such a block."""
+        return path.endswith(f".{self.block}")
 
-        Raises UnsupportedModelError when a parameter of the block is not described or has another size.
-        """
-        groups, heads = config.num_key_value_heads, config.num_attention_heads
-        widths = {self.query: heads * head_dim, self.key: groups * head_dim, self.value: groups * head_dim}
-        slices = []
-        for name, width in widths.items():
-            self._check_width(block, path, name, 0, width)
-            slices.append(Slice(f"{path}.{name}.weight", 0, width // groups))
-            if getattr(block.get_submodule(name), "bias", None) is not None:
-                slices.append(Slice(f"{path}.{name}.bias", 0, width // groups))
-        self._check_width(block, path, self.output, 1, widths[self.query])
-        slices.append(Slice(f"{path}.{self.output}.weight", 1, widths[self.query] // groups))
-        self._check_described(block, path, head_dim)
-        return Dimension(f"layers.{layer}.{Kind.KV_GROUPS}", Kind.KV_GROUPS, layer, groups, tuple(slices))
+    def read(self, model: nn.Module, path: str) -> AttentionBlock:
+        """The block at a path. Raises UnsupportedModelError when a weight is missing or has another size."""
+        return AttentionBlock.read(self, model, path)
 
-    def _check_width(self, block: nn.Module, path: str, name: str, axis: int, width: int) -> None:
-        linear = getattr(block, name, None)
-        if not isinstance(linear, nn.Linear):
-            raise UnsupportedModelError(f"{path}.{name} is not a linear layer but {type(linear).__name__}")
-        if linear.weight.shape[axis] != width:
-            raise UnsupportedModelError(
-                f"{path}.{name} has {linear.weight.shape[axis]} {('rows', 'columns')[axis]}, expected {width}"
-            )
 
-    def _check_described(self, block: nn.Module, path: str, head_dim: int) -> None:
-        described = {self.query, self.key, self.value, self.output}
-        for name, parameter in block.named_parameters():
-            module = name.split(".")[0]
-            is_head_norm = module in self.head_norms and tuple(parameter.shape) == (head_dim,)
-            if module not in described and not is_head_norm:
+@dataclass(frozen=True)
+class AttentionBlock:
+    """One attention block of a model, measured: its paths, heads and parameters."""
+
+    layout: AttentionLayout
+    path: str
+    head_dim: int
+    heads: int
+    groups: int
+    shapes: Mapping[str, tuple[int, ...]]
+    transposed: bool
+    """Whether weights are stored [in, out] (Conv1D)."""
+    expands: bool = False
+    """Whether a key and a value are cached for each query head instead of for each KV head."""
+
+    @property
+    def per_group(self) -> int:
+        """Query heads that read one KV head."""
+        return self.heads // self.groups
+
+    @property
+    def output_outside(self) -> str | None:
+        """The path of the output projection if it lies outside of the block."""
+        return _absolute(self.path, self.layout.output) if self.layout.output.startswith(".") else None
+
+    @classmethod
+    def read(cls, layout: AttentionLayout, model: nn.Module, path: str) -> AttentionBlock:
+        """Measure the block; see ``AttentionLayout.read``."""
+        block = model.get_submodule(path)
+        head_dim = getattr(block, layout.head_dim, None)
+        if not isinstance(head_dim, int):
+            raise UnsupportedModelError(f"{path} has no {layout.head_dim}, so the size of its heads is not known")
+        names = [_absolute(path, name) for name in (*layout.projections, layout.output)]
+        linears = [_linear(model, name) for name in names]
+        transposed = isinstance(linears[0], Conv1D)
+        outputs = [_features(linear)[1] for linear in linears[:-1]]
+        heads = _features(linears[-1])[0] // head_dim
+        groups = outputs[1] // head_dim if layout.packing is Packing.SEPARATE else (outputs[0] // head_dim - heads) // 2
+        shapes = {
+            f"{name}.{leaf}": tuple(parameter.shape)
+            for name, linear in zip(names, linears, strict=True)
+            for leaf, parameter in linear.named_parameters()
+        }
+        shapes |= {f"{path}.{leaf}": tuple(parameter.shape) for leaf, parameter in block.named_parameters()}
+        expands = layout.expands is not None and bool(getattr(block, layout.expands))
+        found = cls(layout, path, head_dim, heads, groups, shapes, transposed, expands)
+        found.check_sizes(dict(zip(names, linears, strict=True)))
+        return found
+
+    def check_sizes(self, linears: Mapping[str, nn.Module]) -> None:
+        """Raise UnsupportedModelError unless every weight has the size that heads and groups give it."""
+        query, both = self.heads * self.head_dim, self.groups * self.head_dim
+        wanted = [query, both, both] if self.layout.packing is Packing.SEPARATE else [query + 2 * both]
+        if not self.groups or self.heads % self.groups:
+            raise UnsupportedModelError(f"{self.path}: {self.heads} query heads do not divide among {self.groups}")
+        for (name, linear), width in zip(list(linears.items())[:-1], wanted, strict=True):
+            if _features(linear)[1] != width:
+                raise UnsupportedModelError(f"{name} has {_features(linear)[1]} outputs, expected {width}")
+        output, linear = list(linears.items())[-1]
+        if _features(linear)[0] != query:
+            raise UnsupportedModelError(f"{output} has {_features(linear)[0]} inputs, expected {query}")
+        self._check_described(linears)
+
+    def _check_described(self, linears: Mapping[str, nn.Module]) -> None:
+        known = {part.parameter for part in self.group_slices()} | {f"{list(linears)[-1]}.bias"}
+        for name, shape in self.shapes.items():
+            module = name.removeprefix(f"{self.path}.").rpartition(".")[0]
+            shared = module in self.layout.shared and shape == (self.head_dim,)
+            if name not in known and not shared:
                 raise UnsupportedModelError(
-                    f"{path}.{name} with shape {tuple(parameter.shape)} is not part of the known attention layout; "
+                    f"{name} with shape {shape} is not part of the known attention layout; "
                     "removing heads around it cannot be proven sound"
                 )
 
+    def group_slices(self) -> tuple[Slice, ...]:
+        """What goes with a KV group: its key, its value, and all queries that read it."""
+        n, d = self.per_group, self.head_dim
+        query, key = ((0, n * d),), ((0, d),)
+        packed: list[tuple[tuple[int, int], ...]]
+        if self.layout.packing is Packing.SEPARATE:
+            packed = [query, key, key]
+        elif self.layout.packing is Packing.GROUPS:
+            packed = [((0, (n + 2) * d),)]
+        else:
+            keys = self.heads * d
+            packed = [((0, n * d), (keys, d), (keys + self.groups * d, d))]
+        produced = zip(self.layout.projections, packed, strict=True)
+        parts = [part for name, segments in produced for part in self._produced(name, segments)]
+        parts += self._norms(self.layout.key_norms, 1) + self._norms(self.layout.query_norms, n)
+        parts += self._whole_norm(self.layout.whole_key_norm, 1, key)
+        parts += self._whole_norm(self.layout.whole_query_norm, 0, query)
+        return (*parts, *self._bias_table(n), self._consumed(query))
 
-@dataclass(frozen=True)
-class Family:
-    """One supported ``model_type``: where its attention blocks are, and how they are laid out inside."""
+    def query_slices(self, group: int) -> tuple[Slice, ...]:
+        """What goes with one query head of a group whose key and value stay."""
+        n, d = self.per_group, self.head_dim
+        first = group * n
+        interleaved = self.layout.packing is Packing.GROUPS
+        segments = ((group * (n + 2) * d if interleaved else first * d, d),)
+        parts = self._produced(self.layout.projections[0], segments)
+        parts += self._norms(self.layout.query_norms, 1, first)
+        parts += self._whole_norm(self.layout.whole_query_norm, 0, ((first * d, d),))
+        return (*parts, *self._bias_table(1, first), self._consumed(((first * d, d),)))
 
-    layout: SeparateLayout = SeparateLayout()
-    attention: str = "self_attn"
+    def _produced(self, name: str, segments: tuple[tuple[int, int], ...]) -> list[Slice]:
+        path = _absolute(self.path, name)
+        found = [Slice(f"{path}.weight", int(self.transposed), segments, Role.PRODUCE)]
+        if f"{path}.bias" in self.shapes:
+            found.append(Slice(f"{path}.bias", 0, segments))
+        return found
+
+    def _consumed(self, segments: tuple[tuple[int, int], ...]) -> Slice:
+        path = _absolute(self.path, self.layout.output)
+        return Slice(f"{path}.weight", int(not self.transposed), segments, Role.CONSUME)
+
+    def _norms(self, names: tuple[str, ...], heads: int, first: int = 0) -> list[Slice]:
+        parts = []
+        for parameter, shape in self.shapes.items():
+            if any(parameter.startswith(f"{self.path}.{name}.") for name in names):
+                block = heads if len(shape) == 2 else heads * self.head_dim
+                parts.append(Slice(parameter, 0, ((first * block // heads, block),)))
+        return parts
+
+    def _whole_norm(self, name: str | None, projection: int, segments: tuple[tuple[int, int], ...]) -> list[Slice]:
+        if name is None:
+            return []
+        source = _absolute(self.path, self.layout.projections[projection])
+        return [Slice(f"{self.path}.{name}.weight", 0, segments, Role.NORM, source=source)]
+
+    def _bias_table(self, heads: int, first: int = 0) -> Iterator[Slice]:
+        name = f"{self.path}.{self.layout.bias_table}.weight"
+        if self.layout.bias_table is not None and name in self.shapes:
+            yield Slice(name, 1, ((first, heads),))
 
 
-FAMILIES: dict[str, Family] = {
-    "llama": Family(),
-    "mistral": Family(),
-    "qwen2": Family(),
-    "qwen3": Family(SeparateLayout(head_norms=("q_norm", "k_norm"))),
-}
+def unit_kind(block: AttentionBlock, *, query_heads: bool) -> Kind:
+    """KV groups, or the query heads inside them if asked for, or if there is only one KV head (multi-query)."""
+    inside = query_heads or (block.groups == 1 and block.heads > 1)
+    return Kind.QUERY_HEADS if inside else Kind.KV_GROUPS
 
 
-def family_of(config: Any) -> Family:
-    """The family of a model's configuration. Raises UnsupportedModelError, with the reason, when there is none."""
-    model_type = getattr(config, "model_type", None)
-    if model_type not in FAMILIES:
-        raise UnsupportedModelError(
-            f"model type {model_type!r} is not supported: its attention layout is not described. "
-            f"Supported: {', '.join(sorted(FAMILIES))}"
-        )
-    if getattr(config, "quantization_config", None) is not None:
-        raise UnsupportedModelError("the model is quantised; lpc prunes dense weights: load it without quantisation")
-    if config.to_dict().get("per_layer_config"):
-        raise UnsupportedModelError(
-            "the model's layers already differ in width (per_layer_config); this is not supported yet"
-        )
-    return FAMILIES[model_type]
+def _absolute(path: str, name: str) -> str:
+    return f"{path.rpartition('.')[0]}{name}" if name.startswith(".") else f"{path}.{name}"
+
+
+def _linear(model: nn.Module, name: str) -> nn.Module:
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        raise UnsupportedModelError(f"there is no {name}, which the attention layout names") from None
+    if not isinstance(module, nn.Linear | Conv1D):
+        raise UnsupportedModelError(f"{name} is not a linear layer but {type(module).__name__}")
+    return module
+
+
+def _features(linear: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs of a Linear or Conv1D."""
+    shape = linear.get_parameter("weight").shape
+    return (shape[0], shape[1]) if isinstance(linear, Conv1D) else (shape[1], shape[0])

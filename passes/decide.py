@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from peft import PeftModel
+
+from passes.adapter import ADAPTER, scored_by
 from passes.errors import PlanError, PreconditionError
 from passes.infra import Pass, PassResult
 from passes.plan import Plan, fingerprint
@@ -29,12 +32,12 @@ class DecidePass(Pass):
 
     def call(self, program: Program) -> PassResult:
         """Write the plan."""
-        graph, widths = program.traced, self.target.widths(program.traced)
+        graph, wanted = program.traced, self.target.counts(program.traced)
         assert program.masks is not None
         kept = {name: tuple(mask.nonzero().flatten().tolist()) for name, mask in program.masks.items()}
         counts = {name: len(units) for name, units in kept.items()}
-        if counts != graph.uniform(widths.groups, widths.channels):
-            raise PlanError(f"the masks do not meet the target of {widths}: {counts}")
+        if counts != graph.uniform(wanted):
+            raise PlanError(f"the masks do not meet the target of {wanted}: {counts}")
         plan = Plan(
             source=fingerprint(program.model),
             family=graph.family,
@@ -43,9 +46,16 @@ class DecidePass(Pass):
             target_parameters=graph.parameters(counts),
             kept=kept,
             criterion=self.criterion,
+            scored_by=self._exceptions(program),
             options=self.details,
         )
         return PassResult(replace(program, plan=plan), modified=False)
+
+    def _exceptions(self, program: Program) -> dict[str, str]:
+        """The dimensions whose LoRAPrune scores did not come from the adapter."""
+        if self.criterion != "loraprune" or not isinstance(program.model, PeftModel):
+            return {}
+        return {name: way for name, way in scored_by(program.model, program.traced).items() if way != ADAPTER}
 
 
 @dataclass(frozen=True)

@@ -7,22 +7,28 @@ With s = alpha/r, gA = dL/dA, gB = dL/dB and W = W0 + sBA, the score of a weight
 and the score of a unit is the sum over all slices of the unit (eq. 4). Since peft multiplies B·A by s, the gradients
 that reach A and B already carry s, and gB·A + B·gA = s(∇W·AᵀA + BBᵀ·∇W). Sum and moving average are both linear, so
 smoothing unit scores equals smoothing weight scores and then summing: only O(units) state is kept.
+
+A weight without an adapter is scored by its true gradient instead: I_ij = (∇W ⊙ W)²_ij (eq. 3 itself).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from passes.errors import OptionError
-from passes.graph import Dimension, PruningGraph, Slice
+from passes.graph import PruningGraph, Slice
 
-ROW_BLOCK_ELEMENTS = 1 << 22
+BLOCK_ELEMENTS = 1 << 22
 """Elements of a weight that are scored at a time, so that no out×in matrix of a large model exists."""
 
 FORMS = ("square", "abs")
+
+Window = tuple[slice, slice]
+"""The entries of a stack, and the rows of each of them, that are looked at at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,60 +52,152 @@ class ImportanceOptions:
             raise OptionError(f"smoothing (λ) must be at least 0 and below 1, got {self.smoothing}")
 
 
+class Weight(Protocol):
+    """A weight as the scores see it. Windows are [entries, rows, columns], fp32; a single matrix has one entry."""
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The parameter as it is stored: [rows, columns] or a stack [entries, rows, columns]."""
+        ...
+
+    def merged(self, window: Window) -> torch.Tensor:
+        """The weights that the model computes with, W0 + sBA, in the window."""
+        ...
+
+    def gradient(self, window: Window, *, quadratic: bool) -> torch.Tensor:
+        """What stands for ∇W in the window."""
+        ...
+
+
+Elements = Callable[[Weight, Window], torch.Tensor]
+"""The scores of the elements of a weight in a window, [entries, rows, columns]."""
+
+
 @dataclass(frozen=True)
 class Projection:
-    """A LoRA-wrapped projection after a backward pass.
+    """A weight that wears LoRA, with the gradients of the last backward pass if there was one.
 
-    ``weight`` is W0 [out, in], ``a`` [r, in], ``b`` [out, r], ``grad_a`` and ``grad_b`` their unscaled gradients.
+    ``weight`` is W0 as it is stored, [rows, columns] or a stack [entries, rows, columns]; ``left`` [..., rows, r] and
+    ``right`` [..., r, columns] are the factors in the same layout, so that the model computes with W0 + s·left·right:
+    B and A for a weight [out, in], Aᵀ and Bᵀ for one [in, out]. The gradients are unscaled and laid out likewise.
     """
 
     weight: torch.Tensor
-    a: torch.Tensor
-    b: torch.Tensor
-    grad_a: torch.Tensor
-    grad_b: torch.Tensor
+    left: torch.Tensor
+    right: torch.Tensor
+    grad_left: torch.Tensor | None
+    grad_right: torch.Tensor | None
     scaling: float
+
+    def merged(self, window: Window) -> torch.Tensor:
+        """W0 + s·left·right in the window; fp32."""
+        left, right = _stacked(self.left)[window].float(), _stacked(self.right)[window[0]].float()
+        return _stacked(self.weight)[window].float() + self.scaling * (left @ right)
+
+    def gradient(self, window: Window, *, quadratic: bool) -> torch.Tensor:
+        """gB·A + B·gA in the window, less gB·gA if ``quadratic``; fp32."""
+        if self.grad_left is None or self.grad_right is None:
+            raise RuntimeError("there are no gradients: scores are read after the backward pass")
+        left, right = _stacked(self.left)[window].float(), _stacked(self.right)[window[0]].float()
+        grad_left = _stacked(self.grad_left)[window].float()
+        grad_right = _stacked(self.grad_right)[window[0]].float()
+        gradient = grad_left @ right + left @ grad_right
+        return gradient - grad_left @ grad_right if quadratic else gradient
+
+
+@dataclass(frozen=True)
+class DenseWeight:
+    """A weight without an adapter, [rows, columns] or a stack [entries, rows, columns], and its own gradient."""
+
+    weight: torch.Tensor
+    grad: torch.Tensor | None = None
+
+    def merged(self, window: Window) -> torch.Tensor:
+        """The weight in the window; fp32."""
+        return _stacked(self.weight)[window].float()
+
+    def gradient(self, window: Window, *, quadratic: bool) -> torch.Tensor:
+        """∇W in the window; fp32. It has no quadratic term."""
+        if self.grad is None:
+            raise RuntimeError("there is no gradient: scores are read after the backward pass")
+        return _stacked(self.grad)[window].float()
+
+
+def _stacked(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.dim() == 3 else tensor.unsqueeze(0)
+
+
+def importance(weight: Weight, window: Window, options: ImportanceOptions) -> torch.Tensor:
+    """The scores of the weights in a window, [entries, rows, columns], fp32."""
+    scores = weight.gradient(window, quadratic=options.quadratic) * weight.merged(window)
+    return scores.square_() if options.form == "square" else scores.abs_()
+
+
+@dataclass(frozen=True)
+class AxisSums:
+    """Element scores of one weight summed over all axes but one, and within each entry; fp32 on the CPU.
+
+    ``rows`` is [entries, rows] and ``columns`` [entries, columns].
+    """
+
+    rows: torch.Tensor
+    columns: torch.Tensor
+    stacked: bool
+
+    def per_unit(self, part: Slice, units: int) -> torch.Tensor:
+        """The sums [units] over what each unit owns of the weight; indices that no unit owns are left out."""
+        axis = part.axis if self.stacked else part.axis + 1
+        if axis == 0:
+            along = self.rows.sum(1)
+        else:
+            table = self.rows if axis == 1 else self.columns
+            along = table.sum(0) if part.at is None else table[part.at]
+        blocks = [along[start : start + units * width].view(units, width).sum(1) for start, width in part.segments]
+        return torch.stack(blocks).sum(0)
 
 
 @torch.no_grad()
-def axis_scores(projection: Projection, axis: int, options: ImportanceOptions) -> torch.Tensor:
-    """Weight scores summed over the other axis: [out] for axis 0, [in] for axis 1; fp32."""
-    out_features, in_features = projection.weight.shape
-    a, grad_a = projection.a.float(), projection.grad_a.float()
-    scores = torch.zeros(projection.weight.shape[axis], device=projection.weight.device)
-    rows = max(1, ROW_BLOCK_ELEMENTS // in_features)
-    for start in range(0, out_features, rows):
-        block = slice(start, min(start + rows, out_features))
-        b, grad_b = projection.b[block].float(), projection.grad_b[block].float()
-        gradient = grad_b @ a + b @ grad_a  # [rows, in]
-        if options.quadratic:
-            gradient -= grad_b @ grad_a
-        gradient *= projection.weight[block].float() + projection.scaling * (b @ a)
-        weights = gradient.square_() if options.form == "square" else gradient.abs_()
-        if axis == 0:
-            scores[block] = weights.sum(1)
-        else:
-            scores += weights.sum(0)
-    return scores
+def axis_sums(weight: Weight, elements: Elements) -> AxisSums:
+    """Score a weight, window by window, and sum."""
+    stack = _stacked(weight.weight)
+    entries, height, width = stack.shape
+    rows = torch.zeros(entries, height, device=stack.device)
+    columns = torch.zeros(entries, width, device=stack.device)
+    tall = max(1, min(height, BLOCK_ELEMENTS // width))
+    deep = max(1, BLOCK_ELEMENTS // (width * tall))
+    for first in range(0, entries, deep):
+        for top in range(0, height, tall):
+            window = slice(first, min(first + deep, entries)), slice(top, min(top + tall, height))
+            scores = elements(weight, window)
+            rows[window] = scores.sum(2)
+            columns[window[0]] += scores.sum(1)
+    return AxisSums(rows.cpu(), columns.cpu(), stacked=weight.weight.dim() == 3)
 
 
 def unit_scores(
-    dimension: Dimension, projections: Mapping[str, Projection], options: ImportanceOptions
-) -> torch.Tensor:
-    """The scores [units] of one dimension, fp32 on the CPU, from those of its projections that wear LoRA.
+    graph: PruningGraph,
+    weights: Mapping[str, Weight],
+    elements: Elements,
+    *,
+    normalise: bool = False,
+    dimensions: Collection[str] | None = None,
+) -> dict[str, torch.Tensor]:
+    """The scores [units] a dimension, fp32 on the CPU, summed over its slices of the given weights.
 
-    ``projections`` maps module names; biases wear no LoRA and contribute nothing.
+    ``weights`` maps parameter names and ``elements`` scores a window of one of them: each window is looked at once,
+    however many dimensions share the weight. ``normalise``: divide each slice's vector by its L2 norm before the sum.
+    ``dimensions``: names of those to score (None: all).
     """
-    total = torch.zeros(dimension.size)
-    for part in dimension.weights:
-        if part.module in projections:
-            scores = _per_unit(part, axis_scores(projections[part.module], part.axis, options)).cpu()
-            total += scores / (scores.norm() + 1e-12) if options.normalise else scores
-    return total
-
-
-def _per_unit(part: Slice, scores: torch.Tensor) -> torch.Tensor:
-    return scores.view(-1, part.block).sum(1)
+    wanted = graph.by_name if dimensions is None else dimensions
+    totals = {d.name: torch.zeros(d.size) for d in graph.dimensions if d.name in wanted}
+    for parameter, owners in graph.slices_of.items():
+        parts = [(d, part) for d, part in owners if part.is_weight and d.name in wanted]
+        if parameter in weights and parts:
+            sums = axis_sums(weights[parameter], elements)
+            for dimension, part in parts:
+                scores = sums.per_unit(part, dimension.size)
+                totals[dimension.name] += scores / (scores.norm() + 1e-12) if normalise else scores
+    return totals
 
 
 class MovingAverage:

@@ -104,7 +104,7 @@ class PreservingPass(Pass):
     def ensures(self, before: Program, after: Program) -> tuple[Parity, ...]:
         """The program's response equals the expected one."""
         assert before.expected is not None
-        actual, tolerance = after.respond(), self.tolerance(before)
+        actual, tolerance = after.respond(before.expected), self.tolerance(before)
         parity = actual.compare(self.name, before.expected, tolerance)
         if not parity.holds:
             place = actual.first_difference(before.expected, tolerance)

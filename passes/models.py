@@ -6,6 +6,7 @@ from typing import cast
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -15,6 +16,33 @@ from passes.errors import ModelError
 def base_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The transformers model, without its adapter wrapper."""
     return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+
+
+def plain_name(name: str) -> str:
+    """A parameter's or module's name in the model without its adapter: peft's wrapper levels are left out."""
+    return ".".join(part for part in name.split(".") if part != "base_layer")
+
+
+def module_at(model: PreTrainedModel | PeftModel, name: str, *, unwrapped: bool = False) -> nn.Module:
+    """The module of that plain name (see ``plain_name``), as the forward pass of the model calls it.
+
+    Where adapters wrap it, that is their outermost wrapper, the place for hooks; with ``unwrapped`` the module itself.
+    Raises AttributeError if there is none.
+    """
+    module: nn.Module = base_model(model)
+    for part in name.split(".") if name else ():
+        module = getattr(_unwrapped(module), part)
+    return _unwrapped(module) if unwrapped else module
+
+
+def parameter_at(model: PreTrainedModel | PeftModel, name: str) -> nn.Parameter:
+    """The model's own parameter of that plain name, without what an adapter adds to it."""
+    module, _, leaf = name.rpartition(".")
+    return cast(nn.Parameter, getattr(module_at(model, module, unwrapped=True), leaf))
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
 
 
 def count_parameters(model: nn.Module) -> int:

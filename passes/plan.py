@@ -14,8 +14,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from passes.errors import MissingFileError, PlanError
-from passes.graph import Kind, PruningGraph
-from passes.models import base_model
+from passes.graph import PruningGraph
+from passes.models import base_model, plain_name
 
 SCHEMA_VERSION = 1
 LAYOUTS = ("uniform",)
@@ -32,6 +32,19 @@ MEANINGFUL = (
 )
 """Configuration entries that change what the same parameters compute."""
 
+MEANINGFUL_WHERE_SET = (
+    "activation", "activation_function", "alibi", "apply_residual_connection_post_layernorm",
+    "attention_multiplier", "attn_logit_softcapping", "do_layer_norm_before", "embedding_multiplier",
+    "feed_forward_proj", "final_logit_softcapping", "global_attn_every_n_layers", "hidden_activation",
+    "layer_norm_eps", "layer_norm_epsilon", "local_attention", "logit_scale", "logits_scaling", "multi_query",
+    "new_decoder_architecture", "no_rope_layers", "norm_eps", "norm_topk_prob", "num_experts_per_tok", "parallel_attn",
+    "partial_rotary_factor", "query_pre_attn_scalar", "relative_attention_max_distance",
+    "relative_attention_num_buckets", "residual_multiplier", "rotary_dim", "rotary_pct",
+    "scale_attn_by_inverse_layer_idx", "scale_attn_weights", "scale_decoder_outputs", "scale_embedding",
+    "use_parallel_residual",
+)  # fmt: skip
+"""The same, of entries that only some families have."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -39,6 +52,7 @@ class Plan:
 
     ``kept`` maps each dimension's name to the kept units, ascending. ``ratio`` was asked for; ``source_parameters``
     and ``target_parameters`` say what is reached. ``source`` is the fingerprint of the model the plan was made for.
+    ``scored_by`` names the dimensions that the criterion scored by something else than the adapter, and by what.
     """
 
     source: str
@@ -49,6 +63,7 @@ class Plan:
     kept: Mapping[str, tuple[int, ...]]
     layout: str = "uniform"
     criterion: str = ""
+    scored_by: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -78,10 +93,13 @@ class Plan:
                 raise PlanError(f"the plan keeps unit {units[-1]} of {dimension.name}, which has only {dimension.size}")
             masks[dimension.name] = torch.zeros(dimension.size, dtype=torch.bool)
             masks[dimension.name][list(units)] = True
-        for kind in Kind:
-            counts = {len(self.kept[dimension.name]) for dimension in graph.of_kind(kind)}
+        for width in graph.widths:
+            counts = {len(self.kept[dimension.name]) for dimension in graph.of_width(width.name)}
             if len(counts) > 1:
-                raise PlanError(f"a uniform plan keeps as many {kind} in every layer, this one {sorted(counts)}")
+                raise PlanError(f"a uniform plan keeps as many {width.name} in every layer, this one {sorted(counts)}")
+            if not counts <= set(width.counts):
+                why = graph.untouched.get(width.name, "that number cannot be built")
+                raise PlanError(f"the plan keeps {counts.pop()} {width.name} of {width.size}: {why}")
         return masks
 
     def counts(self) -> dict[str, int]:
@@ -128,8 +146,10 @@ def fingerprint(model: PreTrainedModel | PeftModel) -> str:
     """
     base = base_model(model)
     meaning = {name: getattr(base.config, name, None) for name in MEANINGFUL}
+    special = {name: getattr(base.config, name, None) for name in MEANINGFUL_WHERE_SET}
+    meaning |= {name: value for name, value in special.items() if value is not None}
     digest = hashlib.sha256(json.dumps(meaning, sort_keys=True, default=str).encode())
-    parameters = {n.replace(".base_layer.", "."): p for n, p in base.named_parameters() if ".lora_" not in n}
+    parameters = {plain_name(n): p for n, p in base.named_parameters() if ".lora_" not in n}
     for name, parameter in sorted(parameters.items()):
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
         digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)

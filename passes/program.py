@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
-import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
@@ -14,55 +13,11 @@ from passes.graph import PruningGraph
 from passes.instruments import PassRecord
 from passes.masks import Masks, masked
 from passes.models import base_model, check_finite
-from passes.parity import Parity, relative_difference
 from passes.plan import Plan
+from passes.probe import Probe, Response, positions, respond
+from passes.routing import routers, routing
 
-PROBE_ROWS = 3
-PROBE_TOKENS = 16
-PROBE_PADDING = 5
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A small batch with padding on both sides. ``input_ids`` and ``attention_mask`` are [rows, tokens], int64."""
-
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-
-    @classmethod
-    def random(cls, vocab_size: int, *, seed: int = 0) -> Probe:
-        """Random tokens: one row without padding, one padded on the left, one on the right."""
-        generator = torch.Generator().manual_seed(seed)
-        ids = torch.randint(0, vocab_size, (PROBE_ROWS, PROBE_TOKENS), generator=generator)
-        mask = torch.ones_like(ids)
-        mask[1, :PROBE_PADDING] = 0
-        mask[2, -PROBE_PADDING:] = 0
-        return cls(ids, mask)
-
-
-@dataclass(frozen=True)
-class Response:
-    """What a model computes on a probe, at the rows where its mask is 1.
-
-    ``logits`` is [tokens, vocabulary]; ``hidden`` holds the residual stream after the embedding and after each layer,
-    [tokens, hidden] each.
-    """
-
-    logits: torch.Tensor
-    hidden: tuple[torch.Tensor, ...]
-
-    def compare(self, name: str, expected: Response, tolerance: float) -> Parity:
-        """The parity of this response's logits with the expected ones."""
-        return Parity(name, relative_difference(self.logits, expected.logits), tolerance)
-
-    def first_difference(self, expected: Response, tolerance: float) -> str:
-        """Where the two part: the first layer whose output differs by more than the tolerance."""
-        for layer, (actual, wanted) in enumerate(zip(self.hidden, expected.hidden, strict=False)):
-            difference = relative_difference(actual, wanted)
-            if not difference <= tolerance:
-                place = "the embedding" if layer == 0 else f"layer {layer - 1}"
-                return f"{place} is the first to differ ({difference:.2e})"
-        return "only the logits differ"
+__all__ = ["Probe", "Program", "Response", "positions", "respond"]
 
 
 @dataclass(frozen=True)
@@ -91,7 +46,7 @@ class Program:
         if isinstance(model, PeftModel):
             check_adapter(model)
         check_finite(model)
-        return cls(model, Probe.random(base_model(model).config.vocab_size)).expecting_itself()
+        return cls(model, Probe.of(base_model(model))).expecting_itself()
 
     @property
     def traced(self) -> PruningGraph:
@@ -99,38 +54,17 @@ class Program:
         assert self.graph is not None
         return self.graph
 
-    def respond(self) -> Response:
-        """What the program computes now: the model under the masks, in evaluation mode."""
-        if self.masks is None or self.graph is None:
+    def respond(self, like: Response | None = None) -> Response:
+        """What the program computes now: the model under the masks, in evaluation mode.
+
+        With ``like``, tokens go to the experts that they went to there.
+        """
+        if self.graph is None:
             return respond(self.model, self.probe)
-        with masked(self.model, self.graph, self.masks):
-            return respond(self.model, self.probe)
+        masks = masked(self.model, self.graph, self.masks) if self.masks is not None else nullcontext()
+        with masks, routing(self.model, routers(self.graph), like.choices if like else None) as choices:
+            return replace(respond(self.model, self.probe), choices=choices)
 
     def expecting_itself(self) -> Program:
         """The same program, expecting from now on what it computes now."""
         return replace(self, expected=self.respond())
-
-
-@torch.no_grad()
-def respond(model: PreTrainedModel | PeftModel, probe: Probe) -> Response:
-    """A model's response to the probe, in evaluation mode; training mode is restored."""
-    was_training = model.training
-    model.eval()
-    try:
-        device = next(model.parameters()).device
-        real = probe.attention_mask.bool()
-        inputs: dict[str, Any] = {
-            "input_ids": probe.input_ids.to(device),
-            "attention_mask": probe.attention_mask.to(device),
-            "position_ids": positions(probe.attention_mask).to(device),
-        }
-        output = model(**inputs, use_cache=False, output_hidden_states=True)
-        hidden = tuple(state[real.to(device)].cpu() for state in output.hidden_states)
-        return Response(output.logits[real.to(device)].cpu(), hidden)
-    finally:
-        model.train(was_training)
-
-
-def positions(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Position ids [rows, tokens] that count real tokens from 0, as ``generate`` makes them; 1 on left padding."""
-    return (attention_mask.cumsum(-1) - 1).masked_fill(attention_mask == 0, 1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from passes.errors import OptionError
-from passes.graph import Kind, PruningGraph
-from passes.target import UniformWidths
+from passes.graph import PruningGraph
+from passes.target import Counts, width_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,23 +42,25 @@ class Schedule:
         return list(zip(times, [*shares[:-1], 1.0], strict=True))
 
 
-def ramp(graph: PruningGraph, target: UniformWidths, shares: list[float]) -> list[UniformWidths]:
-    """Widths a layer at each share of the target's cost.
+def ramp(graph: PruningGraph, target: Counts, shares: list[float]) -> list[dict[str, int]]:
+    """Counts a width at each share of the target's cost.
 
-    The curve is one of cost: KV groups, the coarse units, go at the point of the curve nearest to their own share
-    (a tie goes early), and the channels make up the difference. Nothing comes back on the way, and the last widths are
-    the target's.
+    The curve is one of cost: heads and experts, the coarse units, go at the point of the curve nearest to their own
+    share (a tie goes early), and the channels make up the difference, each MLP in proportion to what it must lose.
+    Nothing comes back on the way, and the last counts are the target's.
     """
-    dense = UniformWidths(graph.size(Kind.KV_GROUPS), graph.size(Kind.MLP_CHANNELS))
-    group_cost, channel_cost = (
-        sum(graph.unit_parameters(d) for d in graph.of_kind(kind)) for kind in (Kind.KV_GROUPS, Kind.MLP_CHANNELS)
-    )
-    groups_to_go, channels_to_go = dense.groups - target.groups, dense.channels - target.channels
-    total = groups_to_go * group_cost + channels_to_go * channel_cost
-    widths, channels_gone = [], 0
+    to_go = {width.name: width.size - target[width.name] for width in graph.widths}
+    cost = {width.name: width_parameters(graph, width.name) for width in graph.widths}
+    total = sum(cost[name] * units for name, units in to_go.items())
+    fine = [width.name for width in graph.widths if width.kind.is_fine]
+    fine_total = sum(cost[name] * to_go[name] for name in fine)
+    path, gone = [], dict.fromkeys(to_go, 0)
     for share in shares:
-        groups_gone = min(groups_to_go, int(share * groups_to_go + 0.5))
-        rest = round((share * total - groups_gone * group_cost) / channel_cost)
-        channels_gone = max(channels_gone, min(channels_to_go, rest))
-        widths.append(UniformWidths(dense.groups - groups_gone, dense.channels - channels_gone))
-    return [*widths[:-1], target]
+        for name in set(to_go) - set(fine):
+            gone[name] = min(to_go[name], int(share * to_go[name] + 0.5))
+        rest = share * total - sum(cost[name] * gone[name] for name in set(to_go) - set(fine))
+        for name in fine:
+            wanted = round(rest / fine_total * to_go[name]) if fine_total else 0
+            gone[name] = max(gone[name], min(to_go[name], wanted))
+        path.append({width.name: width.size - gone[width.name] for width in graph.widths})
+    return [*path[:-1], dict(target)]

@@ -1,46 +1,48 @@
-"""Which stock transformers class a compact model is built with, and building it.
+"""Stock transformers classes: the twin without weights, the configuration of a compact model, and building it.
 
-Uniform widths fit the source's own class, with one exception: stock Llama refuses a head count that does not divide
-the hidden size, although nothing in the model needs that. Such a model is written as Mistral without a sliding window,
-which has the same state-dict keys and computes the same function.
+Uniform widths fit the source's own class, where that class builds its sizes from its configuration. Stock Llama refuses
+a head count that does not divide the hidden size, although nothing in the model needs that; such a model is written as
+Mistral without a sliding window, which has the same state-dict keys and computes the same function.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedConfig, PreTrainedModel
+import transformers
+from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from passes.errors import UnsupportedModelError
+from passes.graph import PruningGraph
 
 _LLAMA_ONLY = ("attention_bias", "mlp_bias")
 
 
-def loadable_group_counts(config: PreTrainedConfig) -> tuple[int, ...]:
-    """The KV-group counts, ascending, with which a stock class can load the model."""
-    counts = range(1, config.num_key_value_heads + 1)
-    if config.model_type == "llama" and any(getattr(config, name, False) for name in _LLAMA_ONLY):
-        per_group = config.num_attention_heads // config.num_key_value_heads
-        return tuple(c for c in counts if config.hidden_size % (c * per_group) == 0 or c == config.num_key_value_heads)
-    return tuple(counts)
+def twin_of(model_type: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of a configuration on the meta device: names and shapes, no memory."""
+    with torch.device("meta"):
+        # Eager attention: the others inspect the values of masks, which meta tensors do not have.
+        twin = cast(Any, model_type)._from_config(copy.deepcopy(config), attn_implementation="eager")
+    twin.config.pad_token_id = None  # or GPT-2 looks for it in the values of its input
+    return cast(PreTrainedModel, twin)
 
 
-def compact_config(config: PreTrainedConfig, *, groups: int, channels: int, head_dim: int) -> PreTrainedConfig:
-    """The configuration of the compact model: ``groups`` KV heads and ``channels`` MLP channels in every layer.
+def compact_config(config: PreTrainedConfig, graph: PruningGraph, counts: Mapping[str, int]) -> PreTrainedConfig:
+    """The configuration of the compact model, from the kept counts a width (absent: all).
 
-    ``head_dim`` is always written, since deriving it from the hidden size is wrong once heads are gone.
+    Raises UnsupportedModelError or ValueError when the configuration's own class refuses the sizes.
     """
-    per_group = config.num_attention_heads // config.num_key_value_heads
-    widths = {
-        "num_attention_heads": groups * per_group,
-        "num_key_value_heads": groups,
-        "head_dim": head_dim,
-        "intermediate_size": channels,
-    }
-    values: dict[str, Any] = {**config.to_dict(), **widths}
-    if isinstance(config, LlamaConfig) and config.hidden_size % widths["num_attention_heads"]:
+    sizes: dict[str, int] = dict(graph.fixed_entries)
+    for width in graph.widths:
+        for entry, factor in width.entries.items():
+            sizes[config.attribute_map.get(entry, entry)] = factor * counts.get(width.name, width.size)
+    values: dict[str, Any] = {**config.to_dict(), **sizes}
+    heads = sizes.get("num_attention_heads")
+    if type(config) is LlamaConfig and heads and config.hidden_size % heads:
         return _as_mistral(values)
     return type(config).from_dict(values)
 
@@ -52,17 +54,32 @@ def _as_mistral(values: dict[str, Any]) -> MistralConfig:
             f"{values['num_attention_heads']} heads do not divide the hidden size {values['hidden_size']}, which stock "
             f"Llama refuses, and {set_anyway[0]}=True has no place in stock Mistral"
         )
-    dropped = {*_LLAMA_ONLY, "pretraining_tp", "sliding_window", "model_type", "architectures", "transformers_version"}
+    dropped = {*_LLAMA_ONLY, "pretraining_tp", "sliding_window", "model_type", "transformers_version"}
     kept = {name: value for name, value in values.items() if name not in dropped}
-    return MistralConfig(**kept, sliding_window=None, architectures=["MistralForCausalLM"])
+    named = [name.replace("Llama", "Mistral") for name in kept.pop("architectures", None) or ["LlamaForCausalLM"]]
+    return MistralConfig(**kept, sliding_window=None, architectures=named)
 
 
-def build_stock(config: PreTrainedConfig, state: dict[str, torch.Tensor], like: PreTrainedModel) -> PreTrainedModel:
+def stock_class(model_type: type[PreTrainedModel], config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The class that a compact configuration is for: the source's own, or Mistral's in place of Llama's."""
+    if isinstance(config, MistralConfig) and model_type.__name__.startswith("Llama"):
+        name = model_type.__name__.replace("Llama", "Mistral", 1)
+        return cast("type[PreTrainedModel]", getattr(transformers, name))
+    return model_type
+
+
+def build_stock(config: PreTrainedConfig, state: Mapping[str, torch.Tensor], like: PreTrainedModel) -> PreTrainedModel:
     """The stock model of ``config`` that holds exactly the tensors of ``state``; everything else as in ``like``."""
+    cls = cast(Any, stock_class(type(like), config))
     with no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=like.config._attn_implementation)
+        model = cls._from_config(config, attn_implementation=like.config._attn_implementation)
+    return filled(model, state, like)
+
+
+def filled(model: PreTrainedModel, state: Mapping[str, torch.Tensor], like: PreTrainedModel) -> PreTrainedModel:
+    """``model`` with the tensors of ``state`` as its own, and everything that is no tensor as in ``like``."""
     model.load_state_dict(state, assign=True)
     model.tie_weights()
-    if like.generation_config is not None:
+    if getattr(like, "generation_config", None) is not None:
         model.generation_config = like.generation_config
-    return model.train(like.training)
+    return model.requires_grad_(False).train(like.training)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +27,9 @@ from passes.target import Target
 from passes.tuning import Event, PruningCallback, PruningPolicy
 
 LOSSES_LOGGED = 20
+
+Collate = Callable[[list[dict[str, torch.Tensor]]], dict[str, torch.Tensor]]
+"""Makes one batch of items."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +112,8 @@ def _random_states_kept() -> Iterator[None]:
 class TunePass(Pass):
     """Trains the adapters with the transformers Trainer while masks grow to the target. Base weights stay as they are.
 
-    ``data`` yields ``input_ids`` and ``labels``, int64 [tokens] each, of one length.
+    ``data`` yields the model's inputs, labels included, so that the model computes its own loss; ``collate`` makes a
+    batch of them (default: stack, for items of one length).
     """
 
     name = "tune"
@@ -120,8 +124,10 @@ class TunePass(Pass):
         data: Dataset[dict[str, torch.Tensor]],
         options: TuneOptions = TuneOptions(),
         progress: Progress = silent,
+        collate: Collate | None = None,
     ) -> None:
         self._target, self._data, self._options, self._progress = target, data, options, progress
+        self._collate = collate
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -140,7 +146,7 @@ class TunePass(Pass):
         assert isinstance(program.model, PeftModel)
         model, graph, options = program.model, program.traced, self._options
         policy = PruningPolicy(
-            target=self._target.widths(graph),
+            target=self._target.counts(graph),
             schedule=options.schedule,
             revival=options.revival,
             max_grad_norm=options.max_grad_norm,
@@ -159,11 +165,17 @@ class TunePass(Pass):
             stack.enter_context(_random_states_kept())
             stack.enter_context(torch.enable_grad())
             # The Trainer switches this off for good, and the configuration goes into the saved checkpoint.
-            stack.callback(setattr, model.config, "use_cache", model.config.use_cache)
+            if hasattr(model.config, "use_cache"):
+                stack.callback(setattr, model.config, "use_cache", model.config.use_cache)
             trainer = Trainer(
-                model=model, args=self._arguments(folder, model), train_dataset=self._data, callbacks=[callback]
+                model=model,
+                args=self._arguments(folder, model),
+                train_dataset=self._data,
+                data_collator=self._collate,
+                callbacks=[callback],
             )
             trainer.remove_callback(PrinterCallback)
+            stack.callback(callback.close)
             if checkpoint is not None:
                 callback.restore(checkpoint)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

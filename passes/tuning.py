@@ -16,29 +16,28 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from passes.criteria import Criterion
 from passes.errors import MissingFileError, ModelError, OptionError
-from passes.graph import Kind, PruningGraph
+from passes.graph import PruningGraph
 from passes.infra import Progress, plain, silent
 from passes.masks import MaskedModel, Masks, full_masks
 from passes.schedule import Schedule, ramp
-from passes.target import UniformWidths
+from passes.target import Counts
 
 STATE_FILE = "lpc_state.safetensors"
 
 
 def select(
-    graph: PruningGraph, scores: Mapping[str, torch.Tensor], widths: UniformWidths, *, among: Masks | None = None
+    graph: PruningGraph, scores: Mapping[str, torch.Tensor], counts: Counts, *, among: Masks | None = None
 ) -> dict[str, torch.Tensor]:
-    """Masks that keep the highest-scored units at the given widths; ties keep the lower index.
+    """Masks that keep the highest-scored units, as many a dimension as its width says; ties keep the lower index.
 
     ``among`` restricts the choice to units that are still on, so that none comes back.
     """
-    counts = {Kind.KV_GROUPS: widths.groups, Kind.MLP_CHANNELS: widths.channels}
     masks = {}
     for dimension in graph.dimensions:
         ranked = scores[dimension.name]
         if among is not None:
             ranked = ranked.masked_fill(~among[dimension.name], -torch.inf)
-        best = torch.sort(ranked, descending=True, stable=True).indices[: counts[dimension.kind]]
+        best = torch.sort(ranked, descending=True, stable=True).indices[: counts[dimension.width]]
         masks[dimension.name] = torch.zeros(dimension.size, dtype=torch.bool)
         masks[dimension.name][best] = True
     return masks
@@ -46,11 +45,10 @@ def select(
 
 @dataclass(frozen=True)
 class Event:
-    """A re-masking after ``step`` optimizer steps: the widths from then on, and how many units came back."""
+    """A re-masking after ``step`` optimizer steps: the counts a width from then on, and how many units came back."""
 
     step: int
-    groups: int
-    channels: int
+    widths: Counts
     revived: int
 
 
@@ -58,7 +56,7 @@ class Event:
 class PruningPolicy:
     """When and how far to mask. ``revival``: a masked unit may come back (the paper's notes; the code forbids it)."""
 
-    target: UniformWidths
+    target: Counts
     schedule: Schedule
     revival: bool = True
     max_grad_norm: float = 1.0
@@ -95,7 +93,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self._model, self._graph, self._criterion, self._policy = model, graph, criterion, policy
         self._progress = progress
-        self._ramp: dict[int, UniformWidths] = {}
+        self._ramp: dict[int, dict[str, int]] = {}
         self._hooks: MaskedModel | None = None
         self.state = PruningState(full_masks(graph))
 
@@ -107,16 +105,19 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
                 "and give the value to PruningPolicy"
             )
         events = self._policy.schedule.events(state.max_steps)
-        widths = ramp(self._graph, self._policy.target, [share for _, share in events])
-        self._ramp = {step: width for (step, _), width in zip(events, widths, strict=True)}
+        counts = ramp(self._graph, self._policy.target, [share for _, share in events])
+        self._ramp = {step: count for (step, _), count in zip(events, counts, strict=True)}
         self._hooks = MaskedModel(self._model, self._graph)
         self._hooks.set(self.state.masks)
+        self._criterion.begin(self._model)
 
     def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Show the gradients to the criterion, then clip them."""
-        if not self._criterion.observe(self._model):
+        # accelerate's optimizer unscales the gradients of its own parameters only
+        scaler = getattr(kwargs.get("optimizer"), "scaler", None)
+        if not self._criterion.observe(self._model, scaler.get_scale() if scaler is not None else 1.0):
             if not args.fp16:
                 raise ModelError(
                     f"the gradients of step {state.global_step + 1} are not finite: lower the learning rate, "
@@ -129,20 +130,25 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Re-mask if an event is due."""
-        widths = self._ramp.get(state.global_step)
-        if widths is not None and self._hooks is not None:
+        counts = self._ramp.get(state.global_step)
+        if counts is not None and self._hooks is not None:
             among = None if self._policy.revival else self.state.masks
-            masks = select(self._graph, self._criterion.scores, widths, among=among)
+            masks = select(self._graph, self._criterion.scores, counts, among=among)
             revived = sum(int((mask & ~self.state.masks[name]).sum()) for name, mask in masks.items())
-            self.state.events.append(Event(state.global_step, widths.groups, widths.channels, revived))
+            self.state.events.append(Event(state.global_step, counts, revived))
             self.state.masks = masks
             self._hooks.set(masks)
         self._progress("tune", state.global_step, state.max_steps)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Take the masks off; the program carries them from here."""
+        self.close()
+
+    def close(self) -> None:
+        """Take off what this callback put on the model; also to be called when training fails."""
         if self._hooks is not None:
             self._hooks.remove()
+        self._criterion.end(self._model)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Save scores, masks and events beside the checkpoint that the Trainer just wrote."""
@@ -153,8 +159,9 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         """Write the state into a checkpoint folder."""
         tensors = {f"score.{name}": score for name, score in self._criterion.scores.items()}
         tensors |= {f"mask.{name}": mask for name, mask in self.state.masks.items()}
-        rows = [[e.step, e.groups, e.channels, e.revived] for e in self.state.events]
-        tensors["events"] = torch.tensor(rows, dtype=torch.int64).reshape(-1, 4)
+        names = [width.name for width in self._graph.widths]
+        rows = [[e.step, e.revived, *(e.widths[name] for name in names)] for e in self.state.events]
+        tensors["events"] = torch.tensor(rows, dtype=torch.int64).reshape(-1, 2 + len(names))
         tensors["skipped"] = torch.tensor([self.state.skipped])
         save_file(tensors, folder / STATE_FILE, metadata={"run": self._run()})
 
@@ -176,5 +183,9 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         for dimension in self._graph.dimensions:
             self._criterion.scores[dimension.name].copy_(tensors[f"score.{dimension.name}"])
             self.state.masks[dimension.name] = tensors[f"mask.{dimension.name}"]
-        self.state.events = [Event(*row) for row in tensors["events"].tolist()]
+        names = [width.name for width in self._graph.widths]
+        self.state.events = [
+            Event(step, dict(zip(names, counts, strict=True)), revived)
+            for step, revived, *counts in tensors["events"].tolist()
+        ]
         self.state.skipped = int(tensors["skipped"])

@@ -33,9 +33,9 @@ from lm_eval.models.onnxruntime_genai import ONNXRuntimeGenAILM
 from lm_eval.models.onnxruntime_ort import ONNXRuntimeLM
 from lm_eval.tasks import TaskManager
 from tqdm.std import tqdm  # type: ignore[import-untyped]
-from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
+from exporters.checkpoint import reload
 from lpc.evaluation.rows import RowTask
 from lpc.evaluation.subjects import Subject
 from lpc.perplexity import exp
@@ -133,11 +133,7 @@ def open_scorer(subject: Subject, *, context_length: int, batch_size: int) -> An
             scorer = kind(pretrained=str(subject.folder), max_length=context_length)
             scorer._bos_token_id = prefix
             return scorer
-        model = subject.live
-        if model is None:
-            model = AutoModelForCausalLM.from_pretrained(
-                subject.folder, dtype="float32", local_files_only=True, use_safetensors=True
-            )
+        model = reload(subject.folder).float() if subject.live is None else subject.live
         return _TorchScorer(
             pretrained=model,
             tokenizer=tokenizer,

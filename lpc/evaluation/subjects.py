@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
-from passes.errors import DataError, MissingFileError, OptionError
+from passes.errors import DataError, MissingFileError, OptionError, UnsupportedModelError
+from passes.tasks import Task, model_class, task_of
 
 __all__ = ["BACKENDS", "Subject", "context_limit", "find_subjects", "weight_dtype"]
 
@@ -30,8 +31,9 @@ def find_subjects(folder: Path, backend: str, dense: Path | PreTrainedModel | No
     """The dense model, then what is in the folder, in the order hf, onnx, genai.
 
     ``folder`` is an output of ``lpc compress``, a Hugging Face checkpoint or an ONNX folder. Without ``dense``, the
-    source that the manifest names is used if it is a local folder that still exists. Raises `MissingFileError`, and
-    `OptionError` if the backend asked for has nothing to run on.
+    source that the manifest names is used if it is a local folder that still exists. Raises `MissingFileError`,
+    `OptionError` if the backend asked for has nothing to run on, and `UnsupportedModelError` for other models than
+    causal language models.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -39,6 +41,7 @@ def find_subjects(folder: Path, backend: str, dense: Path | PreTrainedModel | No
     manifest = _read_json(folder / "lpc.json")
     name = "model" if manifest is None else "pruned"
     checkpoint, package = _checkpoint(folder), _package(folder)
+    _check_causal(checkpoint or package)
     homes = {"hf": checkpoint, "onnx": package, "genai": _with_genai(package)}
     wanted = BACKENDS if backend == "all" else (backend,)
     found = [Subject(name, each, home) for each in wanted if (home := homes[each]) is not None]
@@ -49,6 +52,24 @@ def find_subjects(folder: Path, backend: str, dense: Path | PreTrainedModel | No
             f"{folder} holds no {what.removeprefix('a ').removeprefix('an ')}: backend {backend} cannot run"
         )
     return (*_dense(dense if dense is not None else _source(manifest), found[0].folder), *found)
+
+
+def _check_causal(home: Path | None) -> None:
+    """Raises UnsupportedModelError for a model of another task, or of none that lpc knows."""
+    if home is None or not (home / "config.json").is_file():
+        return
+    try:
+        kind = model_class(AutoConfig.from_pretrained(home, local_files_only=True))
+    except UnsupportedModelError:
+        raise
+    except Exception:  # noqa: BLE001 -- whoever loads the model says what is wrong with it
+        return
+    task = task_of(kind)
+    if task is not Task.CAUSAL_LM:
+        raise UnsupportedModelError(
+            f"{home} holds a {kind.__name__} ({task}), and lm-eval runs causal language models only: "
+            "use lpc.score(folder, rows) for loss and accuracy"
+        )
 
 
 def context_limit(subject: Subject) -> int | None:

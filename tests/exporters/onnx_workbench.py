@@ -61,11 +61,32 @@ def exported(case: str) -> tuple[PreTrainedModel, OnnxPackage]:
 
 
 def run_onnx(folder: Path, ids: torch.Tensor, mask: torch.Tensor, past: dict[str, np.ndarray] | None = None) -> dict:
-    """All outputs of one call by name, with caches of length zero unless given."""
-    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    """All outputs of one call of a decoder by name, with caches of length zero unless given."""
+    session = open_session(folder / "model.onnx")
     positions = (mask.cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
     feeds = {"input_ids": ids.numpy(), "attention_mask": mask.numpy(), "position_ids": positions.numpy()}
-    for each in session.get_inputs()[3:]:
-        empty = np.zeros((len(ids), each.shape[1], 0, each.shape[3]), np.float32)
-        feeds[each.name] = empty if past is None else past[each.name.replace("past_key_values", "present")]
-    return dict(zip([each.name for each in session.get_outputs()], session.run(None, feeds), strict=True))
+    for each in session.get_inputs():
+        if each.name.startswith("past_key_values"):
+            empty = np.zeros((len(ids), each.shape[1], 0, each.shape[3]), np.float32)
+            feeds[each.name] = empty if past is None else past[each.name.replace("past_key_values", "present")]
+    return call(session, feeds)
+
+
+def open_session(path: Path) -> onnxruntime.InferenceSession:
+    """Plain onnxruntime, nothing of lpc's."""
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def call(session: onnxruntime.InferenceSession, feeds: dict) -> dict:
+    """All outputs by name; feeds that the graph has no input for are left out."""
+    wanted = {each.name: np.asarray(feeds[each.name]) for each in session.get_inputs()}
+    return dict(zip([each.name for each in session.get_outputs()], session.run(None, wanted), strict=True))
+
+
+def difference(ours: np.ndarray, theirs: np.ndarray, real: torch.Tensor | None = None) -> float:
+    """Largest difference over the largest value, where ``real`` is 1."""
+    if real is not None:
+        kept = real.bool().numpy()
+        ours, theirs = ours[kept], theirs[kept]
+    assert ours.shape == theirs.shape
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())

@@ -66,7 +66,7 @@ def test_another_token_passes_only_when_the_logits_tie(
     model, package = exported("llama")
     logits = torch.tensor([[1.0, 1.0 - gap, 0.0]])
     answer = SimpleNamespace(sequences=torch.tensor([[5, 0]]), logits=(logits,))
-    monkeypatch.setattr(genai, "_torch_greedy", lambda *_: answer)
+    monkeypatch.setattr(genai, "torch_greedy", lambda *_, **__: answer)
     monkeypatch.setattr(genai, "_genai_greedy", lambda *_: [5, 1])
     options = OnnxOptions(greedy_prompts=1, greedy_tokens=1)
     if accepted:

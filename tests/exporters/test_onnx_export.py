@@ -9,18 +9,17 @@ import onnxruntime
 import pytest
 import torch
 from conftest import build_model
-from onnx_workbench import CASES, exported, run_onnx
+from onnx_workbench import CASES, difference, exported, run_onnx
 from transformers import (
     AutoConfig,
     AutoTokenizer,
-    GPT2Config,
-    GPT2LMHeadModel,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from exporters.onnx_decoder import why_not_builder
 from exporters.onnx_export import OnnxOptions, export_onnx
+from exporters.onnx_session import OnnxModel
 from exporters.onnx_verify import verify_onnx
 from passes.errors import OptionError, PostconditionError, TokenizerError, UnsupportedModelError
 
@@ -33,11 +32,6 @@ def torch_logits(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) 
     with torch.no_grad():
         logits: np.ndarray = model(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits.numpy()
     return logits
-
-
-def difference(ours: np.ndarray, theirs: np.ndarray, real: torch.Tensor) -> float:
-    kept = real.bool().numpy()
-    return float(np.abs(ours[kept] - theirs[kept]).max() / np.abs(theirs[kept]).max())
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -137,7 +131,7 @@ def test_verification_names_the_layer_when_the_graph_differs(parameter: str, whe
     with torch.no_grad():
         other.get_parameter(parameter)[0] += 0.01
     with pytest.raises(PostconditionError, match=r"onnx prefill: relative difference .* > 1e-04") as caught:
-        verify_onnx(other, package.folder / "model.onnx", 1e-4)
+        verify_onnx(other, OnnxModel(package.folder / "model.onnx"), 1e-4)
     assert where in str(caught.value)
 
 
@@ -146,7 +140,7 @@ def test_verification_crosses_the_sliding_window() -> None:
     other = build_model("mistral", sliding_window=6)
     other.load_state_dict(model.state_dict())
     with pytest.raises(PostconditionError, match=r"present\.1\.key"):
-        verify_onnx(other, package.folder / "model.onnx", 1e-4)
+        verify_onnx(other, OnnxModel(package.folder / "model.onnx"), 1e-4)
 
 
 def test_export_refuses_another_models_tokenizer(tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
@@ -158,23 +152,16 @@ def test_export_refuses_another_models_tokenizer(tiny_tokenizer: PreTrainedToken
         )
 
 
+def test_export_needs_the_tokenizer_of_a_causal_model(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match="LlamaForCausalLM needs its tokenizer"):
+        export_onnx(build_model("llama"), None, tmp_path)
+
+
 def test_builder_refuses_what_it_does_not_know(tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     model = build_model("llama", hidden_act="gelu")
     assert "gelu" in (why_not_builder(model) or "")
     with pytest.raises(UnsupportedModelError, match="gelu"):
         export_onnx(model, tiny_tokenizer, tmp_path, OnnxOptions(route="builder"))
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch.onnx and copyreg inside it
-def test_other_families_go_through_torch(tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 272, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
-    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=256, eos_token_id=256)).eval()
-    package = export_onnx(model, tiny_tokenizer, tmp_path, QUICK)
-    assert package.route == "torch"
-    ids = torch.arange(6)[None]
-    outputs = run_onnx(package.folder, ids, torch.ones_like(ids))
-    assert difference(outputs["logits"], torch_logits(model, ids, torch.ones_like(ids)), torch.ones_like(ids)) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import zoo
 from conftest import build_model, build_tokenizer
 
 from exporters.onnx_export import OnnxOptions, export_onnx
 from lpc.benchmark import BenchmarkOptions, benchmark
-from lpc.workload import Decoder, OnnxFolder, Workload
-from passes.errors import MissingFileError, ModelError, OptionError
+from lpc.report import speed_rows
+from lpc.workload import Graph, OnnxFolder, Workload
+from passes.errors import MissingFileError, ModelError, OptionError, UnsupportedModelError
 
 SMALL = BenchmarkOptions(
     beyond_context=False, repeats=2, warmup=1, threads=1, batches=(1, 2), prefill_tokens=(6,), decode_pasts=(3, 500)
@@ -68,7 +70,7 @@ def test_benchmark_alone_has_no_ratios_and_may_go_beyond_the_context(folders: tu
 
 
 def test_feeds_fit_the_graph(folders: tuple[Path, Path]) -> None:
-    decoder = Decoder(OnnxFolder.find(folders[0]), threads=1)
+    decoder = Graph(OnnxFolder.find(folders[0]), threads=1)
     feeds = decoder.feeds(Workload(phase="decode", batch=2, tokens=1, past=3))
     assert feeds["past_key_values.1.value"].shape == (2, 2, 3, 8)
     assert feeds["attention_mask"].shape == (2, 4)
@@ -82,8 +84,64 @@ def test_benchmark_says_what_is_missing(tmp_path: Path) -> None:
 
 def test_benchmark_says_when_onnxruntime_refuses_the_model(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"not a model")
-    with pytest.raises(ModelError, match="onnxruntime cannot load"):
+    with pytest.raises(ModelError, match="cannot be read as an ONNX graph"):
         benchmark(tmp_path, options=SMALL)
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Packages of models without a cache: a dense and a narrower text classifier, and an image classifier."""
+    root = tmp_path_factory.mktemp("single")
+    models = {
+        "dense": zoo.build("bert-sequence-classification"),
+        "narrow": zoo.build("bert-sequence-classification", intermediate_size=16),
+        "vit": zoo.build("vit"),
+    }
+    for name, model in models.items():
+        export_onnx(model, None, root / name)
+    return {name: root / name for name in models}
+
+
+def test_an_encoder_is_timed_at_its_one_call_within_its_context(single: dict[str, Path]) -> None:
+    options = BenchmarkOptions(repeats=2, warmup=0, threads=1, batches=(1, 2), prefill_tokens=(8, 512))
+    found = benchmark(single["narrow"], single["dense"], options)
+    assert {(run.model, run.phase, run.batch, run.tokens, run.past) for run in found.runs} == {
+        (model, "forward", batch, 8, 0) for model in ("dense", "pruned") for batch in (1, 2)
+    }
+    assert [(each.batch, each.tokens) for each in found.skipped] == [(1, 512), (2, 512)]
+    assert set(found.ratios) >= {"forward_b1_t8_p0", "file_bytes"}
+    assert "kv_bytes_per_token" not in found.ratios
+    assert found.models["dense"].kv_bytes_per_token == 0
+
+
+def test_an_encoder_for_which_every_length_is_too_long_is_timed_at_its_context(single: dict[str, Path]) -> None:
+    options = BenchmarkOptions(repeats=1, warmup=0, batches=(1,), prefill_tokens=(200,))
+    assert [run.tokens for run in benchmark(single["dense"], options=options).runs] == [128]
+
+
+def test_an_image_model_is_timed_on_images(single: dict[str, Path]) -> None:
+    found = benchmark(single["vit"], options=BenchmarkOptions(repeats=1, warmup=0, batches=(1, 3)))
+    assert [(run.phase, run.batch, run.tokens, run.tokens_per_s) for run in found.runs] == [
+        ("forward", 1, 0, 0),
+        ("forward", 3, 0, 0),
+    ]
+    assert speed_rows(found.to_json())[0][0] == "forward, batch 1, 1 image a row"
+
+
+def test_models_of_two_kinds_are_not_compared(single: dict[str, Path]) -> None:
+    with pytest.raises(OptionError, match="not of one kind"):
+        benchmark(single["vit"], single["dense"], SMALL)
+
+
+def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "encoder_model.onnx").write_bytes(b"")
+    with pytest.raises(UnsupportedModelError, match=r"encoder_model\.onnx and decoder_model\.onnx"):
+        benchmark(tmp_path)
+
+
+def test_positions_from_a_table_end_and_rotary_ones_do_not(folders: tuple[Path, Path], single: dict[str, Path]) -> None:
+    assert OnnxFolder.find(single["dense"]).bounded
+    assert not OnnxFolder.find(folders[1]).bounded
 
 
 @pytest.mark.parametrize(

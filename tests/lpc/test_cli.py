@@ -6,8 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
+import zoo
 from conftest import build_model
 
 from lpc import cli
@@ -21,6 +23,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  #
 
     def call(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["lpc", *map(str, words)])
+        capsys.readouterr()  # progress bars of what the test has set up
         with pytest.raises(SystemExit) as stop:
             cli.main()
         code = stop.value.code
@@ -48,8 +51,54 @@ def test_compress_prints_a_table(run, tiny_model_folder: Path, text_file: Path, 
     words = ["--data", text_file, "--ratio", 0.3, *SHORT, "--out", tmp_path / "out", "--no-onnx"]
     code, stdout, _ = run("compress", tiny_model_folder, *words)
     assert code == 0
-    assert "held-out perplexity" in stdout
+    assert "perplexity" in stdout
+    assert "held-out rows" in stdout
     assert "parities hold" in stdout
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> Path:
+    zoo.build("bert-sequence-classification").save_pretrained(tmp_path / "classifier")
+    return tmp_path / "classifier"
+
+
+ROWS = [{"input_ids": [2 + i, 5, 7][: 1 + i % 3], "label": i % 5} for i in range(20)]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "folder"])
+def test_compress_tunes_a_classifier_on_rows(run, form: str, classifier: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    data = tmp_path / f"rows.{form}"
+    if form == "jsonl":
+        data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    else:
+        datasets.Dataset.from_list(ROWS).save_to_disk(str(data))
+    words = ["--data", data, "--ratio", 0.15, "--steps", 2, "--batch-size", 4, "--out", tmp_path / "out", "--no-onnx"]
+    code, stdout, stderr = run("compress", classifier, *words)
+    assert (code, stderr) == (0, "")
+    assert "accuracy" in stdout
+    measures = json.loads((tmp_path / "out" / "lpc.json").read_text())["heldout"]["measures"]
+    assert set(measures) == {"loss", "accuracy"}
+
+
+def test_compress_takes_heads_where_custom_code_is_allowed(run, classifier: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    words = ["--data", data, "--ratio", 0.15, "--steps", 2, "--out", tmp_path / "out", "--no-onnx", "--json"]
+    code, stdout, _ = run("compress", classifier, *words, "--custom-code")
+    assert code == 0
+    widths = json.loads(stdout)["widths"]["kv_groups"]
+    assert widths["most"] < widths["dense"]
+
+
+def test_text_for_a_classifier_is_refused_with_the_form_that_it_needs(  # type: ignore[no-untyped-def]
+    run, classifier: Path, text_file: Path, tmp_path: Path
+) -> None:
+    words = ["--data", text_file, "--ratio", 0.15, "--out", tmp_path / "out"]
+    code, _, stderr = run("compress", classifier, *words)
+    assert code == 2
+    assert "BertForSequenceClassification" in stderr
+    assert "save_to_disk" in stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_inspect_works_from_a_folder_with_only_a_config(run, tiny_model_folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -58,7 +107,7 @@ def test_inspect_works_from_a_folder_with_only_a_config(run, tiny_model_folder: 
     assert code == 0
     values = json.loads(stdout)
     assert values["cost"]["parameters"] == sum(p.numel() for p in build_model("llama").parameters())
-    kinds = {dimension["kind"]: dimension for dimension in values["dimensions"]}
+    kinds = {width["width"]: width for width in values["widths"]}
     assert kinds["kv_groups"]["units"] == 4
     assert kinds["kv_groups"]["unit_parameters"] == 2 * (16 * 32) + 2 * (8 * 32)
     assert kinds["mlp_channels"]["unit_parameters"] == 3 * 32
@@ -102,9 +151,9 @@ def inputs(
         (tmp_path / f"{name}.txt").write_text(text)
     (tmp_path / "latin.txt").write_bytes("café ".encode("latin-1") * 100)
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\nnot json\n')
-    gpt2 = tmp_path / "gpt2"
-    gpt2.mkdir()
-    (gpt2 / "config.json").write_text('{"model_type": "gpt2"}')
+    mamba = tmp_path / "mamba"
+    mamba.mkdir()
+    (mamba / "config.json").write_text('{"model_type": "mamba"}')
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("x")
     named = {path.stem: path for path in tmp_path.iterdir()}
@@ -130,7 +179,7 @@ BAD = [
     ("unreachable ratio", "model", "text", 0.97, "new", "largest reachable ratio"),
     ("NaN weights", "nan", "text", 0.3, "new", "model.norm.weight"),
     ("no tokenizer", "bare", "text", 0.3, "new", "tokenizer"),
-    ("unsupported family", "gpt2", "text", 0.3, "new", "gpt2"),
+    ("unsupported family", "mamba", "text", 0.3, "new", "mamba"),
     ("output folder not empty", "model", "text", 0.3, "full", "--force"),
 ]
 

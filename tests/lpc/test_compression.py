@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 
 import datasets
@@ -48,9 +49,13 @@ def test_compress_reports_heldout_perplexities(result: lpc.Result) -> None:
     heldout = result.report.heldout
     assert heldout is not None
     assert heldout.context_length == 32
-    assert heldout.dense > 1
-    assert heldout.removed is not None
-    assert heldout.removed != heldout.pruned
+    assert heldout.labels == 31 * heldout.rows
+    assert set(heldout.measures) == {"loss", "perplexity"}
+    perplexity, loss = heldout.measures["perplexity"], heldout.measures["loss"]
+    assert perplexity.dense > 1
+    assert perplexity.removed is not None
+    assert len({perplexity.dense, perplexity.removed, perplexity.pruned}) == 3
+    assert loss.dense == pytest.approx(math.log(perplexity.dense))
 
 
 def test_compress_leaves_a_live_model_as_it_was(tiny_llama: PreTrainedModel) -> None:
@@ -95,7 +100,7 @@ def test_save_writes_the_contract(saved: Path, result: lpc.Result) -> None:
     assert {path.name for path in saved.iterdir()} == {"hf", "adapter", "plan.json", "lpc.json", "report.md"}
     assert lpc.Plan.load(saved / "plan.json") == result.plan
     manifest = json.loads((saved / "lpc.json").read_text())
-    assert manifest["schema_version"] == 1
+    assert manifest["schema_version"] == 2
     assert manifest["source"]["parameters"] == result.report.dense.parameters
     assert manifest["target"]["parameters"] == result.report.pruned.parameters
     assert manifest["ratio"] == {"asked": 0.3, "achieved": result.plan.achieved_ratio}
@@ -155,7 +160,7 @@ def test_brought_adapter_is_kept_and_goes_on(tiny_llama: PreTrainedModel) -> Non
     assert result.program.adapter is not None
     assert result.program.adapter.config.r == 3
     assert result.report.heldout is not None
-    assert result.report.heldout.removed is None
+    assert all(measure.removed is None for measure in result.report.heldout.measures.values())
     for name, value in brought.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert isinstance(brought, PeftModel)

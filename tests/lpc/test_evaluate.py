@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+import zoo
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -29,6 +30,7 @@ from passes.errors import (
     OptionError,
     PostconditionError,
     TokenizerError,
+    UnsupportedModelError,
 )
 
 CONTEXT = 32
@@ -373,6 +375,13 @@ def test_missing_parts_raise(output_folder: Path, tiny_model_folder: Path, text_
     AutoModelForCausalLM.from_pretrained(tiny_model_folder).save_pretrained(tmp_path)
     with pytest.raises(TokenizerError, match="no tokenizer"):
         evaluate(tmp_path, options)
+
+
+def test_models_of_other_tasks_are_refused_with_the_remedy(text_file: Path, tmp_path: Path) -> None:
+    for name in ("bert-sequence-classification", "t5"):
+        zoo.build(name).save_pretrained(tmp_path / name / "hf")
+        with pytest.raises(UnsupportedModelError, match=r"causal language models only: use lpc\.score"):
+            evaluate(tmp_path / name, EvaluateOptions(text=text_file))
 
 
 def test_broken_graph_raises_with_the_folder(tmp_path: Path, output_folder: Path, text_file: Path) -> None:

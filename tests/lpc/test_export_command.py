@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+import zoo
 from transformers import AutoModelForCausalLM
 
 import lpc
@@ -93,3 +94,18 @@ def test_export_without_tokenizer_is_refused_and_writes_nothing(out: Path, tmp_p
     with pytest.raises(lpc.TokenizerError, match="no tokenizer"):
         export(tmp_path / "bare", tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_image_classifier_is_exported_with_its_image_processor_and_no_tokenizer(tmp_path: Path) -> None:
+    model = zoo.build("vit", num_hidden_layers=1)
+    model.save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf/preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor"}')
+    package = export(tmp_path / "hf", tmp_path / "onnx")
+    assert (package.kind, package.folder) == ("single", tmp_path / "onnx")
+    assert {"model.onnx", "config.json", "preprocessor_config.json"} <= set(package.files)
+    assert "genai_config.json" not in package.files
+    session = onnxruntime.InferenceSession(tmp_path / "onnx/model.onnx", providers=["CPUExecutionProvider"])
+    batch = zoo.inputs(model, zoo.ZOO["vit"])
+    logits = session.run(["logits"], {"pixel_values": batch["pixel_values"].numpy()})[0]
+    with torch.no_grad():
+        assert np.abs(logits - model(**batch).logits.numpy()).max() <= 1e-5

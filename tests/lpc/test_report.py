@@ -8,7 +8,7 @@ from transformers import LlamaConfig
 
 from lpc.inspection import inspect
 from lpc.manifest import refresh, versions, write_manifest
-from lpc.report import HeldOut, Report, render, speed_rows
+from lpc.report import HeldOut, Measure, Report, Widths, render, size_rows, speed_rows
 from passes.errors import DataError
 from passes.instruments import PassRecord
 from passes.parity import Parity
@@ -47,17 +47,13 @@ def report() -> Report:
         modified=True,
         parity=(Parity("shrink", 2e-7, 1e-5),),
     )
-    heldout = HeldOut(dense=5.0, removed=50.0, pruned=7.5, tokens=1000, context_length=128)
+    measures = {"perplexity": Measure(5.0, 50.0, 7.5), "accuracy": Measure(0.91, None, 0.875)}
+    heldout = HeldOut(measures=measures, rows=10, labels=1270, context_length=128)
     return Report.of("/models/tiny", graph, plan, (record,), heldout)
 
 
 def test_report_costs_are_those_of_the_plan(report: Report) -> None:
-    assert report.dense_widths.query_heads == 8
-    assert (report.pruned_widths.query_heads, report.pruned_widths.kv_heads, report.pruned_widths.mlp_channels) == (
-        4,
-        2,
-        32,
-    )
+    assert report.widths == {"kv_groups": Widths(4, 2, 2, 2.0), "mlp_channels": Widths(64, 32, 32, 32.0)}
     assert report.pruned.kv_cache_bytes * 2 == report.dense.kv_cache_bytes == 2 * 2 * 4 * 8 * 4
     embedding = 272 * 32
     assert report.dense.parameters == 2 * embedding + 2 * (2 * 64 * 32 + 2 * 32 * 32 + 3 * 64 * 32 + 64) + 32
@@ -67,7 +63,11 @@ def test_report_markdown_shows_what_matters(report: Report) -> None:
     text = report.to_markdown()
     assert text.startswith("# tiny, compressed by lpc")
     for words in (
-        "| 5.00 | 50.00 | 7.50 |",
+        "| perplexity | 5.00 | 50.00 | 7.50 |",
+        "| accuracy | 91.0% | n/a | 87.5% |",
+        "On 10 held-out sequences, 1,270 tokens in windows of 128, neither scored nor tuned on.",
+        "| KV groups a layer | 4 | 2 | 0.500 |",
+        "- embeddings, norms and the task's head: ",
         "KV-cache bytes a token",
         "| shrink | 2.0e-07 | 1e-05 |",
         "| shrink | 1.5 | 1 |",
@@ -75,9 +75,25 @@ def test_report_markdown_shows_what_matters(report: Report) -> None:
         assert words in text
 
 
-def test_report_without_heldout_has_no_perplexity_section(report: Report) -> None:
+def test_report_without_heldout_has_no_quality_section(report: Report) -> None:
     values = {**report.to_json(), "heldout": None}
     assert "perplexity" not in render(values)
+    assert "## Quality" not in render(values)
+
+
+def test_report_on_rows_names_no_windows(report: Report) -> None:
+    values = report.to_json()
+    values["heldout"]["context_length"] = None
+    assert "On 10 held-out rows, neither scored nor tuned on." in render(values)
+
+
+def test_widths_that_differ_are_shown_from_least_to_most_and_absent_costs_not_at_all(report: Report) -> None:
+    values = report.to_json()
+    values["widths"] = {"encoder.mlp_channels": {"dense": 64, "least": 8, "most": 48, "mean": 24.0}}
+    values["cost"]["dense"]["kv_cache_bytes"] = values["cost"]["pruned"]["kv_cache_bytes"] = 0
+    rows = size_rows(values)
+    assert rows[-1] == ["encoder MLP channels a layer", "64", "8 to 48", "0.375"]
+    assert not any("KV-cache" in row[0] for row in rows)
 
 
 def test_speed_rows_give_medians_and_ratio_and_mark_what_is_beyond_the_context() -> None:
@@ -130,8 +146,9 @@ def test_versions_name_the_packages_that_had_a_hand_in_it() -> None:
 def test_inspect_states_the_largest_ratio_and_what_a_unit_costs(tmp_path: Path) -> None:
     CONFIG.save_pretrained(tmp_path)
     found = inspect(tmp_path)
-    groups, channels = found.dimensions
-    assert (groups.units, groups.layers, channels.units) == (4, 2, 64)
+    groups, channels = found.widths
+    assert (found.model_class, found.task) == ("LlamaForCausalLM", "causal-lm")
+    assert (groups.units, groups.dimensions, channels.units) == (4, 2, 64)
     assert groups.unit_parameters == 2 * 16 * 32 + 2 * 8 * 32
     assert channels.unit_parameters == 3 * 32
     assert found.multiple == 8

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import zoo
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaForSequenceClassification, PreTrainedModel
+from transformers import BertModel, MambaConfig, MambaForCausalLM, PreTrainedModel
 
 from lpc.source import find_tokenizer, load_config, load_source
 from passes.errors import MissingFileError, ModelError, TokenizerError, UnsupportedModelError
@@ -61,16 +62,54 @@ def test_absent_hub_name_says_how_it_was_understood() -> None:
 
 
 def test_unsupported_family_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
-    GPT2Config(n_layer=1, n_head=2, n_embd=8).save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModelError, match="'gpt2' is not supported"):
+    config = MambaConfig(num_hidden_layers=1, hidden_size=8, vocab_size=16)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="'mamba'"):
         load_source(tmp_path)
-    with pytest.raises(UnsupportedModelError, match="'gpt2' is not supported"):
-        load_source(GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=16)))
+    with pytest.raises(UnsupportedModelError, match="'mamba'"):
+        load_source(MambaForCausalLM(config))
 
 
-def test_other_heads_than_causal_lm_are_refused(tiny_llama: PreTrainedModel) -> None:
-    with pytest.raises(UnsupportedModelError, match="LlamaForSequenceClassification is not supported"):
-        load_source(LlamaForSequenceClassification(tiny_llama.config))
+@pytest.mark.parametrize("name", ["bert-question-answering", "llama-sequence-classification", "vit", "t5", "qwen3"])
+def test_a_folder_is_loaded_with_the_class_that_it_was_saved_from(name: str, tmp_path: Path) -> None:
+    model = zoo.build(name)
+    model.save_pretrained(tmp_path)
+    source = load_source(tmp_path)
+    assert type(source.model) is type(model)
+    for key, value in model.state_dict().items():
+        assert torch.equal(source.model.state_dict()[key], value), key
+    assert type(load_source(model).model) is type(model)
+
+
+def test_a_class_without_a_task_is_refused(tmp_path: Path) -> None:
+    headless = BertModel(zoo.ZOO["bert"].config())
+    headless.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="BertModel has no task"):
+        load_source(headless)
+    with pytest.raises(UnsupportedModelError, match="BertModel has no task"):
+        load_source(tmp_path)
+
+
+def test_an_image_processor_is_taken_along_as_it_stands(tmp_path: Path) -> None:
+    zoo.build("vit").save_pretrained(tmp_path / "model")
+    text = '{"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}}'
+    (tmp_path / "model" / "preprocessor_config.json").write_text(text)
+    source = load_source(tmp_path / "model")
+    assert source.tokenizer is None
+    assert source.processor is not None
+    source.processor.save_pretrained(tmp_path)
+    assert (tmp_path / "preprocessor_config.json").read_text() == text
+
+
+def test_a_processor_of_the_users_own_wins(tiny_model_folder: Path) -> None:
+    class Mine:
+        def save_pretrained(self, save_directory: str | Path) -> None:
+            raise AssertionError
+
+    mine = Mine()
+    source = load_source(tiny_model_folder, mine)
+    assert source.processor is mine
+    assert source.tokenizer is None
 
 
 def test_weights_that_would_have_to_be_unpickled_are_refused(tiny_model_folder: Path, tmp_path: Path) -> None:

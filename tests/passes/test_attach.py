@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+import zoo
+from handmade import LAYERS, graph_of, logits
 from peft import LoraConfig, PeftModel, get_peft_model
 from workbench import PROJECTIONS, Blocks, build_model, randomise_adapter, traced
 
 from passes.adapter import LoraOptions, lora_layers
 from passes.attach import AttachPass
-from passes.errors import OptionError, PreconditionError
+from passes.errors import PreconditionError
 from passes.program import Program
 
 IDS = Blocks(2).ids
+WAYS = (("kv_groups", "adapter"), ("mlp_channels", "gradient"))
 
 
 def brought(**changes: object) -> PeftModel:
@@ -83,11 +88,34 @@ def test_an_inactive_second_adapter_is_not_trained() -> None:
     assert trained == {name for name, _ in model.named_parameters() if ".default." in name}
 
 
-def test_an_adapter_that_leaves_a_dimension_without_scores_is_refused() -> None:
+def test_what_a_brought_adapter_leaves_out_is_reported_to_be_scored_by_its_gradient() -> None:
     config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "k_proj"])
-    model = get_peft_model(build_model("llama"), config)
-    with pytest.raises(OptionError, match=r"layers\.0\.mlp_channels.*gate_proj, up_proj, down_proj"):
-        AttachPass()(traced(model))
+    result = AttachPass()(traced(get_peft_model(build_model("llama"), config)))
+    expected = {f"layers.{i}.{kind}": way for i in range(2) for kind, way in WAYS}
+    assert result.program.history[-1].report.scored_by == expected
+    assert not any(p.requires_grad for name, p in result.program.model.named_parameters() if ".lora_" not in name)
+
+
+def test_an_adapter_of_lpc_s_own_scores_everything() -> None:
+    report = AttachPass()(traced(build_model("llama"))).program.history[-1].report
+    assert set(report.scored_by.values()) == {"adapter"}
+
+
+def handwritten(name: str) -> Program:
+    model = zoo.build(name)
+    return replace(Program.start(model), graph=graph_of(name, model))
+
+
+@pytest.mark.parametrize("name", sorted(LAYERS))
+def test_attaching_to_any_family_leaves_its_outputs_bit_equal(name: str) -> None:
+    program = handwritten(name)
+    before = logits(program.model, name)
+    result = AttachPass(LoraOptions(rank=4))(program)
+    model = result.program.model
+    assert torch.equal(logits(model, name), before)
+    assert result.program.history[-1].parity[0].value == 0.0
+    assert all(parameter.requires_grad == (".lora_" in key) for key, parameter in model.named_parameters())
+    assert not any(module.training for module in model.modules())
 
 
 def test_an_untraced_program_is_refused() -> None:

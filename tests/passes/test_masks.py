@@ -4,6 +4,10 @@ import copy
 
 import pytest
 import torch
+import zoo
+from shrinking import dense, graph_of, masked_outputs, outputs, some_units
+from shrinking import masks_of as masks_of_units
+from silenced import BY_HAND, silenced
 from workbench import Blocks, adapted, backward, build_model, random_kept, relative, silence_by_hand, traced
 
 from passes.adapter import lora_layers
@@ -28,6 +32,39 @@ def test_masked_units_are_not_heard(family: str) -> None:
         actual = program.model(IDS).logits
     assert relative(actual, silence_by_hand(program.model, kept)(IDS).logits) < 1e-5
     assert relative(actual, program.model(IDS).logits) > 1e-2
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_masked_units_of_any_family_are_not_heard(name: str) -> None:
+    graph = graph_of(name, custom_code=True)
+    kept = some_units(graph, seed=6)
+    expected = outputs(silenced(name, dense(name), kept), name)
+    assert relative(masked_outputs(dense(name), graph, kept, name), expected) < 1e-5
+    assert relative(outputs(dense(name), name), expected) > 1e-2
+
+
+@pytest.mark.parametrize("name", ["llama", "olmo2", "mixtral", "t5"])
+def test_masks_come_off_whatever_happens_inside(name: str) -> None:
+    """Also those that replace a weight while a module runs, when that module fails."""
+    model, graph = zoo.build(name), graph_of(name)
+    before = outputs(model, name)
+    parameters, states = dict(model.named_parameters()), set(model.state_dict())
+    batch = {
+        key: value.float() if key == "input_ids" else value for key, value in zoo.inputs(name, zoo.ZOO[name]).items()
+    }
+    with masked(model, graph, masks_of_units(graph, some_units(graph))):
+        with pytest.raises(RuntimeError):
+            model(**batch)
+        if name == "mixtral":
+            mixture = model.model.layers[0].mlp
+            with pytest.raises(RuntimeError):
+                mixture.experts(torch.ones(2, 3), torch.zeros(2, 1).long(), torch.ones(2, 1))
+            with pytest.raises(RuntimeError):
+                mixture.gate(torch.ones(2, 3).long())
+            assert "weight" not in vars(mixture.gate)
+    assert torch.equal(outputs(model, name), before)
+    assert set(model.state_dict()) == states
+    assert all(parameter is parameters[key] for key, parameter in model.named_parameters())
 
 
 @torch.no_grad()

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+import zoo
+from handmade import LAYERS, logits, materialised, weights_of, worn
 from peft import LoraModel
 from workbench import adapted, build_model, dense_twin, planned, random_kept, relative, silence_by_hand, traced
 
 from passes.adapter import lora_layers
 from passes.errors import ModelError, PostconditionError
 from passes.merge import MergePass
-from passes.program import respond
+from passes.program import Program, respond
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
@@ -25,13 +29,30 @@ def test_merged_weights_are_w_plus_scaled_ba(family: str) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", sorted(LAYERS))
+def test_merged_weights_of_any_family_are_w_plus_scaled_ba(name: str) -> None:
+    model, graph = worn(name)
+    before = logits(model, name)
+    program = replace(Program.start(model), graph=graph)
+    expected = materialised(model, zoo.build(name), weights_of(graph)).state_dict()
+    merged = MergePass()(program).program.model
+    assert type(merged) is type(zoo.build(name))
+    state = merged.state_dict()
+    assert set(state) == set(expected)
+    assert all(relative(value, expected[key]) < 1e-6 for key, value in state.items())
+    untouched = set(expected) - weights_of(graph)
+    assert all(torch.equal(state[key], expected[key]) for key in untouched)
+    assert relative(logits(merged, name), before) < 1e-5
+
+
+@torch.no_grad()
 def test_merging_keeps_the_response_under_masks() -> None:
     program = adapted(build_model("llama"))
     kept = random_kept(program.traced, 2, 24, seed=8)
     reference = silence_by_hand(dense_twin(program.model, build_model("llama")), kept)
     merged = MergePass()(planned(program, kept)).program
     assert merged.history[-1].parity[0].value <= 1e-5
-    assert relative(merged.expected.logits, respond(reference, merged.probe).logits) < 1e-5
+    assert relative(merged.expected.outputs["logits"], respond(reference, merged.probe).outputs["logits"]) < 1e-5
 
 
 def test_the_adapter_is_kept_as_it_was_before_the_merge() -> None:

@@ -5,12 +5,11 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from workbench import build_model
+from workbench import build_model, uniform
 
 from passes.errors import OptionError
 from passes.graph import Kind, PruningGraph
 from passes.schedule import Schedule, ramp
-from passes.target import UniformWidths
 from passes.trace import trace
 
 schedules = st.builds(
@@ -67,26 +66,25 @@ def test_the_ramp_follows_the_curve_of_cost(
     graph: PruningGraph, schedule: Schedule, steps: int, groups: int, channels: int
 ) -> None:
     shares = [share for _, share in schedule.events(steps)]
-    target = UniformWidths(groups, channels)
-    widths = ramp(graph, target, shares)
-    assert widths[-1] == target
-    for before, after in zip([UniformWidths(4, 64), *widths], widths, strict=False):
-        assert after.groups <= before.groups
-        assert after.channels <= before.channels
+    target = uniform(groups, channels)
+    path = ramp(graph, target, shares)
+    assert path[-1] == target
+    for before, after in zip([uniform(4, 64), *path], path, strict=False):
+        assert after["kv_groups"] <= before["kv_groups"]
+        assert after["mlp_channels"] <= before["mlp_channels"]
     units = {kind: sum(graph.unit_parameters(d) for d in graph.of_kind(kind)) for kind in Kind}
-    dense, least = graph.parameters(), graph.parameters(graph.uniform(groups, channels))
-    for share, width in zip(shares, widths, strict=True):
+    dense, least = graph.parameters(), graph.parameters(graph.uniform(target))
+    for share, counts in zip(shares, path, strict=True):
         wanted = dense - share * (dense - least)
-        actual = graph.parameters(graph.uniform(width.groups, width.channels))
+        actual = graph.parameters(graph.uniform(counts))
         # One KV group early or half of one late, and the rounding to whole channels.
         assert abs(actual - wanted) <= units[Kind.KV_GROUPS] + units[Kind.MLP_CHANNELS]
 
 
 def test_channels_alone_follow_the_curve_to_one_channel(graph: PruningGraph) -> None:
     shares = [share for _, share in Schedule(every=1).events(60)]
-    widths = ramp(graph, UniformWidths(4, 8), shares)
-    for share, width in zip(shares, widths, strict=True):
-        assert abs((64 - width.channels) - share * 56) <= 0.5 + 1e-9
+    for share, counts in zip(shares, ramp(graph, uniform(4, 8), shares), strict=True):
+        assert abs((64 - counts["mlp_channels"]) - share * 56) <= 0.5 + 1e-9
 
 
 @pytest.mark.parametrize("steps", [10, 40, 200, 1000])
@@ -94,8 +92,8 @@ def test_a_dimension_of_two_groups_loses_one_long_before_the_end(coarse: Pruning
     """The trap of DESIGN.md: with counts rounded down it would stay whole until the last event."""
     schedule = Schedule()
     events = schedule.events(steps)
-    widths = ramp(coarse, UniformWidths(1, 256), [share for _, share in events])
-    gone = next(step for (step, _), width in zip(events, widths, strict=True) if width.groups == 1)
+    path = ramp(coarse, uniform(1, 256), [share for _, share in events])
+    gone = next(step for (step, _), counts in zip(events, path, strict=True) if counts["kv_groups"] == 1)
     first, last = events[0][0], events[-1][0]
     assert gone <= first + max(schedule.every, 0.3 * (last - first))
     assert gone < last or steps == 10
@@ -103,8 +101,8 @@ def test_a_dimension_of_two_groups_loses_one_long_before_the_end(coarse: Pruning
 
 def test_no_event_removes_much_more_than_the_curve_does(coarse: PruningGraph) -> None:
     events = Schedule().events(200)
-    widths = [UniformWidths(2, 512), *ramp(coarse, UniformWidths(1, 256), [share for _, share in events])]
-    sizes = [coarse.parameters(coarse.uniform(w.groups, w.channels)) for w in widths]
+    path = [uniform(2, 512), *ramp(coarse, uniform(1, 256), [share for _, share in events])]
+    sizes = [coarse.parameters(coarse.uniform(counts)) for counts in path]
     group = sum(coarse.unit_parameters(d) for d in coarse.of_kind(Kind.KV_GROUPS))
     total, shares = sizes[0] - sizes[-1], [0.0, *(share for _, share in events)]
     for (before, after), (low, high) in zip(itertools.pairwise(sizes), itertools.pairwise(shares), strict=True):
@@ -114,7 +112,7 @@ def test_no_event_removes_much_more_than_the_curve_does(coarse: PruningGraph) ->
 def test_one_step_removes_everything_at_once(graph: PruningGraph) -> None:
     events = Schedule().events(1)
     assert events == [(1, 1.0)]
-    assert ramp(graph, UniformWidths(2, 32), [1.0]) == [UniformWidths(2, 32)]
+    assert ramp(graph, uniform(2, 32), [1.0]) == [uniform(2, 32)]
 
 
 def test_warmup_and_cooldown_that_fill_everything_give_one_event() -> None:

@@ -4,19 +4,22 @@ from functools import lru_cache
 
 import pytest
 import torch
+import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shrinking import counted, some_units
 from transformers import PreTrainedModel
-from workbench import adapted, build_model, plan_of, planned, random_kept, relative, silence_by_hand
+from workbench import adapted, build_model, plan_of, planned, random_kept, relative, silence_by_hand, traced
 
-import passes.shrink
+import passes.compact
 from passes.errors import PostconditionError, PreconditionError
-from passes.graph import Kind, PruningGraph
+from passes.graph import PruningGraph
 from passes.masks import masked
 from passes.models import count_parameters
-from passes.program import Probe, Program, positions
+from passes.probe import Probe, positions
+from passes.program import Program
 from passes.shrink import ShrinkPass
-from passes.trace import TracePass, trace
+from passes.trace import TraceOptions, TracePass, trace
 
 VARIANTS: list[tuple[str, dict[str, object]]] = [
     ("llama", {}),
@@ -32,6 +35,13 @@ VARIANTS: list[tuple[str, dict[str, object]]] = [
 ]
 
 
+def program_of(index: int) -> Program:
+    """The program of a variant, traced."""
+    family, changes = VARIANTS[index]
+    model = build_model(family, **changes)
+    return Program(model, Probe.of(model), graph=graph_of(index))
+
+
 @lru_cache
 def graph_of(index: int) -> PruningGraph:
     family, changes = VARIANTS[index]
@@ -40,9 +50,9 @@ def graph_of(index: int) -> PruningGraph:
 
 def padded_logits(model: PreTrainedModel, probe: Probe) -> torch.Tensor:
     """Logits of the real tokens in one forward pass without cache."""
-    positions_ = positions(probe.attention_mask)
-    output = model(probe.input_ids, attention_mask=probe.attention_mask, position_ids=positions_, use_cache=False)
-    return output.logits[probe.attention_mask.bool()]
+    ids, mask = probe.inputs["input_ids"], probe.inputs["attention_mask"]
+    output = model(ids, attention_mask=mask, position_ids=positions(mask), use_cache=False)
+    return output.logits[mask.bool()]
 
 
 def cached_logits(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
@@ -62,27 +72,38 @@ def cached_logits(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
 def test_shrunk_equals_masked(index: int, data: st.DataObject) -> None:
     family, changes = VARIANTS[index]
     graph, model = graph_of(index), build_model(family, **changes)
-    groups = data.draw(st.sampled_from(sorted({1, *graph.group_counts})), "groups")
-    channels = data.draw(st.integers(1, graph.size(Kind.MLP_CHANNELS)), "channels")
+    groups = data.draw(st.sampled_from(graph.width("kv_groups").counts), "groups")
+    channels = data.draw(st.sampled_from(graph.width("mlp_channels").counts), "channels")
     kept = random_kept(graph, groups, channels, data.draw(st.integers(0, 999), "seed"))
     silenced = silence_by_hand(model, kept)
-    program = planned(Program(model, Probe.random(272, seed=3), graph=graph), kept)
+    program = planned(Program(model, Probe.of(model, seed=3), graph=graph), kept)
     with masked(model, graph, program.masks):
-        by_masks = padded_logits(model, program.probe), cached_logits(model, program.probe.input_ids)
+        by_masks = padded_logits(model, program.probe), cached_logits(model, program.probe.inputs["input_ids"])
     shrunk = ShrinkPass()(program).program.model
-    by_shrinking = padded_logits(shrunk, program.probe), cached_logits(shrunk, program.probe.input_ids)
-    by_hand = padded_logits(silenced, program.probe), cached_logits(silenced, program.probe.input_ids)
+    by_shrinking = padded_logits(shrunk, program.probe), cached_logits(shrunk, program.probe.inputs["input_ids"])
+    by_hand = padded_logits(silenced, program.probe), cached_logits(silenced, program.probe.inputs["input_ids"])
     for a, b, c in zip(by_masks, by_shrinking, by_hand, strict=True):
         assert relative(b, a) < 1e-5
         assert relative(b, c) < 1e-5
     assert count_parameters(shrunk) == graph.parameters({name: len(units) for name, units in kept.items()})
 
 
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_every_family_passes_its_own_verification(name: str) -> None:
+    program = TracePass(TraceOptions(custom_code=True))(Program.start(zoo.build(name))).program
+    kept = some_units(program.traced, seed=5)
+    result = ShrinkPass()(planned(program, kept))
+    (parity,) = result.program.history[-1].parity
+    assert parity.value < parity.tolerance <= 1e-5
+    assert count_parameters(result.program.model) == program.traced.parameters(counted(kept))
+    assert program.traced.parameters(counted(kept)) < program.traced.parameters()
+
+
 @torch.no_grad()
 def test_the_shrunk_tensors_are_the_kept_rows_and_columns() -> None:
     model = build_model("qwen2")
     original = {name: value.clone() for name, value in model.state_dict().items()}
-    program = Program(model, Probe.random(272), graph=graph_of(6))
+    program = Program(model, Probe.of(model), graph=graph_of(6))
     kept = {
         "layers.0.kv_groups": (1, 3),
         "layers.0.mlp_channels": (0, 9, 63),
@@ -105,7 +126,7 @@ def test_the_shrunk_tensors_are_the_kept_rows_and_columns() -> None:
 def test_attributes_follow_the_shapes() -> None:
     model = build_model("qwen3")
     model.generation_config.top_k = 7
-    program = Program(model, Probe.random(272), graph=graph_of(8))
+    program = Program(model, Probe.of(model), graph=graph_of(8))
     shrunk = ShrinkPass()(planned(program, random_kept(program.traced, 3, 24, seed=0))).program.model
     config = shrunk.config
     widths = (config.num_attention_heads, config.num_key_value_heads, config.head_dim, config.intermediate_size)
@@ -127,7 +148,7 @@ def test_attributes_follow_the_shapes() -> None:
 def test_a_wrong_weight_is_caught_with_pass_layer_and_number(
     monkeypatch: pytest.MonkeyPatch, parameter: str, place: str
 ) -> None:
-    original = passes.shrink.build_stock
+    original = passes.compact.build_stock
 
     def wrong(config, state, like):
         model = original(config, state, like)
@@ -135,9 +156,9 @@ def test_a_wrong_weight_is_caught_with_pass_layer_and_number(
             model.get_parameter(parameter)[0, 0] += 1.0
         return model
 
-    monkeypatch.setattr(passes.shrink, "build_stock", wrong)
+    monkeypatch.setattr(passes.compact, "build_stock", wrong)
     model = build_model("llama", tie_word_embeddings=False, head_dim=16, num_key_value_heads=8)
-    program = Program(model, Probe.random(272), graph=graph_of(2))
+    program = Program(model, Probe.of(model), graph=graph_of(2))
     message = (
         rf"pass 'shrink' changed what the model computes: shrink: relative difference \d\.\d\de-\d\d > 1e-05; {place}"
     )
@@ -146,20 +167,19 @@ def test_a_wrong_weight_is_caught_with_pass_layer_and_number(
 
 
 def test_a_cut_of_the_wrong_units_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = passes.shrink._cut
+    original = passes.compact.cut
 
-    def wrong(model, dimension, plan):
-        other = dict(plan.kept) | {"layers.1.mlp_channels": tuple(range(24))}
-        original(model, dimension, type(plan)(**{**vars(plan), "kept": other}))
+    def wrong(tensor, parts, kept):
+        return original(tensor, parts, {**kept, "layers.1.mlp_channels": tuple(range(24))})
 
-    monkeypatch.setattr(passes.shrink, "_cut", wrong)
-    program = Program(build_model("llama"), Probe.random(272), graph=graph_of(0))
+    monkeypatch.setattr(passes.compact, "cut", wrong)
+    program = program_of(0)
     with pytest.raises(PostconditionError, match="layer 1 is the first to differ"):
         ShrinkPass()(planned(program, random_kept(program.traced, 2, 24, seed=0)))
 
 
 def test_a_plan_with_another_parameter_count_is_caught() -> None:
-    program = Program(build_model("llama"), Probe.random(272), graph=graph_of(0))
+    program = program_of(0)
     kept = random_kept(program.traced, 2, 24, seed=0)
     program = planned(program, kept)
     lying = type(program.plan)(**{**vars(program.plan), "target_parameters": 12345})
@@ -169,7 +189,7 @@ def test_a_plan_with_another_parameter_count_is_caught() -> None:
 
 def test_a_plan_that_keeps_everything_changes_nothing() -> None:
     model = build_model("llama")
-    program = Program(model, Probe.random(272), graph=graph_of(0))
+    program = Program(model, Probe.of(model), graph=graph_of(0))
     result = ShrinkPass()(planned(program, random_kept(program.traced, 4, 64, seed=0)))
     assert not result.modified
     assert result.program.model is model
@@ -188,8 +208,7 @@ def test_a_plan_and_a_merged_model_are_needed() -> None:
 
 
 def test_half_precision_shrinks_within_its_rounding() -> None:
-    program = Program(build_model("llama").bfloat16(), Probe.random(272))
-    program = TracePass()(program).program
+    program = traced(build_model("llama").bfloat16())
     result = ShrinkPass()(planned(program, random_kept(program.traced, 2, 24, seed=0)))
     assert {p.dtype for p in result.program.model.parameters()} == {torch.bfloat16}
     assert result.program.history[-1].parity[0].tolerance > 1e-3

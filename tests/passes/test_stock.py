@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config
-from workbench import Blocks, build_model, planned, random_kept, relative, silence_by_hand, traced
+import zoo
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config
+from workbench import Blocks, build_model, planned, random_kept, relative, silence_by_hand, traced, uniform
 
 from passes.errors import UnsupportedModelError
+from passes.graph import PruningGraph
 from passes.shrink import ShrinkPass
-from passes.stock import compact_config, loadable_group_counts
+from passes.stock import compact_config, twin_of
+from passes.trace import trace
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -74,27 +78,34 @@ def test_long_rope_scaling_is_carried_over_to_mistral() -> None:
     assert torch.equal(shrunk.model.rotary_emb.inv_freq, reference.inv_freq)
 
 
+@lru_cache
+def llama_graph(**changes: object) -> PruningGraph:
+    return trace(build_model("llama", **changes).config)
+
+
 def test_stray_entries_of_a_llama_configuration_do_not_reach_mistral() -> None:
     config = LlamaConfig(**{**build_model("llama").config.to_dict(), "sliding_window": 4, "pretraining_tp": 2})
-    compact = compact_config(config, groups=3, channels=24, head_dim=8)
+    compact = compact_config(config, llama_graph(), uniform(3, 24))
     assert compact.model_type == "mistral"
     assert compact.sliding_window is None
 
 
 def test_a_llama_with_biases_is_restricted_to_counts_that_llama_loads() -> None:
     sizes = {"num_attention_heads": 16, "num_key_value_heads": 8, "hidden_size": 48}
-    assert loadable_group_counts(build_model("llama", **sizes).config) == tuple(range(1, 9))
+    assert llama_graph(**sizes).width("kv_groups").counts == tuple(range(1, 9))
     for bias in ("attention_bias", "mlp_bias"):
         config = build_model("llama", **sizes, **{bias: True}).config
-        assert loadable_group_counts(config) == (1, 2, 3, 4, 6, 8)
+        graph = trace(config)
+        assert graph.width("kv_groups").counts == (1, 2, 3, 4, 6, 8)
         for groups in (1, 2, 3, 4, 6, 8):
-            AutoModelForCausalLM.from_config(compact_config(config, groups=groups, channels=8, head_dim=8))
+            smaller = AutoModelForCausalLM.from_config(compact_config(config, graph, uniform(groups, 8)))
+            assert smaller.model.layers[0].self_attn.k_proj.out_features == 8 * groups
 
 
 def test_a_count_that_llama_with_biases_cannot_load_is_refused() -> None:
     config = build_model("llama", attention_bias=True).config
     with pytest.raises(UnsupportedModelError, match=r"6 heads do not divide the hidden size 32.*attention_bias=True"):
-        compact_config(config, groups=3, channels=24, head_dim=8)
+        compact_config(config, llama_graph(attention_bias=True), uniform(3, 24))
 
 
 @torch.no_grad()
@@ -114,5 +125,30 @@ def test_the_head_width_is_written_although_the_source_derives_it(tmp_path: Path
 def test_the_source_configuration_is_left_alone() -> None:
     config = build_model("llama").config
     before = config.to_dict()
-    compact_config(config, groups=2, channels=24, head_dim=8)
+    compact_config(config, llama_graph(), uniform(2, 24))
+    twin_of(LlamaForCausalLM, config)
     assert config.to_dict() == before
+
+
+def test_a_width_that_is_not_named_stays_dense() -> None:
+    config = build_model("llama").config
+    compact = compact_config(config, llama_graph(), {"mlp_channels": 24})
+    sizes = (compact.num_attention_heads, compact.num_key_value_heads, compact.head_dim, compact.intermediate_size)
+    assert sizes == (8, 4, 8, 24)
+
+
+def test_entries_are_written_under_the_name_that_the_family_stores() -> None:
+    """GPT-2 stores n_inner, DistilBERT hidden_dim, Falcon its own ffn_hidden_size."""
+    for name, entry in (("gpt2", "n_inner"), ("distilbert", "hidden_dim"), ("falcon-grouped", "ffn_hidden_size")):
+        case = zoo.ZOO[name]
+        graph = trace(case.config(), model_type=case.model_class)
+        compact = compact_config(case.config(), graph, {"mlp_channels": 24})
+        assert compact.to_dict()[entry] == 24
+
+
+def test_the_twin_has_the_names_and_shapes_and_no_memory() -> None:
+    model = build_model("llama")
+    twin = twin_of(LlamaForCausalLM, model.config)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    assert {name: parameter.shape for name, parameter in twin.named_parameters()} == shapes
+    assert {parameter.device.type for parameter in twin.parameters()} == {"meta"}

@@ -6,15 +6,16 @@ from fractions import Fraction
 from functools import lru_cache
 
 import pytest
+import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, PreTrainedConfig
 from workbench import build_model, shapes_by_hand
 
-from passes.errors import OptionError, UnreachableRatioError
+from passes.errors import OptionError, UnreachableRatioError, UnsupportedModelError
 from passes.graph import PruningGraph
-from passes.target import Target, default_multiple, reachable_channels, uniform_widths
-from passes.trace import trace
+from passes.target import Target, common_share, default_multiple, largest_ratio, reachable_counts, uniform_counts
+from passes.trace import TraceOptions, trace
 
 CHANGES = [
     {},
@@ -55,17 +56,21 @@ def by_enumeration(index: int, ratio: float, multiple: int) -> tuple[int, int] |
     return max((choice for choice in fitting if choice[0] == groups), key=lambda choice: sizes[choice])
 
 
+def pair(counts: dict[str, int]) -> tuple[int, int]:
+    assert counts.keys() == {"kv_groups", "mlp_channels"}
+    return counts["kv_groups"], counts["mlp_channels"]
+
+
 @settings(max_examples=150, deadline=None)
 @given(index=st.sampled_from(VARIANTS), ratio=st.floats(0.001, 0.999), multiple=st.sampled_from([None, 1, 8, 24, 999]))
-def test_widths_equal_those_found_by_enumeration(index: int, ratio: float, multiple: int | None) -> None:
+def test_counts_equal_those_found_by_enumeration(index: int, ratio: float, multiple: int | None) -> None:
     config, graph = variant(index)
     expected = by_enumeration(index, ratio, multiple or (64 if config.intermediate_size >= 1024 else 8))
     if expected is None:
         with pytest.raises(UnreachableRatioError):
-            uniform_widths(graph, ratio, multiple)
+            uniform_counts(graph, ratio, multiple)
     else:
-        found = uniform_widths(graph, ratio, multiple)
-        assert (found.groups, found.channels) == expected
+        assert pair(uniform_counts(graph, ratio, multiple)) == expected
 
 
 @pytest.mark.parametrize("index", VARIANTS)
@@ -75,17 +80,17 @@ def test_a_size_that_meets_the_ratio_exactly_is_taken(index: int) -> None:
     dense = graph.parameters()
     for groups in range(1, config.num_key_value_heads + 1):
         for channels in range(8, min(config.intermediate_size, 400), 8):
-            size = graph.parameters(graph.uniform(groups, channels))
-            found = uniform_widths(graph, 1 - size / dense, 8)
-            if found.groups == groups:
-                assert found.channels == channels
+            size = graph.parameters(graph.uniform({"kv_groups": groups, "mlp_channels": channels}))
+            found = pair(uniform_counts(graph, 1 - size / dense, 8))
+            if found[0] == groups:
+                assert found[1] == channels
 
 
 def test_halfway_between_two_group_counts_the_smaller_model_is_taken() -> None:
     config, graph = variant(0)
     dense, bare = graph.parameters(), shapes_by_hand(config, 0, 0)
-    found = uniform_widths(graph, 0.375 * (dense - bare) / dense, 1)
-    assert found.groups == 2
+    found = uniform_counts(graph, 0.375 * (dense - bare) / dense, 1)
+    assert found["kv_groups"] == 2
 
 
 @pytest.mark.parametrize("index", VARIANTS)
@@ -93,17 +98,19 @@ def test_halfway_between_two_group_counts_the_smaller_model_is_taken() -> None:
 def test_the_stated_largest_ratio_is_reachable_and_the_largest(index: int, multiple: int | None) -> None:
     _config, graph = variant(index)
     with pytest.raises(UnreachableRatioError) as caught:
-        uniform_widths(graph, 0.9999, multiple)
+        uniform_counts(graph, 0.9999, multiple)
     stated = float(re.search(r"largest reachable ratio is ([0-9.]+)", str(caught.value))[1])
-    found = uniform_widths(graph, stated, multiple)
-    assert (found.groups, found.channels) == (1, reachable_channels(graph, multiple or default_multiple(graph))[0])
+    assert stated == largest_ratio(graph, multiple)
+    found = pair(uniform_counts(graph, stated, multiple))
+    assert found == (1, reachable_counts(graph.width("mlp_channels"), multiple)[0])
     with pytest.raises(UnreachableRatioError):
-        uniform_widths(graph, stated + 1e-4, multiple)
+        uniform_counts(graph, stated + 1e-4, multiple)
 
 
-def test_the_error_of_large_embeddings_names_the_ratio_and_the_cause() -> None:
-    with pytest.raises(UnreachableRatioError, match=r"ratio 0\.5 is out of reach.*embeddings.*largest reachable ratio"):
-        uniform_widths(variant(2)[1], 0.5)
+def test_the_error_of_large_embeddings_names_the_ratio_and_the_sizes() -> None:
+    message = r"ratio 0\.5 is out of reach: with 1 kv_groups and 8 mlp_channels .* of .* parameters remain"
+    with pytest.raises(UnreachableRatioError, match=message):
+        uniform_counts(variant(2)[1], 0.5)
 
 
 @pytest.mark.parametrize("ratio", [0, 1, -0.1, 1.5, float("nan"), float("inf")])
@@ -122,18 +129,100 @@ def test_an_impossible_multiple_is_refused(multiple: int) -> None:
 def test_the_default_multiple_depends_on_the_width(channels: int, multiple: int) -> None:
     config = build_model("llama").config
     graph = trace(LlamaConfig(**{**config.to_dict(), "intermediate_size": channels}))
-    assert default_multiple(graph) == multiple
-    assert uniform_widths(graph, 0.3).channels % multiple == 0
+    assert default_multiple(channels) == multiple
+    assert uniform_counts(graph, 0.3)["mlp_channels"] % multiple == 0
 
 
 @settings(max_examples=50, deadline=None)
 @given(ratio=st.floats(0.01, 0.59))
 def test_group_counts_that_no_stock_class_loads_are_never_chosen(ratio: float) -> None:
     graph = _biased()
-    assert graph.group_counts == (1, 2, 4)
-    assert uniform_widths(graph, ratio).groups in graph.group_counts
+    assert graph.width("kv_groups").counts == (1, 2, 4)
+    assert uniform_counts(graph, ratio)["kv_groups"] in (1, 2, 4)
 
 
 @lru_cache
 def _biased() -> PruningGraph:
     return trace(build_model("llama", attention_bias=True).config)
+
+
+@lru_cache
+def graph_of(name: str, *, custom_code: bool = False) -> PruningGraph:
+    case = zoo.ZOO[name]
+    return trace(case.config(), model_type=case.model_class, options=TraceOptions(custom_code=custom_code))
+
+
+def sizes_of(graph: PruningGraph, multiple: int) -> dict[tuple[int, ...], int]:
+    """The parameter count of every reachable model."""
+    choices = [reachable_counts(width, multiple) for width in graph.widths]
+    names = [width.name for width in graph.widths]
+    found = itertools.product(*choices)
+    return {choice: graph.parameters(graph.uniform(dict(zip(names, choice, strict=True)))) for choice in found}
+
+
+SEVERAL = ["mixtral", "qwen3_moe-mixed", "gpt2", "bart"]
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+@pytest.mark.parametrize("custom_code", [False, True])
+def test_models_of_any_widths_meet_the_ratio_and_waste_less_than_one_step(name: str, custom_code: bool) -> None:
+    """Whatever the widths: the ratio is met, and no fine width could be one step wider."""
+    graph = graph_of(name, custom_code=custom_code)
+    dense, top = graph.parameters(), largest_ratio(graph, 8)
+    for ratio in (top * share for share in (0.05, 0.3, 0.5, 0.8, 1.0)):
+        counts = uniform_counts(graph, ratio, 8)
+        assert all(counts[width.name] in width.counts for width in graph.widths)
+        size = graph.parameters(graph.uniform(counts))
+        assert size <= (1 - ratio) * dense + 1e-3
+        for width in graph.widths:
+            wider = [c for c in reachable_counts(width, 8) if c > counts[width.name]]
+            if width.kind.is_fine and wider:
+                larger = graph.parameters(graph.uniform({**counts, width.name: wider[0]}))
+                assert larger > (1 - ratio) * dense
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_the_largest_ratio_is_that_of_the_smallest_model(name: str) -> None:
+    graph = graph_of(name)
+    smallest = min(sizes_of(graph, 8).values())
+    assert largest_ratio(graph, 8) == pytest.approx(1 - smallest / graph.parameters(), abs=1e-4)
+    assert largest_ratio(graph, 8) <= 1 - smallest / graph.parameters()
+
+
+def test_heads_experts_and_their_channels_all_give_something() -> None:
+    graph = graph_of("mixtral")
+    bare = graph.parameters({d.name: 0 for d in graph.dimensions})
+    counts = uniform_counts(graph, 0.5 * (1 - bare / graph.parameters()), 8)
+    assert all(counts[width.name] < width.size for width in graph.widths)
+
+
+def test_widths_that_cannot_change_stay_and_the_error_says_why() -> None:
+    graph = graph_of("gpt2")
+    assert uniform_counts(graph, 0.1)["kv_groups"] == 8
+    with pytest.raises(UnreachableRatioError, match=r"kv_groups cannot go: the stock class derives the size of a head"):
+        uniform_counts(graph, 0.9)
+
+
+def test_a_model_of_which_nothing_can_go_is_refused_with_the_reasons() -> None:
+    with pytest.raises(
+        UnsupportedModelError, match=r"nothing of this bloom model .*kv_groups: .*mlp_channels: no entry"
+    ):
+        uniform_counts(graph_of("bloom"), 0.1)
+
+
+def test_seq2seq_stacks_lose_the_same_share_of_their_channels() -> None:
+    counts = uniform_counts(graph_of("bart"), 0.15, 1)
+    both = counts["encoder.mlp_channels"], counts["decoder.mlp_channels"]
+    assert max(both) < 64
+    assert abs(both[0] - both[1]) <= 2
+
+
+@pytest.mark.parametrize("removed", [0.1, 0.4, 0.7])
+def test_experts_and_their_channels_share_what_their_parameters_must_give(removed: float) -> None:
+    """With s found, removing the share s of experts and of the channels in those that stay leaves what was asked."""
+    graph = trace(zoo.build("mixtral").config, model_type=type(zoo.build("mixtral")))
+    prunable = 4 * 2 * (3 * 32 * 64) + 4 * 2 * 32 + 2 * 4 * (8 * 32 * (2 * 2 + 2))  # experts, routers, heads
+    share = common_share(graph, graph.widths, removed * prunable)
+    experts = 4 * 2 * (3 * 32 * 64) * (1 - (1 - share) ** 2)
+    others = (4 * 2 * 32 + 2 * 4 * (8 * 32 * (2 * 2 + 2))) * share
+    assert experts + others == pytest.approx(removed * prunable)

@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 import resource
+from dataclasses import replace
 
 import psutil
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, LlamaForSequenceClassification
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClassification, MptConfig
 from transformers.models.llama import modeling_llama
-from workbench import build_model, traced
+from workbench import adapted, build_model, traced
 
 from passes.errors import UnsupportedModelError
 from passes.graph import Kind
-from passes.program import Probe, Program
+from passes.probe import Probe
+from passes.program import Program
 from passes.trace import TracePass, trace
 
 GIB = 1 << 30
@@ -64,9 +66,9 @@ def test_biases_belong_to_their_units() -> None:
     assert names == {f"{owner}.bias" for owner in owners}
 
 
-def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
-    model = AutoModelForCausalLM.from_config(GPT2Config(n_layer=1, n_embd=32, n_head=4, vocab_size=272))
-    with pytest.raises(UnsupportedModelError, match=r"'gpt2'.*llama, mistral, qwen2, qwen3"):
+def test_an_unknown_family_is_refused_with_the_known_ones_and_the_remedy() -> None:
+    model = AutoModelForCausalLM.from_config(MptConfig(n_layers=1, d_model=32, n_heads=4, vocab_size=272))
+    with pytest.raises(UnsupportedModelError, match=r"'mpt'.*llama, mistral,.*qwen2,.*register_attention"):
         traced(model)
 
 
@@ -103,14 +105,27 @@ def test_weights_of_another_shape_than_configured_are_refused() -> None:
     model = build_model("llama")
     model.model.layers[0].mlp.up_proj = nn.Linear(32, 48, bias=False)
     with pytest.raises(UnsupportedModelError, match=r"layers\.0\.mlp\.up_proj\.weight"):
-        TracePass()(Program(model, Probe.random(272)))
+        TracePass()(Program(model, Probe.of(model)))
 
 
-def test_a_classifier_is_refused() -> None:
+def test_a_classifier_has_the_dimensions_of_its_trunk() -> None:
     config = build_model("llama").config
     config.num_labels = 2
-    with pytest.raises(UnsupportedModelError, match="LlamaForSequenceClassification"):
-        TracePass()(Program(LlamaForSequenceClassification(config), Probe.random(272)))
+    classifier = traced(LlamaForSequenceClassification(config)).traced
+    causal = traced(build_model("llama")).traced
+    assert classifier.dimensions == tuple(replace(d, cache_elements=0) for d in causal.dimensions)
+    assert classifier.cost().kv_cache_bytes == 0 < causal.cost().kv_cache_bytes
+    assert classifier.shapes["score.weight"] == (2, 32)
+    assert set(classifier.shapes) - set(causal.shapes) == {"score.weight"}
+
+
+def test_a_model_without_a_task_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="LlamaModel has no task"):
+        trace(build_model("llama").config, model_type=modeling_llama.LlamaModel)
+
+
+def test_an_adapter_does_not_change_what_is_found() -> None:
+    assert traced(adapted(build_model("llama")).model).traced == traced(build_model("llama")).traced
 
 
 def patched(monkeypatch: pytest.MonkeyPatch, cls: type[nn.Module], name: str, size: int) -> None:
@@ -157,5 +172,5 @@ def test_heads_that_are_not_split_as_configured_are_refused(monkeypatch: pytest.
 
     config = build_model("llama").config
     monkeypatch.setattr(modeling_llama.LlamaAttention, "__init__", wider)
-    with pytest.raises(UnsupportedModelError, match=r"q_proj has 80 rows, expected 64"):
+    with pytest.raises(UnsupportedModelError, match=r"q_proj has 80 outputs, expected 64"):
         trace(config)

@@ -20,13 +20,14 @@ from workbench import (
     ranks,
     relative,
     saved_scores,
+    scores_of,
     traced,
     tune,
 )
 
-from passes.adapter import Adapter, projections
+from passes.adapter import Adapter
 from passes.errors import MissingFileError, OptionError, PassError, PreconditionError, UnreachableRatioError
-from passes.importance import ImportanceOptions, unit_scores
+from passes.importance import ImportanceOptions
 from passes.masks import full_masks
 from passes.program import Program
 from passes.schedule import Schedule
@@ -41,8 +42,7 @@ def reference() -> dict[str, torch.Tensor]:
     """Scores of one backward pass over all 8 blocks, without any Trainer."""
     program = adapted(build_model("llama"))
     backward(program.model, Blocks(8).ids)
-    found = dict(projections(program.model, program.traced))
-    return {d.name: unit_scores(d, found, PLAIN) for d in program.traced.dimensions}
+    return scores_of(program, PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -113,9 +113,8 @@ def test_masks_rank_by_the_saved_scores(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ratio", [0.1, 0.45])
 def test_the_target_is_met_exactly_whatever_the_steps(steps: int, ratio: float) -> None:
     program = tune(adapted(build_model("llama")), steps=steps, ratio=ratio, schedule=Schedule())
-    widths = Target(ratio=ratio).widths(program.traced)
     counts = {name: int(mask.sum()) for name, mask in program.masks.items()}
-    assert counts == program.traced.uniform(widths.groups, widths.channels)
+    assert counts == program.traced.uniform(Target(ratio=ratio).counts(program.traced))
 
 
 def weight_sized(program: Program) -> list[torch.Tensor]:

@@ -8,20 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import PrinterCallback, Trainer, TrainerControl, TrainerState, TrainingArguments
-from workbench import EVERY_STEP, Blocks, adapted, backward, build_model
+from workbench import EVERY_STEP, Blocks, adapted, backward, build_model, scores_of, uniform
 
-from passes.adapter import projections
 from passes.criteria import LoRAPrune
 from passes.errors import MissingFileError, ModelError, OptionError
 from passes.graph import PruningGraph
-from passes.importance import ImportanceOptions, unit_scores
+from passes.importance import ImportanceOptions
 from passes.program import Program
 from passes.schedule import Schedule
-from passes.target import UniformWidths
 from passes.trace import trace
 from passes.tuning import Event, PruningCallback, PruningPolicy, select
 
-HALF = UniformWidths(2, 32)
+HALF = uniform(2, 32)
 
 
 class Told:
@@ -29,9 +27,17 @@ class Told:
 
     def __init__(self, graph: PruningGraph) -> None:
         self.scores = {d.name: torch.arange(d.size, dtype=torch.float32) for d in graph.dimensions}
+        self.begun = self.ended = 0
 
-    def observe(self, model: object) -> bool:
+    def begin(self, model: object) -> None:
+        self.begun += 1
+
+    def observe(self, model: object, loss_scale: float = 1.0) -> bool:
+        self.scale = loss_scale
         return True
+
+    def end(self, model: object) -> None:
+        self.ended += 1
 
     def reverse(self) -> None:
         self.scores = {name: score.flip(0) for name, score in self.scores.items()}
@@ -69,7 +75,7 @@ class Driven:
 def test_the_highest_scores_are_selected(graph: PruningGraph, counts: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(0)
     scores = {d.name: torch.rand(d.size, generator=generator) for d in graph.dimensions}
-    masks = select(graph, scores, UniformWidths(*counts))
+    masks = select(graph, scores, uniform(*counts))
     for dimension in graph.dimensions:
         count = counts[0] if dimension.name.endswith("kv_groups") else counts[1]
         ranked = sorted(range(dimension.size), key=lambda unit: -scores[dimension.name][unit])
@@ -79,14 +85,14 @@ def test_the_highest_scores_are_selected(graph: PruningGraph, counts: tuple[int,
 @pytest.mark.parametrize("value", [0.0, 3.5])
 def test_ties_keep_the_lower_units(graph: PruningGraph, value: float) -> None:
     scores = {d.name: torch.full((d.size,), value) for d in graph.dimensions}
-    for mask in select(graph, scores, UniformWidths(3, 24)).values():
+    for mask in select(graph, scores, uniform(3, 24)).values():
         assert mask[: int(mask.sum())].all()
 
 
 def test_scores_of_zero_never_bring_a_masked_unit_back(graph: PruningGraph) -> None:
     scores = {d.name: torch.zeros(d.size) for d in graph.dimensions}
     among = {d.name: torch.arange(d.size) >= d.size // 2 for d in graph.dimensions}
-    for name, mask in select(graph, scores, UniformWidths(1, 8), among=among).items():
+    for name, mask in select(graph, scores, uniform(1, 8), among=among).items():
         assert not (mask & ~among[name]).any()
 
 
@@ -136,10 +142,7 @@ def test_the_forward_pass_is_under_the_masks_until_training_ends(tmp_path: Path)
 def test_gradients_are_scored_before_they_are_clipped(tmp_path: Path) -> None:
     program = adapted(build_model("llama"))
     backward(program.model, Blocks(4).ids)
-    expected = {
-        d.name: unit_scores(d, dict(projections(program.model, program.traced)), ImportanceOptions())
-        for d in program.traced.dimensions
-    }
+    expected = scores_of(program, ImportanceOptions())
     criterion = LoRAPrune(program.traced, ImportanceOptions(smoothing=0))
     policy = PruningPolicy(target=HALF, schedule=EVERY_STEP, max_grad_norm=1e-3)
     callback = PruningCallback(program.model, program.traced, criterion, policy)
@@ -173,6 +176,42 @@ def test_a_trainer_that_clips_is_refused(tmp_path: Path) -> None:
     trainer.remove_callback(PrinterCallback)
     with pytest.raises(OptionError, match=r"clips at 1\.0.*max_grad_norm=0"):
         trainer.train()
+
+
+def test_the_criterion_is_begun_with_the_training_and_ended_with_it(tmp_path: Path) -> None:
+    driven = Driven(tmp_path, PruningPolicy(target=HALF, schedule=EVERY_STEP), steps=2)
+    assert (driven.criterion.begun, driven.criterion.ended) == (1, 0)
+    driven.step()
+    driven.callback.on_train_end(driven.args, driven.state, driven.control)
+    assert (driven.criterion.begun, driven.criterion.ended) == (1, 1)
+
+
+def test_closing_takes_masks_off_and_ends_the_criterion_and_may_be_done_twice(tmp_path: Path) -> None:
+    program, ids = adapted(build_model("llama")), Blocks(2).ids
+    plain = program.model(ids).logits
+    policy = PruningPolicy(target=HALF, schedule=Schedule(warmup=0, cooldown=0, every=1))
+    driven = Driven(tmp_path, policy, steps=1, program=program)
+    driven.step()
+    driven.callback.close()
+    driven.callback.close()
+    assert driven.criterion.ended == 2
+    assert torch.equal(program.model(ids).logits, plain)
+
+
+class Scaler:
+    def get_scale(self) -> float:
+        return 64.0
+
+
+class Optimizer:
+    scaler = Scaler()
+
+
+@pytest.mark.parametrize(("optimizer", "scale"), [(None, 1.0), (Optimizer(), 64.0)])
+def test_the_criterion_is_told_the_scale_of_the_loss(tmp_path: Path, optimizer: object, scale: float) -> None:
+    driven = Driven(tmp_path, PruningPolicy(target=HALF, schedule=EVERY_STEP), steps=2)
+    driven.callback.on_pre_optimizer_step(driven.args, driven.state, driven.control, optimizer=optimizer)
+    assert driven.criterion.scale == scale
 
 
 def test_a_negative_clipping_norm_is_refused() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from passes.adapter import LoraOptions, lora_layers
+from passes.adapter import LoraOptions, lora_layers, projections
 from passes.attach import AttachPass
-from passes.graph import Kind, PruningGraph
+from passes.graph import PruningGraph
+from passes.importance import ImportanceOptions, importance, unit_scores
 from passes.plan import Plan, fingerprint
 from passes.program import Program
 from passes.schedule import Schedule
@@ -84,11 +85,21 @@ def first_step_scores(folder: Path, *, model: PreTrainedModel | None = None, **o
     return saved_scores(folder, 1)
 
 
-def random_kept(graph: PruningGraph, groups: int, channels: int, seed: int) -> dict[str, tuple[int, ...]]:
-    """Random units of every dimension, as many in every layer."""
+def uniform(groups: int, channels: int) -> dict[str, int]:
+    """The counts a width of a model that has KV groups and MLP channels."""
+    return {"kv_groups": groups, "mlp_channels": channels}
+
+
+def random_units(graph: PruningGraph, counts: Mapping[str, int], seed: int) -> dict[str, tuple[int, ...]]:
+    """Random units of every dimension, as many as the counts a width say (absent: all)."""
     generator = random.Random(seed)
-    counts = {Kind.KV_GROUPS: groups, Kind.MLP_CHANNELS: channels}
-    return {d.name: tuple(sorted(generator.sample(range(d.size), counts[d.kind]))) for d in graph.dimensions}
+    sizes = graph.uniform(counts)
+    return {d.name: tuple(sorted(generator.sample(range(d.size), sizes[d.name]))) for d in graph.dimensions}
+
+
+def random_kept(graph: PruningGraph, groups: int, channels: int, seed: int) -> dict[str, tuple[int, ...]]:
+    """The same, of a model that has KV groups and MLP channels."""
+    return random_units(graph, uniform(groups, channels), seed)
 
 
 def plan_of(program: Program, kept: dict[str, tuple[int, ...]]) -> Plan:
@@ -151,6 +162,12 @@ def dense_twin(model: PeftModel, pristine: PreTrainedModel) -> PreTrainedModel:
             a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
             twin.get_submodule(name).weight += layer.scaling["default"] * (b @ a)
     return twin.requires_grad_(True)
+
+
+def scores_of(program: Program, options: ImportanceOptions) -> dict[str, torch.Tensor]:
+    """Unit scores a dimension of the last backward pass, without any Trainer or moving average."""
+    weights = dict(projections(program.model, program.traced))
+    return unit_scores(program.traced, weights, lambda w, at: importance(w, at, options), normalise=options.normalise)
 
 
 def backward(model: PreTrainedModel | PeftModel, ids: torch.Tensor) -> None:

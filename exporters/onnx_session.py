@@ -1,0 +1,72 @@
+"""An onnxruntime session called with torch tensors, and the checks that hold for every graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+
+from passes.errors import PostconditionError, UnsupportedModelError
+
+
+class OnnxModel:
+    """An onnxruntime session on CPU. Half-precision graphs take and give float32 tensors here."""
+
+    def __init__(self, path: Path) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would starve torch's
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented as error:
+            raise UnsupportedModelError(f"onnxruntime has no CPU kernel for a node of {path.name}: {error}") from error
+        self.path = path
+        self.inputs: list[Any] = self.session.get_inputs()
+        self.outputs: list[Any] = self.session.get_outputs()
+        self.shapes: dict[str, list[int | str]] = {each.name: each.shape for each in (*self.inputs, *self.outputs)}
+        self._halves = {each.name for each in self.inputs if "float16" in each.type}
+
+    def __call__(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """All outputs by name."""
+        arrays = {name: self._array(name, value) for name, value in feeds.items()}
+        outputs = self.session.run(None, arrays)
+        tensors = (torch.from_numpy(np.asarray(each)).float() for each in outputs)
+        return dict(zip((each.name for each in self.outputs), tensors, strict=True))
+
+    def empty(self, names: Sequence[str], batch: int) -> dict[str, torch.Tensor]:
+        """Caches of length zero: (batch, KV heads, 0, head_dim) each."""
+        return {name: torch.zeros(batch, int(self.shapes[name][1]), 0, int(self.shapes[name][3])) for name in names}
+
+    def bytes_per_token(self, names: Sequence[str]) -> int:
+        """Bytes that one token of one sequence takes in the caches of these names."""
+        sizes = {name: 2 if name in self._halves else 4 for name in names}
+        return sum(int(self.shapes[name][1]) * int(self.shapes[name][3]) * size for name, size in sizes.items())
+
+    def _array(self, name: str, tensor: torch.Tensor) -> Any:
+        return (tensor.half() if name in self._halves else tensor).numpy()
+
+
+def open_checked(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> OnnxModel:
+    """Load a graph that is valid ONNX and whose inputs and outputs are exactly the promised ones, static in KV heads.
+
+    Raises ``PostconditionError``.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise PostconditionError(f"export: onnx.checker refuses {path.name}: {error}") from error
+    model = OnnxModel(path)
+    for what, values, expected in (("inputs", model.inputs, inputs), ("outputs", model.outputs, outputs)):
+        actual = [each.name for each in values]
+        if actual != list(expected):
+            raise PostconditionError(f"export: the {what} of {path.name} are {actual}, expected {list(expected)}")
+    for each in model.inputs:
+        if "past_key_values" in each.name and not all(isinstance(each.shape[axis], int) for axis in (1, 3)):
+            raise PostconditionError(f"export: KV heads and head size of {each.name} are not static: {each.shape}")
+    return model

@@ -1,0 +1,106 @@
+"""What a model is tuned and measured on: made of text or of rows, with a share held out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from lpc.collate import Collator
+from lpc.data import BlockDataset, Data, split_heldout, token_sequences
+from lpc.perplexity import token_perplexity
+from lpc.rows import Row, RowFormat, Rows, RowsLike, is_rows, open_rows, split_rows
+from lpc.scoring import Score, score_model
+from lpc.source import Source
+from passes.errors import OptionError
+from passes.models import base_model
+from passes.tasks import task_of
+
+__all__ = ["DEFAULT_SEQUENCE_LENGTH", "AnyData", "DataOptions", "Material", "prepare"]
+
+AnyData: TypeAlias = "Data | RowsLike"
+"""Text for a causal language model, or rows with a model's own inputs and labels for any model."""
+
+DEFAULT_SEQUENCE_LENGTH = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """How text becomes sequences, and what of the data is held out: neither scored nor tuned on, only measured.
+
+    ``sequence_length`` in tokens (default: 256, or the model's context if that is shorter). Of text the last
+    ``heldout_fraction`` of the stream is held out, at most ``heldout_sequences``; of rows a random choice, at most
+    ``heldout_rows``.
+    """
+
+    sequence_length: int | None = None
+    heldout_fraction: float = 0.05
+    heldout_sequences: int = 64
+    heldout_rows: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.sequence_length is not None and self.sequence_length < 2:
+            raise OptionError(f"sequence_length must be at least 2, got {self.sequence_length}")
+        if not 0 < self.heldout_fraction < 1:
+            raise OptionError(f"heldout_fraction must lie between 0 and 1, got {self.heldout_fraction}")
+        for name in ("heldout_sequences", "heldout_rows"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Material:
+    """Training data, how batches are made of it (None: as the Trainer does), and the measure on what is held out.
+
+    ``context_length`` is the length of the sequences that text was cut into, in tokens; None for rows.
+    """
+
+    train: torch.utils.data.Dataset[Row]
+    collate: Callable[[list[Row]], Row] | None
+    measure: Callable[[PreTrainedModel | PeftModel], Score]
+    context_length: int | None
+
+
+def prepare(source: Source, data: AnyData, options: DataOptions) -> Material:
+    """Read the data for a model.
+
+    Raises DataError, MissingFileError, TokenizerError, OptionError, and ModelError for a model that cannot be batched.
+    """
+    model = base_model(source.model)
+    if is_rows(data, task_of(model)):
+        if options.sequence_length is not None:
+            raise OptionError(
+                "sequence_length is for text, and the data are rows: leave it out, rows keep their length"
+            )
+        rows = open_rows(data, RowFormat.of(type(model), model.config))
+        return _of_rows(model, rows, options)
+    return _of_text(source, data, options)
+
+
+def _of_rows(model: PreTrainedModel, rows: Rows, options: DataOptions) -> Material:
+    fraction = min(options.heldout_fraction, options.heldout_rows / len(rows))
+    train, heldout = split_rows(rows, fraction)
+    collate = Collator.of(model.config, rows.format.task, model.dtype)
+    return Material(train, collate, lambda tuned: score_model(tuned, heldout), None)
+
+
+def _of_text(source: Source, data: Data, options: DataOptions) -> Material:
+    config = base_model(source.model).config.get_text_config()
+    context: int | None = getattr(config, "max_position_embeddings", None)
+    length = options.sequence_length or min(DEFAULT_SEQUENCE_LENGTH, context or DEFAULT_SEQUENCE_LENGTH)
+    if context is not None and length > context:
+        raise OptionError(f"sequence_length {length} is longer than the model's context of {context} tokens")
+    blocks = token_sequences(data, source.tokenizer, sequence_length=length, vocab_size=config.vocab_size).tensor
+    train, heldout = split_heldout(blocks, min(options.heldout_fraction, options.heldout_sequences / len(blocks)))
+
+    def measure(model: PreTrainedModel | PeftModel) -> Score:
+        found = token_perplexity(model, heldout)
+        loss = math.log(found.value)
+        return Score(loss=loss, accuracy=None, perplexity=found.value, rows=len(heldout), labels=found.tokens)
+
+    return Material(BlockDataset(train), None, measure, length)

@@ -1,0 +1,77 @@
+"""Mixtures of experts: stacked weights [experts, out, in] behind a router."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from passes.errors import UnsupportedModelError
+from passes.graph import Dimension, Kind, Role, Slice
+
+
+@dataclass(frozen=True)
+class ExpertsBlock:
+    """One mixture: ``gate.weight`` [E, hidden], ``experts.gate_up_proj`` [E, 2I, hidden], ``down_proj`` [E, hidden, I].
+
+    The first I rows of an expert's gate_up are its gate, the others its up projection.
+    """
+
+    path: str
+    layer: int
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def read(cls, model: nn.Module, path: str) -> ExpertsBlock:
+        """The mixture at a path. Raises UnsupportedModelError when it has other parameters or shapes."""
+        shapes = {f"{path}.{name}": tuple(p.shape) for name, p in model.get_submodule(path).named_parameters()}
+        layer = next(int(part) for part in path.split(".") if part.isdigit())
+        block = cls(path, layer, shapes)
+        block._check()
+        return block
+
+    def _check(self) -> None:
+        names = (self._gate_up, self._down, self._router)
+        odd = sorted(set(self.shapes) ^ set(names))
+        if odd:
+            raise UnsupportedModelError(
+                f"{odd[0]} with shape {self.shapes.get(odd[0])} does not belong to the known layout of experts"
+            )
+        gate_up, down, router = (self.shapes[name] for name in names)
+        if gate_up != (router[0], 2 * down[-1], router[1]) or down[:2] != (router[0], router[1]):
+            raise UnsupportedModelError(
+                f"{self.path}: the experts' shapes {gate_up}, {down} and the router's {router} do not fit together"
+            )
+
+    @property
+    def _gate_up(self) -> str:
+        return f"{self.path}.experts.gate_up_proj"
+
+    @property
+    def _down(self) -> str:
+        return f"{self.path}.experts.down_proj"
+
+    @property
+    def _router(self) -> str:
+        return f"{self.path}.gate.weight"
+
+    def dimensions(self) -> list[Dimension]:
+        """The experts as units, with their router rows; and the channels inside each expert."""
+        experts, _, channels = self.shapes[self._down]
+        whole = (
+            Slice(self._gate_up, 0, role=Role.OWN),
+            Slice(self._down, 0, role=Role.OWN),
+            Slice(self._router, 0, role=Role.ROUTE),
+        )
+        kind = Kind.EXPERTS
+        found = [Dimension(f"layers.{self.layer}.{kind}", kind, self.layer, experts, whole, str(kind))]
+        kind = Kind.EXPERT_CHANNELS
+        for expert in range(experts):
+            inside = (
+                Slice(self._gate_up, 1, ((0, 1), (channels, 1)), Role.PRODUCE, at=expert),
+                Slice(self._down, 2, role=Role.CONSUME, at=expert),
+            )
+            name = f"layers.{self.layer}.{kind}.{expert}"
+            found.append(Dimension(name, kind, self.layer, channels, inside, str(kind)))
+        return found

@@ -1,0 +1,35 @@
+"""docs/families.md is what the results say, and the results are of every family."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import zoo
+from matrix_page import page
+
+ROOT = Path(__file__).parents[2]
+
+
+RESULTS = json.loads((ROOT / "benchmarks" / "results" / "families.json").read_text(encoding="utf-8"))
+
+
+def test_the_page_is_generated_from_the_results() -> None:
+    assert (ROOT / "docs" / "families.md").read_text(encoding="utf-8") == page(RESULTS)
+
+
+def test_every_family_has_a_row_within_the_tolerances() -> None:
+    assert [row["name"] for row in RESULTS["rows"]] == list(zoo.ZOO)
+    for row in RESULTS["rows"]:
+        assert row["plans"] >= 50, row["name"]
+        assert row["attach"] == 0, row["name"]
+        assert row["importance"] < 1e-5, row["name"]
+        assert row["shrink"] < 1e-5, row["name"]
+        assert row["reload_stock"] in (0, None), row["name"]
+        assert row["reload_file"] in (0, None), row["name"]
+        assert row["onnx"] < 1e-4, row["name"]
+
+
+def test_a_row_that_is_not_like_the_results_changes_the_page() -> None:
+    changed = {**RESULTS, "rows": [{**RESULTS["rows"][0], "shrink": 0.5}, *RESULTS["rows"][1:]]}
+    assert page(changed) != page(RESULTS)
