@@ -7,8 +7,7 @@ of a layer must be accounted for, otherwise the model is refused.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,21 +16,21 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from passes.attention import AttentionBlock, unit_kind
-from passes.dependencies import Dependencies, Member, Opaque, outputs_of
+from passes.attention import AttentionBlock
+from passes.dependencies import Dependencies, Member, Opaque
+from passes.dimensions import DimensionFinder, layer_path
 from passes.errors import UnsupportedModelError
 from passes.experts import ExpertsBlock
 from passes.families import Family, family_of
-from passes.graph import Dimension, Kind, PruningGraph, Role, Slice
+from passes.graph import Dimension, PruningGraph, Role
 from passes.infra import Pass, PassResult
 from passes.models import base_model, plain_name
 from passes.probe import Probe
 from passes.program import Program
 from passes.stock import twin_of
-from passes.tasks import Task, model_class, task_of
-from passes.widths import HeadShape, find_widths
+from passes.tasks import model_class, task_of
+from passes.widths import find_widths
 
-LAYER = re.compile(r"(.*?\.\d+)\.")
 UNTRACEABLE_INPUTS = ("attention_mask", "decoder_attention_mask", "position_ids")
 """transformers inspects their values, which meta tensors do not have."""
 
@@ -99,24 +98,16 @@ def trace(
     matmuls = _matmuls(twin)
     attention = list(_attention_blocks(twin, family))
     experts = list(_expert_blocks(twin, family))
-    finder = _Finder(family, task_of(model_type), attention, options)
+    finder = DimensionFinder(family, task_of(model_type), attention, options.query_heads)
     dimensions = [*finder.attention_dimensions(), *(d for block in experts for d in block.dimensions())]
     known = {name for each in attention for name in each.shapes} | {name for each in experts for name in each.shapes}
-    for block in attention:
-        twin.set_submodule(block.path, Opaque(twin.get_submodule(block.path), config.hidden_size))
-        if block.output_outside is not None:  # its inputs, all heads' values, need not be as many as hidden states
-            outside = twin.get_submodule(block.output_outside)
-            twin.set_submodule(block.output_outside, Opaque(outside, config.hidden_size, run=False))
-    for mixture in experts:
-        twin.set_submodule(mixture.path, Opaque(twin.get_submodule(mixture.path), config.hidden_size, run=False))
+    _hide_blocks(twin, attention, experts)
     probe = Probe.of(twin).inputs
     inputs = {name: value[:1].to("meta") for name, value in probe.items() if name not in UNTRACEABLE_INPUTS}
-    layers = {_layer_path(block.path) for block in attention}
+    layers = {layer_path(block.path) for block in attention}
     found, residual = finder.channel_dimensions(Dependencies(twin, inputs), layers)
     dimensions += found
-    known |= {part.parameter for dimension in dimensions for part in dimension.slices}
-    known |= {f"{member.name}.{name}" for member in residual for name, _ in member.module.named_parameters()}
-    _check_known(shapes, known, layers)
+    _check_known(shapes, known, dimensions, residual, layers)
     routers = [part.parameter for dimension in dimensions for part in dimension.of_role(Role.ROUTE)]
     ordered = tuple(sorted(dimensions, key=lambda d: (d.layer, d.kind)))
     graph = PruningGraph(
@@ -141,11 +132,6 @@ def _matmuls(twin: nn.Module) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names[id(weight)] for weight in (*linears, *stacks)))
 
 
-def _layer_path(path: str) -> str:
-    found = LAYER.match(f"{path}.")
-    return found[1] if found else path
-
-
 def _attention_blocks(twin: nn.Module, family: Family) -> Iterator[AttentionBlock]:
     for path, _ in twin.named_modules():
         for layout in family.attentions:
@@ -160,145 +146,29 @@ def _expert_blocks(twin: nn.Module, family: Family) -> Iterator[ExpertsBlock]:
                 yield ExpertsBlock.read(twin, path)
 
 
-@dataclass(frozen=True)
-class _Finder:
-    family: Family
-    task: Task
-    attention: Sequence[AttentionBlock]
-    options: TraceOptions
-
-    def stack(self, path: str) -> str:
-        """``encoder`` or ``decoder`` in an encoder-decoder, else nothing."""
-        if self.task is not Task.SEQ2SEQ_LM:
-            return ""
-        return "decoder" if "decoder" in path.split(".") else "encoder"
-
-    def layer(self, path: str) -> int:
-        """The number of the layer that a path is in."""
-        return int(_layer_path(path).rpartition(".")[2])
-
-    def prefix(self, path: str) -> str:
-        """How the names of a layer's dimensions begin."""
-        stack = self.stack(path)
-        return f"{stack}.layers.{self.layer(path)}" if stack else f"layers.{self.layer(path)}"
-
-    def caches(self, block: AttentionBlock) -> bool:
-        """Whether the block's keys and values are cached, a target token each."""
-        decoder = self.task is Task.CAUSAL_LM or self.stack(block.path) == "decoder"
-        return decoder and not block.layout.cross
-
-    def attention_dimensions(self) -> list[Dimension]:
-        """KV groups or query heads of every block; those of blocks that share a bias table are one dimension."""
-        joined: dict[str, list[Dimension]] = {}
-        for block in self.attention:
-            for dimension in self._of_block(block):
-                joined.setdefault(dimension.name, []).append(dimension)
-        return [
-            replace(
-                same[0],
-                slices=tuple(part for each in same for part in each.slices),
-                cache_elements=sum(each.cache_elements for each in same),
-            )
-            for same in joined.values()
-        ]
-
-    def width_of(self, block: AttentionBlock) -> str:
-        """The width that the block's heads belong to."""
-        kind = unit_kind(block, query_heads=self.options.query_heads)
-        return block.layout.width.format(kind=kind, stack=self.stack(block.path))
-
-    def head_shapes(self) -> dict[str, HeadShape]:
-        """How heads lie, a width. Raises UnsupportedModelError where the blocks of one width differ."""
-        found: dict[str, HeadShape] = {}
-        for block in self.attention:
-            shape = HeadShape(block.per_group, block.groups, block.head_dim)
-            if found.setdefault(self.width_of(block), shape) != shape:
-                raise UnsupportedModelError(
-                    f"{block.path} has other heads ({shape}) than the blocks before it; layers that already differ in "
-                    "width are not supported yet"
-                )
-        return found
-
-    def _of_block(self, block: AttentionBlock) -> Iterator[Dimension]:
-        kind = unit_kind(block, query_heads=self.options.query_heads)
-        label = f"cross_{kind}" if block.layout.cross else str(kind)
-        shared = block.layout.bias_table is not None
-        prefix, layer = (self.stack(block.path), 0) if shared else (self.prefix(block.path), self.layer(block.path))
-        width = self.width_of(block)
-        name = f"{prefix}.{label}".lstrip(".")
-        a_head = 2 * block.head_dim if self.caches(block) else 0
-        if kind is Kind.KV_GROUPS:
-            cached = a_head * (block.per_group if block.expands else 1)
-            yield Dimension(name, kind, layer, block.groups, block.group_slices(), width, cached)
-            return
-        for group in range(block.groups):
-            lane, cached = name if block.groups == 1 else f"{name}.{group}", a_head if block.expands else 0
-            yield Dimension(lane, kind, layer, block.per_group, block.query_slices(group), width, cached)
-
-    def untouched(self) -> dict[str, str]:
-        """Why KV heads stay where only their query heads can go."""
-        if any(block.groups == 1 and block.heads > 1 for block in self.attention):
-            return {str(Kind.KV_GROUPS): "one KV head serves all query heads (multi-query), so only query heads can go"}
-        return {str(Kind.KV_GROUPS): "kept, as asked: only query heads go"} if self.options.query_heads else {}
-
-    def fixed_cache_elements(self) -> int:
-        """Cached elements a token of the blocks whose KV heads all stay."""
-        inside = [b for b in self.attention if unit_kind(b, query_heads=self.options.query_heads) is Kind.QUERY_HEADS]
-        return sum(2 * b.groups * b.head_dim for b in inside if self.caches(b) and not b.expands)
-
-    def channel_dimensions(self, dependencies: Dependencies, layers: set[str]) -> tuple[list[Dimension], list[Member]]:
-        """The MLP channels between the linear layers of each layer, and the members of the residual stream."""
-        found, residual, claimed = [], list[Member](), set[str]()
-        for name, module in dependencies.twin.named_modules():
-            inside = _layer_path(name) in layers and isinstance(module, nn.Linear | Conv1D | Opaque)
-            if not inside or name in claimed or not dependencies.is_traced(module):
-                continue
-            members = list(dependencies.members(module, (0,)))
-            claimed |= {member.name for member in members if member.produces}
-            leaves = any(_layer_path(member.name) != _layer_path(name) for member in members)
-            if leaves or isinstance(module, Opaque):
-                residual += members
-            else:
-                last = list(dependencies.members(module, (_units(members, name, module) - 1,)))
-                found.append(self._channels(name, members, last))
-        return found, residual
-
-    def _channels(self, name: str, members: list[Member], last: list[Member]) -> Dimension:
-        size = _units(members, name, members[0].module)
-        slices: dict[tuple[str, bool], Slice] = {}
-        for member, end in zip(members, last, strict=True):
-            expected = tuple(index + size - 1 for index in member.indices)
-            if not isinstance(member.module, nn.Linear | Conv1D) or end.indices != expected:
-                raise UnsupportedModelError(
-                    f"{member.name} ({type(member.module).__name__}) is coupled with the MLP channels of {name} "
-                    "in a way that is not understood"
-                )
-            for part in _linear_slices(member):
-                slices.setdefault((part.parameter, member.produces), part)
-        kind, stack = Kind.MLP_CHANNELS, self.stack(name)
-        width = self.family.channels_width.format(stack=stack)
-        return Dimension(f"{self.prefix(name)}.{kind}", kind, self.layer(name), size, tuple(slices.values()), width)
+def _hide_blocks(twin: PreTrainedModel, attention: Sequence[AttentionBlock], experts: Sequence[ExpertsBlock]) -> None:
+    """Make the blocks whose inside is described opaque to the trace."""
+    hidden = twin.config.hidden_size
+    for block in attention:
+        twin.set_submodule(block.path, Opaque(twin.get_submodule(block.path), hidden))
+        if block.output_outside is not None:  # its inputs, all heads' values, need not be as many as hidden states
+            outside = twin.get_submodule(block.output_outside)
+            twin.set_submodule(block.output_outside, Opaque(outside, hidden, run=False))
+    for mixture in experts:
+        twin.set_submodule(mixture.path, Opaque(twin.get_submodule(mixture.path), hidden, run=False))
 
 
-def _units(members: list[Member], name: str, module: nn.Module) -> int:
-    """Channels of a dimension: a fused layer of several halves has as many outputs a channel."""
-    halves = next(len(member.indices) for member in members if member.name == name)
-    return outputs_of(module) // halves
-
-
-def _linear_slices(member: Member) -> Iterator[Slice]:
-    transposed = isinstance(member.module, Conv1D)
-    segments = tuple((index, 1) for index in member.indices)
-    if member.produces:
-        yield Slice(f"{member.name}.weight", int(transposed), segments, Role.PRODUCE)
-        if getattr(member.module, "bias", None) is not None:
-            yield Slice(f"{member.name}.bias", 0, segments)
-    else:
-        yield Slice(f"{member.name}.weight", int(not transposed), segments, Role.CONSUME)
-
-
-def _check_known(shapes: dict[str, tuple[int, ...]], known: set[str], layers: set[str]) -> None:
-    unknown = sorted(name for name in set(shapes) - known if _layer_path(name) in layers)
+def _check_known(
+    shapes: Mapping[str, tuple[int, ...]],
+    described: set[str],
+    dimensions: Sequence[Dimension],
+    residual: Sequence[Member],
+    layers: set[str],
+) -> None:
+    """Raise UnsupportedModelError if a layer has a parameter that nothing accounts for."""
+    known = described | {part.parameter for dimension in dimensions for part in dimension.slices}
+    known |= {f"{member.name}.{name}" for member in residual for name, _ in member.module.named_parameters()}
+    unknown = sorted(name for name in set(shapes) - known if layer_path(name) in layers)
     if unknown:
         raise UnsupportedModelError(
             f"{unknown[0]} with shape {shapes[unknown[0]]} is coupled with nothing that the trace knows"
