@@ -11,7 +11,7 @@ from transformers.initialization import no_init_weights
 
 from passes.attention import AttentionBlock
 from passes.compact_modeling import PREFIX, compact_class
-from passes.families import family_of
+from passes.families import attention_blocks, family_of
 from passes.graph import Dimension, Kind, PruningGraph, Role, Slice
 from passes.stock import build_stock, compact_config, filled
 
@@ -101,7 +101,7 @@ def resized_config(model: PreTrainedModel, graph: PruningGraph, kept: Kept) -> P
         "attributes": {},
         "heads": {},
     }
-    for block in attention_blocks(model):
+    for block in attention_blocks(model, family_of(model.config)):
         heads = kept_heads(block, graph, kept)
         attributes = _attributes(model, block, len(heads), graph, kept)
         if attributes:
@@ -116,14 +116,6 @@ def resized_config(model: PreTrainedModel, graph: PruningGraph, kept: Kept) -> P
     values = model.config.to_dict()
     named = [f"{PREFIX}{type(model).__name__}"]
     return type(model.config).from_dict({**values, "architectures": named, "compact": compact})
-
-
-def attention_blocks(model: PreTrainedModel) -> Iterator[AttentionBlock]:
-    """The attention blocks of a dense model."""
-    for path, _ in model.named_modules():
-        for layout in family_of(model.config).attentions:
-            if layout.matches(path):
-                yield layout.read(model, path)
 
 
 def _dimensions_of(block: AttentionBlock, graph: PruningGraph) -> list[Dimension]:

@@ -5,12 +5,14 @@ What a layout does not say is discovered: MLP channels and the residual stream b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from passes.attention import AttentionLayout, Packing
+from torch import nn
+
+from passes.attention import AttentionBlock, AttentionLayout, Packing
 from passes.errors import OptionError, UnsupportedModelError
 
 NO_PLACE = "the stock class derives the size of a head from hidden size / heads, so it cannot hold fewer heads"
@@ -172,6 +174,14 @@ FAMILIES: dict[str, Family] = {
         **_DERIVED,
     ),
 }
+
+
+def attention_blocks(model: nn.Module, family: Family) -> Iterator[AttentionBlock]:
+    """The attention blocks of a dense model, measured. Raises UnsupportedModelError if one is not as described."""
+    for path, _ in model.named_modules():
+        for layout in family.attentions:
+            if layout.matches(path):
+                yield layout.read(model, path)
 
 
 def register_attention(model_type: str, family: Family) -> None:

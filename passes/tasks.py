@@ -25,11 +25,6 @@ class Task(StrEnum):
     SEQ2SEQ_LM = "seq2seq-lm"
 
     @property
-    def generates(self) -> bool:
-        """Whether a tokenizer's text is what comes out."""
-        return self in (Task.CAUSAL_LM, Task.SEQ2SEQ_LM)
-
-    @property
     def label_names(self) -> tuple[str, ...]:
         """The inputs without which the model computes no loss."""
         return ("start_positions", "end_positions") if self is Task.QUESTION_ANSWERING else ("labels",)

@@ -21,7 +21,7 @@ from passes.dependencies import Dependencies, Member, Opaque
 from passes.dimensions import DimensionFinder, layer_path
 from passes.errors import UnsupportedModelError
 from passes.experts import ExpertsBlock
-from passes.families import Family, family_of
+from passes.families import Family, attention_blocks, family_of
 from passes.graph import Dimension, PruningGraph, Role
 from passes.infra import Pass, PassResult
 from passes.models import base_model, plain_name
@@ -96,7 +96,7 @@ def trace(
     twin = twin_of(model_type, config)
     shapes = {name: tuple(parameter.shape) for name, parameter in twin.named_parameters()}
     matmuls = _matmuls(twin)
-    attention = list(_attention_blocks(twin, family))
+    attention = list(attention_blocks(twin, family))
     experts = list(_expert_blocks(twin, family))
     finder = DimensionFinder(family, task_of(model_type), attention, options.query_heads)
     dimensions = [*finder.attention_dimensions(), *(d for block in experts for d in block.dimensions())]
@@ -130,13 +130,6 @@ def _matmuls(twin: nn.Module) -> tuple[str, ...]:
     linears = [m.get_parameter("weight") for m in twin.modules() if isinstance(m, nn.Linear | Conv1D)]
     stacks = [parameter for parameter in twin.parameters() if parameter.dim() == 3 and parameter.shape[0] > 1]
     return tuple(dict.fromkeys(names[id(weight)] for weight in (*linears, *stacks)))
-
-
-def _attention_blocks(twin: nn.Module, family: Family) -> Iterator[AttentionBlock]:
-    for path, _ in twin.named_modules():
-        for layout in family.attentions:
-            if layout.matches(path):
-                yield layout.read(twin, path)
 
 
 def _expert_blocks(twin: nn.Module, family: Family) -> Iterator[ExpertsBlock]:

@@ -37,12 +37,13 @@ from transformers.utils import logging as transformers_logging
 
 from exporters.checkpoint import first_different_tensor, reload, save_checkpoint
 from exporters.modelling import needs_modelling_file
-from exporters.onnx_export import OnnxOptions, export_onnx
+from exporters.onnx_options import OnnxOptions
+from exporters.onnx_outcome import ExportOutcome, try_export
 from lpc.inspection import untouched
 from passes.adapter import LoraOptions
 from passes.attach import AttachPass
 from passes.compact import build_compact
-from passes.errors import LpcError, UnsupportedModelError
+from passes.errors import LpcError
 from passes.graph import PruningGraph, Width
 from passes.masks import masked
 from passes.models import count_parameters
@@ -76,7 +77,7 @@ class Row:
     plans: int
     reload_stock: float | None
     reload_file: float | None
-    onnx: float | str
+    onnx: float | str | None
     genai: str | None
     untouched: dict[str, str]
 
@@ -122,16 +123,11 @@ def reload_differences(model: PreTrainedModel, graphs: list[PruningGraph]) -> tu
     return found.get(False), found.get(True)
 
 
-def onnx_difference(model: PreTrainedModel, graph: PruningGraph) -> tuple[float | str, str | None]:
-    """The worst difference between onnxruntime and torch on a compact model, and why GenAI cannot run it, if so."""
+def onnx_outcome(model: PreTrainedModel, graph: PruningGraph) -> ExportOutcome:
+    """A compact model in onnxruntime and GenAI: the worst difference from torch, or why it is refused."""
     kept = list(plans(graph, 3, 1))[1]
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            options = OnnxOptions(greedy_prompts=1, greedy_tokens=4)
-            package = export_onnx(build_compact(model, graph, kept), build_tokenizer(), Path(folder), options)
-        except UnsupportedModelError as error:
-            return str(error), None
-    return max(parity.value for parity in package.parity), package.no_genai
+    options = OnnxOptions(greedy_prompts=1, greedy_tokens=4)
+    return try_export(build_compact(model, graph, kept), build_tokenizer(), options)
 
 
 def traced(model: PreTrainedModel, *, custom_code: bool) -> PruningGraph:
@@ -159,7 +155,7 @@ def measure(name: str, count: int) -> Row:
         shrink_difference(model, graph, kept) for graph in (stock, custom) for kept in plans(graph, count // 2, 2)
     ]
     reload_stock, reload_file = reload_differences(model, [stock, custom])
-    onnx, genai = onnx_difference(model, custom)
+    exported = onnx_outcome(model, custom)
     if any(not torch.equal(value, before[key]) for key, value in model.state_dict().items()):
         raise AssertionError(f"{name}: the original model was changed")
     return Row(
@@ -175,8 +171,8 @@ def measure(name: str, count: int) -> Row:
         plans=len(differences),
         reload_stock=reload_stock,
         reload_file=reload_file,
-        onnx=onnx,
-        genai=genai,
+        onnx=exported.refused if exported.worst_parity is None else exported.worst_parity,
+        genai=exported.no_genai,
         untouched={part: why for part, why in untouched(stock).items() if part in stock.untouched},
     )
 

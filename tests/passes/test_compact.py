@@ -8,7 +8,8 @@ from silenced import BY_HAND, silenced
 from transformers import PreTrainedModel
 from workbench import random_units, relative
 
-from passes.compact import attention_blocks, build_compact, cut, cut_state, kept_heads, resized_config
+from passes.compact import build_compact, cut, cut_state, kept_heads, resized_config
+from passes.families import FAMILIES, attention_blocks
 from passes.graph import Dimension, Kind, Role, Slice
 from passes.models import count_parameters
 
@@ -110,7 +111,7 @@ def test_the_configuration_lists_what_is_not_as_in_the_dense_model() -> None:
 def test_heads_are_numbered_as_in_the_dense_model() -> None:
     graph = graph_of("falcon-grouped", custom_code=True)
     kept = random_units(graph, {"kv_groups": 2}, 0) | {"layers.0.kv_groups": (1, 3)}
-    block = next(attention_blocks(dense("falcon-grouped")))
+    block = next(attention_blocks(dense("falcon-grouped"), FAMILIES["falcon"]))
     assert kept_heads(block, graph, kept) == [2, 3, 6, 7]
     inside = graph_of("falcon-grouped", custom_code=True, query_heads=True)
     lanes = {f"layers.0.query_heads.{group}": (group % 2,) for group in range(4)}

@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from workbench import adapted, build_model, plan_of, planned, random_kept, relative, shapes_by_hand, traced
 
+from passes.attach import AttachPass
 from passes.decide import DecidePass, ReplayPass
 from passes.errors import PlanError, PreconditionError
 from passes.masks import full_masks
-from passes.plan import fingerprint
+from passes.plan import Plan, fingerprint
 from passes.program import Program
 from passes.target import Target
 
@@ -29,6 +31,18 @@ def test_the_plan_says_what_the_masks_keep_and_what_it_was_made_for() -> None:
     assert plan.source_parameters == shapes_by_hand(config, 4, 64)
     assert plan.target_parameters == shapes_by_hand(config, groups, channels)
     assert plan.achieved_ratio >= 0.3
+
+
+@pytest.mark.parametrize("criterion", ["loraprune", "random"])
+def test_the_plan_names_the_dimensions_that_no_adapter_scored(criterion: str) -> None:
+    covering = get_peft_model(build_model("llama"), LoraConfig(target_modules=["q_proj", "v_proj"]))
+    program, target = AttachPass()(traced(covering)).program, Target(ratio=0.3)
+    counts = target.counts(program.traced)
+    kept = random_kept(program.traced, counts["kv_groups"], counts["mlp_channels"], seed=2)
+    plan = DecidePass(target, criterion)(replace(planned(program, kept), plan=None)).program.plan
+    named = {f"layers.{layer}.mlp_channels": "gradient" for layer in range(2)} if criterion == "loraprune" else {}
+    assert dict(plan.scored_by) == named
+    assert Plan.from_json(plan.to_json()) == plan
 
 
 def test_masks_that_miss_the_target_are_an_error() -> None:
