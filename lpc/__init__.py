@@ -42,7 +42,7 @@ _ERRORS = (
     "PostconditionError",
     "PreconditionError",
     "TokenizerError",
-    "UnreachableRatioError",
+    "UnreachableBudgetError",
     "UnsupportedModelError",
 )
 

@@ -17,7 +17,9 @@ from lpc.scoring import Score
 from lpc.source import ModelLike, Source, load_adapter, load_source
 from passes.adapter import LoraOptions
 from passes.attach import AttachPass
+from passes.budget import Budget
 from passes.decide import DecidePass, ReplayPass
+from passes.errors import OptionError
 from passes.graph import Kind
 from passes.infra import Pass, Progress, Sequential, plain, silent
 from passes.masks import masked
@@ -25,7 +27,8 @@ from passes.merge import MergePass
 from passes.plan import Plan
 from passes.program import Program
 from passes.shrink import ShrinkPass
-from passes.target import Target
+from passes.solver import Solver
+from passes.target import Layout, Target
 from passes.trace import TraceOptions, TracePass
 from passes.tune import TuneOptions, TunePass
 
@@ -40,8 +43,11 @@ DEFAULT_TRACE = TraceOptions()
 def compress(
     model: ModelLike,
     data: AnyData,
-    ratio: float,
+    ratio: float | None = None,
     *,
+    budget: Budget | None = None,
+    layout: str = Layout.UNIFORM,
+    target: Target | None = None,
     steps: int | None = None,
     seed: int | None = None,
     multiple: int | None = None,
@@ -53,7 +59,8 @@ def compress(
     trust_remote_code: bool = False,
     progress: Progress = silent,
 ) -> Result:
-    """Make a model smaller by ``ratio`` of all its parameters, and prove that nothing but the removal changed.
+    """Make a model smaller, by ``ratio`` of all its parameters or down to a ``budget``, and prove that nothing but the
+    removal changed.
 
     ``model`` is a live transformers or peft model (never changed), a local folder or a hub name. ``data`` for a causal
     language model is text: a path or paths, a list of texts, a ``datasets.Dataset`` or token-id sequences; or, for any
@@ -61,19 +68,21 @@ def compress(
     a list of dicts, a ``.jsonl`` file or a folder that ``datasets`` saved. The loss is the model's own.
 
     ``tokenizer`` may be an image processor as well; it is saved with the model (default: what lies beside the model).
-    ``steps`` and ``seed`` are short for the same fields of ``tune``. ``multiple`` is what MLP widths are rounded to
-    (default: 64 from 1024 channels up, else 8). ``trace`` says which heads may go: query heads inside their groups
-    (``query_heads``), and heads that no stock class can do without (``custom_code``; the checkpoint then needs
-    ``trust_remote_code``).
+    ``steps`` and ``seed`` are short for the same fields of ``tune``; ``ratio``, ``budget``, ``layout`` and ``multiple``
+    for the same fields of a ``target``, which has more: floors, protected layers, frozen dimensions. With
+    ``layout="per-layer"`` each layer gets widths of its own, by importance. ``trace`` says which heads may go: query
+    heads inside their groups (``query_heads``), and heads that no stock class can do without (``custom_code``; the
+    checkpoint then needs ``trust_remote_code``).
 
     Raises LpcError: OptionError, MissingFileError, DataError, ModelError, UnsupportedModelError, TokenizerError for
-    what the user gave, UnreachableRatioError stating the largest ratio, PostconditionError if a verification fails.
+    what the user gave, UnreachableBudgetError stating what can be reached, PostconditionError if a verification fails.
     """
-    target = Target(ratio=ratio, multiple=multiple)
+    target = _target(target, ratio, budget, layout, multiple)
     tune = replace(tune, steps=tune.steps if steps is None else steps, seed=tune.seed if seed is None else seed)
     source = load_source(model, tokenizer, trust_remote_code=trust_remote_code)
+    trace = replace(trace, custom_code=trace.custom_code or target.layout is Layout.PER_LAYER)
     program = TracePass(trace)(Program.start(source.model)).program
-    target.counts(program.traced)
+    Solver.of(target, program.traced)
     material = prepare(source, data, text)
     dense = material.measure(program.model)
     progress("held-out", 1, 3)
@@ -90,6 +99,18 @@ def compress(
     pruned = material.measure(program.model)
     progress("held-out", 3, 3)
     return _result(source, program, _heldout(material, dense, removed, pruned))
+
+
+def _target(
+    target: Target | None, ratio: float | None, budget: Budget | None, layout: str, multiple: int | None
+) -> Target:
+    """The target that the arguments of ``compress`` say. Raises OptionError if it is said twice."""
+    short = ratio is not None or budget is not None or multiple is not None or layout != Layout.UNIFORM
+    if target is None:
+        return Target(ratio=ratio, budget=budget, layout=layout, multiple=multiple)
+    if short:
+        raise OptionError("give either target or ratio, budget, layout and multiple, not both")
+    return target
 
 
 def apply(

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lpc.source import load_config
+from passes.bundles import default_multiple, reachable_counts
 from passes.graph import Cost, Kind, PruningGraph, Width
 from passes.infra import plain
-from passes.target import default_multiple, largest_ratio, reachable_counts
+from passes.solver import largest_ratio
 from passes.tasks import model_class, task_of
 from passes.trace import TraceOptions, trace
 

@@ -57,7 +57,8 @@ class Report:
 
     source: str
     family: str
-    ratio: float
+    asked: Mapping[str, float | int | str]
+    layout: str
     achieved_ratio: float
     dense: Cost
     pruned: Cost
@@ -75,7 +76,8 @@ class Report:
         return cls(
             source=source,
             family=graph.family,
-            ratio=plan.ratio,
+            asked=plan.budget,
+            layout=plan.layout,
             achieved_ratio=plan.achieved_ratio,
             dense=graph.cost(),
             pruned=graph.cost(counts),
@@ -85,12 +87,20 @@ class Report:
             passes=passes,
         )
 
+    @property
+    def asked_ratio(self) -> float | None:
+        """The share of the parameters that was to go, if that was asked for."""
+        parameters = self.asked.get("parameters")
+        return round(1 - parameters, 12) if isinstance(parameters, float) else None
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``lpc.json``; ``parity`` maps each verified number's name to its value and tolerance."""
         return {
             "source": {"path": self.source, "family": self.family, "parameters": self.dense.parameters},
             "target": {"parameters": self.pruned.parameters},
-            "ratio": {"asked": self.ratio, "achieved": self.achieved_ratio},
+            "budget": dict(self.asked),
+            "layout": self.layout,
+            "ratio": {"asked": self.asked_ratio, "achieved": self.achieved_ratio},
             "cost": {"dense": plain(self.dense), "pruned": plain(self.pruned)},
             "widths": {name: plain(widths) for name, widths in self.widths.items()},
             "untouched": dict(self.untouched),
@@ -142,12 +152,19 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _headline(manifest: Mapping[str, Any]) -> str:
-    source, target, ratio = manifest["source"], manifest["target"], manifest["ratio"]
+    source, target, achieved = manifest["source"], manifest["target"], manifest["ratio"]["achieved"]
+    asked = ", ".join(_asked(measure, amount) for measure, amount in manifest["budget"].items())
     return (
         f"# {source['path'].rstrip('/').rpartition('/')[2]}, compressed by lpc\n\n"
-        f"{source['parameters']:,} → {target['parameters']:,} parameters: {ratio['achieved']:.1%} removed "
-        f"({ratio['asked']:.1%} asked). Source: `{source['path']}` ({source['family']})."
+        f"{source['parameters']:,} → {target['parameters']:,} parameters: {achieved:.1%} removed "
+        f"(asked: {asked}), {manifest['layout']} widths. Source: `{source['path']}` ({source['family']})."
     )
+
+
+def _asked(measure: str, amount: float | int | str) -> str:
+    """One limit of a budget, for people."""
+    name = COST_LABELS.get(measure, measure).partition(" (")[0]
+    return f"at most {amount:.1%} of the {name}" if isinstance(amount, float) else f"at most {amount} {name}"
 
 
 COST_LABELS = {

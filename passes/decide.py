@@ -9,10 +9,12 @@ from typing import Any
 from peft import PeftModel
 
 from passes.adapter import ADAPTER, scored_by
+from passes.budget import LatencyModel
 from passes.errors import PlanError, PreconditionError
 from passes.infra import Pass, PassResult
 from passes.plan import Plan, fingerprint
 from passes.program import Program
+from passes.solver import Solver
 from passes.target import Target
 
 
@@ -23,6 +25,7 @@ class DecidePass(Pass):
     target: Target
     criterion: str
     details: Mapping[str, Any] = field(default_factory=dict)
+    latency: LatencyModel | None = field(default=None, metadata={"record": False})
     name = "decide"
 
     def requires(self, program: Program) -> None:
@@ -32,22 +35,22 @@ class DecidePass(Pass):
 
     def call(self, program: Program) -> PassResult:
         """Write the plan."""
-        graph, wanted = program.traced, self.target.counts(program.traced)
+        graph = program.traced
         assert program.masks is not None
         kept = {name: tuple(mask.nonzero().flatten().tolist()) for name, mask in program.masks.items()}
         counts = {name: len(units) for name, units in kept.items()}
-        if counts != graph.uniform(wanted):
-            raise PlanError(f"the masks do not meet the target of {wanted}: {counts}")
+        Solver.of(self.target, graph, self.latency).check(counts)
         plan = Plan(
             source=fingerprint(program.model),
             family=graph.family,
-            ratio=self.target.ratio,
+            budget=self.target.wanted.asked,
+            layout=str(self.target.layout),
             source_parameters=graph.parameters(),
             target_parameters=graph.parameters(counts),
             kept=kept,
             criterion=self.criterion,
             scored_by=self._exceptions(program),
-            options=self.details,
+            options={**self.details, **self.target.options},
         )
         return PassResult(replace(program, plan=plan), modified=False)
 

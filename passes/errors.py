@@ -4,7 +4,7 @@
 
     LpcError
     ├── OptionError              ValueError           an option has an impossible value
-    │   └── UnreachableRatioError                     no choice of kept units removes that much
+    │   └── UnreachableBudgetError                     no choice of kept units meets the budget
     ├── MissingFileError         FileNotFoundError    a named file or folder is not there
     ├── DataError                ValueError           the text cannot be used (empty, too short, wrong format)
     ├── ModelError               ValueError           the model cannot be used (NaN weights, cannot be loaded)
@@ -31,8 +31,8 @@ class OptionError(LpcError, ValueError):
     """An option has an impossible value."""
 
 
-class UnreachableRatioError(OptionError):
-    """No choice of kept units removes the share of parameters that was asked for."""
+class UnreachableBudgetError(OptionError):
+    """No choice of kept units meets the budget; the message says what can be reached."""
 
 
 class MissingFileError(LpcError, FileNotFoundError):

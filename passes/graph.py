@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 
 import torch
+
+from passes.budget import Kept, count_of
 
 
 class Kind(StrEnum):
@@ -27,6 +29,11 @@ class Kind(StrEnum):
     def is_fine(self) -> bool:
         """Whether units are single channels, thousands a layer, whose counts are rounded to a multiple."""
         return self in (Kind.MLP_CHANNELS, Kind.EXPERT_CHANNELS)
+
+    @property
+    def is_heads(self) -> bool:
+        """Whether units are attention heads, or groups of them."""
+        return self in (Kind.KV_GROUPS, Kind.QUERY_HEADS)
 
 
 class Role(StrEnum):
@@ -187,7 +194,7 @@ class PruningGraph:
         """The dimensions of one width, in layer order."""
         return tuple(dimension for dimension in self.dimensions if dimension.width == width)
 
-    def shape(self, parameter: str, kept: Mapping[str, int]) -> tuple[int, ...]:
+    def shape(self, parameter: str, kept: Kept) -> tuple[int, ...]:
         """The shape left of one parameter; ``kept`` maps dimension names to kept counts (absent: all).
 
         The experts of one stack must keep as many channels each.
@@ -195,7 +202,7 @@ class PruningGraph:
         shape = list(self.shapes[parameter])
         in_stack: dict[int, int] = {}
         for dimension, part in self.slices_of.get(parameter, ()):
-            removed = (dimension.size - kept.get(dimension.name, dimension.size)) * part.width
+            removed = (dimension.size - count_of(kept.get(dimension.name, dimension.size))) * part.width
             if part.at is None:
                 shape[part.axis] -= removed
             else:
@@ -204,11 +211,11 @@ class PruningGraph:
             shape[axis] -= removed
         return tuple(shape)
 
-    def numel(self, parameter: str, kept: Mapping[str, int]) -> int:
+    def numel(self, parameter: str, kept: Kept) -> int:
         """Elements left of one parameter; ``kept`` maps dimension names to kept counts (absent: all)."""
         return math.prod(self.shape(parameter, kept))
 
-    def parameters(self, kept: Mapping[str, int] | None = None) -> int:
+    def parameters(self, kept: Kept | None = None) -> int:
         """Parameters of the whole model; ``kept`` maps dimension names to kept counts (absent: all)."""
         return sum(self.numel(parameter, kept or {}) for parameter in self.shapes)
 
@@ -221,11 +228,11 @@ class PruningGraph:
             total += entries if part.at is None else entries // shape[0]
         return total
 
-    def cost(self, kept: Mapping[str, int] | None = None) -> Cost:
+    def cost(self, kept: Kept | None = None) -> Cost:
         """The exact cost of a choice of kept counts a dimension (absent: all)."""
         kept = kept or {}
         parameters = self.parameters(kept)
-        cached = sum(d.cache_elements * kept.get(d.name, d.size) for d in self.dimensions)
+        cached = sum(d.cache_elements * count_of(kept.get(d.name, d.size)) for d in self.dimensions)
         return Cost(
             parameters=parameters,
             macs=sum(self._macs(name, kept) for name in self.matmuls),
@@ -233,11 +240,25 @@ class PruningGraph:
             kv_cache_bytes=(cached + self.fixed_cache_elements) * self.dtype.itemsize,
         )
 
-    def _macs(self, parameter: str, kept: Mapping[str, int]) -> int:
+    def _macs(self, parameter: str, kept: Kept) -> int:
         shape = self.shape(parameter, kept)
         if len(shape) == 3:  # a stack of experts, of which a token visits a few
             return min(self.experts_per_token, shape[0]) * math.prod(shape[1:])
         return math.prod(shape)
+
+    def part(self, dimensions: Iterable[Dimension]) -> PruningGraph:
+        """The graph of the parameters alone that these dimensions have slices of.
+
+        It has no fixed costs: it is for differences between choices of these dimensions' units.
+        """
+        parameters = {part.parameter for dimension in dimensions for part in dimension.slices}
+        owners = {d.name: d for name in sorted(parameters) for d, _ in self.slices_of[name]}
+        return replace(
+            self,
+            shapes={name: shape for name, shape in self.shapes.items() if name in parameters},
+            matmuls=tuple(name for name in self.matmuls if name in parameters),
+            dimensions=tuple(owners.values()),
+        )
 
     def uniform(self, counts: Mapping[str, int]) -> dict[str, int]:
         """Kept counts a dimension from kept counts a width (absent: all)."""

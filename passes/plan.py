@@ -17,8 +17,8 @@ from passes.errors import MissingFileError, PlanError
 from passes.graph import PruningGraph
 from passes.models import base_model, plain_name
 
-SCHEMA_VERSION = 1
-LAYOUTS = ("uniform",)
+SCHEMA_VERSION = 2
+LAYOUTS = ("uniform", "per-layer")
 MEANINGFUL = (
     "model_type",
     "hidden_act",
@@ -50,14 +50,15 @@ MEANINGFUL_WHERE_SET = (
 class Plan:
     """The decision.
 
-    ``kept`` maps each dimension's name to the kept units, ascending. ``ratio`` was asked for; ``source_parameters``
-    and ``target_parameters`` say what is reached. ``source`` is the fingerprint of the model the plan was made for.
-    ``scored_by`` names the dimensions that the criterion scored by something else than the adapter, and by what.
+    ``kept`` maps each dimension's name to the kept units, ascending. ``budget`` is what was asked for, an amount a
+    measure; ``source_parameters`` and ``target_parameters`` say what is reached. ``source`` is the fingerprint of the
+    model the plan was made for. ``scored_by`` names the dimensions that the criterion scored by something else than the
+    adapter, and by what.
     """
 
     source: str
     family: str
-    ratio: float
+    budget: Mapping[str, float | int | str]
     source_parameters: int
     target_parameters: int
     kept: Mapping[str, tuple[int, ...]]
@@ -93,7 +94,7 @@ class Plan:
                 raise PlanError(f"the plan keeps unit {units[-1]} of {dimension.name}, which has only {dimension.size}")
             masks[dimension.name] = torch.zeros(dimension.size, dtype=torch.bool)
             masks[dimension.name][list(units)] = True
-        for width in graph.widths:
+        for width in graph.widths if self.layout == "uniform" else ():
             counts = {len(self.kept[dimension.name]) for dimension in graph.of_width(width.name)}
             if len(counts) > 1:
                 raise PlanError(f"a uniform plan keeps as many {width.name} in every layer, this one {sorted(counts)}")

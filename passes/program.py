@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
+import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
@@ -25,13 +27,15 @@ class Program:
     """The IR: a model, what is known of it, and what it must still compute.
 
     ``expected`` is the response that the next meaning-preserving pass must reproduce under the masks. Passes never
-    change a Program; the model inside is the pipeline's own working copy. ``adapter`` is what was merged into it.
+    change a Program; the model inside is the pipeline's own working copy. ``scores`` are the importance [units] a
+    dimension that the masks were chosen by. ``adapter`` is what was merged into it.
     """
 
     model: PreTrainedModel | PeftModel
     probe: Probe
     graph: PruningGraph | None = None
     masks: Masks | None = None
+    scores: Mapping[str, torch.Tensor] | None = None
     plan: Plan | None = None
     adapter: Adapter | None = None
     expected: Response | None = None

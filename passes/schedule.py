@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import torch
 
 from passes.errors import OptionError
 from passes.graph import PruningGraph
-from passes.target import Counts, width_parameters
+from passes.masks import Masks
+from passes.solver import Scores, Solver, best_units
+from passes.target import Layout
+
+Counts = Mapping[str, int]
+"""Kept units a dimension of each width, by the width's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +50,33 @@ class Schedule:
         return list(zip(times, [*shares[:-1], 1.0], strict=True))
 
 
-def ramp(graph: PruningGraph, target: Counts, shares: list[float]) -> list[dict[str, int]]:
+class MaskPath:
+    """The masks at each event of a schedule: in the uniform layout along a ramp of counts, in the layout per layer by
+    what the scores say at each share of the cost that is to go.
+    """
+
+    def __init__(self, solver: Solver, shares: Sequence[float]) -> None:
+        self._solver, self._shares = solver, list(shares)
+        self._ramp: list[dict[str, int]] = []
+        if solver.target.layout is Layout.UNIFORM:
+            self._ramp = ramp(solver.meter.graph, solver.uniform_counts, self._shares)
+
+    def masks(self, event: int, scores: Scores, *, among: Masks | None = None) -> dict[str, torch.Tensor]:
+        """The masks from an event on; the last event's meet the target. ``among`` as for ``best_units``."""
+        graph = self._solver.meter.graph
+        if self._ramp:
+            counts = graph.uniform(self._ramp[event])
+        else:
+            counts = self._solver.counts(scores, self._shares[event], among)
+        return best_units(graph, scores, counts, among=among)
+
+
+def width_parameters(graph: PruningGraph, name: str) -> int:
+    """Parameters that go with one unit less in every dimension of a width, all other widths being dense."""
+    return sum(graph.unit_parameters(dimension) for dimension in graph.of_width(name))
+
+
+def ramp(graph: PruningGraph, target: Counts, shares: Sequence[float]) -> list[dict[str, int]]:
     """Counts a width at each share of the target's cost.
 
     The curve is one of cost: heads and experts, the coarse units, go at the point of the curve nearest to their own

@@ -16,6 +16,7 @@ from peft import PeftModel
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
+from passes.budget import LatencyModel
 from passes.criteria import CRITERIA, make_criterion
 from passes.errors import MissingFileError, OptionError, PreconditionError
 from passes.importance import ImportanceOptions
@@ -23,6 +24,7 @@ from passes.infra import Pass, PassResult, Progress, plain, silent
 from passes.models import base_model
 from passes.program import Program
 from passes.schedule import Schedule
+from passes.solver import Solver
 from passes.target import Target
 from passes.tuning import Event, PruningCallback, PruningPolicy
 
@@ -113,7 +115,7 @@ class TunePass(Pass):
     """Trains the adapters with the transformers Trainer while masks grow to the target. Base weights stay as they are.
 
     ``data`` yields the model's inputs, labels included, so that the model computes its own loss; ``collate`` makes a
-    batch of them (default: stack, for items of one length).
+    batch of them (default: stack, for items of one length). ``latency`` is needed for a budget of latency.
     """
 
     name = "tune"
@@ -125,9 +127,10 @@ class TunePass(Pass):
         options: TuneOptions = TuneOptions(),
         progress: Progress = silent,
         collate: Collate | None = None,
+        latency: LatencyModel | None = None,
     ) -> None:
         self._target, self._data, self._options, self._progress = target, data, options, progress
-        self._collate = collate
+        self._collate, self._latency = collate, latency
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -146,7 +149,7 @@ class TunePass(Pass):
         assert isinstance(program.model, PeftModel)
         model, graph, options = program.model, program.traced, self._options
         policy = PruningPolicy(
-            target=self._target.counts(graph),
+            solver=Solver.of(self._target, graph, self._latency),
             schedule=options.schedule,
             revival=options.revival,
             max_grad_norm=options.max_grad_norm,
@@ -154,7 +157,8 @@ class TunePass(Pass):
         criterion = make_criterion(options.criterion, graph, options.importance, options.seed)
         callback = PruningCallback(model, graph, criterion, policy, self._progress)
         losses = self._train(model, callback)
-        tuned = replace(program, model=model.eval(), masks=callback.state.masks).expecting_itself()
+        scores = {name: score.clone() for name, score in criterion.scores.items()}
+        tuned = replace(program, model=model.eval(), masks=callback.state.masks, scores=scores).expecting_itself()
         report = TuneReport(losses, tuple(callback.state.events), callback.state.skipped)
         return PassResult(tuned, modified=True, report=report)
 

@@ -19,44 +19,34 @@ from passes.errors import MissingFileError, ModelError, OptionError
 from passes.graph import PruningGraph
 from passes.infra import Progress, plain, silent
 from passes.masks import MaskedModel, Masks, full_masks
-from passes.schedule import Schedule, ramp
-from passes.target import Counts
+from passes.schedule import MaskPath, Schedule
+from passes.solver import Solver
 
 STATE_FILE = "lpc_state.safetensors"
 
 
-def select(
-    graph: PruningGraph, scores: Mapping[str, torch.Tensor], counts: Counts, *, among: Masks | None = None
-) -> dict[str, torch.Tensor]:
-    """Masks that keep the highest-scored units, as many a dimension as its width says; ties keep the lower index.
-
-    ``among`` restricts the choice to units that are still on, so that none comes back.
-    """
-    masks = {}
-    for dimension in graph.dimensions:
-        ranked = scores[dimension.name]
-        if among is not None:
-            ranked = ranked.masked_fill(~among[dimension.name], -torch.inf)
-        best = torch.sort(ranked, descending=True, stable=True).indices[: counts[dimension.width]]
-        masks[dimension.name] = torch.zeros(dimension.size, dtype=torch.bool)
-        masks[dimension.name][best] = True
-    return masks
-
-
 @dataclass(frozen=True)
 class Event:
-    """A re-masking after ``step`` optimizer steps: the counts a width from then on, and how many units came back."""
+    """A re-masking after ``step`` optimizer steps: how many units each dimension of a width keeps from then on, in the
+    mean, by the width's name; and how many units came back.
+    """
 
     step: int
-    widths: Counts
+    widths: Mapping[str, float]
     revived: int
+
+
+def mean_widths(graph: PruningGraph, masks: Masks) -> dict[str, float]:
+    """How many units a dimension of each width keeps, in the mean."""
+    kept = {width.name: [int(masks[d.name].sum()) for d in graph.of_width(width.name)] for width in graph.widths}
+    return {name: sum(counts) / len(counts) for name, counts in kept.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruningPolicy:
     """When and how far to mask. ``revival``: a masked unit may come back (the paper's notes; the code forbids it)."""
 
-    target: Counts
+    solver: Solver = field(metadata={"record": False})
     schedule: Schedule
     revival: bool = True
     max_grad_norm: float = 1.0
@@ -93,7 +83,8 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self._model, self._graph, self._criterion, self._policy = model, graph, criterion, policy
         self._progress = progress
-        self._ramp: dict[int, dict[str, int]] = {}
+        self._events: dict[int, int] = {}
+        self._path: MaskPath | None = None
         self._hooks: MaskedModel | None = None
         self.state = PruningState(full_masks(graph))
 
@@ -105,8 +96,8 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
                 "and give the value to PruningPolicy"
             )
         events = self._policy.schedule.events(state.max_steps)
-        counts = ramp(self._graph, self._policy.target, [share for _, share in events])
-        self._ramp = {step: count for (step, _), count in zip(events, counts, strict=True)}
+        self._path = MaskPath(self._policy.solver, [share for _, share in events])
+        self._events = {step: number for number, (step, _) in enumerate(events)}
         self._hooks = MaskedModel(self._model, self._graph)
         self._hooks.set(self.state.masks)
         self._criterion.begin(self._model)
@@ -130,12 +121,12 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Re-mask if an event is due."""
-        counts = self._ramp.get(state.global_step)
-        if counts is not None and self._hooks is not None:
+        event = self._events.get(state.global_step)
+        if event is not None and self._hooks is not None and self._path is not None:
             among = None if self._policy.revival else self.state.masks
-            masks = select(self._graph, self._criterion.scores, counts, among=among)
+            masks = self._path.masks(event, self._criterion.scores, among=among)
             revived = sum(int((mask & ~self.state.masks[name]).sum()) for name, mask in masks.items())
-            self.state.events.append(Event(state.global_step, counts, revived))
+            self.state.events.append(Event(state.global_step, mean_widths(self._graph, masks), revived))
             self.state.masks = masks
             self._hooks.set(masks)
         self._progress("tune", state.global_step, state.max_steps)
@@ -161,12 +152,14 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         tensors |= {f"mask.{name}": mask for name, mask in self.state.masks.items()}
         names = [width.name for width in self._graph.widths]
         rows = [[e.step, e.revived, *(e.widths[name] for name in names)] for e in self.state.events]
-        tensors["events"] = torch.tensor(rows, dtype=torch.int64).reshape(-1, 2 + len(names))
+        tensors["events"] = torch.tensor(rows, dtype=torch.float64).reshape(-1, 2 + len(names))
         tensors["skipped"] = torch.tensor([self.state.skipped])
         save_file(tensors, folder / STATE_FILE, metadata={"run": self._run()})
 
     def _run(self) -> str:
-        return json.dumps({"criterion": type(self._criterion).__name__, **plain(self._policy)}, sort_keys=True)
+        target = plain(self._policy.solver.target)
+        run = {"criterion": type(self._criterion).__name__, "target": target, **plain(self._policy)}
+        return json.dumps(run, sort_keys=True)
 
     def restore(self, folder: Path) -> None:
         """Go on from a checkpoint folder.
@@ -185,7 +178,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             self.state.masks[dimension.name] = tensors[f"mask.{dimension.name}"]
         names = [width.name for width in self._graph.widths]
         self.state.events = [
-            Event(step, dict(zip(names, counts, strict=True)), revived)
+            Event(int(step), dict(zip(names, counts, strict=True)), int(revived))
             for step, revived, *counts in tensors["events"].tolist()
         ]
         self.state.skipped = int(tensors["skipped"])

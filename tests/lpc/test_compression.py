@@ -179,7 +179,7 @@ def test_bf16_model_is_verified_within_its_stated_tolerance(tiny_llama: PreTrain
 
 
 def test_unreachable_ratio_is_refused_before_training(tiny_llama: PreTrainedModel) -> None:
-    with pytest.raises(lpc.UnreachableRatioError, match="largest reachable ratio is 0"):
+    with pytest.raises(lpc.UnreachableBudgetError, match="largest reachable ratio is 0"):
         lpc.compress(tiny_llama, data=[[1, 2]], ratio=0.95)
 
 

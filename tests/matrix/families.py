@@ -42,6 +42,7 @@ from exporters.onnx_outcome import ExportOutcome, try_export
 from lpc.inspection import untouched
 from passes.adapter import LoraOptions
 from passes.attach import AttachPass
+from passes.bundles import reachable_counts
 from passes.compact import build_compact
 from passes.errors import LpcError
 from passes.graph import PruningGraph, Width
@@ -49,7 +50,6 @@ from passes.masks import masked
 from passes.models import count_parameters
 from passes.probe import Probe, respond
 from passes.program import Program
-from passes.target import reachable_counts
 from passes.trace import TraceOptions, TracePass, trace
 
 OUT = ROOT / "benchmarks" / "out" / "families.json"

@@ -13,20 +13,26 @@ from passes.errors import PlanError, PreconditionError
 from passes.masks import full_masks
 from passes.plan import Plan, fingerprint
 from passes.program import Program
+from passes.solver import Solver
 from passes.target import Target
 
 
 def test_the_plan_says_what_the_masks_keep_and_what_it_was_made_for() -> None:
     target = Target(ratio=0.3)
     program = adapted(build_model("llama"))
-    counts = target.counts(program.traced)
+    counts = Solver.of(target, program.traced).uniform_counts
     groups, channels = counts["kv_groups"], counts["mlp_channels"]
     kept = random_kept(program.traced, groups, channels, seed=2)
     masked = replace(planned(program, kept), plan=None)
     plan = DecidePass(target, "loraprune", {"steps": 9})(masked).program.plan
     assert dict(plan.kept) == kept
     assert plan.source == fingerprint(build_model("llama"))
-    assert (plan.family, plan.ratio, plan.criterion, plan.options) == ("llama", 0.3, "loraprune", {"steps": 9})
+    assert (plan.family, plan.budget, plan.criterion, plan.options) == (
+        "llama",
+        {"parameters": 0.7},
+        "loraprune",
+        {"steps": 9},
+    )
     config = build_model("llama").config
     assert plan.source_parameters == shapes_by_hand(config, 4, 64)
     assert plan.target_parameters == shapes_by_hand(config, groups, channels)
@@ -37,7 +43,7 @@ def test_the_plan_says_what_the_masks_keep_and_what_it_was_made_for() -> None:
 def test_the_plan_names_the_dimensions_that_no_adapter_scored(criterion: str) -> None:
     covering = get_peft_model(build_model("llama"), LoraConfig(target_modules=["q_proj", "v_proj"]))
     program, target = AttachPass()(traced(covering)).program, Target(ratio=0.3)
-    counts = target.counts(program.traced)
+    counts = Solver.of(target, program.traced).uniform_counts
     kept = random_kept(program.traced, counts["kv_groups"], counts["mlp_channels"], seed=2)
     plan = DecidePass(target, criterion)(replace(planned(program, kept), plan=None)).program.plan
     named = {f"layers.{layer}.mlp_channels": "gradient" for layer in range(2)} if criterion == "loraprune" else {}

@@ -26,11 +26,12 @@ from workbench import (
 )
 
 from passes.adapter import Adapter
-from passes.errors import MissingFileError, OptionError, PassError, PreconditionError, UnreachableRatioError
+from passes.errors import MissingFileError, OptionError, PassError, PreconditionError, UnreachableBudgetError
 from passes.importance import ImportanceOptions
 from passes.masks import full_masks
 from passes.program import Program
 from passes.schedule import Schedule
+from passes.solver import Solver
 from passes.target import Target
 from passes.tune import TuneOptions, TunePass
 
@@ -114,7 +115,7 @@ def test_masks_rank_by_the_saved_scores(tmp_path: Path) -> None:
 def test_the_target_is_met_exactly_whatever_the_steps(steps: int, ratio: float) -> None:
     program = tune(adapted(build_model("llama")), steps=steps, ratio=ratio, schedule=Schedule())
     counts = {name: int(mask.sum()) for name, mask in program.masks.items()}
-    assert counts == program.traced.uniform(Target(ratio=ratio).counts(program.traced))
+    assert counts == program.traced.uniform(Solver.of(Target(ratio=ratio), program.traced).uniform_counts)
 
 
 def weight_sized(program: Program) -> list[torch.Tensor]:
@@ -216,7 +217,7 @@ def test_an_adapter_is_needed() -> None:
 
 
 def test_an_unreachable_ratio_is_told_before_training() -> None:
-    with pytest.raises(UnreachableRatioError, match="largest reachable ratio"):
+    with pytest.raises(UnreachableBudgetError, match="largest reachable ratio"):
         tune(adapted(build_model("llama")), ratio=0.95)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import PrinterCallback, Trainer, TrainerControl, TrainerState, TrainingArguments
-from workbench import EVERY_STEP, Blocks, adapted, backward, build_model, scores_of, uniform
+from workbench import EVERY_STEP, Blocks, adapted, backward, build_model, scores_of, solver_for, uniform
 
 from passes.criteria import LoRAPrune
 from passes.errors import MissingFileError, ModelError, OptionError
@@ -16,10 +16,11 @@ from passes.graph import PruningGraph
 from passes.importance import ImportanceOptions
 from passes.program import Program
 from passes.schedule import Schedule
+from passes.solver import best_units
 from passes.trace import trace
-from passes.tuning import Event, PruningCallback, PruningPolicy, select
+from passes.tuning import Event, PruningCallback, PruningPolicy
 
-HALF = uniform(2, 32)
+HALF = solver_for(trace(build_model("llama").config), uniform(2, 32))
 
 
 class Told:
@@ -75,7 +76,7 @@ class Driven:
 def test_the_highest_scores_are_selected(graph: PruningGraph, counts: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(0)
     scores = {d.name: torch.rand(d.size, generator=generator) for d in graph.dimensions}
-    masks = select(graph, scores, uniform(*counts))
+    masks = best_units(graph, scores, graph.uniform(uniform(*counts)))
     for dimension in graph.dimensions:
         count = counts[0] if dimension.name.endswith("kv_groups") else counts[1]
         ranked = sorted(range(dimension.size), key=lambda unit: -scores[dimension.name][unit])
@@ -85,20 +86,20 @@ def test_the_highest_scores_are_selected(graph: PruningGraph, counts: tuple[int,
 @pytest.mark.parametrize("value", [0.0, 3.5])
 def test_ties_keep_the_lower_units(graph: PruningGraph, value: float) -> None:
     scores = {d.name: torch.full((d.size,), value) for d in graph.dimensions}
-    for mask in select(graph, scores, uniform(3, 24)).values():
+    for mask in best_units(graph, scores, graph.uniform(uniform(3, 24))).values():
         assert mask[: int(mask.sum())].all()
 
 
 def test_scores_of_zero_never_bring_a_masked_unit_back(graph: PruningGraph) -> None:
     scores = {d.name: torch.zeros(d.size) for d in graph.dimensions}
     among = {d.name: torch.arange(d.size) >= d.size // 2 for d in graph.dimensions}
-    for name, mask in select(graph, scores, uniform(1, 8), among=among).items():
+    for name, mask in best_units(graph, scores, graph.uniform(uniform(1, 8)), among=among).items():
         assert not (mask & ~among[name]).any()
 
 
 @pytest.mark.parametrize("revival", [True, False])
 def test_units_come_back_only_when_revival_is_on(tmp_path: Path, revival: bool) -> None:
-    policy = PruningPolicy(target=HALF, schedule=EVERY_STEP, revival=revival)
+    policy = PruningPolicy(solver=HALF, schedule=EVERY_STEP, revival=revival)
     driven = Driven(tmp_path, policy, steps=20)
     seen = []
     for step in range(1, 21):
@@ -114,7 +115,7 @@ def test_units_come_back_only_when_revival_is_on(tmp_path: Path, revival: bool) 
 
 def test_masks_wait_for_the_warmup_and_rest_in_the_cooldown(tmp_path: Path) -> None:
     driven = Driven(
-        tmp_path, PruningPolicy(target=HALF, schedule=Schedule(warmup=0.2, cooldown=0.5, every=2)), steps=20
+        tmp_path, PruningPolicy(solver=HALF, schedule=Schedule(warmup=0.2, cooldown=0.5, every=2)), steps=20
     )
     widths = []
     for _ in range(20):
@@ -131,7 +132,7 @@ def test_masks_wait_for_the_warmup_and_rest_in_the_cooldown(tmp_path: Path) -> N
 def test_the_forward_pass_is_under_the_masks_until_training_ends(tmp_path: Path) -> None:
     program, ids = adapted(build_model("llama")), Blocks(2).ids
     plain = program.model(ids).logits
-    driven = Driven(tmp_path, PruningPolicy(target=HALF, schedule=Schedule(warmup=0.5, cooldown=0.5)), 2, program)
+    driven = Driven(tmp_path, PruningPolicy(solver=HALF, schedule=Schedule(warmup=0.5, cooldown=0.5)), 2, program)
     assert torch.equal(program.model(ids).logits, plain)
     driven.step()
     assert not torch.allclose(program.model(ids).logits, plain, rtol=0.1)
@@ -144,7 +145,7 @@ def test_gradients_are_scored_before_they_are_clipped(tmp_path: Path) -> None:
     backward(program.model, Blocks(4).ids)
     expected = scores_of(program, ImportanceOptions())
     criterion = LoRAPrune(program.traced, ImportanceOptions(smoothing=0))
-    policy = PruningPolicy(target=HALF, schedule=EVERY_STEP, max_grad_norm=1e-3)
+    policy = PruningPolicy(solver=HALF, schedule=EVERY_STEP, max_grad_norm=1e-3)
     callback = PruningCallback(program.model, program.traced, criterion, policy)
     callback.on_pre_optimizer_step(arguments(tmp_path), TrainerState(max_steps=2), TrainerControl())
     assert all(torch.equal(criterion.scores[name], score) for name, score in expected.items())
@@ -158,7 +159,7 @@ def test_gradients_that_are_not_finite_are_an_error_that_names_the_step(tmp_path
     next(p for p in program.model.parameters() if p.grad is not None).grad[0, 0] = float("nan")
     criterion = LoRAPrune(program.traced, ImportanceOptions())
     callback = PruningCallback(
-        program.model, program.traced, criterion, PruningPolicy(target=HALF, schedule=EVERY_STEP)
+        program.model, program.traced, criterion, PruningPolicy(solver=HALF, schedule=EVERY_STEP)
     )
     state = TrainerState(max_steps=9, global_step=4)
     with pytest.raises(ModelError, match="gradients of step 5 are not finite"):
@@ -169,7 +170,7 @@ def test_a_trainer_that_clips_is_refused(tmp_path: Path) -> None:
     program = adapted(build_model("llama"))
     criterion = LoRAPrune(program.traced, ImportanceOptions())
     callback = PruningCallback(
-        program.model, program.traced, criterion, PruningPolicy(target=HALF, schedule=EVERY_STEP)
+        program.model, program.traced, criterion, PruningPolicy(solver=HALF, schedule=EVERY_STEP)
     )
     args = arguments(tmp_path, max_grad_norm=1.0, max_steps=2, dataloader_pin_memory=False)
     trainer = Trainer(model=program.model, args=args, train_dataset=Blocks(), callbacks=[callback])
@@ -179,7 +180,7 @@ def test_a_trainer_that_clips_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_criterion_is_begun_with_the_training_and_ended_with_it(tmp_path: Path) -> None:
-    driven = Driven(tmp_path, PruningPolicy(target=HALF, schedule=EVERY_STEP), steps=2)
+    driven = Driven(tmp_path, PruningPolicy(solver=HALF, schedule=EVERY_STEP), steps=2)
     assert (driven.criterion.begun, driven.criterion.ended) == (1, 0)
     driven.step()
     driven.callback.on_train_end(driven.args, driven.state, driven.control)
@@ -189,7 +190,7 @@ def test_the_criterion_is_begun_with_the_training_and_ended_with_it(tmp_path: Pa
 def test_closing_takes_masks_off_and_ends_the_criterion_and_may_be_done_twice(tmp_path: Path) -> None:
     program, ids = adapted(build_model("llama")), Blocks(2).ids
     plain = program.model(ids).logits
-    policy = PruningPolicy(target=HALF, schedule=Schedule(warmup=0, cooldown=0, every=1))
+    policy = PruningPolicy(solver=HALF, schedule=Schedule(warmup=0, cooldown=0, every=1))
     driven = Driven(tmp_path, policy, steps=1, program=program)
     driven.step()
     driven.callback.close()
@@ -209,18 +210,18 @@ class Optimizer:
 
 @pytest.mark.parametrize(("optimizer", "scale"), [(None, 1.0), (Optimizer(), 64.0)])
 def test_the_criterion_is_told_the_scale_of_the_loss(tmp_path: Path, optimizer: object, scale: float) -> None:
-    driven = Driven(tmp_path, PruningPolicy(target=HALF, schedule=EVERY_STEP), steps=2)
+    driven = Driven(tmp_path, PruningPolicy(solver=HALF, schedule=EVERY_STEP), steps=2)
     driven.callback.on_pre_optimizer_step(driven.args, driven.state, driven.control, optimizer=optimizer)
     assert driven.criterion.scale == scale
 
 
 def test_a_negative_clipping_norm_is_refused() -> None:
     with pytest.raises(OptionError, match="max_grad_norm"):
-        PruningPolicy(target=HALF, schedule=EVERY_STEP, max_grad_norm=-1.0)
+        PruningPolicy(solver=HALF, schedule=EVERY_STEP, max_grad_norm=-1.0)
 
 
 def test_the_state_is_restored_as_it_was_saved(tmp_path: Path) -> None:
-    policy = PruningPolicy(target=HALF, schedule=EVERY_STEP)
+    policy = PruningPolicy(solver=HALF, schedule=EVERY_STEP)
     driven, fresh = (Driven(tmp_path, policy, steps=10) for _ in range(2))
     for _ in range(6):
         driven.step()
@@ -237,13 +238,13 @@ def test_the_state_is_restored_as_it_was_saved(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
-    driven = Driven(tmp_path, PruningPolicy(target=HALF, schedule=EVERY_STEP), steps=2)
+    driven = Driven(tmp_path, PruningPolicy(solver=HALF, schedule=EVERY_STEP), steps=2)
     with pytest.raises(MissingFileError, match="not a checkpoint of a pruning run"):
         driven.callback.restore(tmp_path)
 
 
 def test_a_checkpoint_of_a_run_with_other_options_is_refused(tmp_path: Path) -> None:
-    Driven(tmp_path, PruningPolicy(target=HALF, schedule=EVERY_STEP), steps=2).callback.save(tmp_path)
-    other = Driven(tmp_path, PruningPolicy(target=HALF, schedule=EVERY_STEP, revival=False), steps=2)
+    Driven(tmp_path, PruningPolicy(solver=HALF, schedule=EVERY_STEP), steps=2).callback.save(tmp_path)
+    other = Driven(tmp_path, PruningPolicy(solver=HALF, schedule=EVERY_STEP, revival=False), steps=2)
     with pytest.raises(OptionError, match="other options"):
         other.callback.restore(tmp_path)

@@ -17,11 +17,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from passes.adapter import LoraOptions, lora_layers, projections
 from passes.attach import AttachPass
+from passes.budget import Budget
 from passes.graph import PruningGraph
 from passes.importance import ImportanceOptions, importance, unit_scores
 from passes.plan import Plan, fingerprint
 from passes.program import Program
 from passes.schedule import Schedule
+from passes.solver import Solver
 from passes.target import Target
 from passes.trace import TracePass
 from passes.tune import TuneOptions, TunePass
@@ -90,6 +92,14 @@ def uniform(groups: int, channels: int) -> dict[str, int]:
     return {"kv_groups": groups, "mlp_channels": channels}
 
 
+def solver_for(graph: PruningGraph, counts: Mapping[str, int]) -> Solver:
+    """A solver of the uniform layout whose result is these counts a width, an equal share of all."""
+    budget = Budget(parameters=graph.parameters(graph.uniform(counts)))
+    solver = Solver.of(Target(budget=budget), graph)
+    assert solver.uniform_counts == counts
+    return solver
+
+
 def random_units(graph: PruningGraph, counts: Mapping[str, int], seed: int) -> dict[str, tuple[int, ...]]:
     """Random units of every dimension, as many as the counts a width say (absent: all)."""
     generator = random.Random(seed)
@@ -108,7 +118,7 @@ def plan_of(program: Program, kept: dict[str, tuple[int, ...]]) -> Plan:
     return Plan(
         source=fingerprint(program.model),
         family=graph.family,
-        ratio=0.5,
+        budget={"parameters": 0.5},
         source_parameters=graph.parameters(),
         target_parameters=parameters,
         kept=kept,

@@ -1,0 +1,39 @@
+"""Comparison: scores of different dimensions on one scale, so that their units can compete."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+import torch
+
+from passes.graph import Kind, PruningGraph
+
+
+class Comparison(StrEnum):
+    """How scores become comparable across dimensions; docs/layouts.md has the evidence."""
+
+    RAW = "raw"
+    """As the criterion gives them."""
+    KIND = "kind"
+    """The units of each kind have the same mean importance a parameter; layers compete inside a kind as scored."""
+    DIMENSION = "dimension"
+    """Each dimension has the same mean importance a parameter; only the spread inside a dimension counts."""
+
+
+def comparable(
+    graph: PruningGraph, scores: Mapping[str, torch.Tensor], comparison: Comparison
+) -> dict[str, torch.Tensor]:
+    """The scores [units] a dimension, each multiplied by one factor a kind, or a dimension."""
+    if comparison is Comparison.RAW:
+        return dict(scores)
+    groups: dict[Kind | str, list[str]] = {}
+    for dimension in graph.dimensions:
+        key = dimension.kind if comparison is Comparison.KIND else dimension.name
+        groups.setdefault(key, []).append(dimension.name)
+    factors: dict[str, float] = {}
+    for names in groups.values():
+        total = float(sum(scores[name].double().sum() for name in names))
+        size = sum(graph.unit_parameters(graph.by_name[name]) * graph.by_name[name].size for name in names)
+        factors |= dict.fromkeys(names, size / total if total > 0 else 1.0)
+    return {name: score * factors[name] for name, score in scores.items()}

@@ -1,0 +1,179 @@
+"""The solver: from a target and scores to the masks that meet it, for one model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from passes.allocate import LayerAllocation
+from passes.allowed import allowed_counts
+from passes.budget import Kept, LatencyModel, Limit, count_of
+from passes.bundles import Bundle, by_dimension, layer_bundles, reachable_counts, width_bundles
+from passes.comparison import Comparison, comparable
+from passes.errors import OptionError, PlanError, UnreachableBudgetError, UnsupportedModelError
+from passes.graph import PruningGraph
+from passes.masks import Masks
+from passes.meter import Meter
+from passes.target import Layout, Target
+from passes.uniform import UniformAllocation
+
+Scores = Mapping[str, torch.Tensor]
+"""The importance of each unit, [units] a dimension."""
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A target for one model: the limits in absolute terms, and the bundles whose counts are to be chosen."""
+
+    target: Target
+    meter: Meter
+    limits: tuple[Limit, ...]
+    bundles: tuple[Bundle, ...]
+
+    @classmethod
+    def of(cls, target: Target, graph: PruningGraph, latency: LatencyModel | None = None) -> Solver:
+        """What finds masks for a model. Raises OptionError, UnsupportedModelError or UnreachableBudgetError."""
+        meter, asked = Meter(graph, latency), target.wanted
+        if "latency" in asked.asked and latency is None:
+            raise OptionError("a budget of latency needs a latency model of this machine: give latency=...")
+        limits = asked.limits(meter.dense)
+        if target.ratio is not None:
+            limits = tuple(Limit(each.measure, each.bound, f"ratio {target.ratio}") for each in limits)
+        counts = allowed_counts(target, graph)
+        if target.layout is Layout.UNIFORM:
+            bundles = width_bundles(graph, {w.name: counts[graph.of_width(w.name)[0].name] for w in graph.widths})
+        else:
+            bundles = layer_bundles(graph, counts)
+        solver = cls(target, meter, limits, bundles)
+        solver._check()
+        return solver
+
+    def _check(self) -> None:
+        graph, meter = self.meter.graph, self.meter
+        if not any(bundle.is_free for bundle in self.bundles):
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in graph.untouched.items())
+            raise UnsupportedModelError(f"nothing of this {graph.family} model can be removed ({reasons})")
+        if meter.fits({}, self.limits):
+            raise OptionError(
+                f"the dense model is within the budget already ({', '.join(map(str, self.limits))}): ask for less"
+            )
+        for limit in self.limits:
+            least = meter.measure(limit.measure, self.smallest)
+            if least > limit.bound:
+                raise UnreachableBudgetError(self._out_of_reach(limit, least))
+
+    @property
+    def smallest(self) -> dict[str, int]:
+        """The least that every dimension may keep."""
+        return by_dimension(self.bundles, {bundle.name: bundle.counts[0] for bundle in self.bundles})
+
+    def _out_of_reach(self, limit: Limit, least: float) -> str:
+        graph, dense = self.meter.graph, self.meter.dense[limit.measure]
+        counts = {bundle.dimensions[0].width: bundle.counts[0] for bundle in self.bundles}
+        kept = " and ".join(f"{count} {name}" for name, count in counts.items())
+        reasons = "".join(f"; {name} cannot go: {reason}" for name, reason in graph.untouched.items())
+        if limit.measure == "parameters":
+            reach = f"The largest reachable ratio is {floor_ratio(1 - least / dense):.4f}"
+        else:
+            reach = f"Reachable are fractions from {-floor_ratio(-least / dense):.4f} to 1"
+        return (
+            f"{limit} is out of reach: with {kept} a layer {show(limit.measure, least)} of "
+            f"{show(limit.measure, dense)} remain. {reach}{reasons}"
+        )
+
+    @cached_property
+    def uniform_counts(self) -> dict[str, int]:
+        """The counts a width in the uniform layout, which need no scores."""
+        counts = UniformAllocation(self.bundles, self.meter, self.limits).counts()
+        assert counts is not None, "the smallest model is within the limits"
+        return counts
+
+    def counts(self, scores: Scores, share: float = 1.0, among: Masks | None = None) -> dict[str, int]:
+        """The counts a dimension at which the share of what is to go is gone; at 1, those of the result.
+
+        ``among`` restricts the choice to units that are still on. On the way (``share`` below 1) nothing is given
+        back or exchanged in the layout per layer.
+        """
+        if self.target.layout is Layout.UNIFORM:
+            return self.meter.graph.uniform(self.uniform_counts)
+        ranked = comparable(self.meter.graph, scores, Comparison(self.target.comparison))
+        bundles = self.bundles
+        if among is not None:
+            ranked = {name: score.masked_fill(~among[name], 0.0) for name, score in ranked.items()}
+            bundles = tuple(_still_on(bundle, among) for bundle in bundles)
+        allocation = LayerAllocation(bundles, self.meter, self._limits_at(share), ranked, polish=share >= 1)
+        counts = allocation.counts()
+        assert counts is not None, "the smallest model is within the limits"
+        return by_dimension(bundles, counts)
+
+    def _limits_at(self, share: float) -> tuple[Limit, ...]:
+        dense = self.meter.dense
+        over = {limit.measure: max(0.0, dense[limit.measure] - limit.bound) for limit in self.limits}
+        return tuple(
+            Limit(limit.measure, limit.bound + (1 - share) * over[limit.measure], limit.asked) for limit in self.limits
+        )
+
+    def masks(self, scores: Scores) -> dict[str, torch.Tensor]:
+        """The masks that meet the target, of the best units."""
+        return best_units(self.meter.graph, scores, self.counts(scores))
+
+    def check(self, kept: Kept) -> None:
+        """Raise PlanError unless these kept units are within all limits and of allowed counts."""
+        for limit in self.limits:
+            actual = self.meter.measure(limit.measure, kept)
+            if actual > limit.bound * (1 + 1e-9):
+                raise PlanError(
+                    f"the masks do not meet the target {limit}: {show(limit.measure, actual)} are left, "
+                    f"{show(limit.measure, limit.bound)} allowed"
+                )
+        for bundle in self.bundles:
+            for dimension in bundle.dimensions:
+                count = count_of(kept.get(dimension.name, dimension.size))
+                if count not in bundle.counts:
+                    raise PlanError(f"the masks keep {count} of {dimension.name}, which is no allowed count")
+
+
+def best_units(
+    graph: PruningGraph, scores: Scores, counts: Mapping[str, int], *, among: Masks | None = None
+) -> dict[str, torch.Tensor]:
+    """Masks that keep the highest-scored units, as many a dimension as the counts say; ties keep the lower index.
+
+    ``among`` restricts the choice to units that are still on, so that none comes back.
+    """
+    masks = {}
+    for dimension in graph.dimensions:
+        ranked = scores[dimension.name]
+        if among is not None:
+            ranked = ranked.masked_fill(~among[dimension.name], -torch.inf)
+        best = torch.sort(ranked, descending=True, stable=True).indices[: counts[dimension.name]]
+        masks[dimension.name] = torch.zeros(dimension.size, dtype=torch.bool)
+        masks[dimension.name][best] = True
+    return masks
+
+
+def _still_on(bundle: Bundle, among: Masks) -> Bundle:
+    """The bundle with no more than what is still on; that very number is allowed, as it may be on the way down."""
+    most = min(int(among[dimension.name].sum()) for dimension in bundle.dimensions)
+    counts = tuple(count for count in bundle.counts if count < most)
+    return Bundle(bundle.name, bundle.kind, bundle.dimensions, (*counts, most))
+
+
+def show(measure: str, amount: float) -> str:
+    """An amount of a measure, for people."""
+    if measure == "latency":
+        return f"{amount * 1e3:.3f} ms"
+    return f"{amount:,.0f} {measure.replace('_', ' ')}"
+
+
+def largest_ratio(graph: PruningGraph, multiple: int | None = None) -> float:
+    """The largest ratio that can be asked for in the uniform layout, rounded down to 4 digits."""
+    least = {width.name: reachable_counts(width, multiple)[0] for width in graph.widths}
+    return floor_ratio(1 - graph.parameters(graph.uniform(least)) / graph.parameters())
+
+
+def floor_ratio(ratio: float) -> float:
+    """The ratio rounded down to 4 digits, so that asking for it succeeds."""
+    return (int(ratio * 1e4) if ratio >= 0 else -int(-ratio * 1e4 + 1)) / 1e4
