@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from lpc.compression import DataOptions as DataOptions
     from lpc.compression import apply as apply
     from lpc.compression import compress as compress
+    from lpc.planning import diff as diff
+    from lpc.planning import plan as plan
     from lpc.report import Report as Report
     from lpc.result import Result as Result
     from lpc.scoring import Score as Score
@@ -21,11 +23,15 @@ if TYPE_CHECKING:
     from passes.adapter import LoraOptions as LoraOptions
     from passes.attention import AttentionLayout as AttentionLayout
     from passes.attention import Packing as Packing
+    from passes.budget import Budget as Budget
+    from passes.budget import Workload as Workload
     from passes.families import Family as Family
     from passes.families import register_attention as register_attention
     from passes.importance import ImportanceOptions as ImportanceOptions
     from passes.plan import Plan as Plan
     from passes.schedule import Schedule as Schedule
+    from passes.scores import SavedScores as SavedScores
+    from passes.target import Target as Target
     from passes.trace import TraceOptions as TraceOptions
     from passes.tune import TuneOptions as TuneOptions
 
@@ -48,6 +54,7 @@ _ERRORS = (
 
 _HOMES = {
     "AttentionLayout": "passes.attention",
+    "Budget": "passes.budget",
     "DataOptions": "lpc.compression",
     "Family": "passes.families",
     "ImportanceOptions": "passes.importance",
@@ -57,13 +64,18 @@ _HOMES = {
     "Plan": "passes.plan",
     "Report": "lpc.report",
     "Result": "lpc.result",
+    "SavedScores": "passes.scores",
     "Schedule": "passes.schedule",
     "Score": "lpc.scoring",
+    "Target": "passes.target",
     "TraceOptions": "passes.trace",
     "TuneOptions": "passes.tune",
+    "Workload": "passes.budget",
     "apply": "lpc.compression",
     "compress": "lpc.compression",
+    "diff": "lpc.planning",
     "load": "lpc.source",
+    "plan": "lpc.planning",
     "register_attention": "passes.families",
     "score": "lpc.scoring",
     **dict.fromkeys(_ERRORS, "passes.errors"),

@@ -7,7 +7,7 @@ of a layer must be accounted for, otherwise the model is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,7 +22,7 @@ from passes.dimensions import DimensionFinder, layer_path
 from passes.errors import UnsupportedModelError
 from passes.experts import ExpertsBlock
 from passes.families import Family, attention_blocks, family_of
-from passes.graph import Dimension, PruningGraph, Role
+from passes.graph import Dimension, Kind, PruningGraph, Role
 from passes.infra import Pass, PassResult
 from passes.models import base_model, plain_name
 from passes.probe import Probe
@@ -45,6 +45,11 @@ class TraceOptions:
 
     query_heads: bool = False
     custom_code: bool = False
+
+
+def options_for(dimensions: Iterable[str], *, custom_code: bool = True) -> TraceOptions:
+    """The options under which a model has the dimensions of these names, such as those of a plan."""
+    return TraceOptions(query_heads=any(f".{Kind.QUERY_HEADS}" in name for name in dimensions), custom_code=custom_code)
 
 
 @dataclass(frozen=True)
