@@ -21,6 +21,9 @@ from passes.tasks import AUTO_CLASSES, Task, task_of
 
 LAYER = re.compile(r"\.(\d+)\.")
 
+Shapes = dict[str, tuple[int, ...]]
+"""The shape of each parameter, by name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
@@ -74,15 +77,16 @@ class Shape:
     def of(cls, model: PreTrainedModel) -> Shape:
         """The shape of a live model. Raises UnsupportedModelError for a class without a task."""
         config, task = model.config, task_of(model)
+        stock, why_not = _stock_shapes(model, task)
         blocks, gone = _attention(model)
         empty = tuple(name for name, parameter in model.named_parameters() if not parameter.numel())
         return cls(
             model_type=config.model_type,
             model_class=type(model).__name__,
             task=task,
-            not_stock=_why_not_stock(model, task),
+            not_stock=why_not,
             needs_file=needs_modelling_file(model) or bool(config.to_dict().get("per_layer_config")),
-            differs=_first_difference(model),
+            differs=_first_difference(model, stock),
             removed=(*gone, *(name for name in empty if not name.startswith(gone))),
             layers=int(config.num_hidden_layers),
             hidden_size=int(config.hidden_size),
@@ -116,23 +120,24 @@ def _attention(model: PreTrainedModel) -> tuple[list[AttentionBlock], tuple[str,
     return found, tuple(gone)
 
 
-def _first_difference(model: PreTrainedModel) -> str | None:
-    """The first parameter that some layer has in another shape or has not, with all its shapes."""
-    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
-    layers: dict[str, set[str]] = {}
-    for name, parameter in model.named_parameters():
+def _first_difference(model: PreTrainedModel, stock: Shapes | None) -> str | None:
+    """The first parameter that some layer has in another shape, or has not although the stock class has it there."""
+    stock = stock or {}
+    mine = _shapes(model)
+    by_layer: dict[str, dict[str, tuple[int, ...] | None]] = {}
+    for name in {**mine, **stock}:
         number = LAYER.search(name)
         if number is not None:
-            stack, leaf = name[: number.start()], name[number.end() :]
-            shapes.setdefault(f"{stack}.*.{leaf}", {})[number[1]] = tuple(parameter.shape)
-            layers.setdefault(stack, set()).add(number[1])
-    once = {layout.bias_table for layout in _layouts(model) if layout.bias_table}
-    for pattern, by_layer in shapes.items():
-        missing = len(by_layer) < len(layers[pattern.partition(".*.")[0]])
-        if len(set(by_layer.values())) > 1:
-            return f"{pattern}: {', '.join(str(list(shape)) for shape in sorted(set(by_layer.values())))}"
-        if missing and not any(f".{table}." in pattern for table in once):
-            return f"{pattern}: only in layers {', '.join(by_layer)}"
+            pattern = f"{name[: number.start()]}.*.{name[number.end() :]}"
+            by_layer.setdefault(pattern, {})[number[1]] = mine.get(name)
+    for pattern, found in by_layer.items():
+        sizes = {str(list(shape)) for shape in found.values() if shape is not None}
+        if len(sizes) > 1:
+            return f"{pattern}: {', '.join(sorted(sizes))}"
+        if sizes and None in found.values():
+            return (
+                f"{pattern}: only in layers {', '.join(layer for layer, shape in found.items() if shape is not None)}"
+            )
     return None
 
 
@@ -144,23 +149,31 @@ def _rows(model: PreTrainedModel) -> Iterator[int]:
             yield from (parameter.shape[2] for parameter in module.parameters(recurse=False) if parameter.dim() == 3)
 
 
-def _why_not_stock(model: PreTrainedModel, task: Task) -> str | None:
-    """Build the auto class's choice without weights, and compare all parameters' shapes."""
-    stock: Any = getattr(transformers, AUTO_CLASSES[task])._model_mapping.get(type(model.config), None)
+def _stock_shapes(model: PreTrainedModel, task: Task) -> tuple[Shapes | None, str | None]:
+    """The parameters' shapes in the class that the auto class picks, built without weights, or why it has none."""
+    auto = AUTO_CLASSES[task]
+    found: Any = getattr(transformers, auto)._model_mapping.get(type(model.config), None)
+    named = model.config.architectures or [None]
+    several = found if isinstance(found, tuple) else (found,)
+    stock = next((each for each in several if each.__name__ == named[0]), several[0]) if found else None
     if stock is None or not stock.__module__.startswith("transformers."):
-        return f"{AUTO_CLASSES[task]} knows no class for a {type(model.config).__name__}"
-    if stock.__name__ != type(model).__name__ and not needs_modelling_file(model):
-        return f"{type(model).__name__} is a class of its own; {AUTO_CLASSES[task]} takes {stock.__name__}"
+        return None, f"{auto} knows no class for a {type(model.config).__name__}"
     try:
-        twin = twin_of(stock, model.config)
+        shapes = _shapes(twin_of(stock, model.config))
     except (LpcError, AttributeError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
-        return f"{stock.__name__} cannot be built from the configuration: {str(error).strip().splitlines()[0]}"
-    theirs = {name: tuple(parameter.shape) for name, parameter in twin.named_parameters()}
-    mine = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    for name in sorted({*theirs, *mine}):
-        if theirs.get(name) != mine.get(name):
-            return f"{stock.__name__} makes {name} {_shown(theirs.get(name))}, the model has {_shown(mine.get(name))}"
-    return None
+        return None, f"{stock.__name__} cannot be built from the configuration: {str(error).strip().splitlines()[0]}"
+    if stock.__name__ != type(model).__name__ and not needs_modelling_file(model):
+        return shapes, f"{type(model).__name__} is a class of its own; {auto} takes {stock.__name__}"
+    mine = _shapes(model)
+    for name in sorted({*shapes, *mine}):
+        if shapes.get(name) != mine.get(name):
+            theirs, ours = _shown(shapes.get(name)), _shown(mine.get(name))
+            return shapes, f"{stock.__name__} makes {name} {theirs}, the model has {ours}"
+    return shapes, None
+
+
+def _shapes(model: nn.Module) -> Shapes:
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def _shown(shape: tuple[int, ...] | None) -> str:

@@ -7,7 +7,7 @@ from exporters.compatibility_verdict import Check, Evidence, Target, Verdict
 from exporters.modelling import MODELLING_FILE
 from passes.tasks import AUTO_CLASSES
 
-BUILT = "the auto class's choice, built here without weights from the configuration, parameter by parameter"
+BUILT = "passes/stock.py (twin_of): built here without weights, and compared parameter by parameter"
 FILE_TESTS = "tests/exporters/test_modelling.py: the file in a process without lpc"
 
 

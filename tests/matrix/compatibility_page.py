@@ -1,6 +1,6 @@
 """docs/compatibility.md, written from the targets of ``exporters.compatibility``; a test holds the two together.
 
-    python tests/exporters/compatibility_page.py
+    python tests/matrix/compatibility_page.py
 
 writes the page.
 """
@@ -20,9 +20,9 @@ from lpc.report import text_table
 
 HEAD = """# Where it runs
 
-Every saved output says where it runs: the table at the end of `lpc compress`, the section *Where it runs* of `report.md`,
-and `compatibility` in `lpc.json`. This page is generated from the rules by
-`python tests/exporters/compatibility_page.py`; do not edit it.
+Every saved output says where it runs: the table at the end of `lpc compress`, the section *Where it runs* of
+`report.md`, and `compatibility` in `lpc.json`. This page is generated from the rules by
+`python tests/matrix/compatibility_page.py`; do not edit it.
 
 The verdicts are
 
@@ -32,21 +32,23 @@ The verdicts are
 - **no**: it refuses it, or would compute something else;
 - **unverified**: nothing is claimed, because nothing was run and no rule reaches that far.
 
-and each but the last says how it is known: *run here*, of this very model, or *by rule, not run here*: concluded from the
-model's shape and the runtime's documents and sources, which may have changed since. vLLM, llama.cpp, Triton and
-optimum-onnx were never run by lpc. Their sources were read in stored copies from 2025 and 2026; the conclusions hold for
-one machine with one GPU unless they say more.
+and each but the last says how it is known: *run here*, of this very model, or *by rule, not run here*: concluded from
+the model's shape and the runtime's documents and sources, which may have changed since. vLLM, llama.cpp, Triton and
+optimum-onnx were never run by lpc; what is said of them was read in stored copies from 2025 and 2026 (vLLM 0.9 to 0.32,
+llama.cpp of 2026).
 
-For each runtime the constraints are looked at in this order, and the first one that a model does not meet is its verdict.
+For each runtime the constraints are looked at in this order, and the first one that a model does not meet is its
+verdict. A model is square if heads x head_dim is its hidden size; removing heads makes it non-square, as the size of a
+head stays.
 """
 
 
 def page() -> str:
     """The page's text."""
-    return HEAD + "".join(_section(target) for target in TARGETS)
+    return HEAD + "".join(section(target) for target in TARGETS)
 
 
-def _section(target: Target) -> str:
+def section(target: Target) -> str:
     rows = [[check.needs, check.otherwise, check.source] for check in target.checks]
     table = text_table(["it needs", "or else", "source"], rows)
     return f"\n## {target.name}\n\nAt best: {target.meaning}.\n\n{table}\n"
