@@ -77,7 +77,7 @@ def _odd_rows(shape: Shape, evidence: Evidence) -> str | None:
         return None
     return (
         f"in F16 and F32; weights with rows of {', '.join(map(str, odd))} are no multiple of {BLOCK}: K-quants leave "
-        "them in F16, Q4_0 and Q8_0 refuse the model"
+        "them in F16, and llama-quantize may refuse Q4_0 and Q8_0"
     )
 
 
@@ -113,12 +113,12 @@ LLAMA_CPP = Target(
             why_not=_not_converted,
         ),
         Check(
-            needs="heads x head_dim equal to the hidden size for Qwen2, Phi-3, OLMo 2 and StarCoder2",
+            needs="a square model, for Qwen2, Phi-3, OLMo 2 and StarCoder2",
             source="ggml-org/llama.cpp src/models/qwen2.cpp, phi3.cpp, olmo2.cpp, starcoder2.cpp (load_arch_tensors)",
             why_not=_derives,
         ),
         Check(
-            needs="for other types the same, or a loader known to read head_dim",
+            needs="for other types a square model, or a loader known to read head_dim",
             source="ggml-org/llama.cpp src/models/llama.cpp, qwen3.cpp, gemma.cpp, gemma2.cpp, granite.cpp",
             why_not=_unread,
             otherwise="unverified",

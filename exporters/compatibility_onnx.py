@@ -77,10 +77,11 @@ def _onnxruntime(shape: Shape, evidence: Evidence) -> Verdict:
 
 
 def _genai(shape: Shape, evidence: Evidence) -> Verdict:
+    tie = any(parity.name == GREEDY and parity.value > 0 for parity in evidence.parity)
     return Verdict(
         target=GENAI.name,
         runs="yes",
-        reason="greedy tokens equal to generate on the CPU provider",
+        reason="greedy tokens equal to generate on the CPU provider" + (", but for ties within rounding" if tie else ""),
         source=f"parity {GREEDY!r}",
         run_here=True,
     )
@@ -162,7 +163,7 @@ OPTIMUM = Target(
         HAS_PACKAGE,
         IS_DECODER,
         Check(needs="the same KV heads in every layer", source=OPTIMUM_DECODER, why_not=_uneven_cache),
-        Check(needs="heads x head_dim equal to the hidden size", source=OPTIMUM_DECODER, why_not=_derived_head_dim),
+        Check(needs="a square model", source=OPTIMUM_DECODER, why_not=_derived_head_dim),
     ),
     passed=_optimum,
 )

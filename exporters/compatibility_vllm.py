@@ -24,13 +24,18 @@ BY_TRANSFORMERS = frozenset({"Olmo2ForCausalLM", "SmolLM3ForCausalLM", "Starcode
 """Classes that vLLM's page lists as run by its Transformers backend, which builds transformers' own class."""
 
 READS_HEAD_DIM = frozenset(
-    f"{name}ForCausalLM" for name in ("Llama", "Mistral", "Granite", "Gemma", "Gemma2", "Gemma3", "Qwen3", "Qwen3Moe")
+    f"{name}ForCausalLM"
+    for name in (
+        *("Llama", "Mistral", "Phi3", "Granite", "Mixtral", "Gemma", "Qwen3"),
+        *("Gemma2", "Gemma3", "Qwen3Moe"),
+    )
 )
-"""Implementations that read ``head_dim``: Llama's and Granite's by their source, the others list released non-square
-checkpoints (Gemma-7B, Gemma-2-9B, Qwen3-0.6B, Qwen3-30B-A3B)."""
+"""Implementations that read ``head_dim``. The first seven by their source (Mistral and Phi-3 are Llama's class); the
+last three because vLLM's page lists released non-square checkpoints of them: Gemma-2-9B, Gemma-3-1B, Qwen3-30B-A3B."""
 
-DERIVES_HEAD_DIM = frozenset({"Qwen2ForCausalLM", "CohereForCausalLM"})
-"""Implementations whose source sets ``head_dim = hidden_size // num_heads``."""
+DERIVES_HEAD_DIM = frozenset({"Qwen2ForCausalLM", "CohereForCausalLM", "PhiForCausalLM"})
+"""Implementations whose source sets ``head_dim = hidden_size // num_heads`` (Qwen2's of 0.11, older ones of the others;
+newer ones may read it)."""
 
 FLASH_LARGEST, FLASH_MULTIPLE = 256, 8
 GPUS = (1, 2, 4, 8, 16)
@@ -130,14 +135,15 @@ VLLM = Target(
             otherwise="unverified",
         ),
         Check(
-            needs="heads x head_dim equal to the hidden size for Qwen2 and Cohere",
-            source="vllm/model_executor/models/qwen2.py, commandr.py (head_dim = hidden_size // num_heads)",
+            needs="a square model, for Qwen2, Cohere and Phi",
+            source="vllm/model_executor/models/qwen2.py, commandr.py, phi.py (head_dim = hidden_size // num_heads)",
             why_not=_derives,
             otherwise="partly",
         ),
         Check(
-            needs="for other classes the same, or a class known to read head_dim",
-            source="vllm/model_executor/models/llama.py, granite.py (getattr(config, 'head_dim'))",
+            needs="for other classes a square model, or one of a class known to read head_dim",
+            source="vllm/model_executor/models/llama.py, granite.py, mixtral.py, gemma.py, qwen3.py; "
+            "vllm-project/vllm#2622",
             why_not=_unread,
             otherwise="unverified",
         ),

@@ -206,7 +206,8 @@ def test_tensor_parallel_is_what_vllm_asserts() -> None:
         ({"head_dims": (100, 100)}, "partly"),
         ({"head_dims": (512, 512)}, "partly"),
         ({"model_class": "SomethingForCausalLM"}, "unverified"),
-        ({"model_class": "PhiForCausalLM", "heads": (3, 3)}, "unverified"),
+        ({"model_class": "PhiForCausalLM", "heads": (3, 3)}, "partly"),
+        ({"model_class": "StableLmForCausalLM", "heads": (3, 3)}, "unverified"),
         ({"model_class": "SmolLM3ForCausalLM", "heads": (3, 3)}, "yes"),
         ({"task": Task.SEQ2SEQ_LM}, "no"),
         ({"task": Task.MASKED_LM}, "unverified"),
@@ -251,6 +252,12 @@ def test_nothing_is_claimed_that_the_export_did_not_verify(
     assert {name: found[name].runs for name in wanted} == wanted
     assert all(found[name].evidence == "" for name, runs in wanted.items() if runs == "unverified")
     assert not found[LM_EVAL.name].run_here
+
+
+def test_a_tie_in_the_greedy_tokens_is_named() -> None:
+    ties = Evidence(export=DECODER, parity=(PREFILL, replace(GREEDY, value=1e-3)))
+    assert "ties within rounding" in verdicts(compact("llama", 2), ties)[GENAI.name].reason
+    assert "ties" not in verdicts(compact("llama", 2))[GENAI.name].reason
 
 
 def test_a_save_that_did_not_hold_is_no_evidence() -> None:
