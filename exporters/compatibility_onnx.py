@@ -77,11 +77,12 @@ def _onnxruntime(shape: Shape, evidence: Evidence) -> Verdict:
 
 
 def _genai(shape: Shape, evidence: Evidence) -> Verdict:
-    tie = any(parity.name == GREEDY and parity.value > 0 for parity in evidence.parity)
+    tied = any(parity.name == GREEDY and parity.value > 0 for parity in evidence.parity)
+    but = ", but for ties within rounding" if tied else ""
     return Verdict(
         target=GENAI.name,
         runs="yes",
-        reason="greedy tokens equal to generate on the CPU provider" + (", but for ties within rounding" if tie else ""),
+        reason=f"greedy tokens equal to generate on the CPU provider{but}",
         source=f"parity {GREEDY!r}",
         run_here=True,
     )

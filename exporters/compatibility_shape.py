@@ -34,9 +34,10 @@ class Shape:
     checkpoint carries a modelling file. ``differs``: the first parameter whose shape is not the same in every layer, or
     None. ``removed``: attention blocks and parameters of which nothing is left.
 
-    ``heads``, ``kv_heads`` and ``head_dims`` have an entry an attention block that is left. ``rows``: the lengths of
-    the weights' rows (what a matrix product sums over), distinct, ascending. ``attention_scalar``: the configuration's
-    ``query_pre_attn_scalar``, or None.
+    ``layers`` counts those of all stacks. ``hidden_size`` is 0 where neither an attention block nor the configuration
+    says it. ``heads``, ``kv_heads`` and ``head_dims`` have an entry an attention block that is left. ``rows``: the
+    lengths of the weights' rows (what a matrix product sums over), distinct, ascending. ``attention_scalar``: the
+    configuration's ``query_pre_attn_scalar``, or None.
     """
 
     model_type: str
@@ -88,8 +89,8 @@ class Shape:
             needs_file=needs_modelling_file(model) or bool(config.to_dict().get("per_layer_config")),
             differs=_first_difference(model, stock),
             removed=(*gone, *(name for name in empty if not name.startswith(gone))),
-            layers=int(config.num_hidden_layers),
-            hidden_size=int(config.hidden_size),
+            layers=len({(n[: at.start()], at[1]) for n in _shapes(model) if (at := LAYER.search(n))}),
+            hidden_size=_hidden_size(model, blocks),
             heads=tuple(block.heads for block in blocks),
             kv_heads=tuple(block.groups for block in blocks),
             head_dims=tuple(block.head_dim for block in blocks),
@@ -118,6 +119,14 @@ def _attention(model: PreTrainedModel) -> tuple[list[AttentionBlock], tuple[str,
             except UnsupportedModelError:
                 gone.append(path)
     return found, tuple(gone)
+
+
+def _hidden_size(model: PreTrainedModel, blocks: list[AttentionBlock]) -> int:
+    """What the first attention block's output projection is wide, else the configuration's entry."""
+    for block in blocks:
+        output = block.group_slices()[-1]
+        return block.shapes[output.parameter][1 - output.axis]
+    return int(getattr(model.config, "hidden_size", 0))
 
 
 def _first_difference(model: PreTrainedModel, stock: Shapes | None) -> str | None:

@@ -105,6 +105,12 @@ def test_shape_of_a_mistral_that_was_a_llama() -> None:
     assert shape.rows == (32, 48)
 
 
+def test_shape_reads_widths_from_the_parameters() -> None:
+    shape = Shape.of(compact("gpt2", 3, custom_code=True))
+    assert (shape.layers, shape.hidden_size, shape.heads, shape.head_dim, shape.rows) == (2, 32, (3, 3), 4, (12, 32))
+    assert Shape.of(zoo.build("t5")).layers == 4
+
+
 def test_shape_names_what_differs_by_layer() -> None:
     shape = Shape.of(compact("gpt2", 3, uneven=True, custom_code=True))
     assert (shape.heads, shape.uniform, shape.needs_file) == ((3, 2), False, True)
