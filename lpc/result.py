@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from exporters.checkpoint import Processor, SavePass
+from exporters.compatibility import compatibility
 from exporters.folder import staged_folder
 from exporters.onnx_export import needs_tokenizer
 from exporters.onnx_options import OnnxOptions
@@ -75,7 +76,8 @@ class Result:
             )
         with staged_folder(Path(folder), force=force) as stage:
             program = Sequential(*self._steps(stage, onnx), progress=progress)(self.program).program
-            report = replace(self.report, passes=program.history)
+            verdicts = compatibility(self.model, program.history)
+            report = replace(self.report, passes=program.history, compatibility=verdicts)
             (stage / "plan.json").write_text(self.plan.to_json(), encoding="utf-8")
             if program.adapter is not None:
                 program.adapter.save(stage / "adapter")
