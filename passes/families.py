@@ -204,10 +204,8 @@ def family_of(config: Any) -> Family:
         )
     if getattr(config, "quantization_config", None) is not None:
         raise UnsupportedModelError("the model is quantised; lpc prunes dense weights: load it without quantisation")
-    if config.to_dict().get("per_layer_config"):
-        raise UnsupportedModelError(
-            "the model's layers already differ in width (per_layer_config); this is not supported yet"
-        )
+    if any("skip" in values for values in (config.to_dict().get("per_layer_config") or {}).values()):
+        raise UnsupportedModelError("its per_layer_config skips parts of layers, which transformers builds all the same")
     family = FAMILIES[model_type]
     for name, value in family.refused.items():
         if getattr(config, name, None) == value:
