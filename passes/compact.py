@@ -105,6 +105,7 @@ def resized_config(model: PreTrainedModel, graph: PruningGraph, kept: Kept) -> P
         "attributes": {},
         "heads": {},
     }
+    passed_on: dict[str, int] = {}
     for block in attention_blocks(model, family_of(model.config)):
         heads = kept_heads(block, graph, kept)
         attributes = _attributes(model, block, len(heads), graph, kept)
@@ -113,6 +114,10 @@ def resized_config(model: PreTrainedModel, graph: PruningGraph, kept: Kept) -> P
         if block.layout.head_inputs:
             arguments = list(block.layout.head_inputs)
             compact["heads"][block.path] = {"arguments": arguments, "dense": block.heads, "kept": heads}
+        elif block.layout.passes_on:
+            # What the first block passes on is the same for all heads, and one entry broadcasts to any number.
+            first = passed_on.setdefault(block.layout.block, len(heads))
+            compact["heads"][block.path] = {"arguments": [block.layout.passes_on], "dense": first, "kept": [0]}
     for dimension in graph.of_kind(Kind.EXPERTS):
         for path in sorted({part.module for part in dimension.slices}):
             if hasattr(model.get_submodule(path), "num_experts"):

@@ -149,8 +149,15 @@ def compact_class(stock: type) -> type:
         if "auto_map" in vars(self.config):
             shutil.copyfile(__file__, Path(save_directory) / FILE)
 
-    methods = {"__init__": build, "save_pretrained": save_pretrained, "stock_class": stock}
-    return type(name, (stock,), {**methods, "__module__": __name__})
+    members: dict[str, Any] = {
+        "__init__": build,
+        "__module__": __name__,
+        "save_pretrained": save_pretrained,
+        "stock_class": stock,
+        # Custom code would be loaded without the conversions between a checkpoint's names and the class's.
+        "is_custom_code": classmethod(lambda cls: stock.is_custom_code()),  # type: ignore[attr-defined]
+    }
+    return type(name, (stock,), members)
 
 
 def _seen_from(model: Any, compact: dict[str, Any]) -> dict[str, Any]:

@@ -159,7 +159,7 @@ FAMILIES: dict[str, Family] = {
     "t5": Family(
         (
             AttentionLayout(block="SelfAttention", bias_table="relative_attention_bias", **_T5_NAMES),
-            AttentionLayout(block="EncDecAttention", cross=True, **_T5_NAMES),
+            AttentionLayout(block="EncDecAttention", cross=True, passes_on="position_bias", **_T5_NAMES),
         ),
         heads="num_heads",
         kv_heads=None,
