@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
+from transformers import conversion_mapping
 
 PREFIX = "Compact"
 """How the name of a resized class begins; the stock class's name follows."""
@@ -149,12 +150,15 @@ def compact_class(stock: type) -> type:
         if "auto_map" in vars(self.config):
             shutil.copyfile(__file__, Path(save_directory) / FILE)
 
+    conversions = conversion_mapping.get_checkpoint_conversion_mapping(stock.__name__)
+    if conversions is not None:
+        conversion_mapping.register_checkpoint_conversion_mapping(name, conversions, overwrite=True)
     members: dict[str, Any] = {
         "__init__": build,
         "__module__": __name__,
         "save_pretrained": save_pretrained,
         "stock_class": stock,
-        # Custom code would be loaded without the conversions between a checkpoint's names and the class's.
+        # Custom code would be loaded without the conversions between a checkpoint's names and the model's.
         "is_custom_code": classmethod(lambda cls: stock.is_custom_code()),  # type: ignore[attr-defined]
     }
     return type(name, (stock,), members)

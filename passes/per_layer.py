@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
 
 from passes.compact_modeling import FILE, PREFIX, compact_class
 from passes.errors import PlanError
@@ -76,13 +77,15 @@ def per_layer_config(
 def naming(model: PreTrainedModel) -> dict[str, Any]:
     """The entries of a configuration that name the resized class and, for transformers' own classes, its file."""
     stock = type(model)
-    name = f"{PREFIX}{stock.__name__}"
+    named = {"architectures": [f"{PREFIX}{stock.__name__}"]}
     if not hasattr(transformers, stock.__name__):
-        return {"architectures": [name]}
-    return {
-        "architectures": [name],
-        "auto_map": {AUTO_CLASSES[task_of(stock)]: f"{FILE.removesuffix('.py')}.{name}"},
-    }
+        return named
+    classes = {AUTO_CLASSES[task_of(stock)]: stock.__name__}
+    headless = modeling_auto.MODEL_MAPPING_NAMES.get(model.config.model_type)
+    if isinstance(headless, str):
+        classes["AutoModel"] = headless
+    file = FILE.removesuffix(".py")
+    return {**named, "auto_map": {auto: f"{file}.{PREFIX}{name}" for auto, name in classes.items()}}
 
 
 def _layer_values(
