@@ -26,9 +26,8 @@ def needs_modelling_file(model: PreTrainedModel) -> bool:
 
 def save_with_modelling_file(model: PreTrainedModel, folder: Path) -> None:
     """Write the weights, a configuration that names the modelling file, and that file. ``model`` stays as it is."""
-    source = modelling_source(type(model))
+    modelling_source(type(model))  # the class itself takes its file along, where there can be one
     model.save_pretrained(folder)
-    (folder / MODELLING_FILE).write_text(source, encoding="utf-8")
 
 
 def modelling_source(compact: type[PreTrainedModel]) -> str:

@@ -49,7 +49,7 @@ def rebuild_layers(model: nn.Module, config: Any) -> bool:
             continue
         for module in built.modules():
             if getattr(module, "config", None) is own:
-                module.config = LayerConfig(config, own)
+                vars(module)["config"] = LayerConfig(config, own)
         layers[index] = built
         changed = True
     return changed
@@ -119,12 +119,16 @@ class _HeadsOf:
         return rows.flatten(0, 1)
 
 
-@functools.cache
 def compact_class(stock: type) -> type:
-    """The subclass of a stock transformers class that has the sizes in its configuration.
+    """The subclass of a stock transformers class that has the sizes in its configuration; the same one each time.
 
     Its models are of the stock class itself where that already has them.
     """
+    return _made_of(stock)
+
+
+@functools.cache
+def _made_of(stock: type) -> type:
     name = f"{PREFIX}{stock.__name__}"
 
     def build(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:

@@ -205,7 +205,7 @@ def family_of(config: Any) -> Family:
     if getattr(config, "quantization_config", None) is not None:
         raise UnsupportedModelError("the model is quantised; lpc prunes dense weights: load it without quantisation")
     if any("skip" in values for values in (config.to_dict().get("per_layer_config") or {}).values()):
-        raise UnsupportedModelError("its per_layer_config skips parts of layers, which transformers builds all the same")
+        raise UnsupportedModelError("its per_layer_config skips parts of layers, but transformers builds them whole")
     family = FAMILIES[model_type]
     for name, value in family.refused.items():
         if getattr(config, name, None) == value:

@@ -22,8 +22,8 @@ from passes.models import count_parameters
 from passes.per_layer import check_buildable, per_layer_config, uniform_counts
 
 SAID = (
-    "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo2", "granite", "smollm3", "cohere-qk-norm",
-    "starcoder2", "phi", "phi3", "mixtral", "qwen3_moe", "qwen3_moe-mixed", "opt", "gpt2", "gpt_neox", "bert", "vit",
+    "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo2", "granite", "smollm3",
+    "cohere-qk-norm", "starcoder2", "phi", "phi3", "mixtral", "qwen3_moe", "qwen3_moe-mixed", "opt", "gpt2", "gpt_neox", "bert", "vit",
 )  # fmt: skip
 """Whose configuration has entries for all that goes without custom code."""
 
