@@ -23,7 +23,8 @@ from passes.per_layer import check_buildable, per_layer_config, uniform_counts
 
 SAID = (
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo2", "granite", "smollm3",
-    "cohere-qk-norm", "starcoder2", "phi", "phi3", "mixtral", "qwen3_moe", "qwen3_moe-mixed", "opt", "gpt2", "gpt_neox", "bert", "vit",
+    "cohere-qk-norm", "starcoder2", "phi", "phi3", "mixtral", "qwen3_moe", "qwen3_moe-mixed", "opt", "gpt2", "gpt_neox",
+    "bert", "vit",
 )  # fmt: skip
 """Whose configuration has entries for all that goes without custom code."""
 
@@ -166,3 +167,16 @@ def test_a_class_that_builds_such_layers_itself_is_used_as_it_is() -> None:
     assert not hasattr(model.config, "auto_map")
     model.load_state_dict(built("llama").state_dict())
     assert torch.equal(outputs(model.eval(), "llama"), outputs(built("llama"), "llama"))
+
+
+def test_gradients_are_those_without_checkpointing() -> None:
+    model = copy.deepcopy(built("llama")).requires_grad_(True).train()
+    batch = zoo.inputs("llama", zoo.ZOO["llama"])
+    gradients = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            model.activation_checkpointing_enable()
+        model.zero_grad()
+        model(**batch, labels=batch["input_ids"], use_cache=False).loss.backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    assert all(torch.equal(plain, checked) for plain, checked in zip(*gradients, strict=True))
