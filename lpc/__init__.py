@@ -1,12 +1,15 @@
 """lpc: a compiler that makes trained transformers smaller.
 
-``import lpc`` is light: torch and transformers are imported when a name that needs them is first used (PEP 562).
+``import lpc`` is light: torch and transformers are imported when a name that needs them is first used (PEP 562). It has
+transformers' classes load checkpoints whose layers have sizes of their own (``passes.loading``).
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from passes.loading import install as _install
 
 if TYPE_CHECKING:
     from exporters.onnx_options import OnnxOptions as OnnxOptions
@@ -83,6 +86,8 @@ _HOMES = {
 
 __version__ = "0.1.0"
 __all__ = ["__version__", *sorted(_HOMES)]
+
+_install()
 
 
 def __getattr__(name: str) -> Any:

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from passes.attention import AttentionBlock
+from passes.compact_modeling import has_own_sizes
 from passes.dependencies import Dependencies, Member, Opaque
 from passes.dimensions import DimensionFinder, layer_path
 from passes.errors import UnsupportedModelError
@@ -94,9 +95,9 @@ def trace(
     with the reason when the structure cannot be proven sound to prune.
     """
     family, model_type = family_of(config), model_type or model_class(config)
-    if getattr(config, "compact", None) is not None:
+    if has_own_sizes(config):
         raise UnsupportedModelError(
-            "the model is already compact, with sizes of its own; prune the source it came from"
+            "the model is already compact, with layers of their own sizes; prune the source it came from"
         )
     twin = twin_of(model_type, config)
     shapes = {name: tuple(parameter.shape) for name, parameter in twin.named_parameters()}
