@@ -119,7 +119,7 @@ def summary(name: str, found: dict[str, Any]) -> str:
         uniform = groups.get((ratio, "uniform", steps), {})
         pairs = [(own[seed], uniform[seed]) for seed in own if seed in uniform]
         wins = "–" if method == "uniform" else f"{sum(mine < theirs for mine, theirs in pairs)} of {len(pairs)}"
-        v, label = list(own.values()), f"{ratio}, {method}, {steps} steps"
+        v = list(own.values())
         rows.append(
             [f"{ratio}, {method}, {steps} steps", f"{statistics.mean(v):.2f} ({min(v):.2f}–{max(v):.2f})", wins]
         )
