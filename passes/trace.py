@@ -97,7 +97,8 @@ def trace(
     family, model_type = family_of(config), model_type or model_class(config)
     if has_own_sizes(config):
         raise UnsupportedModelError(
-            "the model is already compact, with layers of their own sizes; prune the source it came from"
+            "the model is already compact, its layers have sizes of their own (per_layer_config or compact in its "
+            "configuration); prune the source it came from"
         )
     twin = twin_of(model_type, config)
     shapes = {name: tuple(parameter.shape) for name, parameter in twin.named_parameters()}
