@@ -281,6 +281,15 @@ def compatibility_rows(manifest: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
+def runs_on(manifest: Mapping[str, Any]) -> list[str]:
+    """A line for each answer, the runtimes after it; a star where lpc ran it here. The reasons are in the report."""
+    answers: dict[str, list[str]] = {}
+    for each in manifest.get("compatibility", ()):
+        star = "*" if each["evidence"] == "run here" else ""
+        answers.setdefault(each["runs"], []).append(f"{each['target']}{star}".replace(", ", " "))
+    return [f"runs on, {answer}: {', '.join(targets)}" for answer, targets in answers.items()]
+
+
 def _compatibility(manifest: Mapping[str, Any]) -> str:
     verdicts = manifest.get("compatibility")
     if not verdicts:
