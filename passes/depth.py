@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
@@ -14,9 +13,8 @@ from passes.dimensions import DimensionFinder, layer_path
 from passes.errors import OptionError, UnsupportedModelError
 from passes.experts import ExpertsBlock
 from passes.graph import Dimension, Kind, PruningGraph, Role
-from passes.renumber import Renumbering, layer_config, twin_difference
+from passes.renumber import Renumbering, why_another_model
 from passes.residual import Branch, ResidualStream
-from passes.stock import twin_of
 from passes.tasks import Task
 
 LAYERS, BLOCKS = "layers", "blocks"
@@ -122,10 +120,7 @@ class DepthFinder:
         graph = replace(self.graph, dimensions=(found,))
         renumbering = Renumbering.of(graph, {found.name: range(1, len(layers))})
         assert renumbering is not None
-        dense = twin_of(self.model_type, self.config)
-        why_not = twin_difference(
-            dense, lambda: twin_of(self.model_type, layer_config(self.config, renumbering.stay)), renumbering
-        )
+        why_not = why_another_model(self.model_type, self.config, renumbering)
         if why_not is not None:
             raise UnsupportedModelError(f"no layer can go: {why_not}")
         return found
@@ -175,4 +170,4 @@ def _output_lengths(twin: PreTrainedModel, inputs: Mapping[str, torch.Tensor], p
     finally:
         for handle in handles:
             handle.remove()
-    return {path: cast(int, found.get(path, 0)) for path in paths}
+    return {path: found.get(path, 0) for path in paths}

@@ -218,9 +218,9 @@ class PruningGraph:
         return tuple(dimension for dimension in self.dimensions if dimension.kind.is_depth)
 
     @cached_property
-    def owner_of(self) -> Mapping[str, tuple[Dimension, int]]:
-        """The layer or block that owns a parameter whole, as its dimension and unit, by the parameter's name."""
-        return {name: (d, unit) for d in self.depth for unit, owned in enumerate(d.owned) for name in owned}
+    def owner_of(self) -> Mapping[str, tuple[str, int]]:
+        """The layer or block that owns a parameter whole: the dimension's name and the unit, by the parameter's."""
+        return {name: (d.name, unit) for d in self.depth for unit, owned in enumerate(d.owned) for name in owned}
 
     @cached_property
     def inside(self) -> Mapping[str, tuple[str, int]]:
@@ -233,7 +233,7 @@ class PruningGraph:
             owners = {self.owner_of.get(part.parameter) for part in dimension.slices}
             owner = owners.pop() if len(owners) == 1 else None
             if owner is not None:
-                found[dimension.name] = (owner[0].name, owner[1])
+                found[dimension.name] = owner
         return found
 
     def removed(self, kept: Kept) -> frozenset[tuple[str, int]]:
@@ -316,7 +316,7 @@ class PruningGraph:
         return total
 
     @cached_property
-    def whole_of(self) -> Mapping[str, tuple[Dimension, int]]:
+    def whole_of(self) -> Mapping[str, tuple[str, int]]:
         """The layer or block that each weight adds its scores to: ``owner_of`` of weights, without routers."""
         routers = {part.parameter for each in self.dimensions for part in each.of_role(Role.ROUTE)}
         weights = {part.parameter for each in self.dimensions for part in each.weights} | {*self.matmuls} - routers
@@ -325,7 +325,7 @@ class PruningGraph:
     def scored(self, dimension: Dimension) -> tuple[str, ...]:
         """The weights whose entries make up the scores of the dimension's units."""
         if dimension.kind.is_depth:
-            return tuple(name for name, (owner, _) in self.whole_of.items() if owner == dimension)
+            return tuple(name for name, (owner, _) in self.whole_of.items() if owner == dimension.name)
         return tuple(dict.fromkeys(part.parameter for part in dimension.weights))
 
     def cost(self, kept: Kept | None = None) -> Cost:

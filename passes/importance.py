@@ -199,18 +199,17 @@ def unit_scores(
     wanted = graph.by_name if dimensions is None else dimensions
     totals = {d.name: torch.zeros(d.size) for d in graph.dimensions if d.name in wanted}
     whole: dict[tuple[str, str], torch.Tensor] = {}
-    for parameter in graph.shapes:
+    for parameter in dict.fromkeys((*graph.slices_of, *graph.whole_of)):
         parts = [(d, s) for d, s in graph.slices_of.get(parameter, ()) if s.is_weight and d.name in wanted]
-        owner = graph.whole_of.get(parameter)
-        if parameter not in weights or not (parts or (owner and owner[0].name in wanted)):
+        owner, unit = graph.whole_of.get(parameter, (None, 0))
+        if parameter not in weights or not (parts or owner in totals):
             continue
         sums = axis_sums(weights[parameter], elements)
         for dimension, part in parts:
             scores = sums.per_unit(part, dimension.size)
             totals[dimension.name] += scores / (scores.norm() + 1e-12) if normalise else scores
-        if owner and owner[0].name in wanted:
-            dimension, unit = owner
-            across = whole.setdefault((dimension.name, layerless(parameter)), torch.zeros(dimension.size))
+        if owner is not None and owner in totals:
+            across = whole.setdefault((owner, layerless(parameter)), torch.zeros_like(totals[owner]))
             across[unit] += sums.total
     for (name, _), scores in whole.items():
         totals[name] += scores / (scores.norm() + 1e-12) if normalise else scores

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
-import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
@@ -14,7 +13,7 @@ from transformers.initialization import no_init_weights
 from passes.budget import Kept
 from passes.errors import UnsupportedModelError
 from passes.graph import Dimension, Kind, PruningGraph
-from passes.stock import filled
+from passes.stock import filled, twin_of
 
 LAYER_LISTS = ("layer_types", "no_rope_layers")
 """Configuration entries with an element a layer."""
@@ -124,32 +123,42 @@ def without_layers(
     renumbering = Renumbering.of(graph, kept)
     if renumbering is None:
         return model, graph, kept
+    why_not = why_another_model(type(model), model.config, renumbering)
+    if why_not is not None:
+        raise UnsupportedModelError(why_not)
     config = layer_config(model.config, renumbering.stay)
     with no_init_weights():
         smaller = cast(Any, type(model))._from_config(config, attn_implementation=model.config._attn_implementation)
-    why_not = difference(model, smaller, renumbering)
-    if why_not is not None:
-        raise UnsupportedModelError(why_not)
     smaller = filled(smaller, renumbering.mapping(model.state_dict()), like=model)
     return smaller, renumbering.graph(graph), renumbering.kept(graph, kept)
 
 
-def difference(dense: nn.Module, smaller: nn.Module, renumbering: Renumbering) -> str | None:
-    """What a layer of the smaller model has otherwise than the layer that it was, or None: settings and shapes."""
+def why_another_model(
+    model_type: type[PreTrainedModel], config: PreTrainedConfig, renumbering: Renumbering
+) -> str | None:
+    """Why the stock class with fewer layers is not the dense model without the others, or None if it is.
+
+    Two twins are compared: a layer must have the same modules, settings and shapes as the layer that it was.
+    """
+    dense = twin_of(model_type, config)
+    try:
+        smaller = twin_of(model_type, layer_config(config, renumbering.stay))
+    except (ValueError, RuntimeError, TypeError, IndexError) as error:
+        return f"the stock class cannot be built with fewer layers: {error}"
     wanted = renumbering.mapping(dict(dense.named_modules()))
     found = dict(smaller.named_modules())
     odd = sorted(wanted.keys() ^ found.keys())
     if odd:
-        return f"without some layers, the stock class has {'no' if odd[0] in wanted else 'another'} {odd[0]}"
-    for name, module in wanted.items():
-        if name.startswith(f"{renumbering.stack}."):
-            before, after = _settings(module), _settings(found[name])
-            for setting in sorted(before.keys() | after.keys()):
-                if before.get(setting) != after.get(setting):
-                    return (
-                        f"{name} is another one by its new number: {setting} is {after.get(setting)}, "
-                        f"not {before.get(setting)}"
-                    )
+        return f"with fewer layers, the stock class has {'no' if odd[0] in wanted else 'one more'} {odd[0]}"
+    inside = (name for name in wanted if name.startswith(f"{renumbering.stack}."))
+    return next((each for name in inside if (each := _difference(name, wanted[name], found[name]))), None)
+
+
+def _difference(name: str, before: nn.Module, after: nn.Module) -> str | None:
+    was, is_now = _settings(before), _settings(after)
+    for setting in sorted(was.keys() | is_now.keys()):
+        if was.get(setting) != is_now.get(setting):
+            return f"{name} changes with its number: {setting} is {is_now.get(setting)}, not {was.get(setting)}"
     return None
 
 
@@ -157,17 +166,4 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     """What a module knows beside tensors, and the shapes of those that it has itself."""
     plain = {name: value for name, value in vars(module).items() if isinstance(value, bool | int | float | str | tuple)}
     shapes = {name: tuple(tensor.shape) for name, tensor in module.named_parameters(recurse=False)}
-    return {name: value for name, value in {**plain, **shapes}.items() if name not in (*NUMBERS, "training")}
-
-
-def twin_difference(dense: nn.Module, build: Any, renumbering: Renumbering) -> str | None:
-    """The same of a class that may refuse to be built."""
-    try:
-        return difference(dense, build(), renumbering)
-    except (ValueError, RuntimeError, TypeError, IndexError) as error:
-        return f"the stock class cannot be built with fewer layers: {error}"
-
-
-def attached(tensor: torch.Tensor) -> torch.Tensor:
-    """An empty tensor like this one: what is left of a parameter that goes whole."""
-    return tensor[:0].clone()
+    return {name: value for name, value in {**plain, **shapes}.items() if name not in NUMBERS}
