@@ -133,6 +133,14 @@ def without_layers(
     return smaller, renumbering.graph(graph), renumbering.kept(graph, kept)
 
 
+def present(graph: PruningGraph, kept: Kept, modules: Sequence[str]) -> dict[str, str]:
+    """Those of these modules of the dense model that are in the compact one, with the names that they have there."""
+    gone = {parameter.rpartition(".")[0] for parameter in graph.gone(kept)}
+    renumbering = Renumbering.of(graph, kept)
+    now = {name: name if renumbering is None else renumbering.name(name) for name in modules if name not in gone}
+    return {name: new for name, new in now.items() if new is not None}
+
+
 def why_another_model(
     model_type: type[PreTrainedModel], config: PreTrainedConfig, renumbering: Renumbering
 ) -> str | None:

@@ -43,7 +43,13 @@ def test_the_file_needs_only_torch_and_transformers() -> None:
     tree = ast.parse(inspect.getsource(compact_modeling))
     found = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     found |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    assert {str(name).partition(".")[0] for name in found} <= {"__future__", "typing", "torch", "transformers"}
+    assert {str(name).partition(".")[0] for name in found} <= {
+        "__future__",
+        "inspect",
+        "typing",
+        "torch",
+        "transformers",
+    }
 
 
 def test_parameters_get_their_shapes_and_layers_know_them() -> None:
