@@ -49,7 +49,7 @@ def cut_state(state: Mapping[str, torch.Tensor], graph: PruningGraph, kept: Kept
     left = {}
     for name, tensor in state.items():
         if name in gone:
-            left[name] = tensor[:0].clone()
+            left[name] = tensor[..., :0].clone()  # not the first axis: transformers saves stacks an expert at a time
             continue
         parts = graph.slices_of.get(name, ())
         if parts:

@@ -274,7 +274,7 @@ class PruningGraph:
         """The shape left of one parameter; ``kept`` maps dimension names to kept units or counts (absent: all).
 
         The experts of one stack must keep as many channels each. A parameter that a removed layer or block owns has 0
-        elements: the length of its first axis is 0.
+        elements: its last axis has length 0.
         """
         return self._shape(parameter, self.complete(kept), self.gone(kept))
 
@@ -286,7 +286,7 @@ class PruningGraph:
     def _shape(self, parameter: str, kept: Kept, gone: frozenset[str]) -> tuple[int, ...]:
         shape = list(self.shapes[parameter])
         if parameter in gone:
-            return (0, *shape[1:])
+            return (*shape[:-1], 0)
         in_stack: dict[int, int] = {}
         for dimension, part in self.slices_of.get(parameter, ()):
             removed = (dimension.size - dimension.count(kept)) * part.width

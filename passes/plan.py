@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from passes.errors import MissingFileError, PlanError
-from passes.graph import PruningGraph
+from passes.graph import Kind, PruningGraph
 from passes.models import base_model, plain_name
 
 SCHEMA_VERSION = 1
@@ -50,7 +50,8 @@ MEANINGFUL_WHERE_SET = (
 class Plan:
     """The decision.
 
-    ``kept`` maps each dimension's name to the kept units, ascending. ``ratio`` was asked for; ``source_parameters``
+    ``kept`` maps each dimension's name to the kept units, ascending: none in what lies in a layer or block that goes.
+    ``ratio`` was asked for; ``source_parameters``
     and ``target_parameters`` say what is reached. ``source`` is the fingerprint of the model the plan was made for.
     ``scored_by`` names the dimensions that the criterion scored by something else than the adapter, and by what.
     """
@@ -69,11 +70,13 @@ class Plan:
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
             raise PlanError(f"layout {self.layout!r} is unknown; this version knows {', '.join(LAYOUTS)}")
+        depth = {str(kind) for kind in Kind if kind.is_depth} & self.kept.keys()
         for name, units in self.kept.items():
             if any(type(unit) is not int for unit in units):
                 raise PlanError(f"the kept units of {name} must be whole numbers, got {list(units)}")
-            if list(units) != sorted(set(units)) or (units and units[0] < 0):
-                raise PlanError(f"the kept units of {name} must be an ascending list of indices")
+            nothing_left = not units and (name in depth or not depth)
+            if nothing_left or list(units) != sorted(set(units)) or (units and units[0] < 0):
+                raise PlanError(f"the kept units of {name} must be a non-empty ascending list of indices")
 
     @property
     def achieved_ratio(self) -> float:
