@@ -81,7 +81,8 @@ def build_decoder(model: PreTrainedModel, graph: GraphBuilder) -> DecoderGraph:
     stream = graph.op("Gather", embedding, ids)
     pasts, presents = [], []
     for index, layer in enumerate(body.layers):
-        past = [_past(graph, layer.self_attn, index, part) for part in ("key", "value")]
+        parts = ("key", "value") if layer.self_attn is not None else ()
+        past = [_past(graph, layer.self_attn, index, part) for part in parts]
         stream, present = _layer(graph, layer, index, stream, past, shared, windows[index])
         pasts += past
         presents += present
@@ -154,13 +155,19 @@ def _layer(
     shared: _Shared,
     window: int | None,
 ) -> tuple[ir.Value, list[ir.Value]]:
-    """One decoder layer: the new residual stream and the layer's present key and value."""
-    name = f"model.layers.{index}"
-    normed = _norm(graph, layer.input_layernorm, f"{name}.input_layernorm", stream)
-    mixed, present = _attention(graph, layer.self_attn, index, normed, past, shared, window)
-    stream = graph.op("Add", stream, mixed)
-    normed = _norm(graph, layer.post_attention_layernorm, f"{name}.post_attention_layernorm", stream)
-    return graph.op("Add", stream, _mlp(graph, layer.mlp, f"{name}.mlp", normed)), present
+    """One decoder layer: the new residual stream and the layer's present key and value.
+
+    An attention or an MLP that is None is left out, with its norm.
+    """
+    name, present = f"model.layers.{index}", list[ir.Value]()
+    if layer.self_attn is not None:
+        normed = _norm(graph, layer.input_layernorm, f"{name}.input_layernorm", stream)
+        mixed, present = _attention(graph, layer.self_attn, index, normed, past, shared, window)
+        stream = graph.op("Add", stream, mixed)
+    if layer.mlp is not None:
+        normed = _norm(graph, layer.post_attention_layernorm, f"{name}.post_attention_layernorm", stream)
+        stream = graph.op("Add", stream, _mlp(graph, layer.mlp, f"{name}.mlp", normed))
+    return stream, present
 
 
 def _attention(
