@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,8 @@ def key_of(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:KEY_DIGITS]
 
 
-def read_terms(path: Path) -> Terms | None:
-    """The terms in a file; None if there is no file or, with a warning, if it is broken."""
+def read_terms(path: Path, widths: Collection[str]) -> Terms | None:
+    """The terms of these widths in a file; None if there is no file or, with a warning, if it is broken."""
     if not path.is_file():
         return None
     try:
@@ -55,8 +55,8 @@ def read_terms(path: Path) -> Terms | None:
             for name, curve in values["curves"].items()
         }
         constant = float(values["constant"])
-        if not 0 <= constant < float("inf"):
-            raise DataError(f"the constant is {constant}")
+        if not 0 <= constant < float("inf") or {*curves} != {*widths}:
+            raise DataError(f"the constant is {constant}, the widths are {', '.join(curves)}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning("the latency table %s cannot be read (%s) and is made again", path, error)
         return None

@@ -39,7 +39,7 @@ class Curve:
         """Seconds at this count; beyond the last, those of the last."""
         if count <= 0:
             return 0.0
-        if count >= self.counts[-1]:
+        if count >= self.counts[-1] or len(self.counts) == 1:
             return self.seconds[-1]
         right = max(1, bisect_left(self.counts, count))
         (x0, x1), (y0, y1) = self.counts[right - 1 : right + 1], self.seconds[right - 1 : right + 1]
