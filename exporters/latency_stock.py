@@ -32,7 +32,7 @@ MOST_HEADS = 3
 SIXTEENTHS = (2, 8, 16)
 """Few counts: each is a model to trace, which takes seconds."""
 
-MOST_LAYERS = 8
+MOST_LAYERS = 4
 HEADS = (Kind.KV_GROUPS, Kind.QUERY_HEADS, Kind.EXPERTS)
 CHANNELS = (Kind.MLP_CHANNELS, Kind.EXPERT_CHANNELS)
 
