@@ -14,21 +14,21 @@ from pathlib import Path
 
 import numpy as np
 
-from lpc.workload import Graph, OnnxFolder, Workload
+from exporters.onnx_calls import Call, Graph, OnnxFolder
 
-WORKLOADS = [
-    Workload(phase="prefill", batch=1, tokens=128, past=0),
-    Workload(phase="prefill", batch=1, tokens=512, past=0),
-    Workload(phase="decode", batch=1, tokens=1, past=128),
-    Workload(phase="decode", batch=1, tokens=1, past=1024),
-    Workload(phase="decode", batch=8, tokens=1, past=128),
+CALLS = [
+    Call(phase="prefill", batch=1, tokens=128, past=0),
+    Call(phase="prefill", batch=1, tokens=512, past=0),
+    Call(phase="decode", batch=1, tokens=1, past=128),
+    Call(phase="decode", batch=1, tokens=1, past=1024),
+    Call(phase="decode", batch=8, tokens=1, past=128),
 ]
 
 
-def compare(base: Graph, other: Graph, workload: Workload, rounds: int, *, one_thread: bool) -> float:
+def compare(base: Graph, other: Graph, call: Call, rounds: int, *, one_thread: bool) -> float:
     """Median over the rounds of the other's time over the base's."""
     clock = time.process_time if one_thread else time.perf_counter
-    pairs = [(decoder, decoder.feeds(workload)) for decoder in (other, base)]
+    pairs = [(decoder, decoder.feeds(call)) for decoder in (other, base)]
     ratios = []
     for turn in range(rounds + 1):
         seconds = []
@@ -52,10 +52,10 @@ def main() -> None:
     for folder in arguments.folders:
         other = Graph(OnnxFolder.find(folder), arguments.threads)
         cells = []
-        for workload in WORKLOADS:
-            rounds = arguments.rounds * (4 if workload.phase == "decode" else 1)
-            ratio = compare(base, other, workload, rounds, one_thread=arguments.threads == 1)
-            cells.append(f"{workload.key} {ratio:.2f}")
+        for call in CALLS:
+            rounds = arguments.rounds * (4 if call.phase == "decode" else 1)
+            ratio = compare(base, other, call, rounds, one_thread=arguments.threads == 1)
+            cells.append(f"{call.key} {ratio:.2f}")
         print(f"{folder}: " + ", ".join(cells), flush=True)
 
 

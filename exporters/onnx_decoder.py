@@ -100,8 +100,10 @@ def build_decoder(model: PreTrainedModel, graph: GraphBuilder) -> DecoderGraph:
     return DecoderGraph(inputs=(ids, mask, positions, *pasts), outputs=(logits, *presents))
 
 
-def is_absent(block: nn.Module) -> bool:
-    """Whether a block is gone: it has parameters, all of no elements (``passes.compact_modeling.Absent``)."""
+def is_absent(block: nn.Module | None) -> bool:
+    """Whether a block is gone: None, or all of its parameters have no elements (``passes.compact_modeling.Absent``)."""
+    if block is None:
+        return True
     sizes = [parameter.numel() for parameter in block.parameters()]
     return bool(sizes) and not any(sizes)
 

@@ -61,21 +61,32 @@ def export_single(
 
     Raises ``UnsupportedModelError`` if the model does not run on a padded batch, or cannot be traced.
     """
+    exported, path = options.cast(model), folder / MODEL_FILE
+    parameters = trace_single(model, path, opset=options.opset, exported=exported)
     sample = sample_inputs(model)
     inputs, outputs = tuple(sample), output_names(model, sample)
-    exported = options.cast(model)
+    write_companions(model, processor, folder, options)
+    graph = open_checked(path, inputs, outputs)
+    parity = verify_single(model, graph, options.tolerance)
+    return finish(folder, options, kind="single", parameters=parameters, parity=parity, no_genai=NO_GENAI)
+
+
+def trace_single(model: PreTrainedModel, path: Path, *, opset: int, exported: PreTrainedModel | None = None) -> int:
+    """The model's graph by ``torch.onnx.export``; the number of its weights. Raises ``UnsupportedModelError``.
+
+    ``exported``: the model in the graph's type, if that is not fp32.
+    """
+    sample, exported = sample_inputs(model), exported or model
+    inputs, outputs = tuple(sample), output_names(model, sample)
+    dtype = next(exported.parameters()).dtype
     tracing = Tracing(
-        sample=tuple(each.to(options.torch_dtype) if each.is_floating_point() else each for each in sample.values()),
+        sample=tuple(each.to(dtype) if each.is_floating_point() else each for each in sample.values()),
         inputs=inputs,
         outputs=outputs,
         dynamic=(tuple(_dynamic(name) for name in inputs),),
     )
     wrapper = NamedInputs(exported, inputs, outputs, counting=counts_from_zero(model, sample))
-    parameters = trace_to_onnx(exported, wrapper, tracing, folder / MODEL_FILE, opset=options.opset)
-    write_companions(model, processor, folder, options)
-    graph = open_checked(folder / MODEL_FILE, inputs, outputs)
-    parity = verify_single(model, graph, options.tolerance)
-    return finish(folder, options, kind="single", parameters=parameters, parity=parity, no_genai=NO_GENAI)
+    return trace_to_onnx(exported, wrapper, tracing, path, opset=opset)
 
 
 def sample_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:

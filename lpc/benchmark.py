@@ -18,9 +18,10 @@ import numpy as np
 import onnxruntime
 
 from exporters.folder import write_text
+from exporters.machine import processor
+from exporters.onnx_calls import Call, OnnxFolder, call_grid, forward_grid
 from lpc.benchmark_result import Benchmark, BenchmarkOptions, Footprint, ModelName, Run, Skipped
 from lpc.timing import Times, time_models
-from lpc.workload import OnnxFolder, Workload, forward_grid, workload_grid
 from passes.errors import ModelError, OptionError
 from passes.infra import Progress, silent
 
@@ -53,19 +54,19 @@ def benchmark(
     folders: dict[ModelName, OnnxFolder] = {"pruned": OnnxFolder.find(folder)}
     if against is not None:
         folders = {"dense": OnnxFolder.find(against), **folders}
-    workloads, skipped = _choose(options, list(folders.values()))
-    steps = iter(range(1, len(folders) + 2 * len(workloads) + 1))
+    calls, skipped = _choose(options, list(folders.values()))
+    steps = iter(range(1, len(folders) + 2 * len(calls) + 1))
 
     def tick() -> None:
-        progress(STAGE, next(steps), len(folders) + 2 * len(workloads))
+        progress(STAGE, next(steps), len(folders) + 2 * len(calls))
 
     footprints = {}
     for name, each in folders.items():
-        footprints[name] = _footprint(each, workloads, options)
+        footprints[name] = _footprint(each, calls, options)
         tick()
-    times = dict(zip(workloads, time_models(folders, workloads, options, tick), strict=True))
+    times = dict(zip(calls, time_models(folders, calls, options, tick), strict=True))
     context = _context(list(folders.values()))
-    runs = [_run(name, work, seconds, context) for work in workloads for name, seconds in times[work].items()]
+    runs = [_run(name, work, seconds, context) for work in calls for name, seconds in times[work].items()]
     found = Benchmark(
         machine=_machine(options),
         options=options,
@@ -78,28 +79,28 @@ def benchmark(
     return found
 
 
-def _choose(options: BenchmarkOptions, folders: Sequence[OnnxFolder]) -> tuple[list[Workload], list[Skipped]]:
+def _choose(options: BenchmarkOptions, folders: Sequence[OnnxFolder]) -> tuple[list[Call], list[Skipped]]:
     """Workloads that fit into every model's context, and the others with the reason."""
     limit, bounded = _context(folders), any(each.bounded for each in folders)
     chosen, skipped = [], []
-    for workload in _grid(options, folders, limit):
-        if limit is None or workload.length <= limit or (options.beyond_context and not bounded):
-            chosen.append(workload)
+    for call in _grid(options, folders, limit):
+        if limit is None or call.length <= limit or (options.beyond_context and not bounded):
+            chosen.append(call)
             continue
-        reason = f"{workload.length} tokens are more than the model's context of {limit}"
-        logger.warning("benchmark leaves out %s: %s", workload.key, reason)
-        skipped.append(Skipped(**asdict(workload), reason=reason))
+        reason = f"{call.length} tokens are more than the model's context of {limit}"
+        logger.warning("benchmark leaves out %s: %s", call.key, reason)
+        skipped.append(Skipped(**asdict(call), reason=reason))
     return chosen, skipped
 
 
-def _grid(options: BenchmarkOptions, folders: Sequence[OnnxFolder], limit: int | None) -> list[Workload]:
+def _grid(options: BenchmarkOptions, folders: Sequence[OnnxFolder], limit: int | None) -> list[Call]:
     """Prefill and decode of decoders; the one call of other models, at their longest if no asked-for length fits."""
     if len({(each.has_cache, each.takes_images) for each in folders}) > 1:
         raise OptionError(
             "the two models are not of one kind (a decoder, an encoder, an image model): name two that are"
         )
     if folders[0].has_cache:
-        return workload_grid(options.batches, options.prefill_tokens, options.decode_pasts)
+        return call_grid(options.batches, options.prefill_tokens, options.decode_pasts)
     if folders[0].takes_images:
         return forward_grid(options.batches, (0,))
     lengths = options.prefill_tokens or (limit or 1,)
@@ -112,22 +113,22 @@ def _context(folders: Sequence[OnnxFolder]) -> int | None:
     return min((each.context_length for each in folders if each.context_length is not None), default=None)
 
 
-def _run(name: ModelName, workload: Workload, seconds: Sequence[float], context: int | None) -> Run:
+def _run(name: ModelName, call: Call, seconds: Sequence[float], context: int | None) -> Run:
     low, median, high = (float(1000 * value) for value in np.percentile(seconds, (10, 50, 90)))
     return Run(
         model=name,
-        **asdict(workload),
+        **asdict(call),
         ms_median=median,
         ms_p10=low,
         ms_p90=high,
-        tokens_per_s=workload.batch * workload.tokens / statistics.median(seconds),
+        tokens_per_s=call.batch * call.tokens / statistics.median(seconds),
         repeats=len(seconds),
-        beyond_context=context is not None and workload.length > context,
+        beyond_context=context is not None and call.length > context,
     )
 
 
-def _footprint(folder: OnnxFolder, workloads: Sequence[Workload], options: BenchmarkOptions) -> Footprint:
-    prefills = [each for each in workloads if each.phase != "decode"]
+def _footprint(folder: OnnxFolder, calls: Sequence[Call], options: BenchmarkOptions) -> Footprint:
+    prefills = [each for each in calls if each.phase != "decode"]
     largest = max(prefills, key=lambda each: each.batch * each.tokens, default=None)
     batch, tokens = (largest.batch, largest.tokens) if largest else (1, 1)
     arguments = [str(folder.path.parent), str(options.thread_count), str(batch), str(tokens)]
@@ -156,11 +157,11 @@ def _probe(arguments: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _time_ratios(times: Mapping[Workload, Times]) -> dict[str, float]:
-    """Pruned over dense, a workload: the median over pairs of neighbouring runs."""
+def _time_ratios(times: Mapping[Call, Times]) -> dict[str, float]:
+    """Pruned over dense, a call: the median over pairs of neighbouring runs."""
     return {
-        workload.key: float(np.median(np.array(both["pruned"]) / np.array(both["dense"])))
-        for workload, both in times.items()
+        call.key: float(np.median(np.array(both["pruned"]) / np.array(both["dense"])))
+        for call, both in times.items()
         if "dense" in both
     }
 
@@ -178,7 +179,7 @@ def _machine(options: BenchmarkOptions) -> dict[str, Any]:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return {
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": options.thread_count,
         "load_average_1min": load,
@@ -186,12 +187,3 @@ def _machine(options: BenchmarkOptions) -> dict[str, Any]:
         "onnxruntime": onnxruntime.__version__,
         "provider": "CPUExecutionProvider",
     }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from lpc.workload import Graph, OnnxFolder, Workload
+from exporters.onnx_calls import Call, Graph, OnnxFolder
 
 PROC_STATUS = Path("/proc/self/status")
 
@@ -37,7 +37,7 @@ def main(folder: str, threads: str, batch: str, tokens: str) -> None:
     graph = Graph(found_folder, int(threads))
     load_seconds = time.perf_counter() - start
     loaded = peak_bytes()
-    graph.run(graph.feeds(Workload(phase="forward", batch=int(batch), tokens=int(tokens), past=0)))
+    graph.run(graph.feeds(Call(phase="forward", batch=int(batch), tokens=int(tokens), past=0)))
     found = {
         "load_s": load_seconds,
         "baseline_bytes": before,

@@ -19,10 +19,10 @@ class BenchmarkOptions:
     """What is timed and how often.
 
     ``repeats`` counted rounds (four times as many for decode steps, which are short) after ``warmup`` uncounted ones; a
-    round runs every model once, in alternating order. A workload ends early, but not before 6 rounds, when it has taken
-    ``max_seconds``; the rounds done are recorded. ``threads``: onnxruntime's threads, all cores if None.
-    ``beyond_context``: also time
-    sequences longer than the model's context, which says something of speed but not of use; such runs are marked.
+    round runs every model once, in alternating order. The rounds of a call end early, but not before 6, when they have
+    taken ``max_seconds``; the rounds done are recorded. ``threads``: onnxruntime's threads, all cores if None.
+    ``beyond_context``: also time sequences longer than the model's context, which says something of speed but not of
+    use; such runs are marked.
 
     Raises ``OptionError``.
     """
@@ -55,7 +55,7 @@ class BenchmarkOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One model's times on one workload, in milliseconds; ``tokens_per_s`` counts new tokens of all sequences.
+    """One model's times on one call, in milliseconds; ``tokens_per_s`` counts new tokens of all sequences.
 
     Of images, ``tokens`` and ``tokens_per_s`` are 0.
 
@@ -95,7 +95,7 @@ class Footprint:
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
-    """A workload that was left out, and why."""
+    """A call that is not timed, and why."""
 
     phase: str
     batch: int

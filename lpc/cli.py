@@ -129,7 +129,7 @@ def export(
 def benchmark(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="An lpc output, or an ONNX folder.")],
     against: Annotated[Path | None, typer.Option(help="Another one, taken as the dense model.")] = None,
-    repeats: Annotated[int, typer.Option(help="Counted runs a workload.")] = 15,
+    repeats: Annotated[int, typer.Option(help="Counted runs a call.")] = 15,
     json: o.Json = False,
 ) -> None:
     """Time prefill and decode in onnxruntime and write DIR/benchmark.json."""

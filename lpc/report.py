@@ -251,15 +251,15 @@ def _evaluation(evaluation: Mapping[str, Any]) -> str:
 
 
 def speed_rows(benchmark: Mapping[str, Any]) -> list[list[str]]:
-    """Rows of workload, dense and pruned median in milliseconds, and the ratio measured pair by pair."""
-    workloads: dict[tuple[str, int, int, int], dict[str, float]] = {}
+    """Rows of a call, dense and pruned median in milliseconds, and the ratio measured pair by pair."""
+    calls: dict[tuple[str, int, int, int], dict[str, float]] = {}
     marked: set[tuple[str, int, int, int]] = set()
     for run in benchmark["runs"]:
         key = (run["phase"], run["batch"], run["tokens"], run["past"])
-        workloads.setdefault(key, {})[run["model"]] = run["ms_median"]
+        calls.setdefault(key, {})[run["model"]] = run["ms_median"]
         marked |= {key} if run["beyond_context"] else set()
     rows = []
-    for (phase, batch, tokens, past), medians in workloads.items():
+    for (phase, batch, tokens, past), medians in calls.items():
         times = [f"{medians[model]:.2f}" if model in medians else "–" for model in ("dense", "pruned")]
         ratio = benchmark["ratios"].get(f"{phase}_b{batch}_t{tokens}_p{past}")
         what = f"1 token, past {past}" if phase == "decode" else f"{tokens} tokens" if tokens else "1 image a row"

@@ -7,10 +7,10 @@ import pytest
 import zoo
 from conftest import build_model, build_tokenizer
 
+from exporters.onnx_calls import Call, Graph, OnnxFolder
 from exporters.onnx_export import OnnxOptions, export_onnx
 from lpc.benchmark import BenchmarkOptions, benchmark
 from lpc.report import speed_rows
-from lpc.workload import Graph, OnnxFolder, Workload
 from passes.errors import MissingFileError, ModelError, OptionError, UnsupportedModelError
 
 SMALL = BenchmarkOptions(
@@ -36,9 +36,9 @@ def test_benchmark_writes_the_promised_json(folders: tuple[Path, Path]) -> None:
     assert written == json.loads(json.dumps(found.to_json()))
     assert written["schema_version"] == 1
     assert {(r["model"], r["phase"], r["batch"], r["tokens"], r["past"]) for r in written["runs"]} == {
-        (model, *workload)
+        (model, *call)
         for model in ("dense", "pruned")
-        for workload in (("prefill", 1, 6, 0), ("prefill", 2, 6, 0), ("decode", 1, 1, 3), ("decode", 2, 1, 3))
+        for call in (("prefill", 1, 6, 0), ("prefill", 2, 6, 0), ("decode", 1, 1, 3), ("decode", 2, 1, 3))
     }
     for run in written["runs"]:
         assert 0 < run["ms_p10"] <= run["ms_median"] <= run["ms_p90"]
@@ -71,7 +71,7 @@ def test_benchmark_alone_has_no_ratios_and_may_go_beyond_the_context(folders: tu
 
 def test_feeds_fit_the_graph(folders: tuple[Path, Path]) -> None:
     decoder = Graph(OnnxFolder.find(folders[0]), threads=1)
-    feeds = decoder.feeds(Workload(phase="decode", batch=2, tokens=1, past=3))
+    feeds = decoder.feeds(Call(phase="decode", batch=2, tokens=1, past=3))
     assert feeds["past_key_values.1.value"].shape == (2, 2, 3, 8)
     assert feeds["attention_mask"].shape == (2, 4)
     assert feeds["position_ids"].tolist() == [[3], [3]]

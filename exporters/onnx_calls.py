@@ -1,4 +1,4 @@
-"""ONNX folders and the workloads that are timed on them. Imports no torch: the memory probe runs this file."""
+"""ONNX folders and the calls that are timed on them. Imports no torch: the memory probe runs this file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tens
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workload:
+class Call:
     """One call of the graph: ``batch`` sequences of ``tokens`` new tokens each, after ``past`` cached ones.
 
     ``forward`` is the one call of a model without a cache; ``tokens`` is 0 where its rows are images.
@@ -43,17 +43,15 @@ class Workload:
         return self.tokens + self.past
 
 
-def workload_grid(
-    batches: tuple[int, ...], prefill_tokens: tuple[int, ...], decode_pasts: tuple[int, ...]
-) -> list[Workload]:
+def call_grid(batches: tuple[int, ...], prefill_tokens: tuple[int, ...], decode_pasts: tuple[int, ...]) -> list[Call]:
     """Every prefill and every decode step, for every batch size."""
-    prefills = [(Workload(phase="prefill", batch=b, tokens=t, past=0)) for t in prefill_tokens for b in batches]
-    return prefills + [Workload(phase="decode", batch=b, tokens=1, past=p) for p in decode_pasts for b in batches]
+    prefills = [(Call(phase="prefill", batch=b, tokens=t, past=0)) for t in prefill_tokens for b in batches]
+    return prefills + [Call(phase="decode", batch=b, tokens=1, past=p) for p in decode_pasts for b in batches]
 
 
-def forward_grid(batches: tuple[int, ...], tokens: tuple[int, ...]) -> list[Workload]:
+def forward_grid(batches: tuple[int, ...], tokens: tuple[int, ...]) -> list[Call]:
     """The one call of a model without a cache, for every length and batch size."""
-    return [Workload(phase="forward", batch=b, tokens=t, past=0) for t in tokens for b in batches]
+    return [Call(phase="forward", batch=b, tokens=t, past=0) for t in tokens for b in batches]
 
 
 ENDLESS = ("rope_parameters", "rope_theta", "alibi")
@@ -143,7 +141,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 class Graph:
-    """A loaded graph that can be fed with any workload."""
+    """A loaded graph that can be fed for any call."""
 
     def __init__(self, folder: OnnxFolder, threads: int) -> None:
         """Load the session on CPU with ``threads`` threads. Raises ``ModelError`` if onnxruntime refuses."""
@@ -158,10 +156,10 @@ class Graph:
         self.folder = folder
         self.inputs = {each.name: each for each in self.session.get_inputs()}
 
-    def feeds(self, workload: Workload) -> Feeds:
+    def feeds(self, call: Call) -> Feeds:
         """Random token ids and cache, the same for every model with the same shapes; only inputs the graph has."""
         generator = np.random.default_rng(0)
-        batch, past, length = workload.batch, workload.past, workload.length
+        batch, past, length = call.batch, call.past, call.length
         positions = np.tile(np.arange(past, length, dtype=np.int64), (batch, 1))
         values: Feeds = {
             "input_ids": generator.integers(0, self.vocabulary, positions.shape, dtype=np.int64),
