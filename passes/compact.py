@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -11,9 +11,11 @@ from transformers.initialization import no_init_weights
 
 from passes.attention import AttentionBlock
 from passes.compact_modeling import PREFIX, compact_class
+from passes.constants import embedding_scale
 from passes.families import attention_blocks, family_of
-from passes.graph import Dimension, Kind, PruningGraph, Role, Slice
-from passes.stock import build_stock, compact_config, filled
+from passes.graph import Dimension, Kind, PruningGraph, Slice
+from passes.rescale import UNSCALED, Scales, rescales
+from passes.stock import build_stock, compact_config, filled, larger_epsilons, stock_class, twin_of
 
 Kept = Mapping[str, Sequence[int]]
 """The kept units, ascending, a dimension name."""
@@ -25,11 +27,12 @@ def build_compact(model: PreTrainedModel, graph: PruningGraph, kept: Kept) -> Pr
     It is of the stock class where that holds all widths, else of a subclass that resizes it
     (``passes.compact_modeling``).
     """
-    state = cut_state(model.state_dict(), graph, kept)
     counts = {d.width: len(kept[d.name]) for d in graph.dimensions}
-    if all(counts[width.name] in width.stock for width in graph.widths):
-        return build_stock(compact_config(model.config, graph, counts), state, like=model)
-    config = resized_config(model, graph, kept)
+    stock = all(counts[width.name] in width.stock for width in graph.widths)
+    config = compact_config(model.config, graph, counts) if stock else resized_config(model, graph, kept)
+    state = cut_state(model.state_dict(), graph, kept, tied_names(model), embedding_scales(model, config))
+    if stock:
+        return build_stock(config, state, like=model)
     with no_init_weights():
         resized = cast(Any, compact_class(type(model)))._from_config(
             config, attn_implementation=model.config._attn_implementation
@@ -37,16 +40,40 @@ def build_compact(model: PreTrainedModel, graph: PruningGraph, kept: Kept) -> Pr
     return filled(resized, state, like=model)
 
 
-def cut_state(state: Mapping[str, torch.Tensor], graph: PruningGraph, kept: Kept) -> dict[str, torch.Tensor]:
-    """The tensors that are left of a state dict."""
-    rescaled = dict(_rescales(graph, kept))
+def tied_names(model: PreTrainedModel) -> dict[str, str]:
+    """The parameters that are others under a second name, with the names of those."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    both = model.named_parameters(remove_duplicate=False)
+    return {name: first[id(parameter)] for name, parameter in both if first[id(parameter)] != name}
+
+
+def embedding_scales(model: PreTrainedModel, config: PreTrainedConfig) -> Scales:
+    """What the token embedding is multiplied by in a model and in the compact one of this configuration."""
+    dense = embedding_scale(model)
+    if dense == 1:
+        return UNSCALED
+    twin = twin_of(stock_class(type(model), config), config).to(model.dtype)
+    tied = model.get_output_embeddings() is not None and bool(config.tie_word_embeddings)
+    return Scales(dense, embedding_scale(twin), tied)
+
+
+def cut_state(
+    state: Mapping[str, torch.Tensor],
+    graph: PruningGraph,
+    kept: Kept,
+    tied: Mapping[str, str] | None = None,
+    scales: Scales = UNSCALED,
+) -> dict[str, torch.Tensor]:
+    """The tensors that are left of a state dict. ``tied`` are those under a second name (see ``tied_names``)."""
+    rescaled = rescales(graph, {name: len(units) for name, units in kept.items()}, scales)
     left = {}
     for name, tensor in state.items():
-        parts = graph.slices_of.get(name, ())
+        first = (tied or {}).get(name, name)
+        parts = graph.slices_of.get(first, ())
         if parts:
             tensor = cut(tensor, parts, kept)
-        if name in rescaled:
-            tensor = (tensor.double() * rescaled[name]).to(tensor.dtype)
+        if first in rescaled:
+            tensor = rescaled[first](tensor)
         left[name] = tensor
     return left
 
@@ -76,22 +103,6 @@ def _without(tensor: torch.Tensor, axis: int, removed: Sequence[int] | set[int])
     return tensor.index_select(axis, left.nonzero().flatten().to(tensor.device))
 
 
-def _rescales(graph: PruningGraph, kept: Kept) -> Iterator[tuple[str, float]]:
-    """Factors that keep an RMS norm over all units the same function when units go.
-
-    With the outputs x of the removed units masked, x / sqrt(sum(x²) / n + eps) * w divides by the dense n. Over m units
-    the same comes from producing c·x with c = sqrt(m / n) and from the weight w / c, exactly, eps included.
-    """
-    counts = {name: len(units) for name, units in kept.items()}
-    for parameter, owners in graph.slices_of.items():
-        for source in {part.source for _, part in owners if part.role is Role.NORM}:
-            factor = (graph.shape(parameter, counts)[0] / graph.shapes[parameter][0]) ** 0.5
-            yield parameter, 1 / factor
-            for leaf in ("weight", "bias"):
-                if f"{source}.{leaf}" in graph.shapes:
-                    yield f"{source}.{leaf}", factor
-
-
 def resized_config(model: PreTrainedModel, graph: PruningGraph, kept: Kept) -> PreTrainedConfig:
     """The dense configuration with the entry ``compact`` that ``passes.compact_modeling`` reads."""
     counts = {name: len(units) for name, units in kept.items()}
@@ -115,12 +126,17 @@ def resized_config(model: PreTrainedModel, graph: PruningGraph, kept: Kept) -> P
                 compact["attributes"][path] = {"num_experts": len(kept[dimension.name])}
     values = model.config.to_dict()
     named = [f"{PREFIX}{type(model).__name__}"]
+    widths = {width.name: width for width in graph.widths}
+    for dimension in graph.of_kind(Kind.HIDDEN):  # the stock class itself has this size, and no other of the new ones
+        values |= dict.fromkeys(widths[dimension.width].entries, len(kept[dimension.name]))
+        values |= graph.fixed_entries
+        values |= larger_epsilons(model.config, graph, {dimension.width: len(kept[dimension.name])})
     return type(model.config).from_dict({**values, "architectures": named, "compact": compact})
 
 
 def _dimensions_of(block: AttentionBlock, graph: PruningGraph) -> list[Dimension]:
     consumer = block.group_slices()[-1].parameter
-    return [dimension for dimension, _ in graph.slices_of[consumer]]
+    return [dimension for dimension, _ in graph.slices_of[consumer] if dimension.stream is None]
 
 
 def kept_heads(block: AttentionBlock, graph: PruningGraph, kept: Kept) -> list[int]:

@@ -22,11 +22,13 @@ class Kind(StrEnum):
     EXPERT_CHANNELS = "expert_channels"
     """The channels inside one expert."""
     EXPERTS = "experts"
+    HIDDEN = "hidden"
+    """The channels of the residual stream, which all layers share."""
 
     @property
     def is_fine(self) -> bool:
         """Whether units are single channels, thousands a layer, whose counts are rounded to a multiple."""
-        return self in (Kind.MLP_CHANNELS, Kind.EXPERT_CHANNELS)
+        return self in (Kind.MLP_CHANNELS, Kind.EXPERT_CHANNELS, Kind.HIDDEN)
 
 
 class Role(StrEnum):
@@ -43,7 +45,7 @@ class Role(StrEnum):
     ROUTE = "route"
     """The rows of a router that choose the units: cut with them, scored by nothing."""
     NORM = "norm"
-    """The weight of an RMS norm over all units together; its producers are rescaled when units go (see shrink)."""
+    """The weight of an RMS norm over all units together, with what it takes to stay exact (see ``passes.rescale``)."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,9 @@ class Slice:
     role: Role = Role.FOLLOW
     at: int | None = None
     source: str = ""
-    """For a NORM: the module whose outputs it normalises."""
+    """For a NORM: the one module whose outputs it normalises; empty over the residual stream, which many write."""
+    offset: float = 0.0
+    """For a NORM: what it adds to its weight before it multiplies by it (1 in the Gemmas)."""
 
     @property
     def module(self) -> str:
@@ -85,11 +89,26 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class Stream:
+    """What must be known of the residual stream, beside its slices, to make it narrower (see ``passes.rescale``).
+
+    ``embedding``: the parameter of the token embedding. ``final_norm``: that of the norm whose output the head reads.
+    ``companions``: norms of other values that have the same entry of the configuration as their epsilon, each with the
+    module whose outputs it normalises.
+    """
+
+    embedding: str
+    final_norm: str
+    companions: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class Dimension:
     """One prunable axis of the model, such as the KV groups of layer 3.
 
     ``width`` names the width it belongs to: in the uniform layout all dimensions of one width keep as many units.
-    ``cache_elements`` is what a unit adds to the key-value cache, in elements a token.
+    ``cache_elements`` is what a unit adds to the key-value cache, in elements a token. ``layer`` is -1 where all layers
+    share the units, which then have a ``stream``.
     """
 
     name: str
@@ -99,6 +118,7 @@ class Dimension:
     slices: tuple[Slice, ...]
     width: str
     cache_elements: int = 0
+    stream: Stream | None = None
 
     @property
     def weights(self) -> tuple[Slice, ...]:
@@ -115,7 +135,8 @@ class Width:
     """A number of units that all dimensions of this width share, in the dense model and in the uniform layout.
 
     ``counts``: the kept counts, ascending, that are allowed; the last is the dense one. ``stock``: those that the stock
-    class holds. ``entries`` are the configuration's entries that say the width, with the factor that each has.
+    class holds. ``entries`` are the configuration's entries that say the width, with the factor that each has;
+    ``epsilon`` is the one that must grow as the width shrinks (see ``passes.rescale``).
     """
 
     name: str
@@ -124,6 +145,7 @@ class Width:
     counts: tuple[int, ...]
     stock: tuple[int, ...] = ()
     entries: Mapping[str, int] = field(default_factory=dict)
+    epsilon: str | None = None
 
 
 @dataclass(frozen=True)

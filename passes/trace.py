@@ -23,6 +23,7 @@ from passes.errors import UnsupportedModelError
 from passes.experts import ExpertsBlock
 from passes.families import Family, attention_blocks, family_of
 from passes.graph import Dimension, PruningGraph, Role
+from passes.hidden import HiddenFinder
 from passes.infra import Pass, PassResult
 from passes.models import base_model, plain_name
 from passes.probe import Probe
@@ -40,11 +41,13 @@ class TraceOptions:
     """Which dimensions to look for.
 
     ``query_heads``: keep every KV head and prune the query heads inside its group, as many in each. ``custom_code``:
-    also allow sizes that no stock class can hold; the checkpoint then carries a modelling file.
+    also allow sizes that no stock class can hold; the checkpoint then carries a modelling file. ``hidden``: also the
+    hidden size, whose channels all layers share.
     """
 
     query_heads: bool = False
     custom_code: bool = False
+    hidden: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,17 +108,20 @@ def trace(
     probe = Probe.of(twin).inputs
     inputs = {name: value[:1].to("meta") for name, value in probe.items() if name not in UNTRACEABLE_INPUTS}
     layers = {layer_path(block.path) for block in attention}
-    found, residual = finder.channel_dimensions(Dependencies(twin, inputs), layers)
+    dependencies = Dependencies(twin, inputs)
+    found, residual = finder.channel_dimensions(dependencies, layers)
     dimensions += found
     _check_known(shapes, known, dimensions, residual, layers)
     routers = [part.parameter for dimension in dimensions for part in dimension.of_role(Role.ROUTE)]
-    ordered = tuple(sorted(dimensions, key=lambda d: (d.layer, d.kind)))
+    ordered = sorted(dimensions, key=lambda d: (d.layer, d.kind))
+    if options.hidden:
+        ordered.append(HiddenFinder(config, shapes, attention, experts).dimension(dependencies, residual, ordered))
     graph = PruningGraph(
         family=config.model_type,
         dtype=dtype or getattr(config, "dtype", None) or torch.float32,
         shapes=shapes,
         matmuls=tuple(dict.fromkeys((*matmuls, *routers))),
-        dimensions=ordered,
+        dimensions=tuple(ordered),
         widths=(),
         untouched=finder.untouched(),
         fixed_cache_elements=finder.fixed_cache_elements(),
