@@ -29,12 +29,12 @@ def odd_constant(dense: nn.Module, smaller: nn.Module, dimension: Dimension, cou
     for name, module in dense.named_modules():
         now = vars(modules[name])
         for key, value in vars(module).items():
-            if not isinstance(value, int | float) or key not in now or (name, key) == (scaled, SCALE):
+            if type(value) not in (int, float) or key not in now or (name, key) == (scaled, SCALE):
                 continue
             allowed = {float(value)}
             if name in norms and key in EPSILONS:
                 allowed = {value * dimension.size / count}
-            elif isinstance(value, int) and value == dimension.size:
+            elif value == dimension.size:
                 allowed = {float(value), float(count)}
             if not any(math.isclose(now[key], each, rel_tol=1e-9) for each in allowed):
                 return f"with {count} hidden channels the stock class makes {name}.{key} {now[key]}, not {min(allowed)}"

@@ -103,10 +103,17 @@ class HiddenFinder:
                 raise self._refused(f"{parameter} with shape {self.shapes[parameter]} is not as wide as the stream")
         taken = {(part.parameter, part.axis) for dimension in others for part in dimension.slices}
         described = {norm for norm, _ in self._companions()}
-        known = {parameter for parameter, _ in (*axes, *taken)}
+        coupled = {parameter for parameter, _ in axes}
+        known = coupled | {parameter for parameter, _ in taken}
         unknown = sorted(n for n in self.shapes if n not in known and n.rpartition(".")[0] not in described)
+        unknown += [
+            parameter
+            for parameter, shape in self.shapes.items()
+            if parameter in known - coupled
+            and any(length == size and (parameter, axis) not in taken for axis, length in enumerate(shape))
+        ]
         odd = [*sorted(parameter for parameter, axis in axes if (parameter, axis) in taken), *unknown]
-        if odd or len({parameter for parameter, _ in axes}) < len(axes):
+        if odd or len(coupled) < len(axes):
             what = odd[0] if odd else "a parameter with two axes of its channels"
             raise self._refused(f"{what} is coupled with it in a way that is not understood")
 
