@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from lpc.manifest import versions
 from lpc.report import table
-from passes.budget import Budget
+from passes.budget import Budget, count_of
 from passes.compact import build_compact
 from passes.errors import UnreachableBudgetError
 from passes.graph import PruningGraph
@@ -75,7 +75,7 @@ def run(family: str, seed: int) -> Row:
         if not any(word in str(error) for word in ("largest reachable ratio", "Reachable are fractions")):
             raise
         return Row(family, layout, asked, None)
-    counts = solver.counts(scores)
+    counts = {name: count_of(amount) for name, amount in solver.kept(scores).items()}
     solver.check(counts)
     used = max(solver.meter.measure(limit.measure, counts) / limit.bound for limit in solver.limits)
     kept = {name: tuple(m.nonzero().flatten().tolist()) for name, m in best_units(graph, scores, counts).items()}

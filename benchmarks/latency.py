@@ -59,7 +59,7 @@ def plans(graph: PruningGraph, random: Random) -> dict[str, Counts]:
     drawn = {"dense": {d.name: d.size for d in graph.dimensions}}
     for number in range(UNIFORM):
         widths = {width.name: draw(width.size, random) for width in graph.widths}
-        drawn[f"uniform {number + 1}"] = graph.uniform(widths)
+        drawn[f"uniform {number + 1}"] = {d.name: widths[d.width] for d in graph.dimensions}
     for number in range(PER_LAYER):
         drawn[f"per-layer {number + 1}"] = {d.name: draw(d.size, random) for d in graph.dimensions}
     return drawn

@@ -35,7 +35,7 @@ class Curve:
         counts = tuple(sorted(measured))
         return cls(counts, tuple(isotonic([max(0.0, measured[count]) for count in counts])))
 
-    def __call__(self, count: int) -> float:
+    def __call__(self, count: float) -> float:
         """Seconds at this count; beyond the last, those of the last."""
         if count <= 0:
             return 0.0

@@ -12,10 +12,7 @@ from passes.errors import UnsupportedModelError
 from passes.graph import Dimension, Kind, PruningGraph
 
 ATTENTION = (Kind.KV_GROUPS, Kind.QUERY_HEADS)
-LAYERS, ATTENTION_BLOCKS, MLP_BLOCKS = "layers", "attention_blocks", "mlp_blocks"
-"""Kinds whose units are layers and blocks; unit j is that of layer j."""
-BLOCKS = (ATTENTION_BLOCKS, MLP_BLOCKS)
-HIDDEN = "hidden"
+BLOCKS = (Kind.ATTENTION_BLOCKS, Kind.MLP_BLOCKS)
 
 
 @dataclass(frozen=True)
@@ -47,9 +44,9 @@ class LatencyTable:
         self._check_hidden(kept)
         gone = self._gone(kept)
         present = (each for each in self._timed if (each.layer, _part(each)) not in gone)
-        return self.constant + sum(self.dimension_seconds(each.name, _count(each, kept)) for each in present)
+        return self.constant + sum(self.dimension_seconds(each.name, each.count(kept)) for each in present)
 
-    def dimension_seconds(self, name: str, count: int) -> float:
+    def dimension_seconds(self, name: str, count: float) -> float:
         """The term of one dimension that keeps ``count`` units, 0 for dimensions that do not enter.
 
         Those of depth do not: a layer that goes saves the terms of its other dimensions.
@@ -73,27 +70,22 @@ class LatencyTable:
         """Layer and part (attention or MLP) of every block that does not stay."""
         gone: set[tuple[int, str]] = set()
         for dimension in self.graph.dimensions:
-            if dimension.kind in (LAYERS, *BLOCKS) and dimension.name in kept:
+            if dimension.kind.is_depth and dimension.name in kept:
                 units = kept[dimension.name]
                 stay = set(range(units) if isinstance(units, int) else units)
-                parts = BLOCKS if dimension.kind == LAYERS else (str(dimension.kind),)
+                parts = BLOCKS if dimension.kind is Kind.LAYERS else (dimension.kind,)
                 gone |= {(layer, part) for layer in set(range(dimension.size)) - stay for part in parts}
         return gone
 
     def _check_hidden(self, kept: Kept) -> None:
         for dimension in self.graph.dimensions:
-            count = _count(dimension, kept)
-            if dimension.kind == HIDDEN and count < dimension.size:
+            count = dimension.count(kept)
+            if dimension.kind is Kind.HIDDEN and count < dimension.size:
                 raise UnsupportedModelError(
                     f"latency is not predicted for {count} of {dimension.size} hidden channels: they change every "
                     "term; make the table of the configuration with that hidden size"
                 )
 
 
-def _count(dimension: Dimension, kept: Kept) -> int:
-    units = kept.get(dimension.name, dimension.size)
-    return units if isinstance(units, int) else len(units)
-
-
 def _part(dimension: Dimension) -> str:
-    return ATTENTION_BLOCKS if dimension.kind in ATTENTION else MLP_BLOCKS
+    return Kind.ATTENTION_BLOCKS if dimension.kind in ATTENTION else Kind.MLP_BLOCKS

@@ -61,7 +61,9 @@ class Inspection:
         return values
 
 
-def inspect(model: str | Path, *, query_heads: bool = False, custom_code: bool = False) -> Inspection:
+def inspect(
+    model: str | Path, *, query_heads: bool = False, custom_code: bool = False, hidden: bool = False
+) -> Inspection:
     """Inspect a local folder (its ``config.json`` is enough) or a hub model; allocates no weights.
 
     The options are those of ``TraceOptions``. Raises MissingFileError, ModelError, or UnsupportedModelError with the
@@ -69,7 +71,8 @@ def inspect(model: str | Path, *, query_heads: bool = False, custom_code: bool =
     """
     config = load_config(model)
     found = model_class(config)
-    graph = trace(config, model_type=found, options=TraceOptions(query_heads=query_heads, custom_code=custom_code))
+    options = TraceOptions(query_heads=query_heads, custom_code=custom_code, hidden=hidden)
+    graph = trace(config, model_type=found, options=options)
     widths = tuple(_summary(graph, width) for width in graph.widths)
     fine = [width.size for width in graph.widths if width.kind.is_fine]
     return Inspection(
@@ -91,6 +94,8 @@ def untouched(graph: PruningGraph) -> dict[str, str]:
     sliced = set(graph.slices_of)
     rest = sum(graph.numel(name, {}) for name in graph.shapes if name not in sliced)
     share = rest / graph.parameters()
+    if graph.of_kind(Kind.HIDDEN):
+        return {**graph.untouched, "vocabulary": "all tokens stay"}
     others = f"the hidden size and the vocabulary stay ({share:.1%} of the parameters)"
     return {**graph.untouched, "embeddings, norms and the task's head": others}
 

@@ -77,6 +77,8 @@ def _targets(graph: PruningGraph, model: PreTrainedModel) -> tuple[list[str], li
     modules: dict[str, nn.Module] = {}
     parameters: set[str] = set()
     for dimension in graph.dimensions:
+        if dimension.kind is Kind.HIDDEN:
+            continue  # its linear layers are other dimensions' too; embeddings and heads, often tied, wear no adapter
         # Beside stacked experts, peft takes gate_proj, up_proj and down_proj of a dense MLP for experts of an older
         # format (peft/utils/transformers_weight_conversion.py), unless they are named as parameters.
         ambiguous = stacked and dimension.kind is Kind.MLP_CHANNELS

@@ -68,3 +68,14 @@ def _layer_number(prefix: str) -> tuple[str, int]:
 
 def _range(prefixes: Sequence[str]) -> str:
     return f"{prefixes[0]} to {prefixes[-1]}" if prefixes else "none"
+
+
+def removable_units(target: Target, graph: PruningGraph) -> dict[str, tuple[int, ...]]:
+    """The layers or blocks that may go, by the dimension's name: none that is protected or frozen, and never all."""
+    protected = {int(prefix.rpartition(".")[2]) for prefix in _protected(target, graph)}
+    found = {}
+    for dimension in graph.depth:
+        frozen = {dimension.name, str(dimension.kind)} & set(target.freeze)
+        free = tuple(unit for unit in range(dimension.size) if unit not in protected and not frozen)
+        found[dimension.name] = free[1:] if len(free) == dimension.size else free
+    return found

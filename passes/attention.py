@@ -29,16 +29,16 @@ class AttentionLayout:
     """One kind of attention block. Names are relative to the block; a leading dot means relative to its parent.
 
     ``block``: the end of the block's path. ``projections``: query, key and value, or the one layer that packs them.
-    ``head_dim``: the block's attribute with the size of a head. ``shared``: norms over a single head's values, which
-    all heads share, so they stay whole. ``query_norms`` and ``key_norms``: norms with weights a head, [heads, head_dim]
-    or [heads * head_dim] applied a head. ``whole_query_norm`` and ``whole_key_norm``: RMS norms over all heads
-    together. ``bias_table``: an embedding [buckets, heads] of the first block, whose bias all blocks of the stack
-    share, so that their heads go together. ``head_inputs``: arguments of the block with an entry a head (ALiBi).
-    ``passes_on``: the argument in which all blocks get what the first one made, an entry a head, all of them equal.
-    ``attributes``: the block's attributes that must change with the heads, with ``heads``, ``groups`` or ``width``
-    (heads * head_dim). ``width``: name of the width; ``{stack}`` is encoder or decoder. ``cross``: keys and values come
-    from the encoder. ``expands``: the block's attribute that says whether keys and values are repeated for each query
-    head before they are cached.
+    ``head_dim``: the block's attribute with the size of a head. ``shared``: norms over a single head's values, of the
+    queries and of the keys, which all heads share, so they stay whole. ``query_norms`` and ``key_norms``: norms with
+    weights a head, [heads, head_dim] or [heads * head_dim] applied a head. ``whole_query_norm`` and ``whole_key_norm``:
+    RMS norms over all heads together. ``bias_table``: an embedding [buckets, heads] of the first block, whose bias all
+    blocks of the stack share, so that their heads go together. ``head_inputs``: arguments of the block with an entry a
+    head (ALiBi). ``passes_on``: the argument in which all blocks get what the first one made, an entry a head, all of
+    them equal. ``attributes``: the block's attributes that must change with the heads, with ``heads``, ``groups`` or
+    ``width`` (heads * head_dim). ``width``: name of the width; ``{stack}`` is encoder or decoder. ``cross``: keys and
+    values come from the encoder. ``expands``: the block's attribute that says whether keys and values are repeated for
+    each query head before they are cached.
     """
 
     block: str = "self_attn"
@@ -171,6 +171,31 @@ class AttentionBlock:
         parts += self._norms(self.layout.query_norms, 1, first)
         parts += self._whole_norm(self.layout.whole_query_norm, 0, ((first * d, d),))
         return (*parts, *self._bias_table(1, first), self._consumed(((first * d, d),)))
+
+    def hidden_slices(self) -> tuple[Slice, ...]:
+        """What reads the hidden channels (queries, keys and values), and what writes them."""
+        output = _absolute(self.path, self.layout.output)
+        parts = [
+            Slice(f"{_absolute(self.path, name)}.weight", int(not self.transposed), role=Role.CONSUME)
+            for name in self.layout.projections
+        ]
+        parts.append(Slice(f"{output}.weight", int(self.transposed), role=Role.PRODUCE))
+        return (*parts, Slice(f"{output}.bias", 0)) if f"{output}.bias" in self.shapes else tuple(parts)
+
+    def head_norms(self) -> Iterator[tuple[str, str]]:
+        """The norms of queries and keys, each with the projection whose outputs it normalises.
+
+        Raises UnsupportedModelError where several of them share one projection.
+        """
+        layout = self.layout
+        queries = (*layout.shared[:1], *layout.query_norms, layout.whole_query_norm)
+        keys = (*layout.shared[1:], *layout.key_norms, layout.whole_key_norm)
+        for projection, names in enumerate((queries, keys)):
+            for norm in [f"{self.path}.{name}" for name in names if name is not None]:
+                if any(parameter.startswith(f"{norm}.") for parameter in self.shapes):
+                    if layout.packing is not Packing.SEPARATE:
+                        raise UnsupportedModelError(f"{norm} normalises a part of the outputs of a fused projection")
+                    yield norm, _absolute(self.path, layout.projections[projection])
 
     def _produced(self, name: str, segments: tuple[tuple[int, int], ...]) -> list[Slice]:
         path = _absolute(self.path, name)

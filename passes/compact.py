@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -11,11 +11,13 @@ from transformers.initialization import no_init_weights
 
 from passes.absent import present_attention, with_absent
 from passes.attention import AttentionBlock
-from passes.compact_modeling import compact_class
-from passes.graph import Dimension, Kind, PruningGraph, Role, Slice
+from passes.compact_modeling import compact_class, has_own_sizes
+from passes.constants import embedding_scale
+from passes.graph import Dimension, Kind, PruningGraph, Slice
 from passes.per_layer import check_buildable, naming, per_layer_config, uniform_counts
 from passes.renumber import without_layers
-from passes.stock import build_stock, compact_config, filled, stock_class
+from passes.rescale import UNSCALED, Scales, rescales
+from passes.stock import build_stock, compact_config, filled, larger_epsilons, stock_class, twin_of
 
 Kept = Mapping[str, Sequence[int]]
 """The kept units, ascending, a dimension name."""
@@ -30,16 +32,10 @@ def build_compact(model: PreTrainedModel, graph: PruningGraph, kept: Kept) -> Pr
     """
     model, graph, kept = without_layers(model, graph, kept)
     check_buildable(graph, kept)
-    state = cut_state(model.state_dict(), graph, kept)
-    counts = uniform_counts(graph, kept)
-    if counts is not None and all(counts.get(width.name, width.size) in width.stock for width in graph.widths):
-        config = compact_config(model.config, graph, counts)
-        if not graph.removed(kept):
-            return build_stock(config, state, like=model)
-        stock, config = stock_class(type(model), config), absent_config(config, model, graph, kept)
-    else:
-        by_layer = per_layer_config(model, graph, kept) if counts is None else None
-        stock, config = type(model), by_layer or resized_config(model, graph, kept)
+    stock, config = sized(model, graph, kept)
+    state = cut_state(model.state_dict(), graph, kept, tied_names(model), embedding_scales(model, config))
+    if not has_own_sizes(config):
+        return build_stock(config, state, like=model)
     with no_init_weights():
         resized = cast(Any, compact_class(stock))._from_config(
             config, attn_implementation=model.config._attn_implementation
@@ -47,19 +43,54 @@ def build_compact(model: PreTrainedModel, graph: PruningGraph, kept: Kept) -> Pr
     return filled(resized, state, like=model)
 
 
-def cut_state(state: Mapping[str, torch.Tensor], graph: PruningGraph, kept: Kept) -> dict[str, torch.Tensor]:
-    """The tensors that are left of a state dict."""
-    rescaled, gone = dict(_rescales(graph, kept)), graph.gone(kept)
+def sized(model: PreTrainedModel, graph: PruningGraph, kept: Kept) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+    """The stock class of the compact model, and its configuration, which says if the class is to be resized."""
+    counts = uniform_counts(graph, kept)
+    if counts is not None and all(counts.get(width.name, width.size) in width.stock for width in graph.widths):
+        config = compact_config(model.config, graph, counts)
+        stock = stock_class(type(model), config)
+        return stock, absent_config(config, model, graph, kept) if graph.removed(kept) else config
+    by_layer = per_layer_config(model, graph, kept) if counts is None else None
+    return type(model), by_layer or resized_config(model, graph, kept)
+
+
+def tied_names(model: PreTrainedModel) -> dict[str, str]:
+    """The parameters that are others under a second name, with the names of those."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    both = model.named_parameters(remove_duplicate=False)
+    return {name: first[id(parameter)] for name, parameter in both if first[id(parameter)] != name}
+
+
+def embedding_scales(model: PreTrainedModel, config: PreTrainedConfig) -> Scales:
+    """What the token embedding is multiplied by in a model and in the compact one of this configuration."""
+    dense = embedding_scale(model)
+    if dense == 1:
+        return UNSCALED
+    twin = twin_of(stock_class(type(model), config), config).to(model.dtype)
+    tied = model.get_output_embeddings() is not None and bool(config.tie_word_embeddings)
+    return Scales(dense, embedding_scale(twin), tied)
+
+
+def cut_state(
+    state: Mapping[str, torch.Tensor],
+    graph: PruningGraph,
+    kept: Kept,
+    tied: Mapping[str, str] | None = None,
+    scales: Scales = UNSCALED,
+) -> dict[str, torch.Tensor]:
+    """The tensors that are left of a state dict. ``tied`` are those under a second name (see ``tied_names``)."""
+    rescaled, gone = rescales(graph, kept, scales), graph.gone(kept)
     left = {}
     for name, tensor in state.items():
         if name in gone:
             left[name] = tensor[..., :0].clone()  # not the first axis: transformers saves stacks an expert at a time
             continue
-        parts = graph.slices_of.get(name, ())
+        first = (tied or {}).get(name, name)
+        parts = graph.slices_of.get(first, ())
         if parts:
             tensor = cut(tensor, parts, kept)
-        if name in rescaled:
-            tensor = (tensor.double() * rescaled[name]).to(tensor.dtype)
+        if first in rescaled:
+            tensor = rescaled[first](tensor)
         left[name] = tensor
     return left
 
@@ -89,22 +120,6 @@ def _without(tensor: torch.Tensor, axis: int, removed: Sequence[int] | set[int])
     return tensor.index_select(axis, left.nonzero().flatten().to(tensor.device))
 
 
-def _rescales(graph: PruningGraph, kept: Kept) -> Iterator[tuple[str, float]]:
-    """Factors that keep an RMS norm over all units the same function when units go.
-
-    With the outputs x of the removed units masked, x / sqrt(sum(x²) / n + eps) * w divides by the dense n. Over m units
-    the same comes from producing c·x with c = sqrt(m / n) and from the weight w / c, exactly, eps included.
-    """
-    gone = graph.gone(kept)
-    for parameter, owners in graph.slices_of.items():
-        for source in {part.source for _, part in owners if part.role is Role.NORM and parameter not in gone}:
-            factor = (graph.shape(parameter, kept)[0] / graph.shapes[parameter][0]) ** 0.5
-            yield parameter, 1 / factor
-            for leaf in ("weight", "bias"):
-                if f"{source}.{leaf}" in graph.shapes:
-                    yield f"{source}.{leaf}", factor
-
-
 def resized_config(model: PreTrainedModel, graph: PruningGraph, kept: Kept) -> PreTrainedConfig:
     """The dense configuration with the entry ``compact`` that ``passes.compact_modeling`` reads."""
     shapes = {name: list(shape) for name, shape in graph.shapes_left(kept).items()}
@@ -130,7 +145,18 @@ def resized_config(model: PreTrainedModel, graph: PruningGraph, kept: Kept) -> P
         for path in sorted({part.module for part in dimension.slices} if kept[dimension.name] else ()):
             if hasattr(model.get_submodule(path), "num_experts"):
                 compact["attributes"][path] = {"num_experts": len(kept[dimension.name])}
-    return with_compact(model.config, type(model), with_absent(compact, model, graph, kept))
+    return with_compact(_shared_config(model, graph, kept), type(model), with_absent(compact, model, graph, kept))
+
+
+def _shared_config(model: PreTrainedModel, graph: PruningGraph, kept: Kept) -> PreTrainedConfig:
+    """The model's configuration with the hidden size that is left, which the stock class itself has."""
+    values: dict[str, Any] = {}
+    for dimension in graph.of_kind(Kind.HIDDEN):
+        count = len(kept[dimension.name])
+        values |= dict.fromkeys(graph.width(dimension.width).entries, count)
+        values |= graph.fixed_entries
+        values |= larger_epsilons(model.config, graph, {dimension.width: count})
+    return type(model.config).from_dict({**model.config.to_dict(), **values}) if values else model.config
 
 
 def absent_config(
@@ -149,7 +175,7 @@ def with_compact(config: PreTrainedConfig, stock: type[PreTrainedModel], compact
 
 def _dimensions_of(block: AttentionBlock, graph: PruningGraph) -> list[Dimension]:
     consumer = block.group_slices()[-1].parameter
-    return [dimension for dimension, _ in graph.slices_of[consumer]]
+    return [dimension for dimension, _ in graph.slices_of[consumer] if dimension.stream is None]
 
 
 def kept_heads(block: AttentionBlock, graph: PruningGraph, kept: Kept) -> list[int]:

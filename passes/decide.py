@@ -37,16 +37,16 @@ class DecidePass(Pass):
         """Write the plan."""
         graph = program.traced
         assert program.masks is not None
-        kept = {name: tuple(mask.nonzero().flatten().tolist()) for name, mask in program.masks.items()}
-        counts = {name: len(units) for name, units in kept.items()}
-        Solver.of(self.target, graph, self.latency).check(counts)
+        units = {name: mask.nonzero().flatten().tolist() for name, mask in program.masks.items()}
+        kept = {name: tuple(some) for name, some in graph.complete(units).items() if not isinstance(some, int)}
+        Solver.of(self.target, graph, self.latency).check(kept)
         plan = Plan(
             source=fingerprint(program.model),
             family=graph.family,
             budget=self.target.wanted.asked,
             layout=str(self.target.layout),
             source_parameters=graph.parameters(),
-            target_parameters=graph.parameters(counts),
+            target_parameters=graph.parameters(kept),
             kept=kept,
             criterion=self.criterion,
             scored_by=self._exceptions(program),

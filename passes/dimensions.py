@@ -145,7 +145,7 @@ class DimensionFinder:
                     f"{member.name} ({type(member.module).__name__}) is coupled with the MLP channels of {name} "
                     "in a way that is not understood"
                 )
-            for part in _linear_slices(member):
+            for part in linear_slices(member):
                 slices.setdefault((part.parameter, member.produces), part)
         kind, stack = Kind.MLP_CHANNELS, self.stack(name)
         width = self.family.channels_width.format(stack=stack)
@@ -158,7 +158,8 @@ def _units(members: list[Member], name: str, module: nn.Module) -> int:
     return outputs_of(module) // halves
 
 
-def _linear_slices(member: Member) -> Iterator[Slice]:
+def linear_slices(member: Member) -> Iterator[Slice]:
+    """What a linear layer's outputs or inputs own of it, the indices of the member being those of unit 0."""
     transposed = isinstance(member.module, Conv1D)
     segments = tuple((index, 1) for index in member.indices)
     if member.produces:

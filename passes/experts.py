@@ -56,6 +56,11 @@ class ExpertsBlock:
     def _router(self) -> str:
         return f"{self.path}.gate.weight"
 
+    def hidden_slices(self) -> tuple[Slice, ...]:
+        """What reads the hidden channels (gates, up projections and the router), and what writes them."""
+        readers = Slice(self._gate_up, 2, role=Role.CONSUME), Slice(self._router, 1, role=Role.CONSUME)
+        return (*readers, Slice(self._down, 1, role=Role.PRODUCE))
+
     def dimensions(self) -> list[Dimension]:
         """The experts as units, with their router rows; and the channels inside each expert."""
         experts, _, channels = self.shapes[self._down]

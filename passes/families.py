@@ -25,7 +25,8 @@ class Family:
     ``attentions``: the kinds of attention blocks it has. ``heads``, ``kv_heads``, ``head_dim`` and ``channels`` are the
     configuration's entries that a stock class builds its sizes from, None where it has none: then a compact model of
     other sizes needs a modelling file (``passes.compact``). ``{stack}`` in a name is encoder or decoder. ``experts``
-    and ``expert_channels`` likewise. ``refused`` maps configuration entries to values that are not supported.
+    and ``expert_channels`` likewise. ``epsilon`` is the entry that RMS norms build theirs from. ``refused`` maps
+    configuration entries to values that are not supported.
     """
 
     attentions: tuple[AttentionLayout, ...] = (AttentionLayout(),)
@@ -36,6 +37,7 @@ class Family:
     channels_width: str = "mlp_channels"
     experts: str | None = None
     expert_channels: str | None = None
+    epsilon: str = "rms_norm_eps"
     refused: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     @property

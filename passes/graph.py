@@ -25,6 +25,8 @@ class Kind(StrEnum):
     EXPERT_CHANNELS = "expert_channels"
     """The channels inside one expert."""
     EXPERTS = "experts"
+    HIDDEN = "hidden"
+    """The channels of the residual stream, which all layers share."""
     LAYERS = "layers"
     """Whole decoder layers; one that goes is the identity on the residual stream."""
     ATTENTION_BLOCKS = "attention_blocks"
@@ -40,7 +42,7 @@ class Kind(StrEnum):
     @property
     def is_fine(self) -> bool:
         """Whether units are single channels, thousands a layer, whose counts are rounded to a multiple."""
-        return self in (Kind.MLP_CHANNELS, Kind.EXPERT_CHANNELS)
+        return self in (Kind.MLP_CHANNELS, Kind.EXPERT_CHANNELS, Kind.HIDDEN)
 
     @property
     def is_heads(self) -> bool:
@@ -62,7 +64,7 @@ class Role(StrEnum):
     ROUTE = "route"
     """The rows of a router that choose the units: cut with them, scored by nothing."""
     NORM = "norm"
-    """The weight of an RMS norm over all units together; its producers are rescaled when units go (see shrink)."""
+    """The weight of an RMS norm over all units together, with what it takes to stay exact (see ``passes.rescale``)."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,9 @@ class Slice:
     role: Role = Role.FOLLOW
     at: int | None = None
     source: str = ""
-    """For a NORM: the module whose outputs it normalises."""
+    """For a NORM: the one module whose outputs it normalises; empty over the residual stream, which many write."""
+    offset: float = 0.0
+    """For a NORM: what it adds to its weight before it multiplies by it (1 in the Gemmas)."""
 
     @property
     def module(self) -> str:
@@ -104,15 +108,29 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class Stream:
+    """What must be known of the residual stream, beside its slices, to make it narrower (see ``passes.rescale``).
+
+    ``embedding``: the parameter of the token embedding. ``final_norm``: that of the norm whose output the head reads.
+    ``companions``: norms of other values that have the same entry of the configuration as their epsilon, each with the
+    module whose outputs it normalises.
+    """
+
+    embedding: str
+    final_norm: str
+    companions: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class Dimension:
     """One prunable axis of the model, such as the KV groups of layer 3.
 
     ``width`` names the width it belongs to: in the uniform layout all dimensions of one width keep as many units.
-    ``cache_elements`` is what a unit adds to the key-value cache, in elements a token.
+    ``cache_elements`` is what a unit adds to the key-value cache, in elements a token. ``layer`` is -1 where the units
+    are not those of one layer: hidden channels, which all layers share and which have a ``stream``, and units of depth.
 
     Units of depth (``Kind.is_depth``) are layers or blocks: unit ``j`` owns the parameters ``owned[j]`` whole, and
-    ``owned_cache[j]`` of the graph's fixed cache elements. Such a dimension has no slices, no ``Width``, and belongs to
-    no single layer: its ``layer`` is -1.
+    ``owned_cache[j]`` of the graph's fixed cache elements. Such a dimension has no slices and no ``Width``.
     """
 
     name: str
@@ -124,6 +142,7 @@ class Dimension:
     cache_elements: int = 0
     owned: tuple[tuple[str, ...], ...] = ()
     owned_cache: tuple[int, ...] = ()
+    stream: Stream | None = None
 
     @property
     def weights(self) -> tuple[Slice, ...]:
@@ -144,7 +163,8 @@ class Width:
     """A number of units that all dimensions of this width share, in the dense model and in the uniform layout.
 
     ``counts``: the kept counts, ascending, that are allowed; the last is the dense one. ``stock``: those that the stock
-    class holds. ``entries`` are the configuration's entries that say the width, with the factor that each has.
+    class holds. ``entries`` are the configuration's entries that say the width, with the factor that each has;
+    ``epsilon`` is the one that must grow as the width shrinks (see ``passes.rescale``).
     """
 
     name: str
@@ -153,6 +173,7 @@ class Width:
     counts: tuple[int, ...]
     stock: tuple[int, ...] = ()
     entries: Mapping[str, int] = field(default_factory=dict)
+    epsilon: str | None = None
 
 
 @dataclass(frozen=True)

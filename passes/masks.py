@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from passes.graph import PruningGraph, Role, Slice
+from passes.graph import Kind, PruningGraph, Role, Slice
 from passes.models import module_at
 from passes.skips import Skips
 
@@ -32,9 +32,10 @@ class MaskedModel:
     The factor M stands at the input of the consuming projection, which is the same function with the same gradients as
     at the outputs of the producing ones, costs one product instead of two or three, and holds for activations that do
     not map 0 to 0: exactly what removing the unit computes. Where a norm over all units stands between, M is applied
-    before it too. Channels inside stacked experts are masked on the consuming weight; a masked expert is hidden from
-    its router. Whole layers and blocks are skipped (``passes.skips``); what is masked inside a skipped one does not
-    matter, and may be everything. There is no straight-through estimator.
+    before it too. Hidden channels, which norms read as well, are masked at the outputs of all that write them. Channels
+    inside stacked experts are masked on the consuming weight; a masked expert is hidden from its router. Whole layers
+    and blocks are skipped (``passes.skips``); what is masked inside a skipped one does not matter, and may be
+    everything. There is no straight-through estimator.
     """
 
     def __init__(self, model: PreTrainedModel | PeftModel, graph: PruningGraph) -> None:
@@ -78,7 +79,10 @@ class MaskedModel:
         found: dict[tuple[str, Role], list[tuple[str, Slice]]] = {}
         for dimension in self._graph.dimensions:
             for part in dimension.slices:
-                if part.role in (Role.CONSUME, Role.ROUTE):
+                if dimension.kind is Kind.HIDDEN:
+                    if part.role is Role.PRODUCE:
+                        found.setdefault((part.module, part.role), []).append((dimension.name, part))
+                elif part.role in (Role.CONSUME, Role.ROUTE):
                     found.setdefault((part.module, part.role), []).append((dimension.name, part))
                 elif part.role is Role.NORM:
                     found.setdefault((part.source, part.role), []).append((dimension.name, part))
@@ -89,7 +93,7 @@ class MaskedModel:
         key = (name, role)
         if role is Role.ROUTE:
             yield from _route(bare, lambda: self._factors[key])
-        elif role is Role.NORM:
+        elif role in (Role.NORM, Role.PRODUCE):
             yield module.register_forward_hook(lambda _, __, output: output * self._factors[key].to(output.dtype))
         elif any(part.at is not None for _, part in self._sites()[key]):
             leaf = next(part.parameter for _, part in self._sites()[key]).rpartition(".")[2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from passes.budget import MEASURES, Kept, LatencyModel, Limit
@@ -20,6 +20,8 @@ class Meter:
 
     graph: PruningGraph
     latency: LatencyModel | None = None
+    base: Kept = field(default_factory=dict)
+    """What is kept where a question does not say it: the layers and blocks that stay."""
 
     @cached_property
     def dense(self) -> Costs:
@@ -28,6 +30,7 @@ class Meter:
 
     def costs(self, kept: Kept) -> Costs:
         """What is left, in every measure there is; latency only with a model of it."""
+        kept = {**self.base, **kept}
         cost = self.graph.cost(kept)
         found: Costs = {measure: getattr(cost, measure) for measure in MEASURES if measure != "latency"}
         if self.latency is not None:
@@ -36,6 +39,7 @@ class Meter:
 
     def measure(self, measure: str, kept: Kept) -> float:
         """What is left in one measure. Raises OptionError for latency without a model of it."""
+        kept = {**self.base, **kept}
         if measure == "parameters":
             return self.graph.parameters(kept)
         if measure != "latency":

@@ -156,6 +156,8 @@ class Response:
             return "the layers are not the same ones"
         for place, actual in self.hidden.items():
             if place in expected.hidden:
+                if actual.shape != expected.hidden[place].shape:
+                    return f"where they part is not known: {place} has other hidden channels than before"
                 difference = relative_difference(actual, expected.hidden[place])
                 if not difference <= tolerance:
                     return f"{place} is the first to differ ({difference:.2e})"

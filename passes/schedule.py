@@ -57,18 +57,16 @@ class MaskPath:
 
     def __init__(self, solver: Solver, shares: Sequence[float]) -> None:
         self._solver, self._shares = solver, list(shares)
-        self._ramp: list[Counts] = []
-        if solver.target.layout is Layout.UNIFORM:
+        self._ramp: Sequence[Counts] = ()
+        if solver.target.layout is Layout.UNIFORM and not solver.meter.graph.depth:
             self._ramp = ramp(solver.meter.graph, solver.uniform_counts, self._shares)
 
     def masks(self, event: int, scores: Scores, *, among: Masks | None = None) -> dict[str, torch.Tensor]:
         """The masks from an event on; the last event's meet the target. ``among`` as for ``best_units``."""
         graph = self._solver.meter.graph
         if self._ramp:
-            counts = graph.uniform(self._ramp[event])
-        else:
-            counts = self._solver.counts(scores, self._shares[event], among)
-        return best_units(graph, scores, counts, among=among)
+            return best_units(graph, scores, graph.uniform(self._ramp[event]), among=among)
+        return best_units(graph, scores, self._solver.kept(scores, self._shares[event], among), among=among)
 
 
 def width_parameters(graph: PruningGraph, name: str) -> int:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 
 from passes.allocate import LayerAllocation
-from passes.allowed import allowed_counts
+from passes.allowed import allowed_counts, removable_units
 from passes.budget import Kept, LatencyModel, Limit, count_of
 from passes.bundles import Bundle, by_dimension, layer_bundles, reachable_counts, width_bundles
 from passes.comparison import Comparison, comparable
+from passes.depth_search import DepthSearch, stay_without
 from passes.errors import OptionError, PlanError, UnreachableBudgetError, UnsupportedModelError
 from passes.graph import PruningGraph
 from passes.masks import Masks
@@ -53,7 +54,7 @@ class Solver:
 
     def _check(self) -> None:
         graph, meter = self.meter.graph, self.meter
-        if not any(bundle.is_free for bundle in self.bundles):
+        if not (any(bundle.is_free for bundle in self.bundles) or any(self.removable.values())):
             reasons = "; ".join(f"{name}: {reason}" for name, reason in graph.untouched.items())
             raise UnsupportedModelError(f"nothing of this {graph.family} model can be removed ({reasons})")
         if meter.fits({}, self.limits):
@@ -65,10 +66,18 @@ class Solver:
             if least > limit.bound:
                 raise UnreachableBudgetError(self._out_of_reach(limit, least))
 
+    @cached_property
+    def removable(self) -> dict[str, tuple[int, ...]]:
+        """The layers or blocks that may go, by the dimension's name."""
+        return removable_units(self.target, self.meter.graph)
+
     @property
-    def smallest(self) -> dict[str, int]:
+    def smallest(self) -> Kept:
         """The least that every dimension may keep."""
-        return by_dimension(self.bundles, {bundle.name: bundle.counts[0] for bundle in self.bundles})
+        graph = self.meter.graph
+        widths = by_dimension(self.bundles, {bundle.name: bundle.counts[0] for bundle in self.bundles})
+        depth = {d.name: stay_without(d, self.removable[d.name]) for d in graph.depth}
+        return graph.complete({**widths, **depth})
 
     def _out_of_reach(self, limit: Limit, least: float) -> str:
         graph, dense = self.meter.graph, self.meter.dense[limit.measure]
@@ -87,28 +96,41 @@ class Solver:
 
     @cached_property
     def uniform_counts(self) -> dict[str, int]:
-        """The counts a width in the uniform layout, which need no scores."""
+        """The counts a width in the uniform layout of a model whose layers all stay; they need no scores."""
         counts = UniformAllocation(self.bundles, self.meter, self.limits).counts()
         assert counts is not None, "the smallest model is within the limits"
         return counts
 
-    def counts(self, scores: Scores, share: float = 1.0, among: Masks | None = None) -> dict[str, int]:
-        """The counts a dimension at which the share of what is to go is gone; at 1, those of the result.
+    def kept(self, scores: Scores, share: float = 1.0, among: Masks | None = None) -> Kept:
+        """How many units each dimension keeps, or which ones where they are layers or blocks, at which the share of
+        what is to go is gone; at 1, those of the result.
 
         ``among`` restricts the choice to units that are still on. On the way (``share`` below 1) nothing is given
         back or exchanged in the layout per layer.
         """
-        if self.target.layout is Layout.UNIFORM:
-            return self.meter.graph.uniform(self.uniform_counts)
         ranked = comparable(self.meter.graph, scores, Comparison(self.target.comparison))
-        bundles = self.bundles
         if among is not None:
             ranked = {name: score.masked_fill(~among[name], 0.0) for name, score in ranked.items()}
-            bundles = tuple(_still_on(bundle, among) for bundle in bundles)
-        allocation = LayerAllocation(bundles, self.meter, self._limits_at(share), ranked, polish=share >= 1)
-        counts = allocation.counts()
-        assert counts is not None, "the smallest model is within the limits"
-        return by_dimension(bundles, counts)
+        search = DepthSearch(
+            self.meter.graph, ranked, self.removable, lambda stay: self._widths(stay, ranked, share, among)
+        )
+        return search.kept(among)
+
+    def _widths(self, stay: Kept, ranked: Scores, share: float, among: Masks | None) -> tuple[Kept, float] | None:
+        """The widths of what stays, and the share of its importance that they keep; None where they cannot be met."""
+        graph = self.meter.graph
+        meter, limits = replace(self.meter, base=graph.complete(stay)), self._limits_at(share)
+        bundles = present(self.bundles, meter.base)
+        if among is not None:
+            bundles = [_still_on(bundle, among) for bundle in bundles]
+        if self.target.layout is Layout.UNIFORM:
+            counts = UniformAllocation(bundles, meter, limits).counts()
+        else:
+            counts = LayerAllocation(bundles, meter, limits, ranked, polish=share >= 1).counts()
+        if counts is None:
+            return None
+        kept = by_dimension(bundles, counts)
+        return {**meter.base, **kept}, share_kept(ranked, kept)
 
     def _limits_at(self, share: float) -> tuple[Limit, ...]:
         dense = self.meter.dense
@@ -119,7 +141,7 @@ class Solver:
 
     def masks(self, scores: Scores) -> dict[str, torch.Tensor]:
         """The masks that meet the target, of the best units."""
-        return best_units(self.meter.graph, scores, self.counts(scores))
+        return best_units(self.meter.graph, scores, self.kept(scores))
 
     def check(self, kept: Kept) -> None:
         """Raise PlanError unless these kept units are within all limits and of allowed counts."""
@@ -130,7 +152,7 @@ class Solver:
                     f"the masks do not meet the target {limit}: {show(limit.measure, actual)} are left, "
                     f"{show(limit.measure, limit.bound)} allowed"
                 )
-        for bundle in self.bundles:
+        for bundle in present(self.bundles, self.meter.graph.complete(kept)):
             for dimension in bundle.dimensions:
                 count = count_of(kept.get(dimension.name, dimension.size))
                 if count not in bundle.counts:
@@ -138,21 +160,40 @@ class Solver:
 
 
 def best_units(
-    graph: PruningGraph, scores: Scores, counts: Mapping[str, int], *, among: Masks | None = None
+    graph: PruningGraph, scores: Scores, kept: Kept, *, among: Masks | None = None
 ) -> dict[str, torch.Tensor]:
-    """Masks that keep the highest-scored units, as many a dimension as the counts say; ties keep the lower index.
+    """Masks that keep the highest-scored units, as many a dimension as ``kept`` says; ties keep the lower index.
 
-    ``among`` restricts the choice to units that are still on, so that none comes back.
+    Where ``kept`` names units, those are kept. ``among`` restricts the choice to units that are still on, so that none
+    comes back.
     """
     masks = {}
     for dimension in graph.dimensions:
-        ranked = scores[dimension.name]
+        ranked, units = scores[dimension.name], kept[dimension.name]
         if among is not None:
             ranked = ranked.masked_fill(~among[dimension.name], -torch.inf)
-        best = torch.sort(ranked, descending=True, stable=True).indices[: counts[dimension.name]]
+        if isinstance(units, int):
+            units = torch.sort(ranked, descending=True, stable=True).indices[:units].tolist()
         masks[dimension.name] = torch.zeros(dimension.size, dtype=torch.bool)
-        masks[dimension.name][best] = True
+        masks[dimension.name][list(units)] = True
     return masks
+
+
+def present(bundles: Sequence[Bundle], kept: Kept) -> list[Bundle]:
+    """The bundles without the dimensions that keep nothing, because the layer or block that they lie in is gone."""
+    left = []
+    for bundle in bundles:
+        there = tuple(d for d in bundle.dimensions if d.count(kept))
+        if there:
+            left.append(replace(bundle, dimensions=there))
+    return left
+
+
+def share_kept(scores: Scores, counts: Mapping[str, int]) -> float:
+    """The share of the importance of these dimensions that their best units hold; 1 where there is none."""
+    total = sum(float(scores[name].sum()) for name in counts)
+    best = sum(float(scores[name].sort(descending=True).values[:count].sum()) for name, count in counts.items())
+    return best / total if total > 0 else 1.0
 
 
 def _still_on(bundle: Bundle, among: Masks) -> Bundle:

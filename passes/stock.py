@@ -40,11 +40,19 @@ def compact_config(config: PreTrainedConfig, graph: PruningGraph, counts: Mappin
     for width in graph.widths:
         for entry, factor in width.entries.items():
             sizes[config.attribute_map.get(entry, entry)] = factor * counts.get(width.name, width.size)
-    values: dict[str, Any] = {**config.to_dict(), **sizes}
-    heads = sizes.get("num_attention_heads")
-    if type(config) is LlamaConfig and heads and config.hidden_size % heads:
+    values: dict[str, Any] = {**config.to_dict(), **sizes, **larger_epsilons(config, graph, counts)}
+    if type(config) is LlamaConfig and values["hidden_size"] % values["num_attention_heads"]:
         return _as_mistral(values)
     return type(config).from_dict(values)
+
+
+def larger_epsilons(config: PreTrainedConfig, graph: PruningGraph, counts: Mapping[str, int]) -> dict[str, float]:
+    """The epsilons that go with the kept counts a width, by entry; ``passes.rescale`` says why."""
+    return {
+        width.epsilon: getattr(config, width.epsilon) * width.size / counts[width.name]
+        for width in graph.widths
+        if width.epsilon is not None and counts.get(width.name, width.size) != width.size
+    }
 
 
 def _as_mistral(values: dict[str, Any]) -> MistralConfig:

@@ -19,12 +19,13 @@ from transformers.pytorch_utils import Conv1D
 from passes.attention import AttentionBlock
 from passes.compact_modeling import has_own_sizes
 from passes.dependencies import Dependencies, Member, Opaque
-from passes.depth import DepthFinder, check_depth
+from passes.depth import DepthFinder, check_depth, depth_of
 from passes.dimensions import DimensionFinder, layer_path
-from passes.errors import UnsupportedModelError
+from passes.errors import OptionError, UnsupportedModelError
 from passes.experts import ExpertsBlock
 from passes.families import Family, attention_blocks, family_of
 from passes.graph import Dimension, Kind, PruningGraph, Role
+from passes.hidden import HiddenFinder
 from passes.infra import Pass, PassResult
 from passes.models import base_model, plain_name
 from passes.probe import Probe
@@ -44,20 +45,29 @@ class TraceOptions:
     ``query_heads``: keep every KV head and prune the query heads inside its group, as many in each. ``custom_code``:
     also allow sizes that no stock class can hold; the checkpoint then carries a modelling file. ``depth``: also whole
     ``layers`` as units, or ``blocks``, the attention and the MLP of each layer; without some of the latter the
-    checkpoint carries a modelling file.
+    checkpoint carries a modelling file. ``hidden``: also the hidden size, whose channels all layers share.
     """
 
     query_heads: bool = False
     custom_code: bool = False
     depth: str | None = None
+    hidden: bool = False
 
     def __post_init__(self) -> None:
         check_depth(self.depth)
+        if self.depth is not None and self.hidden:
+            raise OptionError("depth and hidden cannot go in one run: prune one, then the result by the other")
 
 
 def options_for(dimensions: Iterable[str], *, custom_code: bool = True) -> TraceOptions:
     """The options under which a model has the dimensions of these names, such as those of a plan."""
-    return TraceOptions(query_heads=any(f".{Kind.QUERY_HEADS}" in name for name in dimensions), custom_code=custom_code)
+    names = list(dimensions)
+    return TraceOptions(
+        query_heads=any(f".{Kind.QUERY_HEADS}" in name for name in names),
+        custom_code=custom_code,
+        depth=depth_of(names),
+        hidden=str(Kind.HIDDEN) in names,
+    )
 
 
 @dataclass(frozen=True)
@@ -119,17 +129,20 @@ def trace(
     probe = Probe.of(twin).inputs
     inputs = {name: value[:1].to("meta") for name, value in probe.items() if name not in UNTRACEABLE_INPUTS}
     layers = {layer_path(block.path) for block in attention}
-    found, residual = finder.channel_dimensions(Dependencies(twin, inputs), layers)
+    dependencies = Dependencies(twin, inputs)
+    found, residual = finder.channel_dimensions(dependencies, layers)
     dimensions += found
     _check_known(shapes, known, dimensions, residual, layers)
     routers = [part.parameter for dimension in dimensions for part in dimension.of_role(Role.ROUTE)]
-    ordered = tuple(sorted(dimensions, key=lambda d: (d.layer, d.kind)))
+    ordered = sorted(dimensions, key=lambda d: (d.layer, d.kind))
+    if options.hidden:
+        ordered.append(HiddenFinder(config, shapes, attention, experts).dimension(dependencies, residual, ordered))
     graph = PruningGraph(
         family=config.model_type,
         dtype=dtype or getattr(config, "dtype", None) or torch.float32,
         shapes=shapes,
         matmuls=tuple(dict.fromkeys((*matmuls, *routers))),
-        dimensions=ordered,
+        dimensions=tuple(ordered),
         widths=(),
         untouched=finder.untouched(),
         fixed_cache_elements=finder.fixed_cache_elements(),

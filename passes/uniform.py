@@ -22,7 +22,7 @@ class UniformAllocation:
        whole units (that can be built) allow; on a tie the smaller model.
     2. The channels make up the rest: the widest MLPs within the limits, all MLPs giving the same share. If none is
        narrow enough, the next nearest coarse counts are tried.
-    3. Whatever still fits is given back, a step at a time, coarse units first.
+    3. Whatever still fits is given back, a step at a time, where the least share is kept first.
     """
 
     bundles: Sequence[Bundle]
@@ -76,13 +76,15 @@ class UniformAllocation:
         return self._filled(fine, at(shares[low]))
 
     def _filled(self, bundles: Sequence[Bundle], counts: dict[str, int]) -> dict[str, int]:
-        """The counts, each raised as far as the limits allow, one bundle after another."""
-        counts = dict(counts)
-        for bundle in bundles:
-            for count in steps_up(bundle, counts[bundle.name]):
-                if not self._fits({**counts, bundle.name: count}):
-                    break
-                counts[bundle.name] = count
+        """The counts, raised as far as the limits allow, a step of the bundle that keeps the least share at a time."""
+        counts, open_ones = dict(counts), [bundle for bundle in bundles if bundle.is_free]
+        while open_ones:
+            bundle = min(open_ones, key=lambda each: counts[each.name] / each.size)
+            wider = next(steps_up(bundle, counts[bundle.name]), None)
+            if wider is not None and self._fits({**counts, bundle.name: wider}):
+                counts[bundle.name] = wider
+            else:
+                open_ones.remove(bundle)
         return counts
 
 

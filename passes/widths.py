@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from passes.constants import odd_constant
 from passes.errors import LpcError
 from passes.families import Family
 from passes.graph import Kind, PruningGraph, Width
@@ -18,6 +19,9 @@ from passes.stock import compact_config, stock_class, twin_of
 
 ALIGNED = 8
 """torch's grouped matrix product, which runs experts, wants rows of a multiple of 16 bytes: 8 channels in bf16."""
+
+ENDS = 8
+"""As many counts at either end of a range are tried for whether a configuration accepts all of it."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,13 @@ def find_widths(
     sizes = [(family.head_dim, shape.head_dim) for shape in heads.values()]
     fixed = {entry: size for entry, size in sizes if entry is not None}
     graph = replace(graph, widths=tuple(widths), fixed_entries=fixed)
-    settled, untouched = [], dict(graph.untouched)
+    settled, untouched = list[Width](), dict(graph.untouched)
     for width in widths:
-        stock, reason = _stock_counts(graph, family, width, config, model_type)
-        counts = (*_candidates(graph, width), width.size) if custom_code else stock
+        stock, reason = _stock_counts(graph, family, width, config, model_type, settled)
+        anything = custom_code and width.kind is not Kind.HIDDEN
+        counts = (*_candidates(graph, width), width.size) if anything else stock
         settled.append(replace(width, counts=counts, stock=stock))
-        if reason is not None and not custom_code:
+        if reason is not None and not anything:
             untouched[width.name] = reason
     return replace(graph, widths=tuple(settled), untouched=untouched)
 
@@ -67,13 +72,16 @@ def _unsettled(graph: PruningGraph, family: Family, name: str, heads: HeadShape 
         entries = {family.experts: 1}
     elif first.kind is Kind.EXPERT_CHANNELS:
         entries = {family.expert_channels: 1}
+    elif first.kind is Kind.HIDDEN:
+        entries = {"hidden_size": 1}
     named = {entry.format(stack=stack): factor for entry, factor in entries.items() if entry is not None}
-    return Width(name, first.kind, first.size, (first.size,), entries=named)
+    epsilon = family.epsilon if first.kind is Kind.HIDDEN else None
+    return Width(name, first.kind, first.size, (first.size,), entries=named, epsilon=epsilon)
 
 
 def _candidates(graph: PruningGraph, width: Width) -> Sequence[int]:
     """The counts below the dense one with which the layer itself can run."""
-    if width.kind is Kind.EXPERT_CHANNELS:
+    if width.kind in (Kind.EXPERT_CHANNELS, Kind.HIDDEN):
         return range(ALIGNED, width.size, ALIGNED)
     return range(graph.experts_per_token if width.kind is Kind.EXPERTS else 1, width.size)
 
@@ -84,6 +92,7 @@ def _stock_counts(
     width: Width,
     config: PreTrainedConfig,
     model_type: type[PreTrainedModel],
+    settled: Sequence[Width],
 ) -> tuple[tuple[int, ...], str | None]:
     """The counts that the stock class holds, and if it is only the dense one, why."""
     dense = (width.size,)
@@ -94,17 +103,37 @@ def _stock_counts(
     if not width.entries:
         return dense, f"no entry of {type(config).__name__} says how many {width.kind} there are"
     counts = _candidates(graph, width)
-    if not width.kind.is_fine:
-        counts = [count for count in counts if _accepted(graph, width, count, config)]
+    if width.kind is Kind.HIDDEN:
+        if not isinstance(getattr(config, str(width.epsilon), None), float):
+            return dense, f"no entry of {type(config).__name__} says the epsilon of its norms"
+        counts = _accepted_with_all(graph, width, config, settled)
+    elif not width.kind.is_fine:
+        counts = [count for count in counts if _accepted(graph, {width.name: count}, config)]
     if not counts:
-        return dense, f"{type(config).__name__} accepts no other number of {width.kind}"
+        return dense, f"{type(config).__name__} accepts no other number of {width.kind} units"
     why_not = _mismatch(graph, width, counts[0], config, model_type)
     return (dense, why_not) if why_not else ((*counts, width.size), None)
 
 
-def _accepted(graph: PruningGraph, width: Width, count: int, config: PreTrainedConfig) -> bool:
+def _accepted_with_all(
+    graph: PruningGraph, width: Width, config: PreTrainedConfig, settled: Sequence[Width]
+) -> Sequence[int]:
+    """The counts of a width that the configuration accepts with every allowed number of heads.
+
+    A configuration may ask that heads divide the hidden size. Where it accepts both ends of the range, it does not.
+    """
+    counts = list(_candidates(graph, width))
+    for heads in [each for each in settled if each.kind in (Kind.KV_GROUPS, Kind.QUERY_HEADS)]:
+        for number in heads.stock:
+            ends = [*counts[:ENDS], *counts[-ENDS:]]
+            if not all(_accepted(graph, {width.name: count, heads.name: number}, config) for count in ends):
+                counts = [c for c in counts if _accepted(graph, {width.name: c, heads.name: number}, config)]
+    return counts
+
+
+def _accepted(graph: PruningGraph, counts: Mapping[str, int], config: PreTrainedConfig) -> bool:
     try:
-        compact_config(config, graph, {width.name: count})
+        compact_config(config, graph, counts)
     except (LpcError, ValueError, TypeError):
         return False
     except Exception as error:  # the validation errors of transformers' configurations have no common base
@@ -129,4 +158,7 @@ def _mismatch(
         wanted = graph.shape(name, kept) if name in graph.shapes else None
         if shapes.get(name) != wanted:
             return f"with {count} {width.kind} the stock class makes {name} {shapes.get(name)}, not {wanted}"
+    for dimension in graph.of_width(width.name):
+        if dimension.stream is not None:
+            return odd_constant(twin_of(model_type, config), twin, dimension, count)
     return None

@@ -170,3 +170,16 @@ def test_inspect_states_the_largest_ratio_and_what_a_unit_costs(tmp_path: Path) 
     smallest = 2 * 272 * 32 + 2 * (groups.unit_parameters + 8 * channels.unit_parameters + 64) + 32
     assert found.largest_ratio == pytest.approx(1 - smallest / found.cost.parameters, abs=1e-4)
     assert found.largest_ratio <= 1 - smallest / found.cost.parameters
+
+
+def test_inspect_shows_the_hidden_size_when_asked(tmp_path: Path) -> None:
+    CONFIG.save_pretrained(tmp_path)
+    with_it, without = (inspect(tmp_path, hidden=hidden) for hidden in (True, False))
+    hidden = with_it.widths[-1]
+    assert with_it.widths[:-1] == without.widths
+    assert (hidden.width, hidden.dimensions, hidden.units, hidden.least, hidden.fixed) == ("hidden", 1, 32, 8, None)
+    attention, mlp, norms = 64 + 32 + 32 + 64, 3 * 64, 2
+    assert hidden.unit_parameters == 2 * 272 + 2 * (attention + mlp + norms) + 1
+    assert with_it.prunable == 1.0
+    assert with_it.largest_ratio > without.largest_ratio
+    assert "model.layers.0.self_attn.o_proj.weight axis 0 × 1" in hidden.slices

@@ -28,8 +28,11 @@ def dense(name: str, **changes: object) -> PreTrainedModel:
 
 
 @lru_cache
-def graph_of(name: str, *, query_heads: bool = False, custom_code: bool = False, **changes: object) -> PruningGraph:
-    model, options = dense(name, **changes), TraceOptions(query_heads=query_heads, custom_code=custom_code)
+def graph_of(
+    name: str, *, query_heads: bool = False, custom_code: bool = False, hidden: bool = False, **changes: object
+) -> PruningGraph:
+    model = dense(name, **changes)
+    options = TraceOptions(query_heads=query_heads, custom_code=custom_code, hidden=hidden)
     return trace(model.config, torch.float32, model_type=type(model), options=options)
 
 

@@ -97,7 +97,7 @@ def test_units_go_where_they_are_worth_least() -> None:
     scores = {d.name: torch.full((d.size,), 100.0) for d in graph.dimensions}
     scores["layers.1.mlp_channels"] = torch.full((64,), 0.01)
     solver = Solver.of(Target(ratio=0.1, layout="per-layer", comparison="raw"), graph)
-    counts = solver.counts(scores)
+    counts = solver.kept(scores)
     assert counts["layers.1.mlp_channels"] < 64
     assert {name: count for name, count in counts.items() if name != "layers.1.mlp_channels"} == {
         "layers.0.kv_groups": 4,
@@ -111,7 +111,7 @@ def test_nothing_that_fits_is_left_out() -> None:
     for seed in range(10):
         graph = graph_of("llama")
         solver = Solver.of(Target(ratio=0.25, layout="per-layer"), graph)
-        counts = solver.counts(random_scores(graph, seed))
+        counts = solver.kept(random_scores(graph, seed))
         for bundle in solver.bundles:
             count = counts[bundle.dimensions[0].name]
             wider = [c for c in bundle.counts if c > count]
@@ -124,7 +124,7 @@ def test_only_units_that_are_on_are_counted_without_revival() -> None:
     scores = random_scores(graph, 3)
     among = {d.name: torch.arange(d.size) < d.size // 2 for d in graph.dimensions}
     solver = Solver.of(Target(ratio=0.1, layout="per-layer"), graph)
-    counts = solver.counts(scores, 1.0, among)
+    counts = solver.kept(scores, 1.0, among)
     assert all(counts[d.name] <= d.size // 2 for d in graph.dimensions)
 
 
