@@ -25,6 +25,7 @@ from passes.models import base_model
 from passes.program import Program
 from passes.schedule import Schedule
 from passes.solver import Solver
+from passes.stages import SnapshotOptions
 from passes.target import Target
 from passes.tuning import Event, PruningCallback, PruningPolicy
 
@@ -116,6 +117,7 @@ class TunePass(Pass):
 
     ``data`` yields the model's inputs, labels included, so that the model computes its own loss; ``collate`` makes a
     batch of them (default: stack, for items of one length). ``latency`` is needed for a budget of latency.
+    ``snapshots``: ratios on the way to the target's at which to leave a snapshot in the program.
     """
 
     name = "tune"
@@ -128,14 +130,16 @@ class TunePass(Pass):
         progress: Progress = silent,
         collate: Collate | None = None,
         latency: LatencyModel | None = None,
+        snapshots: SnapshotOptions | None = None,
     ) -> None:
         self._target, self._data, self._options, self._progress = target, data, options, progress
-        self._collate, self._latency = collate, latency
+        self._collate, self._latency, self._snapshots = collate, latency, snapshots
 
     @property
     def options(self) -> Mapping[str, Any]:
         """Target and options as plain values."""
-        return {"target": plain(self._target), **plain(self._options)}
+        snapshots = {"snapshots": plain(self._snapshots)} if self._snapshots else {}
+        return {"target": plain(self._target), **plain(self._options), **snapshots}
 
     def requires(self, program: Program) -> None:
         """A traced program with an adapter."""
@@ -153,14 +157,17 @@ class TunePass(Pass):
             schedule=options.schedule,
             revival=options.revival,
             max_grad_norm=options.max_grad_norm,
+            snapshots=self._snapshots,
         )
+        policy.course(options.steps)
         criterion = make_criterion(options.criterion, graph, options.importance, options.seed)
         callback = PruningCallback(model, graph, criterion, policy, self._progress)
         losses = self._train(model, callback)
         scores = {name: score.clone() for name, score in criterion.scores.items()}
-        tuned = replace(program, model=model.eval(), masks=callback.state.masks, scores=scores).expecting_itself()
+        left = tuple(callback.state.snapshots)
+        tuned = replace(program, model=model.eval(), masks=callback.state.masks, scores=scores, snapshots=left)
         report = TuneReport(losses, tuple(callback.state.events), callback.state.skipped)
-        return PassResult(tuned, modified=True, report=report)
+        return PassResult(tuned.expecting_itself(), modified=True, report=report)
 
     def _train(self, model: PeftModel, callback: PruningCallback) -> tuple[tuple[int, float], ...]:
         checkpoint = self._options.latest_checkpoint()
