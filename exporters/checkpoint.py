@@ -72,7 +72,8 @@ def class_of(name: str, config: PreTrainedConfig, *, trust_remote_code: bool = F
     Raises UnsupportedModelError if there is none.
     """
     own = getattr(config, "auto_map", None) or {}
-    reference = next((value for key, value in own.items() if key.startswith("AutoModel")), None)
+    heads = [value for key, value in own.items() if key.startswith("AutoModelFor")]
+    reference = next(iter(heads), own.get("AutoModel"))
     if trust_remote_code and reference is not None:
         return cast("type[PreTrainedModel]", get_class_from_dynamic_module(reference, name))
     return model_class(config)

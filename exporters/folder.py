@@ -53,7 +53,17 @@ def staged_folder(folder: Path, *, force: bool = False) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-OWNED = {"hf", "onnx", "adapter", "plan.json", "lpc.json", "report.md", "benchmark.json", "eval.json"}
+OWNED = {
+    "hf",
+    "onnx",
+    "adapter",
+    "plan.json",
+    "scores.safetensors",
+    "lpc.json",
+    "report.md",
+    "benchmark.json",
+    "eval.json",
+}
 """Top-level names of an lpc output; with ``force`` these are replaced as a whole."""
 
 

@@ -25,6 +25,7 @@ def write_companions(model: PreTrainedModel, processor: Processor | None, folder
     """``config.json``, and the tokenizer or image processor if there is one."""
     config = copy.deepcopy(model.config)
     config.dtype = options.dtype
+    vars(config).pop("auto_map", None)  # the file that it names lies beside the weights
     config.save_pretrained(folder)
     if processor is not None:
         processor.save_pretrained(folder)

@@ -1,6 +1,7 @@
 """lpc: a compiler that makes trained transformers smaller.
 
-``import lpc`` is light: torch and transformers are imported when a name that needs them is first used (PEP 562).
+``import lpc`` is light: torch and transformers are imported when a name that needs them is first used (PEP 562). It has
+transformers' classes load checkpoints whose layers have sizes of their own (``passes.loading``).
 """
 
 from __future__ import annotations
@@ -8,11 +9,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from passes.loading import install as _install
+
 if TYPE_CHECKING:
     from exporters.onnx_options import OnnxOptions as OnnxOptions
     from lpc.compression import DataOptions as DataOptions
     from lpc.compression import apply as apply
     from lpc.compression import compress as compress
+    from lpc.planning import diff as diff
+    from lpc.planning import plan as plan
     from lpc.report import Report as Report
     from lpc.result import Result as Result
     from lpc.scoring import Score as Score
@@ -21,11 +26,15 @@ if TYPE_CHECKING:
     from passes.adapter import LoraOptions as LoraOptions
     from passes.attention import AttentionLayout as AttentionLayout
     from passes.attention import Packing as Packing
+    from passes.budget import Budget as Budget
+    from passes.budget import Workload as Workload
     from passes.families import Family as Family
     from passes.families import register_attention as register_attention
     from passes.importance import ImportanceOptions as ImportanceOptions
     from passes.plan import Plan as Plan
     from passes.schedule import Schedule as Schedule
+    from passes.scores import SavedScores as SavedScores
+    from passes.target import Target as Target
     from passes.trace import TraceOptions as TraceOptions
     from passes.tune import TuneOptions as TuneOptions
 
@@ -48,6 +57,7 @@ _ERRORS = (
 
 _HOMES = {
     "AttentionLayout": "passes.attention",
+    "Budget": "passes.budget",
     "DataOptions": "lpc.compression",
     "Family": "passes.families",
     "ImportanceOptions": "passes.importance",
@@ -57,13 +67,18 @@ _HOMES = {
     "Plan": "passes.plan",
     "Report": "lpc.report",
     "Result": "lpc.result",
+    "SavedScores": "passes.scores",
     "Schedule": "passes.schedule",
     "Score": "lpc.scoring",
+    "Target": "passes.target",
     "TraceOptions": "passes.trace",
     "TuneOptions": "passes.tune",
+    "Workload": "passes.budget",
     "apply": "lpc.compression",
     "compress": "lpc.compression",
+    "diff": "lpc.planning",
     "load": "lpc.source",
+    "plan": "lpc.planning",
     "register_attention": "passes.families",
     "score": "lpc.scoring",
     **dict.fromkeys(_ERRORS, "passes.errors"),
@@ -71,6 +86,8 @@ _HOMES = {
 
 __version__ = "0.1.0"
 __all__ = ["__version__", *sorted(_HOMES)]
+
+_install()
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from lpc import console
+from lpc import cli_options as o
+from lpc import cli_plans, console
 
 app = typer.Typer(
     name="lpc",
@@ -18,21 +19,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
-Force = Annotated[bool, typer.Option("--force", help="Write into an output folder that is not empty.")]
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, or a name on the Hugging Face hub.")]
-Multiple = Annotated[int | None, typer.Option(help="Round MLP widths to this (default: 64 from 1024 up, else 8).")]
-SequenceLength = Annotated[int | None, typer.Option(help="Tokens a sequence (default: 256 or the context).")]
-QueryHeads = Annotated[bool, typer.Option("--query-heads", help="Keep all KV heads; prune query heads inside a group.")]
-CustomCode = Annotated[
-    bool, typer.Option("--custom-code", help="Allow sizes that no stock class holds; adds a modelling file.")
-]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a hub model.")]
-
 
 @app.command()
 def compress(
-    model: Model,
+    model: o.Model,
     data: Annotated[
         list[Path],
         typer.Option(
@@ -41,26 +31,39 @@ def compress(
             "with the model's inputs and labels, or a folder saved by datasets' save_to_disk.",
         ),
     ],
-    ratio: Annotated[float, typer.Option(help="Share of all parameters to remove, between 0 and 1.")],
+    ratio: o.Ratio = None,
+    budget: o.Limits = None,
+    workload: o.At = o.DEFAULT_WORKLOAD,
+    layout: o.LayoutName = "uniform",
+    multiple: o.Multiple = None,
+    min_heads: o.MinHeads = 1,
+    min_channels: o.MinChannels = 1,
+    protect: o.Protect = None,
+    freeze: o.Freeze = None,
+    comparison: o.ComparisonName = o.DEFAULT_COMPARISON,
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 200,
-    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("lpc-out"),
+    out: o.Out = Path("lpc-out"),
     seed: Annotated[int, typer.Option(help="Seed of LoRA's start and of the data order.")] = 0,
-    onnx: Annotated[bool, typer.Option("--onnx/--no-onnx", help="Write the ONNX package too.")] = True,
+    onnx: o.Onnx = True,
     batch_size: Annotated[int, typer.Option(help="Sequences a step.")] = 8,
-    sequence_length: SequenceLength = None,
+    sequence_length: Annotated[
+        int | None, typer.Option(help="Tokens a sequence (default: 256 or the context).")
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate (default: by width).")] = None,
-    multiple: Multiple = None,
-    query_heads: QueryHeads = False,
-    custom_code: CustomCode = False,
+    query_heads: o.QueryHeads = False,
+    custom_code: o.CustomCode = False,
     checkpoints: Annotated[Path | None, typer.Option(help="Folder for training checkpoints.")] = None,
     save_every: Annotated[int | None, typer.Option(help="Steps between two checkpoints.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Tune under bf16 autocast.")] = False,
-    trust_remote_code: Trust = False,
-    force: Force = False,
-    json: Json = False,
+    trust_remote_code: o.Trust = False,
+    force: o.Force = False,
+    json: o.Json = False,
 ) -> None:
-    """Compress MODEL and write OUT/hf, OUT/onnx, OUT/adapter, OUT/plan.json, OUT/lpc.json and OUT/report.md."""
+    """Compress MODEL and write OUT/hf, OUT/onnx, OUT/adapter, OUT/plan.json, OUT/lpc.json and OUT/report.md.
+
+    Say how far with --ratio or with one --budget or several.
+    """
     from dataclasses import replace
 
     from exporters.folder import check_output
@@ -71,14 +74,16 @@ def compress(
     from passes.tune import TuneOptions
 
     check_output(out, force=force)
+    target = o.target_of(
+        ratio, budget, workload, layout, multiple, min_heads, min_channels, protect, freeze, comparison
+    )
     tune = TuneOptions(steps=steps, seed=seed, learning_rate=learning_rate, batch_size=batch_size, bf16=bf16)
     tune = replace(tune, checkpoints=checkpoints, save_every=save_every, resume=resume)
     with console.progress_bars() as progress:
         result = run(
             model,
             data,
-            ratio,
-            multiple=multiple,
+            target=target,
             tune=tune,
             text=DataOptions(sequence_length=sequence_length),
             trace=TraceOptions(query_heads=query_heads, custom_code=custom_code),
@@ -90,7 +95,9 @@ def compress(
 
 
 @app.command()
-def inspect(model: Model, query_heads: QueryHeads = False, custom_code: CustomCode = False, json: Json = False) -> None:
+def inspect(
+    model: o.Model, query_heads: o.QueryHeads = False, custom_code: o.CustomCode = False, json: o.Json = False
+) -> None:
     """Show MODEL's dimensions, their units, and what each unit costs. A folder with only a config.json is enough."""
     from lpc.inspection import inspect as run
     from lpc.tables import show_inspection
@@ -104,8 +111,8 @@ def inspect(model: Model, query_heads: QueryHeads = False, custom_code: CustomCo
 def export(
     model: Annotated[Path, typer.Argument(metavar="HF_DIR", help="A checkpoint that lpc or transformers can load.")],
     out: Annotated[Path, typer.Option(help="Output folder.")],
-    force: Force = False,
-    json: Json = False,
+    force: o.Force = False,
+    json: o.Json = False,
 ) -> None:
     """Write the verified ONNX package of a checkpoint."""
     from exporters.folder import check_output
@@ -123,7 +130,7 @@ def benchmark(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="An lpc output, or an ONNX folder.")],
     against: Annotated[Path | None, typer.Option(help="Another one, taken as the dense model.")] = None,
     repeats: Annotated[int, typer.Option(help="Counted runs a workload.")] = 15,
-    json: Json = False,
+    json: o.Json = False,
 ) -> None:
     """Time prefill and decode in onnxruntime and write DIR/benchmark.json."""
     from lpc.benchmark import BenchmarkOptions
@@ -145,7 +152,7 @@ def evaluate(
     include_path: Annotated[Path | None, typer.Option(help="Folder with task definitions of your own.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N documents of each task.")] = None,
     backend: Annotated[str, typer.Option(help="hf, onnx, genai or all.")] = "all",
-    json: Json = False,
+    json: o.Json = False,
 ) -> None:
     """Evaluate with lm-eval, dense, pruned and ONNX side by side, and write DIR/eval.json."""
     from lpc.evaluate import EvaluateOptions
@@ -170,8 +177,8 @@ def evaluate(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("demo-out"),
-    force: Force = False,
-    json: Json = False,
+    force: o.Force = False,
+    json: o.Json = False,
 ) -> None:
     """Compress the embedded model, export, benchmark and evaluate it; needs neither network nor data."""
     from lpc.demo import run
@@ -180,6 +187,9 @@ def demo(
     with console.progress_bars() as progress:
         found = run(out, force=force, progress=progress)
     show_demo(found, out, as_json=json)
+
+
+cli_plans.register(app)
 
 
 def main() -> None:

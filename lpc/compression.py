@@ -10,6 +10,7 @@ from typing import Any
 from peft import PeftModel
 
 from exporters.checkpoint import Processor
+from lpc.latency import latency_for
 from lpc.material import AnyData, DataOptions, Material, prepare
 from lpc.report import HeldOut, Measure, Report
 from lpc.result import Result
@@ -20,7 +21,6 @@ from passes.attach import AttachPass
 from passes.budget import Budget
 from passes.decide import DecidePass, ReplayPass
 from passes.errors import OptionError
-from passes.graph import Kind
 from passes.infra import Pass, Progress, Sequential, plain, silent
 from passes.masks import masked
 from passes.merge import MergePass
@@ -29,7 +29,7 @@ from passes.program import Program
 from passes.shrink import ShrinkPass
 from passes.solver import Solver
 from passes.target import Layout, Target
-from passes.trace import TraceOptions, TracePass
+from passes.trace import TraceOptions, TracePass, options_for
 from passes.tune import TuneOptions, TunePass
 
 __all__ = ["DataOptions", "apply", "compress"]
@@ -82,15 +82,16 @@ def compress(
     source = load_source(model, tokenizer, trust_remote_code=trust_remote_code)
     trace = replace(trace, custom_code=trace.custom_code or target.layout is Layout.PER_LAYER)
     program = TracePass(trace)(Program.start(source.model)).program
-    Solver.of(target, program.traced)
+    latency = latency_for(program.model, program.traced, target.wanted, progress)
+    Solver.of(target, program.traced, latency)
     material = prepare(source, data, text)
     dense = material.measure(program.model)
     progress("held-out", 1, 3)
     own_adapter = isinstance(program.model, PeftModel)
     program = Sequential(
         AttachPass(lora, tune.seed),
-        TunePass(target, material.train, tune, progress, collate=material.collate),
-        DecidePass(target, tune.criterion, _choices(tune)),
+        TunePass(target, material.train, tune, progress, collate=material.collate, latency=latency),
+        DecidePass(target, tune.criterion, _choices(tune), latency),
         progress=progress,
     )(program).program
     removed = None if own_adapter else _removed(program, material)
@@ -133,13 +134,8 @@ def apply(
         source = load_source(model, tokenizer, trust_remote_code=trust_remote_code)
         if adapter is not None:
             source = replace(source, model=load_adapter(source.model, adapter))
-    steps: list[Pass] = [TracePass(_trace_of(plan)), ReplayPass(plan), MergePass(), ShrinkPass()]
+    steps: list[Pass] = [TracePass(options_for(plan.kept)), ReplayPass(plan), MergePass(), ShrinkPass()]
     return _result(source, Sequential(*steps)(Program.start(source.model)).program, None)
-
-
-def _trace_of(plan: Plan) -> TraceOptions:
-    """Options under which the plan's dimensions are found, and none of its counts is refused."""
-    return TraceOptions(query_heads=any(f".{Kind.QUERY_HEADS}." in name for name in plan.kept), custom_code=True)
 
 
 def _heldout(material: Material, dense: Score, removed: Score | None, pruned: Score) -> HeldOut:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lpc.evaluation.tables import evaluation_rows
 from lpc.inspection import untouched
@@ -12,6 +12,9 @@ from passes.graph import Cost, PruningGraph
 from passes.infra import plain
 from passes.instruments import PassRecord
 from passes.plan import Plan
+
+if TYPE_CHECKING:
+    from exporters.compatibility_verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class HeldOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was done to which model, and what it cost."""
+    """What was done to which model, what it cost, and, of a saved one, where it runs (``compatibility``)."""
 
     source: str
     family: str
@@ -66,6 +69,7 @@ class Report:
     untouched: Mapping[str, str]
     heldout: HeldOut | None
     passes: tuple[PassRecord, ...]
+    compatibility: tuple[Verdict, ...] = ()
 
     @classmethod
     def of(
@@ -105,6 +109,7 @@ class Report:
             "widths": {name: plain(widths) for name, widths in self.widths.items()},
             "untouched": dict(self.untouched),
             "heldout": plain(self.heldout),
+            "compatibility": [{**plain(verdict), "evidence": verdict.evidence} for verdict in self.compatibility],
             "passes": [_record(record) for record in self.passes],
             "parity": {
                 parity.name: {"value": parity.value, "tolerance": parity.tolerance}
@@ -141,13 +146,21 @@ def render(
         sections.append(_evaluation(evaluation))
     if benchmark:
         sections.append(_speed(benchmark))
-    sections += [_parity(manifest), _passes(manifest)]
+    sections += [_compatibility(manifest), _parity(manifest), _passes(manifest)]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    """A Markdown table of numbers: the first column is left-aligned, the others are right-aligned."""
+    return _table([header, ["---"] + ["---:"] * (len(header) - 1), *rows])
+
+
+def text_table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table of texts, left-aligned."""
+    return _table([header, ["---"] * len(header), *([cell.replace("|", "\\|") for cell in row] for row in rows)])
+
+
+def _table(lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -258,6 +271,22 @@ def _speed(benchmark: Mapping[str, Any]) -> str:
     left_out = "\n\nLeft out:\n" + "\n".join(skipped) if skipped else ""
     header = ["", "dense", "pruned", "ratio"]
     return "## onnxruntime, milliseconds (median)\n\n" + table(header, speed_rows(benchmark)) + left_out
+
+
+def compatibility_rows(manifest: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of runtime, whether it runs the model and how that is known, and why."""
+    return [
+        [each["target"], ", ".join(filter(None, (each["runs"], each["evidence"]))), each["reason"]]
+        for each in manifest.get("compatibility", ())
+    ]
+
+
+def _compatibility(manifest: Mapping[str, Any]) -> str:
+    verdicts = manifest.get("compatibility")
+    if not verdicts:
+        return ""
+    rows = [[*row, each["source"]] for row, each in zip(compatibility_rows(manifest), verdicts, strict=True)]
+    return "## Where it runs\n\n" + text_table(["runtime", "runs", "why", "source"], rows)
 
 
 def _parity(manifest: Mapping[str, Any]) -> str:

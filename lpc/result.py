@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from exporters.checkpoint import Processor, SavePass
+from exporters.compatibility import compatibility
 from exporters.folder import staged_folder
 from exporters.onnx_export import needs_tokenizer
 from exporters.onnx_options import OnnxOptions
@@ -20,6 +21,7 @@ from passes.infra import Pass, Progress, Sequential, silent
 from passes.models import base_model
 from passes.plan import Plan
 from passes.program import Program
+from passes.scores import SCORES_FILE, SavedScores
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +61,9 @@ class Result:
         force: bool = False,
         progress: Progress = silent,
     ) -> Report:
-        """Write ``hf``, ``onnx``, ``adapter``, ``plan.json``, ``lpc.json`` and ``report.md``; return the final report.
+        """Write ``hf``, ``onnx``, ``adapter``, ``plan.json``, ``scores.safetensors``, ``lpc.json`` and ``report.md``.
+
+        Returns the final report.
 
         The folder appears whole or not at all. Raises OutputExistsError if it holds something (unless ``force``),
         OutputError when the disk refuses, TokenizerError if the ONNX package of a causal language model is wanted and
@@ -72,10 +76,14 @@ class Result:
             )
         with staged_folder(Path(folder), force=force) as stage:
             program = Sequential(*self._steps(stage, onnx), progress=progress)(self.program).program
-            report = replace(self.report, passes=program.history)
+            verdicts = compatibility(self.model, program.history)
+            report = replace(self.report, passes=program.history, compatibility=verdicts)
             (stage / "plan.json").write_text(self.plan.to_json(), encoding="utf-8")
             if program.adapter is not None:
                 program.adapter.save(stage / "adapter")
+            if program.scores is not None:
+                saved = SavedScores(self.plan.source, self.plan.criterion, program.scores, self.plan.scored_by)
+                saved.save(stage / SCORES_FILE)
             write_manifest(stage, report.to_json())
         logger.info("wrote %s", folder)
         return report

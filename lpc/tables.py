@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lpc.console import print_json, print_line, print_table
 from lpc.evaluation.tables import evaluation_rows
-from lpc.report import Report, heldout_rows, size_rows, speed_rows
+from lpc.report import Report, compatibility_rows, heldout_rows, size_rows, speed_rows
 
 if TYPE_CHECKING:
     from exporters.onnx_options import OnnxPackage
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from lpc.demo import Demo
     from lpc.evaluation.results import Evaluation
     from lpc.inspection import Inspection
+    from lpc.planning import PlanDifference
+    from passes.plan import Plan
 
 
 def show_report(report: Report, out: Path, *, as_json: bool) -> None:
@@ -30,12 +33,39 @@ def show_report(report: Report, out: Path, *, as_json: bool) -> None:
     if report.heldout is not None:
         header = ["", "dense", "removed", "tuned"]
         print_table(f"on {report.heldout.rows:,} held-out rows", header, heldout_rows(values["heldout"]))
+    print_table("where it runs", ["runtime", "runs", "why"], compatibility_rows(values), numbers=False)
     worst = max(values["parity"].items(), key=lambda item: item[1]["value"] / max(item[1]["tolerance"], 1e-30))
     print_line(
         f"verified: {len(values['parity'])} parities hold; the tightest is {worst[0]}, "
         f"{worst[1]['value']:.1e} of {worst[1]['tolerance']:.0e} allowed"
     )
     print_line(f"written to {out}: open {out}/report.md")
+
+
+def show_plan(plan: Plan, out: Path, *, as_json: bool) -> None:
+    """``lpc plan``."""
+    if as_json:
+        print_json({**json.loads(plan.to_json()), "out": str(out), "achieved_ratio": plan.achieved_ratio})
+        return
+    rows = [[name, f"{len(units):,}"] for name, units in plan.kept.items()]
+    print_table(f"{plan.achieved_ratio:.1%} of the parameters go", ["dimension", "units kept"], rows)
+    print_line(f"written to {out}: lpc apply {out} MODEL makes the model")
+
+
+def show_difference(difference: PlanDifference, *, as_json: bool) -> None:
+    """``lpc diff``."""
+    if as_json:
+        print_json(difference.to_json())
+        return
+    if not difference.same_source:
+        print_line("the plans are for different models")
+    for name, (first, second) in difference.fields.items():
+        print_line(f"{name}: {first} | {second}")
+    rows = [[d.name, f"{d.first:,}", f"{d.second:,}", f"{d.both:,}", f"{d.overlap:.3f}"] for d in difference.dimensions]
+    print_table("units kept", ["dimension", "first", "second", "both", "overlap"], rows)
+    first, second = difference.parameters
+    same = "the same decision" if difference.is_same_decision else "different decisions"
+    print_line(f"{first:,} and {second:,} parameters: {same}")
 
 
 def show_inspection(inspection: Inspection, *, as_json: bool) -> None:

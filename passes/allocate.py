@@ -34,6 +34,9 @@ class LayerAllocation:
 
     ``scores`` [units] a dimension must be comparable across dimensions (``passes.comparison``); the best units of each
     dimension are what its count keeps. ``polish``: also give back and exchange; needed for a final result only.
+
+    Tables are [bundles, counts], of importance kept and for each limit of cost saved against dense; ``_now`` points at
+    the current count of each bundle. Rows are padded on the right with their last entry, which is never a step.
     """
 
     bundles: Sequence[Bundle]
@@ -41,44 +44,56 @@ class LayerAllocation:
     limits: Sequence[Limit]
     scores: Mapping[str, torch.Tensor]
     polish: bool = True
-    _values: dict[str, Array] = field(init=False, repr=False)
-    _savings: dict[str, Array] = field(init=False, repr=False)
-    _counts: dict[str, int] = field(init=False, repr=False)
+    _values: Array = field(init=False, repr=False)
+    _savings: Array = field(init=False, repr=False)
+    _now: NDArray[np.int64] = field(init=False, repr=False)
     _used: Array = field(init=False, repr=False)
-    _near: Mapping[str, tuple[Bundle, ...]] = field(init=False, repr=False)
-    _parts: Mapping[str, PruningGraph] = field(init=False, repr=False)
+    _bounds: Array = field(init=False, repr=False)
+    _near: list[list[int]] = field(init=False, repr=False)
+    _parts: list[PruningGraph] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._counts = {bundle.name: bundle.counts[-1] for bundle in self.bundles}
-        self._values = {bundle.name: self._value_of(bundle) for bundle in self.bundles}
-        self._near = neighbours(self.bundles)
-        self._parts = {bundle.name: self.meter.graph.part(bundle.dimensions) for bundle in self.bundles}
-        self._savings = {bundle.name: self._savings_of(bundle) for bundle in self.bundles}
-        self._used = self._measured()
+        widest = max(len(bundle.counts) for bundle in self.bundles)
+        self._now = np.array([len(bundle.counts) - 1 for bundle in self.bundles])
+        self._values = np.stack([_padded(self._value_of(bundle), widest) for bundle in self.bundles])
+        names = {bundle.name: index for index, bundle in enumerate(self.bundles)}
+        near = neighbours(self.bundles)
+        self._near = [[names[other.name] for other in near[bundle.name]] for bundle in self.bundles]
+        self._parts = [self.meter.graph.part(bundle.dimensions) for bundle in self.bundles]
+        self._savings = np.zeros((len(self.limits), len(self.bundles), widest))
+        for index in range(len(self.bundles)):
+            self._set_savings(index)
+        self._bounds = np.array([limit.bound for limit in self.limits])
+        kept = self._kept()
+        self._used = np.array([self.meter.measure(limit.measure, kept) for limit in self.limits], dtype=np.float64)
 
     def counts(self) -> dict[str, int] | None:
         """The counts, or None if even the smallest model is beyond a limit."""
         while (self._used > self._bounds).any():
-            step = min(self._steps(), key=lambda step: step[0], default=None)
+            step = self._cheapest()
             if step is None:
                 return None
-            self._move(step[1], step[2])
+            self._move(*step)
         if self.polish:
             self._give_back()
             self._exchange()
-        return dict(self._counts)
+        return self._named()
 
     @property
     def value(self) -> float:
         """The importance kept by the counts as they are now."""
-        return float(sum(self._kept_value(bundle, self._counts[bundle.name]) for bundle in self.bundles))
+        return float(self._at_now(self._values).sum())
 
-    @property
-    def _bounds(self) -> Array:
-        return np.array([limit.bound for limit in self.limits])
+    def _named(self) -> dict[str, int]:
+        return {bundle.name: bundle.counts[now] for bundle, now in zip(self.bundles, self._now, strict=True)}
 
-    def _kept_value(self, bundle: Bundle, count: int) -> float:
-        return float(self._values[bundle.name][bundle.counts.index(count)])
+    def _kept(self) -> dict[str, int]:
+        return by_dimension(self.bundles, self._named())
+
+    def _at_now(self, table: Array) -> Array:
+        """The entries of [..., bundles, counts] at the current counts: [..., bundles]."""
+        entries: Array = np.take_along_axis(table, self._now[:, None] + np.zeros((*table.shape[:-1], 1), int), -1)
+        return entries[..., 0]
 
     def _value_of(self, bundle: Bundle) -> Array:
         """The importance that each allowed count keeps: its best units in every dimension of the bundle."""
@@ -88,28 +103,20 @@ class LayerAllocation:
             total[1:] += np.cumsum(ranked)
         return total[list(bundle.counts)]
 
-    def _kept(self, changes: Mapping[str, int] | None = None) -> dict[str, int]:
-        return by_dimension(self.bundles, {**self._counts, **(changes or {})})
-
-    def _measured(self) -> Array:
-        kept = self._kept()
-        return np.array([self.meter.measure(limit.measure, kept) for limit in self.limits])
-
-    def _savings_of(self, bundle: Bundle) -> Array:
-        """What going from the dense count to each allowed count saves, [limits, counts], the others being as now."""
-        rows = []
-        for limit in self.limits:
+    def _set_savings(self, index: int) -> None:
+        """Fill in what going from the dense count to each allowed count saves, the other bundles being as now."""
+        bundle = self.bundles[index]
+        for row, limit in enumerate(self.limits):
             if limit.measure == "latency":
-                assert self.meter.latency is not None
-                seconds = [self._seconds(bundle, count) for count in bundle.counts]
-                rows.append(np.array([seconds[-1] - each for each in seconds]))
+                seconds = np.array([self._seconds(bundle, count) for count in bundle.counts])
+                saved = seconds[-1] - seconds
             else:
-                rows.append(self._unit_cost(bundle, limit) * (bundle.size - np.array(bundle.counts)))
-        return np.array(rows)
+                saved = self._unit_cost(index, limit) * (bundle.size - np.array(bundle.counts))
+            self._savings[row, index] = _padded(saved, self._savings.shape[2])
 
-    def _unit_cost(self, bundle: Bundle, limit: Limit) -> float:
+    def _unit_cost(self, index: int, limit: Limit) -> float:
         """What one unit less in every dimension of the bundle saves: costs are linear in one bundle's count."""
-        part, kept = self._parts[bundle.name], self._kept()
+        bundle, part, kept = self.bundles[index], self._parts[index], self._kept()
         names = [dimension.name for dimension in bundle.dimensions]
         both = [part.cost({**kept, **dict.fromkeys(names, count)}) for count in (bundle.size, bundle.size - 1)]
         return float(getattr(both[0], limit.measure) - getattr(both[1], limit.measure))
@@ -118,80 +125,85 @@ class LayerAllocation:
         assert self.meter.latency is not None
         return sum(self.meter.latency.dimension_seconds(d.name, count) for d in bundle.dimensions)
 
-    def _steps(self) -> Iterator[tuple[float, Bundle, int]]:
-        """The best step of every bundle: importance lost for the cost saved, the bundle and its new count."""
+    def _differences(self) -> tuple[Array, Array]:
+        """What every count would gain in importance [bundles, counts] and save in cost [limits, ...] against now."""
+        gains = self._values - self._at_now(self._values)[:, None]
+        saved = self._savings - self._at_now(self._savings)[..., None]
+        return gains, saved
+
+    def _columns(self) -> NDArray[np.int64]:
+        return np.arange(self._values.shape[1])[None, :]
+
+    def _cheapest(self) -> tuple[int, int] | None:
+        """The step down that loses the least importance for the cost that must go; of equal ones the smallest."""
+        gains, saved = self._differences()
         excess = self._used - self._bounds
         needed = excess > 0
-        for bundle in self.bundles:
-            now = bundle.counts.index(self._counts[bundle.name])
-            if now == 0:
-                continue
-            values, savings = self._values[bundle.name], self._savings[bundle.name]
-            lost = values[now] - values[:now]
-            saved = (savings[:, :now] - savings[:, now : now + 1])[needed] / excess[needed, None]
-            worth = np.minimum(saved, 1.0).sum(0)
-            useful = worth > 0
-            if useful.any():
-                prices = np.where(useful, lost / np.where(useful, worth, 1.0), np.inf)
-                # Of equal prices the smallest step: the largest count.
-                best = now - 1 - int(np.argmin(prices[::-1]))
-                yield float(prices[best]), bundle, bundle.counts[best]
+        worth = np.minimum(saved[needed] / excess[needed, None, None], 1.0).sum(0)
+        useful = (worth > 0) & (self._columns() < self._now[:, None])
+        if not useful.any():
+            return None
+        prices = np.where(useful, -gains / np.where(useful, worth, 1.0), np.inf)[:, ::-1]
+        bundle, column = np.unravel_index(int(np.argmin(prices)), prices.shape)
+        return int(bundle), prices.shape[1] - 1 - int(column)
 
-    def _move(self, bundle: Bundle, count: int) -> None:
+    def _move(self, index: int, to: int) -> None:
         """Set a bundle's count and bring costs up to date."""
-        self._used = self._used - self._difference(bundle, count)
-        self._counts[bundle.name] = count
-        for other in self._near[bundle.name]:
-            self._savings[other.name] = self._savings_of(other)
+        self._used = self._used - (self._savings[:, index, to] - self._savings[:, index, self._now[index]])
+        self._now[index] = to
+        for other in self._near[index]:
+            self._set_savings(other)
 
-    def _difference(self, bundle: Bundle, count: int) -> Array:
-        """What going to a count saves, a limit."""
-        savings, now = self._savings[bundle.name], bundle.counts.index(self._counts[bundle.name])
-        difference: Array = savings[:, bundle.counts.index(count)] - savings[:, now]
-        return difference
+    def _fitting(self, saved: Array) -> NDArray[np.bool_]:
+        """Where the limits hold once [limits, bundles, counts] is saved, to the rounding of sums."""
+        left = self._used[:, None, None] - saved
+        holds: NDArray[np.bool_] = np.all(left <= self._bounds[:, None, None] * (1 + 1e-12), axis=0)
+        return holds & (self._columns() > self._now[:, None]) & self._real()
 
-    def _gain(self, bundle: Bundle, count: int) -> float:
-        return self._kept_value(bundle, count) - self._kept_value(bundle, self._counts[bundle.name])
-
-    def _fits(self, saved: Array) -> bool:
-        """Whether the limits hold once this is saved (spent, where negative), to the rounding of sums."""
-        return bool((self._used - saved <= self._bounds * (1 + 1e-12)).all())
-
-    def _raises(self) -> list[tuple[Bundle, int]]:
-        return [(b, count) for b in self.bundles for count in b.counts if count > self._counts[b.name]]
+    def _real(self) -> NDArray[np.bool_]:
+        """Where the tables are not padding."""
+        return self._columns() < np.array([len(bundle.counts) for bundle in self.bundles])[:, None]
 
     def _give_back(self) -> None:
         """Raise counts while anything fits, the step with the largest gain of importance first."""
         while True:
-            fitting = [(b, count) for b, count in self._raises() if self._fits(self._difference(b, count))]
-            if not fitting:
+            gains, saved = self._differences()
+            fitting = self._fitting(saved)
+            if not fitting.any():
                 return
-            self._move(*max(fitting, key=lambda step: self._gain(*step)))
+            best = int(np.argmax(np.where(fitting, gains, -np.inf)))
+            self._move(*map(int, np.unravel_index(best, gains.shape)))
 
     def _exchange(self) -> None:
         """Lower one bundle by a step and raise another as far as that allows, while importance is gained."""
         for _ in range(EXCHANGES):
-            best = max(self._exchanges(), key=lambda pair: pair[0], default=None)
+            best = max(self._exchanges(), key=lambda exchange: exchange[0], default=None)
             if best is None:
                 return
-            self._move(*best[1])
-            self._move(*best[2])
+            _, giver, taker, to = best
+            self._move(giver, int(self._now[giver]) - 1)
+            self._move(taker, to)
             self._give_back()
 
-    def _exchanges(self) -> Iterator[tuple[float, tuple[Bundle, int], tuple[Bundle, int]]]:
-        raises, floor = self._raises(), 1e-12 * max(self.value, 1e-300)
-        for giver in self.bundles:
-            now = giver.counts.index(self._counts[giver.name])
-            if now == 0:
+    def _exchanges(self) -> Iterator[tuple[float, int, int, int]]:
+        """For each bundle that can give, the exchange that gains most: the gain, giver, taker and its new count."""
+        gains, saved = self._differences()
+        floor = 1e-12 * max(self.value, 1e-300)
+        for giver in range(len(self.bundles)):
+            lower = int(self._now[giver]) - 1
+            if lower < 0:
                 continue
-            lower = giver.counts[now - 1]
-            saved, lost = self._difference(giver, lower), -self._gain(giver, lower)
-            for taker, count in raises:
-                if taker in self._near[giver.name] or taker is giver:
-                    continue
-                gain = self._gain(taker, count) - lost
-                if gain > floor and self._fits(saved + self._difference(taker, count)):
-                    yield gain, (giver, lower), (taker, count)
+            fitting = self._fitting(saved + saved[:, giver, lower][:, None, None])
+            fitting[[giver, *self._near[giver]]] = False
+            total = np.where(fitting, gains + gains[giver, lower], -np.inf)
+            best = int(np.argmax(total))
+            taker, to = map(int, np.unravel_index(best, total.shape))
+            if total[taker, to] > floor:
+                yield float(total[taker, to]), giver, taker, to
+
+
+def _padded(row: Array, length: int) -> Array:
+    return np.pad(row, (0, length - len(row)), mode="edge")
 
 
 def neighbours(bundles: Sequence[Bundle]) -> dict[str, tuple[Bundle, ...]]:

@@ -34,6 +34,7 @@ class AttentionLayout:
     or [heads * head_dim] applied a head. ``whole_query_norm`` and ``whole_key_norm``: RMS norms over all heads
     together. ``bias_table``: an embedding [buckets, heads] of the first block, whose bias all blocks of the stack
     share, so that their heads go together. ``head_inputs``: arguments of the block with an entry a head (ALiBi).
+    ``passes_on``: the argument in which all blocks get what the first one made, an entry a head, all of them equal.
     ``attributes``: the block's attributes that must change with the heads, with ``heads``, ``groups`` or ``width``
     (heads * head_dim). ``width``: name of the width; ``{stack}`` is encoder or decoder. ``cross``: keys and values come
     from the encoder. ``expands``: the block's attribute that says whether keys and values are repeated for each query
@@ -52,6 +53,7 @@ class AttentionLayout:
     whole_key_norm: str | None = None
     bias_table: str | None = None
     head_inputs: tuple[str, ...] = ()
+    passes_on: str | None = None
     attributes: Mapping[str, str] = field(default_factory=dict)
     width: str = "{kind}"
     cross: bool = False

@@ -157,12 +157,13 @@ class Budget:
 
 
 def _as_fraction(text: str) -> Amount:
-    """A text with a decimal point below 1 is a fraction, as in Python."""
-    try:
-        value = float(text)
-    except ValueError:
-        return text
-    return value if 0 < value < 1 else text
+    """A bare number is a whole amount or, with a decimal point, a fraction, as in Python."""
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _check_amount(measure: str, amount: Amount) -> None:

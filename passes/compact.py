@@ -10,9 +10,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from passes.attention import AttentionBlock
-from passes.compact_modeling import PREFIX, compact_class
+from passes.compact_modeling import compact_class
 from passes.families import attention_blocks, family_of
 from passes.graph import Dimension, Kind, PruningGraph, Role, Slice
+from passes.per_layer import check_buildable, naming, per_layer_config, uniform_counts
 from passes.stock import build_stock, compact_config, filled
 
 Kept = Mapping[str, Sequence[int]]
@@ -23,13 +24,16 @@ def build_compact(model: PreTrainedModel, graph: PruningGraph, kept: Kept) -> Pr
     """The compact model of these kept units; ``model`` stays as it is.
 
     It is of the stock class where that holds all widths, else of a subclass that resizes it
-    (``passes.compact_modeling``).
+    (``passes.compact_modeling``). Where layers differ, its configuration says so in transformers' own
+    ``per_layer_config`` if that can say it. Raises PlanError if no such model can be built.
     """
+    check_buildable(graph, kept)
     state = cut_state(model.state_dict(), graph, kept)
-    counts = {d.width: len(kept[d.name]) for d in graph.dimensions}
-    if all(counts[width.name] in width.stock for width in graph.widths):
+    counts = uniform_counts(graph, kept)
+    if counts is not None and all(counts[width.name] in width.stock for width in graph.widths):
         return build_stock(compact_config(model.config, graph, counts), state, like=model)
-    config = resized_config(model, graph, kept)
+    config = per_layer_config(model, graph, kept) if counts is None else None
+    config = config or resized_config(model, graph, kept)
     with no_init_weights():
         resized = cast(Any, compact_class(type(model)))._from_config(
             config, attn_implementation=model.config._attn_implementation
@@ -101,6 +105,7 @@ def resized_config(model: PreTrainedModel, graph: PruningGraph, kept: Kept) -> P
         "attributes": {},
         "heads": {},
     }
+    passed_on: dict[str, int] = {}
     for block in attention_blocks(model, family_of(model.config)):
         heads = kept_heads(block, graph, kept)
         attributes = _attributes(model, block, len(heads), graph, kept)
@@ -109,13 +114,16 @@ def resized_config(model: PreTrainedModel, graph: PruningGraph, kept: Kept) -> P
         if block.layout.head_inputs:
             arguments = list(block.layout.head_inputs)
             compact["heads"][block.path] = {"arguments": arguments, "dense": block.heads, "kept": heads}
+        elif block.layout.passes_on:
+            # What the first block passes on is the same for all heads, and one entry broadcasts to any number.
+            first = passed_on.setdefault(block.layout.block, len(heads))
+            compact["heads"][block.path] = {"arguments": [block.layout.passes_on], "dense": first, "kept": [0]}
     for dimension in graph.of_kind(Kind.EXPERTS):
         for path in sorted({part.module for part in dimension.slices}):
             if hasattr(model.get_submodule(path), "num_experts"):
                 compact["attributes"][path] = {"num_experts": len(kept[dimension.name])}
     values = model.config.to_dict()
-    named = [f"{PREFIX}{type(model).__name__}"]
-    return type(model.config).from_dict({**values, "architectures": named, "compact": compact})
+    return type(model.config).from_dict({**values, **naming(model), "compact": compact})
 
 
 def _dimensions_of(block: AttentionBlock, graph: PruningGraph) -> list[Dimension]:

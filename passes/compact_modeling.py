@@ -1,19 +1,75 @@
 """Stock transformers classes whose layers have sizes of their own.
 
 This file lies beside the weights of a compact model that no stock class can hold, and needs only torch and
-transformers. The stock class is built as its configuration says; then the parameters that ``config.compact`` lists get
-their own shapes, and attention blocks what they must know of their heads.
+transformers. ``CompactLlamaForCausalLM`` and the like are made of the stock class when they are asked for. The stock
+class is built as its configuration says. Then each layer is built again where ``config.per_layer_config`` gives it
+values of its own; or, where those cannot say it, the parameters that ``config.compact`` lists get their own shapes, and
+attention blocks what they must know of their heads. Where transformers builds such layers by itself, nothing is left to
+do, and the model is of the stock class.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
+import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
+from transformers import conversion_mapping
 
 PREFIX = "Compact"
 """How the name of a resized class begins; the stock class's name follows."""
+
+FILE = "modeling_compact.py"
+"""What this file is called beside the weights."""
+
+
+def has_own_sizes(config: Any) -> bool:
+    """Whether a configuration gives layers sizes of their own, in ``per_layer_config`` or in ``compact``."""
+    return getattr(config, "compact", None) is not None or getattr(config, "is_heterogeneous", False)
+
+
+def rebuild_layers(model: nn.Module, config: Any) -> bool:
+    """Build each layer from its own configuration; whether any layer was not as that says.
+
+    The new layers read the rest of ``config`` live, such as the attention implementation.
+    """
+    stacks = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    layers = next(stack for stack in stacks if len(stack) == config.num_hidden_layers)
+    changed = False
+    for index, layer in enumerate(layers):
+        own = config.per_layer_config[index]
+        numbered = len(inspect.signature(type(layer)).parameters) > 1
+        built = type(layer)(own, index) if numbered else type(layer)(own)
+        if _shapes(built) == _shapes(layer):
+            continue
+        for module in built.modules():
+            if getattr(module, "config", None) is own:
+                vars(module)["config"] = LayerConfig(config, own)
+        layers[index] = built
+        changed = True
+    return changed
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+
+
+class LayerConfig:
+    """A model's configuration as one layer sees it: its own values where layers differ, else the model's."""
+
+    def __init__(self, model: Any, own: Any) -> None:
+        self.model, self.own = model, own
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in ("model", "own"):
+            raise AttributeError(name)
+        differs = self.model.attribute_map.get(name, name) in self.model.per_layer_attributes
+        return getattr(self.own if differs else self.model, name)
 
 
 def resize(model: nn.Module, compact: dict[str, Any]) -> None:
@@ -64,10 +120,67 @@ class _HeadsOf:
 
 
 def compact_class(stock: type) -> type:
-    """The subclass of a stock transformers class that has the sizes in ``config.compact``."""
+    """The subclass of a stock transformers class that has the sizes in its configuration; the same one each time.
+
+    Its models are of the stock class itself where that already has them.
+    """
+    return _made_of(stock)
+
+
+@functools.cache
+def _made_of(stock: type) -> type:
+    name = f"{PREFIX}{stock.__name__}"
 
     def build(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        config.architectures = [stock.__name__]  # so that the models inside are stock, also where lpc is imported
+        layered = getattr(config, "is_heterogeneous", False)
+        if layered:
+            config.allow_global_per_layer_attribute_access = True
         stock.__init__(self, config, *args, **kwargs)  # type: ignore[misc]
-        resize(self, config.compact)
+        changed = layered and rebuild_layers(self, config)
+        if changed:
+            self.init_weights()
+        if getattr(config, "compact", None) is not None:
+            resize(self, _seen_from(self, config.compact))
+            changed = True
+        if changed:
+            config.architectures = [name]
+        else:
+            vars(config).pop("auto_map", None)
+            self.__class__ = stock
 
-    return type(f"{PREFIX}{stock.__name__}", (stock,), {"__init__": build, "__module__": __name__})
+    def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        stock.save_pretrained(self, save_directory, *args, **kwargs)  # type: ignore[attr-defined]
+        if "auto_map" in vars(self.config):
+            shutil.copyfile(__file__, Path(save_directory) / FILE)
+
+    conversions = conversion_mapping.get_checkpoint_conversion_mapping(stock.__name__)
+    if conversions is not None:
+        conversion_mapping.register_checkpoint_conversion_mapping(name, conversions, overwrite=True)
+    members: dict[str, Any] = {
+        "__init__": build,
+        "__module__": __name__,
+        "save_pretrained": save_pretrained,
+        "stock_class": stock,
+        # Custom code would be loaded without the conversions between a checkpoint's names and the model's.
+        "is_custom_code": classmethod(lambda cls: stock.is_custom_code()),  # type: ignore[attr-defined]
+    }
+    return type(name, (stock,), members)
+
+
+def _seen_from(model: Any, compact: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a model with a head, as they are called in the model without: ``model.`` is left out."""
+    prefix = f"{model.base_model_prefix}."
+    if hasattr(model, model.base_model_prefix) or not any(name.startswith(prefix) for name in compact["shapes"]):
+        return compact
+    return {
+        kind: {name.removeprefix(prefix): value for name, value in entries.items() if name.startswith(prefix)}
+        for kind, entries in compact.items()
+    }
+
+
+def __getattr__(name: str) -> Any:
+    stock = getattr(transformers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
+    if not isinstance(stock, type):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return compact_class(stock)

@@ -159,7 +159,7 @@ FAMILIES: dict[str, Family] = {
     "t5": Family(
         (
             AttentionLayout(block="SelfAttention", bias_table="relative_attention_bias", **_T5_NAMES),
-            AttentionLayout(block="EncDecAttention", cross=True, **_T5_NAMES),
+            AttentionLayout(block="EncDecAttention", cross=True, passes_on="position_bias", **_T5_NAMES),
         ),
         heads="num_heads",
         kv_heads=None,
@@ -204,10 +204,8 @@ def family_of(config: Any) -> Family:
         )
     if getattr(config, "quantization_config", None) is not None:
         raise UnsupportedModelError("the model is quantised; lpc prunes dense weights: load it without quantisation")
-    if config.to_dict().get("per_layer_config"):
-        raise UnsupportedModelError(
-            "the model's layers already differ in width (per_layer_config); this is not supported yet"
-        )
+    if any("skip" in values for values in (config.to_dict().get("per_layer_config") or {}).values()):
+        raise UnsupportedModelError("its per_layer_config skips parts of layers, but transformers builds them whole")
     family = FAMILIES[model_type]
     for name, value in family.refused.items():
         if getattr(config, name, None) == value:

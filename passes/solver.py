@@ -79,9 +79,10 @@ class Solver:
             reach = f"The largest reachable ratio is {floor_ratio(1 - least / dense):.4f}"
         else:
             reach = f"Reachable are fractions from {-floor_ratio(-least / dense):.4f} to 1"
+        left = show(limit.measure, least).partition(" ")[0]
         return (
-            f"{limit} is out of reach: with {kept} a layer {show(limit.measure, least)} of "
-            f"{show(limit.measure, dense)} remain. {reach}{reasons}"
+            f"{limit} is out of reach: with {kept} a layer {left} of {show(limit.measure, dense)} remain. "
+            f"{reach}{reasons}"
         )
 
     @cached_property

@@ -9,7 +9,7 @@ import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-from passes.compact_modeling import PREFIX, compact_class
+from passes.compact_modeling import PREFIX, compact_class, has_own_sizes
 from passes.errors import UnsupportedModelError
 
 
@@ -104,13 +104,13 @@ def task_of(model: PreTrainedModel | type[PreTrainedModel]) -> Task:
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The transformers class of a configuration: the one that ``architectures`` names.
 
-    A compact model with sizes of its own (``config.compact``) has the stock class, resized. Where no class is named:
+    A configuration whose layers have sizes of their own has the stock class, resized. Where no class is named:
     the seq2seq class of an encoder-decoder, else the masked LM class of an encoder, else the causal LM class. Raises
     UnsupportedModelError if the class is neither one of transformers' nor registered there, does not belong to the
     configuration, or has no task.
     """
     name = (config.architectures or [None])[0] or _default_class(config)
-    compact = getattr(config, "compact", None) is not None
+    compact = has_own_sizes(config)
     found = _class_named(name.removeprefix(PREFIX) if compact else name, config) if name else None
     if found is None:
         what = f"the class {name!r}" if name else f"the model type {config.model_type!r}"

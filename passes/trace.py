@@ -7,7 +7,7 @@ of a layer must be accounted for, otherwise the model is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,12 +17,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from passes.attention import AttentionBlock
+from passes.compact_modeling import has_own_sizes
 from passes.dependencies import Dependencies, Member, Opaque
 from passes.dimensions import DimensionFinder, layer_path
 from passes.errors import UnsupportedModelError
 from passes.experts import ExpertsBlock
 from passes.families import Family, attention_blocks, family_of
-from passes.graph import Dimension, PruningGraph, Role
+from passes.graph import Dimension, Kind, PruningGraph, Role
 from passes.infra import Pass, PassResult
 from passes.models import base_model, plain_name
 from passes.probe import Probe
@@ -45,6 +46,11 @@ class TraceOptions:
 
     query_heads: bool = False
     custom_code: bool = False
+
+
+def options_for(dimensions: Iterable[str], *, custom_code: bool = True) -> TraceOptions:
+    """The options under which a model has the dimensions of these names, such as those of a plan."""
+    return TraceOptions(query_heads=any(f".{Kind.QUERY_HEADS}" in name for name in dimensions), custom_code=custom_code)
 
 
 @dataclass(frozen=True)
@@ -89,9 +95,9 @@ def trace(
     with the reason when the structure cannot be proven sound to prune.
     """
     family, model_type = family_of(config), model_type or model_class(config)
-    if getattr(config, "compact", None) is not None:
+    if has_own_sizes(config):
         raise UnsupportedModelError(
-            "the model is already compact, with sizes of its own; prune the source it came from"
+            "the model is already compact, with layers of their own sizes; prune the source it came from"
         )
     twin = twin_of(model_type, config)
     shapes = {name: tuple(parameter.shape) for name, parameter in twin.named_parameters()}

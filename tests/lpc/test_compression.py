@@ -115,6 +115,16 @@ def test_save_writes_the_contract(saved: Path, result: lpc.Result) -> None:
     assert all(sha256(saved / name) == entry["sha256"] for name, entry in manifest["files"].items())
 
 
+def test_save_says_where_the_output_runs_and_claims_nothing_without_an_onnx_package(saved: Path) -> None:
+    found = {each["target"]: each for each in json.loads((saved / "lpc.json").read_text())["compatibility"]}
+    stock, onnx, vllm = found["transformers"], found["onnxruntime"], found["vLLM"]
+    assert (stock["runs"], stock["evidence"], stock["source"]) == ("yes", "run here", "parity 'save'")
+    assert (onnx["runs"], onnx["evidence"]) == ("unverified", "")
+    assert (vllm["runs"], vllm["evidence"]) == ("yes", "by rule, not run here")
+    report = (saved / "report.md").read_text()
+    assert f"| vLLM | yes, by rule, not run here | {vllm['reason']} | {vllm['source']} |" in report
+
+
 def test_saved_checkpoint_loads_with_stock_transformers(saved: Path, result: lpc.Result) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(saved / "hf")
     ids = torch.arange(10)[None]

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from transformers import LlamaConfig
 
+from exporters.compatibility_verdict import Verdict
 from lpc.inspection import inspect
 from lpc.manifest import refresh, versions, write_manifest
 from lpc.report import HeldOut, Measure, Report, Widths, render, size_rows, speed_rows
@@ -126,6 +128,19 @@ def test_manifest_hashes_every_file_and_refresh_brings_it_up_to_date(report: Rep
     assert after["files"]["report.md"] != before["files"]["report.md"]
     assert after["passes"] == before["passes"]
     assert "onnxruntime, milliseconds" in (tmp_path / "report.md").read_text()
+
+
+def test_report_of_a_saved_model_says_where_it_runs(report: Report) -> None:
+    verdict = Verdict(target="Triton", runs="partly", reason="a | b", source="README.md")
+    text = replace(report, compatibility=(verdict,)).to_markdown()
+    assert "## Where it runs" in text
+    assert "| Triton | partly, by rule, not run here | a \\| b | README.md |" in text
+    assert "## Where it runs" not in report.to_markdown()
+
+
+def test_a_manifest_from_before_there_were_verdicts_is_still_rendered(report: Report) -> None:
+    values = {name: value for name, value in report.to_json().items() if name != "compatibility"}
+    assert render(values) == report.to_markdown()
 
 
 def test_refresh_outside_an_output_does_nothing(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_a_family_is_described_once() -> None:
         ("stablelm", {"qk_layernorm": True}, "stablelm with qk_layernorm=True is not supported"),
         ("llama", {"quantization_config": {"quant_method": "gptq"}}, "quantised"),
         ("bert", {"quantization_config": {"quant_method": "gptq"}}, "quantised"),
-        ("mixtral", {"per_layer_config": {"1": {"num_local_experts": 2}}}, "per_layer_config"),
+        ("mixtral", {"per_layer_config": {"1": {"skip": ["mlp"]}}}, "per_layer_config skips"),
     ],
 )
 def test_what_is_not_described_is_refused(name: str, changes: dict[str, object], message: str) -> None:

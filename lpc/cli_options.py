@@ -1,0 +1,82 @@
+"""Options that several commands share. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from passes.target import Target
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Force = Annotated[bool, typer.Option("--force", help="Write into an output folder that is not empty.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, or a name on the Hugging Face hub.")]
+Out = Annotated[Path, typer.Option(help="Output folder.")]
+Onnx = Annotated[bool, typer.Option("--onnx/--no-onnx", help="Write the ONNX package too.")]
+QueryHeads = Annotated[bool, typer.Option("--query-heads", help="Keep all KV heads; prune query heads inside a group.")]
+CustomCode = Annotated[
+    bool, typer.Option("--custom-code", help="Allow sizes that no stock class holds; adds a modelling file.")
+]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a hub model.")]
+
+Ratio = Annotated[float | None, typer.Option(help="Share of all parameters to remove; short for a --budget.")]
+Limits = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--budget",
+        metavar="MEASURE=AMOUNT",
+        help="What may stay: parameters, macs, weight_bytes, kv_cache_bytes or latency, as a fraction of dense (0.5) "
+        "or absolute (3.5B, 7GB, 12ms). May be repeated; all hold together.",
+    ),
+]
+At = Annotated[
+    str, typer.Option("--workload", metavar="BxP+D", help="What latency is of: batch, prefill and decode tokens.")
+]
+LayoutName = Annotated[str, typer.Option("--layout", help="uniform: the same widths everywhere. per-layer: its own.")]
+Multiple = Annotated[int | None, typer.Option(help="Round MLP widths to this (default: 64 from 1024 up, else 8).")]
+MinHeads = Annotated[int, typer.Option(help="Least KV heads (or query heads, if these go) a layer.")]
+MinChannels = Annotated[int, typer.Option(help="Least MLP channels a layer.")]
+Protect = Annotated[
+    list[str] | None, typer.Option(help="A layer that stays whole, such as layers.0 or layers.-1; may be repeated.")
+]
+Freeze = Annotated[
+    list[str] | None, typer.Option(help="A dimension or kind that stays whole, such as kv_groups; may be repeated.")
+]
+ComparisonName = Annotated[
+    str, typer.Option("--comparison", help="How layers' scores compare: raw, kind or dimension (docs/layouts.md).")
+]
+
+DEFAULT_WORKLOAD = "1x128+32"
+DEFAULT_COMPARISON = "kind"
+
+
+def target_of(
+    ratio: float | None,
+    limits: list[str] | None,
+    at: str,
+    layout: str,
+    multiple: int | None,
+    min_heads: int,
+    min_channels: int,
+    protect: list[str] | None,
+    freeze: list[str] | None,
+    comparison: str,
+) -> Target:
+    """The target that the options say. Raises OptionError."""
+    from passes.budget import Budget, Workload
+    from passes.target import Target
+
+    workload = Workload.parse(at)
+    return Target(
+        ratio=ratio,
+        budget=Budget.parse(limits, at=workload) if limits else None,
+        layout=layout,
+        multiple=multiple,
+        min_heads=min_heads,
+        min_channels=min_channels,
+        protect=tuple(protect or ()),
+        freeze=tuple(freeze or ()),
+        comparison=comparison,
+    )

@@ -1,0 +1,104 @@
+"""Per-layer widths, said in the configuration: transformers' own ``per_layer_config``.
+
+Format: transformers ``docs/source/en/heterogeneous_configurations.md``. The global values stay the dense ones, which
+the validators of configurations read; a layer states only what differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import transformers
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+
+from passes.compact_modeling import FILE, PREFIX, compact_class
+from passes.errors import PlanError
+from passes.graph import Dimension, Kind, PruningGraph
+from passes.stock import twin_of
+from passes.tasks import AUTO_CLASSES, task_of
+
+
+def uniform_counts(graph: PruningGraph, kept: Mapping[str, Sequence[int]]) -> dict[str, int] | None:
+    """The kept counts a width, or None if the dimensions of a width differ in theirs."""
+    found: dict[str, set[int]] = {}
+    for dimension in graph.dimensions:
+        found.setdefault(dimension.width, set()).add(len(kept[dimension.name]))
+    return {name: counts.pop() for name, counts in found.items()} if all(len(c) == 1 for c in found.values()) else None
+
+
+def check_buildable(graph: PruningGraph, kept: Mapping[str, Sequence[int]]) -> None:
+    """Raise PlanError unless what lies in one tensor keeps as much everywhere.
+
+    The KV heads of a layer are read by as many query heads each, and the experts of a stack have as many channels.
+    """
+    together: dict[str, list[Dimension]] = {}
+    for dimension in graph.dimensions:
+        if dimension.kind in (Kind.QUERY_HEADS, Kind.EXPERT_CHANNELS):
+            together.setdefault(dimension.slices[-1].parameter, []).append(dimension)
+    for parameter, dimensions in together.items():
+        counts = {len(kept[dimension.name]) for dimension in dimensions}
+        if len(counts) > 1:
+            raise PlanError(
+                f"{dimensions[0].name} to {dimensions[-1].name} keep {sorted(counts)} units, but they lie in one "
+                f"tensor, {parameter}, so they must keep the same number"
+            )
+
+
+def per_layer_config(
+    model: PreTrainedModel, graph: PruningGraph, kept: Mapping[str, Sequence[int]]
+) -> PreTrainedConfig | None:
+    """The configuration whose ``per_layer_config`` says these widths, or None where it cannot say them.
+
+    The class of the model is asked: its layers, built from that configuration on the meta device, must have exactly the
+    shapes that the graph predicts.
+    """
+    counts = {name: len(units) for name, units in kept.items()}
+    layers = _layer_values(model.config, graph, counts)
+    if layers is None:
+        return None
+    values = {
+        **model.config.to_dict(),
+        **graph.fixed_entries,
+        **naming(model),
+        "per_layer_config": layers,
+        "allow_global_per_layer_attribute_access": True,
+    }
+    try:
+        config = type(model.config).from_dict(values)
+        twin = twin_of(cast(Any, compact_class(type(model))), config)
+    except (ValueError, RuntimeError, ZeroDivisionError):
+        return None
+    shapes = {name: tuple(parameter.shape) for name, parameter in twin.named_parameters()}
+    return config if shapes == {name: graph.shape(name, counts) for name in graph.shapes} else None
+
+
+def naming(model: PreTrainedModel) -> dict[str, Any]:
+    """The entries of a configuration that name the resized class and, for transformers' own classes, its file."""
+    stock = type(model)
+    named = {"architectures": [f"{PREFIX}{stock.__name__}"]}
+    if not hasattr(transformers, stock.__name__):
+        return named
+    classes = {AUTO_CLASSES[task_of(stock)]: stock.__name__}
+    headless = modeling_auto.MODEL_MAPPING_NAMES.get(model.config.model_type)
+    if isinstance(headless, str):
+        classes["AutoModel"] = headless
+    file = FILE.removesuffix(".py")
+    return {**named, "auto_map": {auto: f"{file}.{PREFIX}{name}" for auto, name in classes.items()}}
+
+
+def _layer_values(
+    config: PreTrainedConfig, graph: PruningGraph, counts: Mapping[str, int]
+) -> dict[int, dict[str, int]] | None:
+    """The entries of the configuration, a layer, or None if a width that differs has no entry."""
+    if config.is_encoder_decoder:
+        return None  # two stacks of layers, and one numbering
+    layers: dict[int, dict[str, int]] = {}
+    for dimension in graph.dimensions:
+        entries, count = graph.width(dimension.width).entries, counts[dimension.name]
+        if count == 0 or (count != dimension.size and not entries):
+            return None
+        for entry, factor in entries.items():
+            layers.setdefault(dimension.layer, {})[config.attribute_map.get(entry, entry)] = factor * count
+    return layers
