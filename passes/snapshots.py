@@ -34,7 +34,9 @@ class Snapshot:
     def save(self, folder: Path) -> None:
         """Write it beside a training checkpoint."""
         parts = {"mask": self.masks, "score": self.scores, "adapter": self.adapter.state}
-        tensors = {f"{part}.{name}": value.contiguous() for part, those in parts.items() for name, value in those.items()}
+        tensors = {
+            f"{part}.{name}": value.contiguous() for part, those in parts.items() for name, value in those.items()
+        }
         told = json.dumps({"ratio": self.ratio, "step": self.step})
         save_file(tensors, folder / SNAPSHOT_FILES.replace("*", str(self.ratio)), metadata={"snapshot": told})
 
@@ -54,4 +56,3 @@ def load_snapshots(folder: Path, config: LoraConfig) -> list[Snapshot]:
     """The snapshots that were taken before a training checkpoint, ascending."""
     found = [Snapshot.load(path, config) for path in folder.glob(SNAPSHOT_FILES)]
     return sorted(found, key=lambda snapshot: snapshot.step)
-

@@ -41,11 +41,25 @@ class SnapshotOptions:
         if self.cooldown is not None and self.cooldown < 1:
             raise OptionError(f"snapshots need at least 1 step of cool-down each, got {self.cooldown}")
 
-    def solvers(self, last: Solver) -> tuple[Solver, ...]:
-        """A solver a ratio, for the options and the model of the run's own.
+    @classmethod
+    def parse(cls, text: str, cooldown: int | None = None) -> SnapshotOptions:
+        """From a text such as ``0.1,0.3,0.5``. Raises OptionError."""
+        try:
+            return cls(ratios=tuple(float(ratio) for ratio in text.split(",")), cooldown=cooldown)
+        except ValueError as error:
+            if isinstance(error, OptionError):
+                raise
+            raise OptionError(f"snapshots {text!r}: write ratios separated by commas, such as 0.1,0.3,0.5") from error
 
-        Raises OptionError unless that one's target is the last ratio, and what ``Solver.of`` raises.
+    def course(self, last: Solver, schedule: Schedule, steps: int, *, revival: bool = True) -> Course:
+        """What a run is to do at each step; ``last`` solves its own target, the last ratio's.
+
+        Raises OptionError if the target is another, if the steps do not suffice, or if without ``revival`` the ratios
+        do not nest; and what ``Solver.of`` raises.
         """
+        return Course(stages(self._solvers(last), schedule, steps, self.cooldown), revival=revival)
+
+    def _solvers(self, last: Solver) -> tuple[Solver, ...]:
         target, meter = last.target, last.meter
         if target.ratio is None:
             raise OptionError(
@@ -112,7 +126,10 @@ def _divided(schedule: Schedule, steps: int, ratios: int, cooldown: int | None) 
 
 
 class Course:
-    """The masks and the snapshots that are due after each step of a run through stages."""
+    """The masks and the snapshots that are due after each step of a run through stages.
+
+    ``ends`` are the last steps of the stages with their ratios, ``lengths`` are the stages' own in steps.
+    """
 
     def __init__(self, stages: Sequence[Stage], *, revival: bool = True) -> None:
         """Raises OptionError if without ``revival`` a later target would need units that an earlier one removed."""
@@ -125,6 +142,7 @@ class Course:
             self._events |= {step: (path, number) for number, (step, _) in enumerate(stage.events)}
             before = stage.solver
         self.ends = {stage.end: stage.solver.target.ratio for stage in stages}
+        self.lengths = [after - before for before, after in pairwise([0, *self.ends])]
 
     def masks(self, step: int, scores: Scores, *, among: Masks | None = None) -> dict[str, torch.Tensor] | None:
         """The masks from a step on, None if they stay as they are. ``among`` as for ``best_units``."""

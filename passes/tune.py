@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from passes.importance import ImportanceOptions
 from passes.infra import Pass, PassResult, Progress, plain, silent
 from passes.models import base_model
 from passes.program import Program
+from passes.rates import RatedTrainer, stage_rates
 from passes.schedule import Schedule
 from passes.solver import Solver
 from passes.stages import SnapshotOptions
@@ -159,17 +161,20 @@ class TunePass(Pass):
             max_grad_norm=options.max_grad_norm,
             snapshots=self._snapshots,
         )
-        policy.course(options.steps)
+        course = policy.course(options.steps)
+        rates = stage_rates(options.lr_scheduler, course.lengths) if self._snapshots else None
         criterion = make_criterion(options.criterion, graph, options.importance, options.seed)
         callback = PruningCallback(model, graph, criterion, policy, self._progress)
-        losses = self._train(model, callback)
+        losses = self._train(model, callback, rates)
         scores = {name: score.clone() for name, score in criterion.scores.items()}
         left = tuple(callback.state.snapshots)
         tuned = replace(program, model=model.eval(), masks=callback.state.masks, scores=scores, snapshots=left)
         report = TuneReport(losses, tuple(callback.state.events), callback.state.skipped)
         return PassResult(tuned.expecting_itself(), modified=True, report=report)
 
-    def _train(self, model: PeftModel, callback: PruningCallback) -> tuple[tuple[int, float], ...]:
+    def _train(
+        self, model: PeftModel, callback: PruningCallback, rates: Sequence[float] | None
+    ) -> tuple[tuple[int, float], ...]:
         checkpoint = self._options.latest_checkpoint()
         with ExitStack() as stack:
             folder = self._options.checkpoints or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -178,7 +183,7 @@ class TunePass(Pass):
             # The Trainer switches this off for good, and the configuration goes into the saved checkpoint.
             if hasattr(model.config, "use_cache"):
                 stack.callback(setattr, model.config, "use_cache", model.config.use_cache)
-            trainer = Trainer(
+            trainer = (Trainer if rates is None else partial(RatedTrainer, rates))(
                 model=model,
                 args=self._arguments(folder, model),
                 train_dataset=self._data,

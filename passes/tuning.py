@@ -23,7 +23,7 @@ from passes.masks import MaskedModel, Masks, full_masks
 from passes.schedule import Schedule
 from passes.snapshots import Snapshot, load_snapshots
 from passes.solver import Solver
-from passes.stages import Course, SnapshotOptions, one_stage, stages
+from passes.stages import Course, SnapshotOptions, one_stage
 
 STATE_FILE = "lpc_state.safetensors"
 
@@ -66,8 +66,7 @@ class PruningPolicy:
         """What is due after each of the steps. Raises OptionError if they are too few for the snapshots."""
         if self.snapshots is None:
             return Course(one_stage(self.solver, self.schedule, steps))
-        solvers = self.snapshots.solvers(self.solver)
-        return Course(stages(solvers, self.schedule, steps, self.snapshots.cooldown), revival=self.revival)
+        return self.snapshots.course(self.solver, self.schedule, steps, revival=self.revival)
 
 
 @dataclass
