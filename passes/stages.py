@@ -104,7 +104,7 @@ def stages(solvers: Sequence[Solver], schedule: Schedule, steps: int, cooldown: 
     for solver, (before, after), (low, high) in zip(solvers, pairwise([0.0, *ratios]), pairwise(bounds), strict=True):
         last = start + 1 + high - low
         curve = cubic(start, last, schedule.every)
-        events = [(step, (before + share * (after - before)) / after) for step, share in curve]
+        events = [(step, share + (1 - share) * before / after) for step, share in curve]  # the last is exactly 1
         found.append(Stage(solver, events, last + rest))
         start = last + rest
     return tuple(found)
