@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ FAMILY, REPORT, CURVE, DENSE_ONNX = "family.json", "report.md", "curve.svg", "de
 DIRECTIONS = {"perplexity": "lower is better", "accuracy": "higher is better", "loss": "lower is better"}
 """Measures that a model may be judged by; the curve shows the first that there is."""
 
-SCALES = (("", 1.0), ("k", 1e3), ("M", 1e6), ("G", 1e9))
+COUNTS = ((1.0, ""), (1e3, "thousands"), (1e6, "millions"), (1e9, "billions"))
+BYTES = ((1.0, "bytes"), (1e3, "kB"), (1e6, "MB"), (1e9, "GB"))
+MILLISECONDS = ((1.0, "ms"),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,25 +111,23 @@ class FamilyReport:
 
     def curve(self) -> str:
         """The content of ``curve.svg``."""
-        panels = [self._panel("parameters", lambda member: member.parameters)]
+        panels = [self._panel("parameters", COUNTS, lambda member: member.parameters)]
         if self.members[0].onnx_bytes is not None:
-            panels.append(self._panel("ONNX bytes", lambda member: member.onnx_bytes or 0))
+            panels.append(self._panel("ONNX files", BYTES, lambda member: member.onnx_bytes or 0))
         else:
-            panels.append(self._panel("weight bytes", lambda member: member.weight_bytes))
+            panels.append(self._panel("weights", BYTES, lambda member: member.weight_bytes))
         for workload in self.members[0].latency_ms:
-            panels.append(
-                self._panel(f"{workload}, ms", lambda member, key=workload: member.latency_ms[key], (1.0, ""))
-            )
+            panels.append(self._panel(workload, MILLISECONDS, lambda member, key=workload: member.latency_ms[key]))
         return draw(panels, f"held-out {self.quality} ({DIRECTIONS[self.quality]})")
 
-    def _panel(self, cost: str, of: Callable[..., float], scale: tuple[float, str] | None = None) -> Panel:
+    def _panel(self, cost: str, units: Sequence[tuple[float, str]], of: Callable[..., float]) -> Panel:
         values = [of(member) for member in self.members]
-        factor, prefix = scale or max((factor, prefix) for prefix, factor in SCALES if factor <= max(values))
+        factor, unit = max((each for each in units if each[0] <= max(values)), default=units[0])
         points = [
             Point(value / factor, member.measures[self.quality], member.name, not member.ratio)
             for value, member in zip(values, self.members, strict=True)
         ]
-        return Panel(f"{cost}, {prefix}" if prefix else cost, tuple(points))
+        return Panel(f"{cost}, {unit}" if unit else cost, tuple(points))
 
     def write(self, folder: Path) -> None:
         """Write ``family.json``, ``report.md`` and ``curve.svg``."""

@@ -155,7 +155,9 @@ def test_latency_is_measured_against_the_dense_model(
     assert report.members[2].latency_ms[workloads[0]] == pytest.approx(dense * ratio)
     manifest = json.loads((tmp_path / "out" / "0.4" / "lpc.json").read_text())
     assert "benchmark.json" in manifest["files"]
-    circles = list(ET.fromstring((tmp_path / "out" / "curve.svg").read_text()).iter("{http://www.w3.org/2000/svg}circle"))
+    circles = list(
+        ET.fromstring((tmp_path / "out" / "curve.svg").read_text()).iter("{http://www.w3.org/2000/svg}circle")
+    )
     assert len(circles) == 4 * 3
     assert "partial" not in "".join(path.read_text() for path in (tmp_path / "out").rglob("*.json"))
 

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from workbench import EVERY_STEP, Blocks, adapted, build_model, traced
+from workbench import EVERY_STEP, Blocks, adapted, build_model, randomise_adapter, traced
+from zoo import build
 
 from passes.adapter import Adapter
 from passes.decide import DecidePass
 from passes.errors import OptionError, PostconditionError, PreconditionError
 from passes.importance import ImportanceOptions
 from passes.infra import Sequential
-from passes.masks import masked
+from passes.masks import full_masks, masked
 from passes.merge import MergePass
 from passes.program import Program
 from passes.recall import RecallPass
@@ -174,3 +175,15 @@ def test_snapshots_of_the_other_options_work_too() -> None:
     program = run(adapted(build_model("llama")), **options)
     on = [{name: set(mask.nonzero().flatten().tolist()) for name, mask in s.masks.items()} for s in program.snapshots]
     assert all(after[name] <= before[name] for before, after in zip(on, on[1:], strict=False) for name in before)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe-mixed", "gpt2", "t5"])
+def test_adapters_of_every_kind_come_back(name: str) -> None:
+    """Stacked experts are wrapped as parameters, Conv1D the other way round."""
+    program = adapted(build(name))
+    masks, taken = full_masks(program.traced), Adapter.of(program.model)
+    expected = program.respond()
+    randomise_adapter(program.model, seed=6)
+    recalled = RecallPass(Snapshot(0.1, 1, masks, {}, taken))(program).program
+    assert recalled.respond(expected).compare("recall", expected, 0.0).holds
+    assert not program.respond(expected).compare("changed", expected, 1e-3).holds
