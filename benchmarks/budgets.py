@@ -15,10 +15,12 @@ import json
 import random
 import sys
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging as transformers_logging
 
 from lpc.manifest import versions
 from lpc.report import table
@@ -60,9 +62,7 @@ def random_budget(generator: random.Random) -> dict[str, float]:
 
 def run(family: str, seed: int) -> Row:
     """Draw a budget, solve it and check the answer against the model that it gives."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    import zoo
-
+    zoo = import_module("zoo")  # of tests/, on the path since main
     generator = random.Random(seed)
     model, layout = zoo.build(family), generator.choice(list(Layout))
     asked: dict[str, Any] = random_budget(generator)
@@ -121,6 +121,8 @@ def main() -> None:
     parser.add_argument("--budgets", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    sys.path.insert(0, str(ROOT / "tests"))
+    transformers_logging.set_verbosity_error()
     rows = [run(FAMILIES[i % len(FAMILIES)], arguments.seed + i) for i in range(arguments.budgets)]
     OUT.mkdir(exist_ok=True)
     values = {"versions": versions(), "rows": [asdict(row) for row in rows]}

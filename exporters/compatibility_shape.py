@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -167,8 +168,10 @@ def _stock_shapes(model: PreTrainedModel, task: Task) -> tuple[Shapes | None, st
     stock = next((each for each in several if each.__name__ == named[0]), several[0]) if found else None
     if stock is None or not stock.__module__.startswith("transformers."):
         return None, f"{auto} knows no class for a {type(model.config).__name__}"
+    config = copy.deepcopy(model.config)
+    config.architectures = [stock.__name__]  # or lpc, where it is imported, would make a compact class of it
     try:
-        shapes = _shapes(twin_of(stock, model.config))
+        shapes = _shapes(twin_of(stock, config))
     except (LpcError, AttributeError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         return None, f"{stock.__name__} cannot be built from the configuration: {str(error).strip().splitlines()[0]}"
     if stock.__name__ != type(model).__name__ and not needs_modelling_file(model):

@@ -25,6 +25,7 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose frequencies do not depend on the length of the input."""
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 MASKED = {torch.float32: -1e30, torch.float16: -3e4}
 """Finite, so that a row whose keys are all masked (padding) stays finite and cannot spread NaN through the cache."""
 
@@ -40,8 +41,8 @@ def why_not_builder(model: PreTrainedModel) -> str | None:
     if rope_type not in ROPE_TYPES:
         return f"rotary embedding type {rope_type!r} depends on the input's length"
     for index, layer in enumerate(model.model.layers):
-        linears = [getattr(layer.self_attn, name, None) for name in PROJECTIONS]
-        linears += [getattr(layer.mlp, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+        linears = [] if is_absent(layer.self_attn) else [getattr(layer.self_attn, name, None) for name in PROJECTIONS]
+        linears += [] if is_absent(layer.mlp) else [getattr(layer.mlp, name, None) for name in MLP_PROJECTIONS]
         if any(type(each) is not nn.Linear for each in linears):
             return f"layer {index} has a projection that is not a plain Linear"
     return None
@@ -74,19 +75,35 @@ def build_decoder(model: PreTrainedModel, graph: GraphBuilder) -> DecoderGraph:
     ids = graph.input("input_ids", ir.DataType.INT64, [BATCH, SEQUENCE])
     mask = graph.input("attention_mask", ir.DataType.INT64, [BATCH, TOTAL])
     positions = graph.input("position_ids", ir.DataType.INT64, [BATCH, SEQUENCE])
-    windows = [_window(layer, model) for layer in body.layers]
+    windows = {i: _window(layer, model) for i, layer in enumerate(body.layers) if not is_absent(layer.self_attn)}
     cos, sin = _rotation(graph, body.rotary_emb, positions)
-    shared = _Shared(cos=cos, sin=sin, masks=_masks(graph, ids, mask, windows))
+    shared = _Shared(cos=cos, sin=sin, masks=_masks(graph, ids, mask, list(windows.values())))
     embedding = graph.weight("model.embed_tokens.weight", [body.embed_tokens.weight])
     stream = graph.op("Gather", embedding, ids)
-    pasts, presents = [], []
+    pasts: list[ir.Value] = []
+    presents: list[ir.Value] = []
     for index, layer in enumerate(body.layers):
-        past = [_past(graph, layer.self_attn, index, part) for part in ("key", "value")]
-        stream, present = _layer(graph, layer, index, stream, past, shared, windows[index])
-        pasts += past
-        presents += present
+        name = f"model.layers.{index}"
+        if index in windows:
+            place = len(pasts) // 2
+            past = [_past(graph, layer.self_attn, place, part) for part in ("key", "value")]
+            normed = _norm(graph, layer.input_layernorm, f"{name}.input_layernorm", stream)
+            block = _Attention(layer.self_attn, f"{name}.self_attn", place, windows[index])
+            mixed, present = _attention(graph, block, normed, past, shared)
+            stream = graph.op("Add", stream, mixed)
+            pasts += past
+            presents += present
+        if not is_absent(layer.mlp):
+            normed = _norm(graph, layer.post_attention_layernorm, f"{name}.post_attention_layernorm", stream)
+            stream = graph.op("Add", stream, _mlp(graph, layer.mlp, f"{name}.mlp", normed))
     logits = _head(graph, model, _norm(graph, body.norm, "model.norm", stream), embedding)
     return DecoderGraph(inputs=(ids, mask, positions, *pasts), outputs=(logits, *presents))
+
+
+def is_absent(block: nn.Module) -> bool:
+    """Whether a block is gone: it has parameters, all of no elements (``passes.compact_modeling.Absent``)."""
+    sizes = [parameter.numel() for parameter in block.parameters()]
+    return bool(sizes) and not any(sizes)
 
 
 def kv_heads(attention: Any) -> int:
@@ -145,34 +162,22 @@ def _past(graph: GraphBuilder, attention: Any, index: int, part: str) -> ir.Valu
     return graph.input(f"past_key_values.{index}.{part}", graph.float_type, shape)
 
 
-def _layer(
-    graph: GraphBuilder,
-    layer: Any,
-    index: int,
-    stream: ir.Value,
-    past: list[ir.Value],
-    shared: _Shared,
-    window: int | None,
-) -> tuple[ir.Value, list[ir.Value]]:
-    """One decoder layer: the new residual stream and the layer's present key and value."""
-    name = f"model.layers.{index}"
-    normed = _norm(graph, layer.input_layernorm, f"{name}.input_layernorm", stream)
-    mixed, present = _attention(graph, layer.self_attn, index, normed, past, shared, window)
-    stream = graph.op("Add", stream, mixed)
-    normed = _norm(graph, layer.post_attention_layernorm, f"{name}.post_attention_layernorm", stream)
-    return graph.op("Add", stream, _mlp(graph, layer.mlp, f"{name}.mlp", normed)), present
+@dataclass(frozen=True)
+class _Attention:
+    """An attention module, its name, its place in the cache and its sliding window."""
+
+    module: Any
+    name: str
+    place: int
+    window: int | None
 
 
 def _attention(
-    graph: GraphBuilder,
-    attention: Any,
-    index: int,
-    hidden: ir.Value,
-    past: list[ir.Value],
-    shared: _Shared,
-    window: int | None,
+    graph: GraphBuilder, block: _Attention, hidden: ir.Value, past: list[ir.Value], shared: _Shared
 ) -> tuple[ir.Value, list[ir.Value]]:
-    name, size = f"model.layers.{index}.self_attn", int(attention.head_dim)
+    """What the block adds to the residual stream, and its present key and value."""
+    attention, name, index = block.module, block.name, block.place
+    size = int(attention.head_dim)
     kv = kv_heads(attention)
     heads = int(attention.q_proj.weight.shape[0] // size)
     packed = _linear(graph, f"{name}.qkv_proj", hidden, attention.q_proj, attention.k_proj, attention.v_proj)
@@ -187,7 +192,7 @@ def _attention(
         query,
         key,
         value,
-        shared.masks[window],
+        shared.masks[block.window],
         *past,
         names=("", f"present.{index}.key", f"present.{index}.value"),
         q_num_heads=heads,

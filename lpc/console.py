@@ -100,11 +100,11 @@ def print_json(values: Mapping[str, Any]) -> None:
     sys.stdout.write(json.dumps(values, indent=1, default=str) + "\n")
 
 
-def print_table(title: str, header: list[str], rows: list[list[str]], *, numbers: bool = True) -> None:
-    """A table: the first column is left-aligned, and so are the others unless they are numbers."""
+def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    """A table: the first column is left-aligned, the others are numbers."""
     table = Table(title=title, title_justify="left", title_style="bold")
     for position, name in enumerate(header):
-        table.add_column(name, justify="right" if position and numbers else "left")
+        table.add_column(name, justify="right" if position else "left")
     for row in rows:
         table.add_row(*row)
     stdout.print(table)

@@ -84,7 +84,7 @@ class Report:
             layout=plan.layout,
             achieved_ratio=plan.achieved_ratio,
             dense=graph.cost(),
-            pruned=graph.cost(counts),
+            pruned=graph.cost(plan.kept),
             widths=_widths(graph, counts),
             untouched=untouched(graph),
             heldout=heldout,
@@ -128,10 +128,12 @@ def _record(record: PassRecord) -> dict[str, Any]:
 
 
 def _widths(graph: PruningGraph, counts: Mapping[str, int]) -> dict[str, Widths]:
+    """The widths of the layers and blocks that are left."""
     found = {}
     for width in graph.widths:
-        kept = [counts[dimension.name] for dimension in graph.of_width(width.name)]
-        found[width.name] = Widths(width.size, min(kept), max(kept), sum(kept) / len(kept))
+        kept = [counts[dimension.name] for dimension in graph.of_width(width.name) if counts[dimension.name]]
+        if kept:
+            found[width.name] = Widths(width.size, min(kept), max(kept), sum(kept) / len(kept))
     return found
 
 
@@ -279,6 +281,15 @@ def compatibility_rows(manifest: Mapping[str, Any]) -> list[list[str]]:
         [each["target"], ", ".join(filter(None, (each["runs"], each["evidence"]))), each["reason"]]
         for each in manifest.get("compatibility", ())
     ]
+
+
+def runs_on(manifest: Mapping[str, Any]) -> list[str]:
+    """A line for each answer, the runtimes after it; a star where lpc ran it here. The reasons are in the report."""
+    answers: dict[str, list[str]] = {}
+    for each in manifest.get("compatibility", ()):
+        star = "*" if each["evidence"] == "run here" else ""
+        answers.setdefault(each["runs"], []).append(f"{each['target']}{star}".replace(", ", " "))
+    return [f"runs on, {answer}: {', '.join(targets)}" for answer, targets in answers.items()]
 
 
 def _compatibility(manifest: Mapping[str, Any]) -> str:

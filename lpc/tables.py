@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lpc.console import print_json, print_line, print_table
 from lpc.evaluation.tables import evaluation_rows
-from lpc.report import Report, compatibility_rows, heldout_rows, size_rows, speed_rows
+from lpc.report import Report, heldout_rows, runs_on, size_rows, speed_rows
 
 if TYPE_CHECKING:
     from exporters.onnx_options import OnnxPackage
@@ -34,7 +34,8 @@ def show_report(report: Report, out: Path, *, as_json: bool) -> None:
     if report.heldout is not None:
         header = ["", "dense", "removed", "tuned"]
         print_table(f"on {report.heldout.rows:,} held-out rows", header, heldout_rows(values["heldout"]))
-    print_table("where it runs", ["runtime", "runs", "why"], compatibility_rows(values), numbers=False)
+    for line in runs_on(values):
+        print_line(line)
     worst = max(values["parity"].items(), key=lambda item: item[1]["value"] / max(item[1]["tolerance"], 1e-30))
     print_line(
         f"verified: {len(values['parity'])} parities hold; the tightest is {worst[0]}, "

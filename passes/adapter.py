@@ -189,7 +189,7 @@ def _as_stored(layer: LoraLinear | ParamWrapper, a: torch.Tensor, b: torch.Tenso
 
 def projections(model: PeftModel, graph: PruningGraph) -> Iterator[tuple[str, Projection]]:
     """The graph's weights that wear LoRA, by parameter name, with the gradients of the last backward pass."""
-    wanted = {part.parameter for dimension in graph.dimensions for part in dimension.weights}
+    wanted = {name for dimension in graph.dimensions for name in graph.scored(dimension)}
     for name, projection in lora_weights(model).items():
         if name in wanted:
             if projection.grad_left is None:
@@ -205,9 +205,10 @@ def scored_by(model: PeftModel, graph: PruningGraph) -> dict[str, str]:
     covered = lora_weights(model).keys()
     ways = {}
     for dimension in graph.dimensions:
-        if not dimension.weights:
+        weights = graph.scored(dimension)
+        if not weights:
             raise UnsupportedModelError(f"{dimension.name} has no weights, so its units cannot be scored")
-        adapted = any(part.parameter in covered for part in dimension.weights)
+        adapted = any(name in covered for name in weights)
         ways[dimension.name] = ADAPTER if adapted else GRADIENT
     return ways
 

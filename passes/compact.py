@@ -9,12 +9,13 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from passes.absent import present_attention, with_absent
 from passes.attention import AttentionBlock
 from passes.compact_modeling import compact_class
-from passes.families import attention_blocks, family_of
 from passes.graph import Dimension, Kind, PruningGraph, Role, Slice
 from passes.per_layer import check_buildable, naming, per_layer_config, uniform_counts
-from passes.stock import build_stock, compact_config, filled
+from passes.renumber import without_layers
+from passes.stock import build_stock, compact_config, filled, stock_class
 
 Kept = Mapping[str, Sequence[int]]
 """The kept units, ascending, a dimension name."""
@@ -27,15 +28,20 @@ def build_compact(model: PreTrainedModel, graph: PruningGraph, kept: Kept) -> Pr
     (``passes.compact_modeling``). Where layers differ, its configuration says so in transformers' own
     ``per_layer_config`` if that can say it. Raises PlanError if no such model can be built.
     """
+    model, graph, kept = without_layers(model, graph, kept)
     check_buildable(graph, kept)
     state = cut_state(model.state_dict(), graph, kept)
     counts = uniform_counts(graph, kept)
-    if counts is not None and all(counts[width.name] in width.stock for width in graph.widths):
-        return build_stock(compact_config(model.config, graph, counts), state, like=model)
-    config = per_layer_config(model, graph, kept) if counts is None else None
-    config = config or resized_config(model, graph, kept)
+    if counts is not None and all(counts.get(width.name, width.size) in width.stock for width in graph.widths):
+        config = compact_config(model.config, graph, counts)
+        if not graph.removed(kept):
+            return build_stock(config, state, like=model)
+        stock, config = stock_class(type(model), config), absent_config(config, model, graph, kept)
+    else:
+        by_layer = per_layer_config(model, graph, kept) if counts is None else None
+        stock, config = type(model), by_layer or resized_config(model, graph, kept)
     with no_init_weights():
-        resized = cast(Any, compact_class(type(model)))._from_config(
+        resized = cast(Any, compact_class(stock))._from_config(
             config, attn_implementation=model.config._attn_implementation
         )
     return filled(resized, state, like=model)
@@ -43,9 +49,12 @@ def build_compact(model: PreTrainedModel, graph: PruningGraph, kept: Kept) -> Pr
 
 def cut_state(state: Mapping[str, torch.Tensor], graph: PruningGraph, kept: Kept) -> dict[str, torch.Tensor]:
     """The tensors that are left of a state dict."""
-    rescaled = dict(_rescales(graph, kept))
+    rescaled, gone = dict(_rescales(graph, kept)), graph.gone(kept)
     left = {}
     for name, tensor in state.items():
+        if name in gone:
+            left[name] = tensor[..., :0].clone()  # not the first axis: transformers saves stacks an expert at a time
+            continue
         parts = graph.slices_of.get(name, ())
         if parts:
             tensor = cut(tensor, parts, kept)
@@ -86,10 +95,10 @@ def _rescales(graph: PruningGraph, kept: Kept) -> Iterator[tuple[str, float]]:
     With the outputs x of the removed units masked, x / sqrt(sum(x²) / n + eps) * w divides by the dense n. Over m units
     the same comes from producing c·x with c = sqrt(m / n) and from the weight w / c, exactly, eps included.
     """
-    counts = {name: len(units) for name, units in kept.items()}
+    gone = graph.gone(kept)
     for parameter, owners in graph.slices_of.items():
-        for source in {part.source for _, part in owners if part.role is Role.NORM}:
-            factor = (graph.shape(parameter, counts)[0] / graph.shapes[parameter][0]) ** 0.5
+        for source in {part.source for _, part in owners if part.role is Role.NORM and parameter not in gone}:
+            factor = (graph.shape(parameter, kept)[0] / graph.shapes[parameter][0]) ** 0.5
             yield parameter, 1 / factor
             for leaf in ("weight", "bias"):
                 if f"{source}.{leaf}" in graph.shapes:
@@ -98,15 +107,14 @@ def _rescales(graph: PruningGraph, kept: Kept) -> Iterator[tuple[str, float]]:
 
 def resized_config(model: PreTrainedModel, graph: PruningGraph, kept: Kept) -> PreTrainedConfig:
     """The dense configuration with the entry ``compact`` that ``passes.compact_modeling`` reads."""
-    counts = {name: len(units) for name, units in kept.items()}
-    shapes = {name: list(graph.shape(name, counts)) for name in graph.shapes}
+    shapes = {name: list(shape) for name, shape in graph.shapes_left(kept).items()}
     compact: dict[str, Any] = {
         "shapes": {name: shape for name, shape in shapes.items() if tuple(shape) != graph.shapes[name]},
         "attributes": {},
         "heads": {},
     }
     passed_on: dict[str, int] = {}
-    for block in attention_blocks(model, family_of(model.config)):
+    for block in present_attention(model, graph, kept):
         heads = kept_heads(block, graph, kept)
         attributes = _attributes(model, block, len(heads), graph, kept)
         if attributes:
@@ -119,11 +127,24 @@ def resized_config(model: PreTrainedModel, graph: PruningGraph, kept: Kept) -> P
             first = passed_on.setdefault(block.layout.block, len(heads))
             compact["heads"][block.path] = {"arguments": [block.layout.passes_on], "dense": first, "kept": [0]}
     for dimension in graph.of_kind(Kind.EXPERTS):
-        for path in sorted({part.module for part in dimension.slices}):
+        for path in sorted({part.module for part in dimension.slices} if kept[dimension.name] else ()):
             if hasattr(model.get_submodule(path), "num_experts"):
                 compact["attributes"][path] = {"num_experts": len(kept[dimension.name])}
-    values = model.config.to_dict()
-    return type(model.config).from_dict({**values, **naming(model), "compact": compact})
+    return with_compact(model.config, type(model), with_absent(compact, model, graph, kept))
+
+
+def absent_config(
+    config: PreTrainedConfig, model: PreTrainedModel, graph: PruningGraph, kept: Kept
+) -> PreTrainedConfig:
+    """The configuration of a stock class that holds all widths, with the blocks that are gone."""
+    shapes = {name: list(graph.shape(name, kept)) for name in sorted(graph.gone(kept))}
+    compact = with_absent({"shapes": shapes, "attributes": {}, "heads": {}}, model, graph, kept)
+    return with_compact(config, stock_class(type(model), config), compact)
+
+
+def with_compact(config: PreTrainedConfig, stock: type[PreTrainedModel], compact: dict[str, Any]) -> PreTrainedConfig:
+    """The configuration with the entry ``compact``, naming the resized class and its file."""
+    return type(config).from_dict({**config.to_dict(), **naming(stock, config), "compact": compact})
 
 
 def _dimensions_of(block: AttentionBlock, graph: PruningGraph) -> list[Dimension]:

@@ -77,6 +77,7 @@ def resize(model: nn.Module, compact: dict[str, Any]) -> None:
 
     ``compact["shapes"]``: shape a parameter. ``compact["attributes"]``: values a module. ``compact["heads"]``: a module
     whose arguments have an entry a head of the dense model: their names, that number, and the heads that are left.
+    ``compact["absent"]``: what the modules of blocks that are gone do instead (see ``Absent``).
     """
     for name, shape in compact["shapes"].items():
         path, _, leaf = name.rpartition(".")
@@ -90,6 +91,8 @@ def resize(model: nn.Module, compact: dict[str, Any]) -> None:
             setattr(model.get_submodule(path), name, value)
     for path, heads in compact["heads"].items():
         model.get_submodule(path).register_forward_pre_hook(_HeadsOf(heads), with_kwargs=True)
+    for path, does in compact.get("absent", {}).items():
+        model.set_submodule(path, Absent(model.get_submodule(path), does))
 
 
 def _describe(module: Any, shape: list[int]) -> None:
@@ -99,6 +102,33 @@ def _describe(module: Any, shape: list[int]) -> None:
         module.nx, module.nf = shape
     elif hasattr(module, "num_embeddings"):
         module.num_embeddings, module.embedding_dim = shape
+
+
+class Absent(nn.Module):
+    """Stands for a module of a block that is gone. It has the module's parameters, all of zero elements.
+
+    It ``does`` one of three things: a ``norm`` (any module before or behind the block) passes its input on; an ``mlp``
+    adds nothing to the residual stream, that is, it returns zeros, or the residual where that is among its arguments;
+    ``attention`` likewise, beside no attention weights, and keeps no cache.
+    """
+
+    def __init__(self, gone: nn.Module, does: str) -> None:
+        super().__init__()
+        self.does = does
+        self.names = list(inspect.signature(gone.forward).parameters)
+        for name, parameter in gone.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        for name, child in gone.named_children():
+            self.add_module(name, Absent(child, "norm"))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module returns instead; takes whatever the module takes."""
+        given = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        entered = given[self.names[0]]
+        if self.does == "norm":
+            return entered
+        added = given["residual"] if "residual" in given else torch.zeros_like(entered)
+        return (added, None) if self.does == "attention" else added
 
 
 class _HeadsOf:

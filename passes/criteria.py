@@ -82,7 +82,7 @@ class LoRAPrune:
     def begin(self, model: PeftModel) -> None:
         """Ask for the gradients of the weights that no adapter stands for."""
         ways = scored_by(model, self._graph)
-        bare = {part.parameter for d in self._graph.dimensions if ways[d.name] == GRADIENT for part in d.weights}
+        bare = {name for d in self._graph.dimensions if ways[d.name] == GRADIENT for name in self._graph.scored(d)}
         self._bare = {name: parameter_at(model, name) for name in sorted(bare)}
         for parameter in self._bare.values():
             parameter.requires_grad_(True)
@@ -143,9 +143,9 @@ class Magnitude(_Stateless):
     def observe(self, model: PeftModel, loss_scale: float = 1.0) -> bool:
         """Measure the merged weights, a projection at a time."""
         weights: dict[str, Weight] = {
-            part.parameter: DenseWeight(parameter_at(model, part.parameter))
+            name: DenseWeight(parameter_at(model, name))
             for dimension in self._graph.dimensions
-            for part in dimension.weights
+            for name in self._graph.scored(dimension)
         }
         weights.update(lora_weights(model))
         self.scores.update(unit_scores(self._graph, weights, lambda weight, window: weight.merged(window).square()))

@@ -111,8 +111,12 @@ class DimensionFinder:
 
     def fixed_cache_elements(self) -> int:
         """Cached elements a token of the blocks whose KV heads all stay."""
-        inside = [b for b in self.attention if unit_kind(b, query_heads=self.query_heads) is Kind.QUERY_HEADS]
-        return sum(2 * b.groups * b.head_dim for b in inside if self.caches(b) and not b.expands)
+        return sum(map(self.fixed_cache_of, self.attention))
+
+    def fixed_cache_of(self, block: AttentionBlock) -> int:
+        """The same of one block; 0 if its KV heads can go."""
+        inside = unit_kind(block, query_heads=self.query_heads) is Kind.QUERY_HEADS
+        return 2 * block.groups * block.head_dim if inside and self.caches(block) and not block.expands else 0
 
     def channel_dimensions(self, dependencies: Dependencies, layers: set[str]) -> tuple[list[Dimension], list[Member]]:
         """The MLP channels between the linear layers of each layer, and the members of the residual stream."""

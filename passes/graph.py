@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 
 from passes.budget import Kept, count_of
+from passes.errors import OptionError
 
 
 class Kind(StrEnum):
@@ -24,6 +25,17 @@ class Kind(StrEnum):
     EXPERT_CHANNELS = "expert_channels"
     """The channels inside one expert."""
     EXPERTS = "experts"
+    LAYERS = "layers"
+    """Whole decoder layers; one that goes is the identity on the residual stream."""
+    ATTENTION_BLOCKS = "attention_blocks"
+    """The attention of each layer, with the norms that serve it alone; one that goes adds nothing."""
+    MLP_BLOCKS = "mlp_blocks"
+    """The MLP (or the mixture of experts) of each layer, likewise."""
+
+    @property
+    def is_depth(self) -> bool:
+        """Whether units are whole layers or blocks, which own their parameters whole and have no slices."""
+        return self in (Kind.LAYERS, Kind.ATTENTION_BLOCKS, Kind.MLP_BLOCKS)
 
     @property
     def is_fine(self) -> bool:
@@ -97,6 +109,10 @@ class Dimension:
 
     ``width`` names the width it belongs to: in the uniform layout all dimensions of one width keep as many units.
     ``cache_elements`` is what a unit adds to the key-value cache, in elements a token.
+
+    Units of depth (``Kind.is_depth``) are layers or blocks: unit ``j`` owns the parameters ``owned[j]`` whole, and
+    ``owned_cache[j]`` of the graph's fixed cache elements. Such a dimension has no slices, no ``Width``, and belongs to
+    no single layer: its ``layer`` is -1.
     """
 
     name: str
@@ -106,11 +122,17 @@ class Dimension:
     slices: tuple[Slice, ...]
     width: str
     cache_elements: int = 0
+    owned: tuple[tuple[str, ...], ...] = ()
+    owned_cache: tuple[int, ...] = ()
 
     @property
     def weights(self) -> tuple[Slice, ...]:
         """The slices of weights, whose entries are scored."""
         return tuple(s for s in self.slices if s.is_weight)
+
+    def count(self, kept: Kept) -> int:
+        """How many units ``kept`` leaves."""
+        return count_of(kept.get(self.name, self.size))
 
     def of_role(self, role: Role) -> tuple[Slice, ...]:
         """The slices with one role."""
@@ -194,15 +216,84 @@ class PruningGraph:
         """The dimensions of one width, in layer order."""
         return tuple(dimension for dimension in self.dimensions if dimension.width == width)
 
-    def shape(self, parameter: str, kept: Kept) -> tuple[int, ...]:
-        """The shape left of one parameter; ``kept`` maps dimension names to kept counts (absent: all).
+    @cached_property
+    def depth(self) -> tuple[Dimension, ...]:
+        """The dimensions whose units are layers or blocks."""
+        return tuple(dimension for dimension in self.dimensions if dimension.kind.is_depth)
 
-        The experts of one stack must keep as many channels each.
+    @cached_property
+    def owner_of(self) -> Mapping[str, tuple[str, int]]:
+        """The layer or block that owns a parameter whole: the dimension's name and the unit, by the parameter's."""
+        return {name: (d.name, unit) for d in self.depth for unit, owned in enumerate(d.owned) for name in owned}
+
+    @cached_property
+    def inside(self) -> Mapping[str, tuple[str, int]]:
+        """The layer or block that a dimension lies in, as a dimension's name and unit, by the inner dimension's name.
+
+        A dimension lies in the unit that owns all parameters it has slices of.
         """
+        found = {}
+        for dimension in self.dimensions:
+            owners = {self.owner_of.get(part.parameter) for part in dimension.slices}
+            owner = owners.pop() if len(owners) == 1 else None
+            if owner is not None:
+                found[dimension.name] = owner
+        return found
+
+    def removed(self, kept: Kept) -> frozenset[tuple[str, int]]:
+        """The layers and blocks that go, as pairs of a dimension's name and a unit.
+
+        Raises OptionError where ``kept`` says how many of them stay, but not which.
+        """
+        return frozenset(
+            (dimension.name, unit)
+            for dimension in self.depth
+            for unit in set(range(dimension.size)).difference(self._units(dimension, kept))
+        )
+
+    def _units(self, dimension: Dimension, kept: Kept) -> Sequence[int]:
+        units = kept.get(dimension.name, dimension.size)
+        if isinstance(units, int):
+            if units != dimension.size:
+                raise OptionError(
+                    f"kept says that {units} of {dimension.size} {dimension.name} stay, but the cost depends on which: "
+                    "give their indices"
+                )
+            return range(dimension.size)
+        return units
+
+    def complete(self, kept: Kept) -> dict[str, int | Sequence[int]]:
+        """``kept`` with no units left in the dimensions that lie in a removed layer or block."""
+        removed = self.removed(kept)
+        return {**kept, **({name: () for name, owner in self.inside.items() if owner in removed} if removed else {})}
+
+    def gone(self, kept: Kept) -> frozenset[str]:
+        """The parameters that go whole, with the layers and blocks that own them."""
+        removed = self.removed(kept)
+        return frozenset(
+            name for d in self.depth for unit in range(d.size) if (d.name, unit) in removed for name in d.owned[unit]
+        )
+
+    def shape(self, parameter: str, kept: Kept) -> tuple[int, ...]:
+        """The shape left of one parameter; ``kept`` maps dimension names to kept units or counts (absent: all).
+
+        The experts of one stack must keep as many channels each. A parameter that a removed layer or block owns has 0
+        elements: its last axis has length 0.
+        """
+        return self._shape(parameter, self.complete(kept), self.gone(kept))
+
+    def shapes_left(self, kept: Kept) -> dict[str, tuple[int, ...]]:
+        """The shapes left of all parameters; see ``shape``."""
+        complete, gone = self.complete(kept), self.gone(kept)
+        return {parameter: self._shape(parameter, complete, gone) for parameter in self.shapes}
+
+    def _shape(self, parameter: str, kept: Kept, gone: frozenset[str]) -> tuple[int, ...]:
         shape = list(self.shapes[parameter])
+        if parameter in gone:
+            return (*shape[:-1], 0)
         in_stack: dict[int, int] = {}
         for dimension, part in self.slices_of.get(parameter, ()):
-            removed = (dimension.size - count_of(kept.get(dimension.name, dimension.size))) * part.width
+            removed = (dimension.size - dimension.count(kept)) * part.width
             if part.at is None:
                 shape[part.axis] -= removed
             else:
@@ -212,36 +303,50 @@ class PruningGraph:
         return tuple(shape)
 
     def numel(self, parameter: str, kept: Kept) -> int:
-        """Elements left of one parameter; ``kept`` maps dimension names to kept counts (absent: all)."""
+        """Elements left of one parameter; ``kept`` maps dimension names to kept units or counts (absent: all)."""
         return math.prod(self.shape(parameter, kept))
 
     def parameters(self, kept: Kept | None = None) -> int:
-        """Parameters of the whole model; ``kept`` maps dimension names to kept counts (absent: all)."""
-        return sum(self.numel(parameter, kept or {}) for parameter in self.shapes)
+        """Parameters of the whole model; ``kept`` maps dimension names to kept units or counts (absent: all)."""
+        return sum(map(math.prod, self.shapes_left(kept or {}).values()))
 
-    def unit_parameters(self, dimension: Dimension) -> int:
-        """Parameters that go with one unit of the dimension, all others being there."""
-        total = 0
+    def unit_parameters(self, dimension: Dimension, unit: int = 0) -> int:
+        """Parameters that go with one unit of the dimension, all others being there; only layers and blocks differ."""
+        total = sum(math.prod(self.shapes[name]) for name in (dimension.owned[unit] if dimension.owned else ()))
         for part in dimension.slices:
             shape = self.shapes[part.parameter]
             entries = math.prod(shape) // shape[part.axis] * part.width
             total += entries if part.at is None else entries // shape[0]
         return total
 
+    @cached_property
+    def whole_of(self) -> Mapping[str, tuple[str, int]]:
+        """The layer or block that each weight adds its scores to: ``owner_of`` of weights, without routers."""
+        routers = {part.parameter for each in self.dimensions for part in each.of_role(Role.ROUTE)}
+        weights = {part.parameter for each in self.dimensions for part in each.weights} | {*self.matmuls} - routers
+        return {name: owner for name, owner in self.owner_of.items() if name in weights}
+
+    def scored(self, dimension: Dimension) -> tuple[str, ...]:
+        """The weights whose entries make up the scores of the dimension's units."""
+        if dimension.kind.is_depth:
+            return tuple(name for name, (owner, _) in self.whole_of.items() if owner == dimension.name)
+        return tuple(dict.fromkeys(part.parameter for part in dimension.weights))
+
     def cost(self, kept: Kept | None = None) -> Cost:
-        """The exact cost of a choice of kept counts a dimension (absent: all)."""
-        kept = kept or {}
-        parameters = self.parameters(kept)
-        cached = sum(d.cache_elements * count_of(kept.get(d.name, d.size)) for d in self.dimensions)
+        """The exact cost of a choice of kept units or counts a dimension (absent: all)."""
+        kept = self.complete(kept or {})
+        left, removed = self.shapes_left(kept), self.removed(kept)
+        parameters = sum(map(math.prod, left.values()))
+        cached = self.fixed_cache_elements + sum(d.cache_elements * d.count(kept) for d in self.dimensions)
+        cached -= sum(size for d in self.depth for j, size in enumerate(d.owned_cache) if (d.name, j) in removed)
         return Cost(
             parameters=parameters,
-            macs=sum(self._macs(name, kept) for name in self.matmuls),
+            macs=sum(self._macs(left[name]) for name in self.matmuls),
             weight_bytes=parameters * self.dtype.itemsize,
-            kv_cache_bytes=(cached + self.fixed_cache_elements) * self.dtype.itemsize,
+            kv_cache_bytes=cached * self.dtype.itemsize,
         )
 
-    def _macs(self, parameter: str, kept: Kept) -> int:
-        shape = self.shape(parameter, kept)
+    def _macs(self, shape: tuple[int, ...]) -> int:
         if len(shape) == 3:  # a stack of experts, of which a token visits a few
             return min(self.experts_per_token, shape[0]) * math.prod(shape[1:])
         return math.prod(shape)
@@ -260,6 +365,6 @@ class PruningGraph:
             dimensions=tuple(owners.values()),
         )
 
-    def uniform(self, counts: Mapping[str, int]) -> dict[str, int]:
-        """Kept counts a dimension from kept counts a width (absent: all)."""
-        return {d.name: counts.get(d.width, d.size) for d in self.dimensions}
+    def uniform(self, counts: Kept) -> dict[str, int | Sequence[int]]:
+        """Kept units or counts a dimension from those a width (absent: all); of layers and blocks which ones stay."""
+        return self.complete({d.name: counts.get(d.width, d.size) for d in self.dimensions})

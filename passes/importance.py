@@ -13,6 +13,7 @@ A weight without an adapter is scored by its true gradient instead: I_ij = (∇W
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,6 +23,7 @@ import torch
 from passes.errors import OptionError
 from passes.graph import PruningGraph, Slice
 
+NUMBER = re.compile(r"\.\d+\.")
 BLOCK_ELEMENTS = 1 << 22
 """Elements of a weight that are scored at a time, so that no out×in matrix of a large model exists."""
 
@@ -155,6 +157,11 @@ class AxisSums:
         blocks = [along[start : start + units * width].view(units, width).sum(1) for start, width in part.segments]
         return torch.stack(blocks).sum(0)
 
+    @property
+    def total(self) -> torch.Tensor:
+        """The sum over all elements, []."""
+        return self.rows.sum()
+
 
 @torch.no_grad()
 def axis_sums(weight: Weight, elements: Elements) -> AxisSums:
@@ -184,20 +191,34 @@ def unit_scores(
 ) -> dict[str, torch.Tensor]:
     """The scores [units] a dimension, fp32 on the CPU, summed over its slices of the given weights.
 
-    ``weights`` maps parameter names and ``elements`` scores a window of one of them: each window is looked at once,
-    however many dimensions share the weight. ``normalise``: divide each slice's vector by its L2 norm before the sum.
-    ``dimensions``: names of those to score (None: all).
+    The score of a layer or block is the sum over the weights inside it. ``weights`` maps parameter names and
+    ``elements`` scores a window of one of them: each window is looked at once, however many dimensions share the
+    weight. ``normalise``: divide each slice's vector by its L2 norm before the sum; of layers and blocks, the vector of
+    one projection's scores over all of them. ``dimensions``: names of those to score (None: all).
     """
     wanted = graph.by_name if dimensions is None else dimensions
     totals = {d.name: torch.zeros(d.size) for d in graph.dimensions if d.name in wanted}
-    for parameter, owners in graph.slices_of.items():
-        parts = [(d, part) for d, part in owners if part.is_weight and d.name in wanted]
-        if parameter in weights and parts:
-            sums = axis_sums(weights[parameter], elements)
-            for dimension, part in parts:
-                scores = sums.per_unit(part, dimension.size)
-                totals[dimension.name] += scores / (scores.norm() + 1e-12) if normalise else scores
+    whole: dict[tuple[str, str], torch.Tensor] = {}
+    for parameter in dict.fromkeys((*graph.slices_of, *graph.whole_of)):
+        parts = [(d, s) for d, s in graph.slices_of.get(parameter, ()) if s.is_weight and d.name in wanted]
+        owner, unit = graph.whole_of.get(parameter, (None, 0))
+        if parameter not in weights or not (parts or owner in totals):
+            continue
+        sums = axis_sums(weights[parameter], elements)
+        for dimension, part in parts:
+            scores = sums.per_unit(part, dimension.size)
+            totals[dimension.name] += scores / (scores.norm() + 1e-12) if normalise else scores
+        if owner is not None and owner in totals:
+            across = whole.setdefault((owner, layerless(parameter)), torch.zeros_like(totals[owner]))
+            across[unit] += sums.total
+    for (name, _), scores in whole.items():
+        totals[name] += scores / (scores.norm() + 1e-12) if normalise else scores
     return totals
+
+
+def layerless(parameter: str) -> str:
+    """A parameter's name without the number of its layer: alike for the same projection of every layer."""
+    return NUMBER.sub(".", parameter, count=1)
 
 
 class MovingAverage:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from passes.graph import PruningGraph, Role, Slice
 from passes.models import module_at
+from passes.skips import Skips
 
 Masks = Mapping[str, torch.Tensor]
 """A boolean tensor [units] a dimension name; True lets the unit through."""
@@ -32,7 +33,8 @@ class MaskedModel:
     at the outputs of the producing ones, costs one product instead of two or three, and holds for activations that do
     not map 0 to 0: exactly what removing the unit computes. Where a norm over all units stands between, M is applied
     before it too. Channels inside stacked experts are masked on the consuming weight; a masked expert is hidden from
-    its router. There is no straight-through estimator.
+    its router. Whole layers and blocks are skipped (``passes.skips``); what is masked inside a skipped one does not
+    matter, and may be everything. There is no straight-through estimator.
     """
 
     def __init__(self, model: PreTrainedModel | PeftModel, graph: PruningGraph) -> None:
@@ -42,10 +44,13 @@ class MaskedModel:
         self._handles: list[RemovableHandle] = []
         for key in self._sites():
             self._handles += self._hook(*key)
+        self._skips = Skips(model, graph)
         self.set(full_masks(graph))
 
     def set(self, masks: Masks) -> None:
         """Use these masks from the next forward pass on."""
+        self._skips.set(masks, self._graph)
+        masks = self._open_where_skipped(masks)
         for key, places in self._sites().items():
             lengths = {self._graph.shapes[part.parameter][part.axis] for _, part in places}
             stacked = {part.at for _, part in places} - {None}
@@ -59,8 +64,14 @@ class MaskedModel:
 
     def remove(self) -> None:
         """Take the hooks off."""
+        self._skips.remove()
         for handle in self._handles:
             handle.remove()
+
+    def _open_where_skipped(self, masks: Masks) -> Masks:
+        """The masks with everything on inside of what is skipped: a router without experts could not run."""
+        skipped = (name for name, (owner, unit) in self._graph.inside.items() if not masks[owner][unit])
+        return {**masks, **{name: torch.ones_like(masks[name]) for name in skipped}}
 
     def _sites(self) -> dict[tuple[str, Role], list[tuple[str, Slice]]]:
         """Where factors stand: module and role, with the dimensions and slices that make up the factor."""

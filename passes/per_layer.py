@@ -21,10 +21,11 @@ from passes.tasks import AUTO_CLASSES, task_of
 
 
 def uniform_counts(graph: PruningGraph, kept: Mapping[str, Sequence[int]]) -> dict[str, int] | None:
-    """The kept counts a width, or None if the dimensions of a width differ in theirs."""
+    """The kept counts a width, or None if the dimensions of a width differ in theirs; absent blocks have none."""
     found: dict[str, set[int]] = {}
     for dimension in graph.dimensions:
-        found.setdefault(dimension.width, set()).add(len(kept[dimension.name]))
+        if kept[dimension.name] and not dimension.kind.is_depth:
+            found.setdefault(dimension.width, set()).add(len(kept[dimension.name]))
     return {name: counts.pop() for name, counts in found.items()} if all(len(c) == 1 for c in found.values()) else None
 
 
@@ -61,7 +62,7 @@ def per_layer_config(
     values = {
         **model.config.to_dict(),
         **graph.fixed_entries,
-        **naming(model),
+        **naming(type(model), model.config),
         "per_layer_config": layers,
         "allow_global_per_layer_attribute_access": True,
     }
@@ -74,14 +75,13 @@ def per_layer_config(
     return config if shapes == {name: graph.shape(name, counts) for name in graph.shapes} else None
 
 
-def naming(model: PreTrainedModel) -> dict[str, Any]:
+def naming(stock: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, Any]:
     """The entries of a configuration that name the resized class and, for transformers' own classes, its file."""
-    stock = type(model)
     named = {"architectures": [f"{PREFIX}{stock.__name__}"]}
     if not hasattr(transformers, stock.__name__):
         return named
     classes = {AUTO_CLASSES[task_of(stock)]: stock.__name__}
-    headless = modeling_auto.MODEL_MAPPING_NAMES.get(model.config.model_type)
+    headless = modeling_auto.MODEL_MAPPING_NAMES.get(config.model_type)
     if isinstance(headless, str):
         classes["AutoModel"] = headless
     file = FILE.removesuffix(".py")
@@ -96,6 +96,8 @@ def _layer_values(
         return None  # two stacks of layers, and one numbering
     layers: dict[int, dict[str, int]] = {}
     for dimension in graph.dimensions:
+        if dimension.kind.is_depth:
+            continue
         entries, count = graph.width(dimension.width).entries, counts[dimension.name]
         if count == 0 or (count != dimension.size and not entries):
             return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from passes.errors import MissingFileError, PlanError
-from passes.graph import PruningGraph
+from passes.graph import Kind, PruningGraph
 from passes.models import base_model, plain_name
 
 SCHEMA_VERSION = 2
@@ -50,10 +50,10 @@ MEANINGFUL_WHERE_SET = (
 class Plan:
     """The decision.
 
-    ``kept`` maps each dimension's name to the kept units, ascending. ``budget`` is what was asked for, an amount a
-    measure; ``source_parameters`` and ``target_parameters`` say what is reached. ``source`` is the fingerprint of the
-    model the plan was made for. ``scored_by`` names the dimensions that the criterion scored by something else than the
-    adapter, and by what.
+    ``kept`` maps each dimension's name to the kept units, ascending: none in what lies in a layer or block that goes.
+    ``budget`` is what was asked for, an amount a measure; ``source_parameters`` and ``target_parameters`` say what is
+    reached. ``source`` is the fingerprint of the model the plan was made for. ``scored_by`` names the dimensions that
+    the criterion scored by something else than the adapter, and by what.
     """
 
     source: str
@@ -70,10 +70,12 @@ class Plan:
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
             raise PlanError(f"layout {self.layout!r} is unknown; this version knows {', '.join(LAYOUTS)}")
+        depth = {str(kind) for kind in Kind if kind.is_depth} & self.kept.keys()
         for name, units in self.kept.items():
             if any(type(unit) is not int for unit in units):
                 raise PlanError(f"the kept units of {name} must be whole numbers, got {list(units)}")
-            if not units or list(units) != sorted(set(units)) or units[0] < 0:
+            nothing_left = not units and (name in depth or not depth)
+            if nothing_left or list(units) != sorted(set(units)) or (units and units[0] < 0):
                 raise PlanError(f"the kept units of {name} must be a non-empty ascending list of indices")
 
     @property
@@ -87,21 +89,31 @@ class Plan:
         if set(self.kept) != names:
             odd = sorted(set(self.kept) ^ names)
             raise PlanError(f"the plan and the model disagree on the dimension {odd[0]}: the plan is for another model")
-        masks = {}
+        masks, removed = {}, graph.removed(self.kept)
         for dimension in graph.dimensions:
             units = self.kept[dimension.name]
-            if units[-1] >= dimension.size:
+            self._check_present(dimension.name, graph.inside.get(dimension.name), removed)
+            if units and units[-1] >= dimension.size:
                 raise PlanError(f"the plan keeps unit {units[-1]} of {dimension.name}, which has only {dimension.size}")
             masks[dimension.name] = torch.zeros(dimension.size, dtype=torch.bool)
             masks[dimension.name][list(units)] = True
         for width in graph.widths if self.layout == "uniform" else ():
-            counts = {len(self.kept[dimension.name]) for dimension in graph.of_width(width.name)}
+            counts = {
+                len(self.kept[d.name]) for d in graph.of_width(width.name) if graph.inside.get(d.name) not in removed
+            }
             if len(counts) > 1:
                 raise PlanError(f"a uniform plan keeps as many {width.name} in every layer, this one {sorted(counts)}")
             if not counts <= set(width.counts):
                 why = graph.untouched.get(width.name, "that number cannot be built")
                 raise PlanError(f"the plan keeps {counts.pop()} {width.name} of {width.size}: {why}")
         return masks
+
+    def _check_present(self, name: str, owner: tuple[str, int] | None, removed: Collection[tuple[str, int]]) -> None:
+        """Raise PlanError unless the plan keeps units of a dimension exactly where its layer or block stays."""
+        if owner is not None and owner in removed and self.kept[name]:
+            raise PlanError(f"the plan keeps units of {name}, but not {owner[0]} {owner[1]}, which they are in")
+        if owner not in removed and not self.kept[name]:
+            raise PlanError(f"the plan keeps no units of {name}: at least one has to stay")
 
     def counts(self) -> dict[str, int]:
         """Kept units a dimension, counted."""

@@ -152,6 +152,8 @@ class Response:
 
     def first_difference(self, expected: Response, tolerance: float) -> str:
         """Where the two part: the first layer whose output differs by more than the tolerance."""
+        if self.hidden.keys() != expected.hidden.keys():
+            return "the layers are not the same ones"
         for place, actual in self.hidden.items():
             if place in expected.hidden:
                 difference = relative_difference(actual, expected.hidden[place])

@@ -17,6 +17,7 @@ from passes.masks import Masks, masked
 from passes.models import base_model, check_finite
 from passes.plan import Plan
 from passes.probe import Probe, Response, positions, respond
+from passes.renumber import present
 from passes.routing import routers, routing
 from passes.snapshots import Snapshot
 
@@ -69,8 +70,15 @@ class Program:
         if self.graph is None:
             return respond(self.model, self.probe)
         masks = masked(self.model, self.graph, self.masks) if self.masks is not None else nullcontext()
-        with masks, routing(self.model, routers(self.graph), like.choices if like else None) as choices:
+        with masks, routing(self.model, self._routers(), like.choices if like else None) as choices:
             return replace(respond(self.model, self.probe), choices=choices)
+
+    def _routers(self) -> dict[str, str]:
+        """The routers by their names in the dense model; once shrunk, layers are numbered anew."""
+        names = routers(self.traced)
+        if self.plan is None or self.masks is not None:
+            return {name: name for name in names}
+        return present(self.traced, self.plan.kept, names)
 
     def expecting_itself(self) -> Program:
         """The same program, expecting from now on what it computes now."""

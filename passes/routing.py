@@ -7,7 +7,7 @@ compares what they computed: their logits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,16 +31,18 @@ def routers(graph: PruningGraph) -> tuple[str, ...]:
 
 @contextmanager
 def routing(
-    model: PreTrainedModel | PeftModel, names: Sequence[str], replay: Choices | None = None
+    model: PreTrainedModel | PeftModel, names: Mapping[str, str], replay: Choices | None = None
 ) -> Iterator[dict[str, tuple[torch.Tensor, ...]]]:
     """Record what the routers compute inside the block; with ``replay`` they choose as recorded there.
+
+    ``names`` maps the name under which each is recorded to the module's, which differ where layers are renumbered.
 
     To be entered after masks are put on: the experts are numbered as the router itself numbers them.
     """
     seen: dict[str, tuple[torch.Tensor, ...]] = {}
     handles = []
-    for name in names:
-        router = module_at(model, name, unwrapped=True)
+    for name, module in names.items():
+        router = module_at(model, module, unwrapped=True)
         # Before the hooks of masks, which number the experts as in the whole model.
         handles.append(router.register_forward_hook(_hook(name, seen, replay), prepend=True))
     try:

@@ -71,7 +71,7 @@ class MaskPath:
 
     def __init__(self, solver: Solver, shares: Sequence[float], start: Solver | None = None) -> None:
         self._solver, self._shares = solver, list(shares)
-        self._ramp: list[dict[str, int]] = []
+        self._ramp: list[Counts] = []
         if solver.target.layout is Layout.UNIFORM:
             self._ramp = ramp(solver.meter.graph, solver.uniform_counts, self._shares)
             if start is not None:

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from passes.attention import AttentionBlock
 from passes.compact_modeling import has_own_sizes
 from passes.dependencies import Dependencies, Member, Opaque
+from passes.depth import DepthFinder, check_depth
 from passes.dimensions import DimensionFinder, layer_path
 from passes.errors import UnsupportedModelError
 from passes.experts import ExpertsBlock
@@ -41,11 +42,17 @@ class TraceOptions:
     """Which dimensions to look for.
 
     ``query_heads``: keep every KV head and prune the query heads inside its group, as many in each. ``custom_code``:
-    also allow sizes that no stock class can hold; the checkpoint then carries a modelling file.
+    also allow sizes that no stock class can hold; the checkpoint then carries a modelling file. ``depth``: also whole
+    ``layers`` as units, or ``blocks``, the attention and the MLP of each layer; without some of the latter the
+    checkpoint carries a modelling file.
     """
 
     query_heads: bool = False
     custom_code: bool = False
+    depth: str | None = None
+
+    def __post_init__(self) -> None:
+        check_depth(self.depth)
 
 
 def options_for(dimensions: Iterable[str], *, custom_code: bool = True) -> TraceOptions:
@@ -97,7 +104,8 @@ def trace(
     family, model_type = family_of(config), model_type or model_class(config)
     if has_own_sizes(config):
         raise UnsupportedModelError(
-            "the model is already compact, with layers of their own sizes; prune the source it came from"
+            "the model is already compact, its layers have sizes of their own (per_layer_config or compact in its "
+            "configuration); prune the source it came from"
         )
     twin = twin_of(model_type, config)
     shapes = {name: tuple(parameter.shape) for name, parameter in twin.named_parameters()}
@@ -127,7 +135,12 @@ def trace(
         fixed_cache_elements=finder.fixed_cache_elements(),
         experts_per_token=int(getattr(config, "num_experts_per_tok", 1) or 1),
     )
-    return find_widths(graph, family, config, model_type, finder.head_shapes(), custom_code=options.custom_code)
+    graph = find_widths(graph, family, config, model_type, finder.head_shapes(), custom_code=options.custom_code)
+    if options.depth is None:
+        return graph
+    fresh = twin_of(model_type, config)
+    _hide_blocks(fresh, (), experts)
+    return DepthFinder(graph, config, model_type, fresh, inputs, finder, experts).found(options.depth)
 
 
 def _matmuls(twin: nn.Module) -> tuple[str, ...]:

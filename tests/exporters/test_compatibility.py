@@ -14,6 +14,7 @@ import zoo
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from uneven import uneven
 
 from exporters.checkpoint import SavePass, save_checkpoint
 from exporters.compatibility import TARGETS, compatibility
@@ -24,6 +25,7 @@ from exporters.compatibility_vllm import GPUS, tensor_parallel
 from exporters.modelling import MODELLING_FILE
 from exporters.onnx_options import OnnxOptions
 from exporters.onnx_pass import ExportPass, ExportReport
+from passes import loading
 from passes.compact import build_compact
 from passes.errors import OptionError
 from passes.graph import Kind
@@ -75,7 +77,10 @@ def verdicts(model: PreTrainedModel, evidence: Evidence = EXPORTED) -> dict[str,
 
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
-def test_transformers_says_what_the_auto_class_does_in_fact(case: str, tmp_path: Path) -> None:
+def test_transformers_says_what_the_auto_class_does_in_fact(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "_class_for", lambda cls, config: cls)  # as if lpc had not been imported
     model = CASES[case]()
     save_checkpoint(model, None, tmp_path)
     auto = getattr(transformers, AUTO_CLASSES[Shape.of(model).task])
@@ -116,6 +121,14 @@ def test_shape_names_what_differs_by_layer() -> None:
     assert (shape.heads, shape.uniform, shape.needs_file) == ((3, 2), False, True)
     assert shape.differs is not None
     assert shape.differs.startswith("transformer.h.*.attn.c_attn.weight: [32, 24], [32, 36]")
+
+
+def test_the_stock_class_is_judged_by_itself_once_lpc_has_taught_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PreTrainedModel, "__new__", PreTrainedModel.__new__)  # put back afterwards
+    loading.install()
+    shape = Shape.of(uneven("llama"))
+    assert shape.not_stock is not None
+    assert shape.needs_file
 
 
 @pytest.mark.parametrize("name", zoo.ZOO)

@@ -135,7 +135,7 @@ def test_per_layer_checkpoints_of_others_load_too_unless_they_skip_parts(tmp_pat
 
 
 def test_pruning_one_again_is_refused_with_the_remedy() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"already compact, .* prune the source"):
+    with pytest.raises(UnsupportedModelError, match=r"already compact, .*per_layer_config.*; prune the source"):
         lpc.compress(uneven("llama"), data=[list(range(64))] * 8, ratio=0.1, steps=1)
 
 

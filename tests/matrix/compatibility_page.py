@@ -20,7 +20,7 @@ from lpc.report import text_table
 
 HEAD = """# Where it runs
 
-Every saved output says where it runs: the table at the end of `lpc compress`, the section *Where it runs* of
+Every saved output says where it runs: the last lines of `lpc compress`, the section *Where it runs* of
 `report.md`, and `compatibility` in `lpc.json`. This page is generated from the rules by
 `python tests/matrix/compatibility_page.py`; do not edit it.
 
