@@ -178,7 +178,7 @@ def test_without_revival_ratios_whose_widths_do_not_nest_are_refused() -> None:
     )
     options, last = SnapshotOptions(ratios=(low, high)), solvers([high], COARSE)[0]
     options.course(last, Schedule(), 50)
-    with pytest.raises(OptionError, match="mlp_channels a layer .* allow revival"):
+    with pytest.raises(OptionError, match=r"mlp_channels a layer .* allow revival"):
         options.course(last, Schedule(), 50, revival=False)
 
 
