@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,8 +64,18 @@ OWNED = {
     "report.md",
     "benchmark.json",
     "eval.json",
+    "family.json",
+    "curve.svg",
+    "dense-onnx",
 }
 """Top-level names of an lpc output; with ``force`` these are replaced as a whole."""
+
+RATIO = re.compile(r"0\.\d+")
+"""The folder of one model of a family, itself an lpc output."""
+
+
+def _is_owned(entry: Path) -> bool:
+    return entry.name in OWNED or (RATIO.fullmatch(entry.name) is not None and (entry / "lpc.json").is_file())
 
 
 def _swap(stage: Path, folder: Path) -> None:
@@ -75,7 +86,7 @@ def _swap(stage: Path, folder: Path) -> None:
     folder.rename(old)
     stage.rename(folder)
     for entry in old.iterdir():
-        if entry.name not in OWNED and not (folder / entry.name).exists():
+        if not _is_owned(entry) and not (folder / entry.name).exists():
             entry.rename(folder / entry.name)
     shutil.rmtree(old, ignore_errors=True)
 

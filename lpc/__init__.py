@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from lpc.compression import DataOptions as DataOptions
     from lpc.compression import apply as apply
     from lpc.compression import compress as compress
+    from lpc.family import CompactFamily as CompactFamily
+    from lpc.family import compress_family as compress_family
     from lpc.planning import diff as diff
     from lpc.planning import plan as plan
     from lpc.report import Report as Report
@@ -58,6 +60,7 @@ _ERRORS = (
 _HOMES = {
     "AttentionLayout": "passes.attention",
     "Budget": "passes.budget",
+    "CompactFamily": "lpc.family",
     "DataOptions": "lpc.compression",
     "Family": "passes.families",
     "ImportanceOptions": "passes.importance",
@@ -76,6 +79,7 @@ _HOMES = {
     "Workload": "passes.budget",
     "apply": "lpc.compression",
     "compress": "lpc.compression",
+    "compress_family": "lpc.family",
     "diff": "lpc.planning",
     "load": "lpc.source",
     "plan": "lpc.planning",

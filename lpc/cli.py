@@ -41,6 +41,9 @@ def compress(
     protect: o.Protect = None,
     freeze: o.Freeze = None,
     comparison: o.ComparisonName = o.DEFAULT_COMPARISON,
+    snapshots: o.Snapshots = None,
+    snapshot_steps: o.SnapshotSteps = None,
+    benchmark: o.Timed = False,
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 200,
     out: o.Out = Path("lpc-out"),
     seed: Annotated[int, typer.Option(help="Seed of LoRA's start and of the data order.")] = 0,
@@ -62,11 +65,12 @@ def compress(
 ) -> None:
     """Compress MODEL and write OUT/hf, OUT/onnx, OUT/adapter, OUT/plan.json, OUT/lpc.json and OUT/report.md.
 
-    Say how far with --ratio or with one --budget or several.
+    Say how far with --ratio, with one --budget or several, or with --snapshots for a model at each of several ratios.
     """
     from dataclasses import replace
 
     from exporters.folder import check_output
+    from lpc.cli_family import run_family
     from lpc.compression import DataOptions
     from lpc.compression import compress as run
     from lpc.tables import show_report
@@ -74,19 +78,41 @@ def compress(
     from passes.tune import TuneOptions
 
     check_output(out, force=force)
+    family = o.snapshots_of(snapshots, snapshot_steps, benchmark)
+    if family is not None and ratio is None and not budget:
+        ratio = family.ratios[-1]
     target = o.target_of(
         ratio, budget, workload, layout, multiple, min_heads, min_channels, protect, freeze, comparison
     )
     tune = TuneOptions(steps=steps, seed=seed, learning_rate=learning_rate, batch_size=batch_size, bf16=bf16)
     tune = replace(tune, checkpoints=checkpoints, save_every=save_every, resume=resume)
+    text = DataOptions(sequence_length=sequence_length)
+    trace = TraceOptions(query_heads=query_heads, custom_code=custom_code)
+    if family is not None:
+        run_family(
+            model,
+            data,
+            family,
+            out,
+            target=target,
+            tune=tune,
+            text=text,
+            trace=trace,
+            trust_remote_code=trust_remote_code,
+            onnx=onnx,
+            benchmark=benchmark,
+            force=force,
+            json=json,
+        )
+        return
     with console.progress_bars() as progress:
         result = run(
             model,
             data,
             target=target,
             tune=tune,
-            text=DataOptions(sequence_length=sequence_length),
-            trace=TraceOptions(query_heads=query_heads, custom_code=custom_code),
+            text=text,
+            trace=trace,
             trust_remote_code=trust_remote_code,
             progress=progress,
         )

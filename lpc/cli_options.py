@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from passes.stages import SnapshotOptions
     from passes.target import Target
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
@@ -48,6 +49,15 @@ ComparisonName = Annotated[
     str, typer.Option("--comparison", help="How layers' scores compare: raw, kind or dimension (docs/layouts.md).")
 ]
 
+Snapshots = Annotated[
+    str | None,
+    typer.Option(metavar="R,R,...", help="Ascending ratios: leave a model at each, OUT/0.1 and so on, and one curve."),
+]
+SnapshotSteps = Annotated[
+    int | None, typer.Option(help="Steps to heal at each of --snapshots (default: a part of the schedule's).")
+]
+Timed = Annotated[bool, typer.Option("--benchmark", help="With --snapshots: time all models against the dense one.")]
+
 DEFAULT_WORKLOAD = "1x128+32"
 DEFAULT_COMPARISON = "kind"
 
@@ -80,3 +90,13 @@ def target_of(
         freeze=tuple(freeze or ()),
         comparison=comparison,
     )
+
+
+def snapshots_of(text: str | None, cooldown: int | None, timed: bool) -> SnapshotOptions | None:
+    """The snapshots that the options ask for. Raises OptionError."""
+    from passes.errors import OptionError
+    from passes.stages import SnapshotOptions
+
+    if text is None and (cooldown is not None or timed):
+        raise OptionError("--snapshot-steps and --benchmark go with --snapshots; one model is timed by lpc benchmark")
+    return None if text is None else SnapshotOptions.parse(text, cooldown)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ def compress(
     Raises LpcError: OptionError, MissingFileError, DataError, ModelError, UnsupportedModelError, TokenizerError for
     what the user gave, UnreachableBudgetError stating what can be reached, PostconditionError if a verification fails.
     """
-    target = _target(target, ratio, budget, layout, multiple)
+    target = target_from(target, ratio, budget, layout, multiple)
     tune = replace(tune, steps=tune.steps if steps is None else steps, seed=tune.seed if seed is None else seed)
     source = load_source(model, tokenizer, trust_remote_code=trust_remote_code)
     trace = replace(trace, custom_code=trace.custom_code or target.layout is Layout.PER_LAYER)
@@ -85,24 +85,37 @@ def compress(
     latency = latency_for(program.model, program.traced, target.wanted, progress)
     Solver.of(target, program.traced, latency)
     material = prepare(source, data, text)
-    dense = material.measure(program.model)
+    job = Job(source, material, material.measure(program.model), progress)
     progress("held-out", 1, 3)
-    own_adapter = isinstance(program.model, PeftModel)
     program = Sequential(
         AttachPass(lora, tune.seed),
         TunePass(target, material.train, tune, progress, collate=material.collate, latency=latency),
-        DecidePass(target, tune.criterion, _choices(tune), latency),
         progress=progress,
     )(program).program
-    removed = None if own_adapter else _removed(program, material)
-    progress("held-out", 2, 3)
-    program = Sequential(MergePass(), ShrinkPass(), progress=progress)(program).program
-    pruned = material.measure(program.model)
-    progress("held-out", 3, 3)
-    return _result(source, program, _heldout(material, dense, removed, pruned))
+    return job.finish(program, DecidePass(target, tune.criterion, choices_of(tune), latency))
 
 
-def _target(
+@dataclass(frozen=True)
+class Job:
+    """A source, what it is tuned and measured on, and ``dense``: its score before anything is done to it."""
+
+    source: Source
+    material: Material
+    dense: Score
+    progress: Progress
+
+    def finish(self, program: Program, *decide: Pass) -> Result:
+        """From a tuned program to the compact model; measures with the units gone, and at the end."""
+        program = Sequential(*decide, progress=self.progress)(program).program
+        removed = None if isinstance(self.source.model, PeftModel) else _removed(program, self.material)
+        self.progress("held-out", 2, 3)
+        program = Sequential(MergePass(), ShrinkPass(), progress=self.progress)(program).program
+        pruned = self.material.measure(program.model)
+        self.progress("held-out", 3, 3)
+        return _result(self.source, program, _heldout(self.material, self.dense, removed, pruned))
+
+
+def target_from(
     target: Target | None, ratio: float | None, budget: Budget | None, layout: str, multiple: int | None
 ) -> Target:
     """The target that the arguments of ``compress`` say. Raises OptionError if it is said twice."""
@@ -148,7 +161,7 @@ def _heldout(material: Material, dense: Score, removed: Score | None, pruned: Sc
     )
 
 
-def _choices(tune: TuneOptions) -> Mapping[str, Any]:
+def choices_of(tune: TuneOptions) -> Mapping[str, Any]:
     """What of the options made the decision."""
     names = ("steps", "seed", "revival", "importance", "schedule")
     return {name: plain(getattr(tune, name)) for name in names}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lpc.benchmark_result import Benchmark
     from lpc.demo import Demo
     from lpc.evaluation.results import Evaluation
+    from lpc.family_report import FamilyReport
     from lpc.inspection import Inspection
     from lpc.planning import PlanDifference
     from passes.plan import Plan
@@ -67,6 +68,15 @@ def show_difference(difference: PlanDifference, *, as_json: bool) -> None:
     first, second = difference.parameters
     same = "the same decision" if difference.is_same_decision else "different decisions"
     print_line(f"{first:,} and {second:,} parameters: {same}")
+
+
+def show_family(report: FamilyReport, out: Path, *, as_json: bool) -> None:
+    """The end of ``lpc compress --snapshots``."""
+    if as_json:
+        print_json({**report.to_json(), "out": str(out)})
+        return
+    print_table("one run, a family of models", *report.rows())
+    print_line(f"written to {out}: open {out}/report.md")
 
 
 def show_inspection(inspection: Inspection, *, as_json: bool) -> None:

@@ -19,6 +19,7 @@ from passes.plan import Plan
 from passes.probe import Probe, Response, positions, respond
 from passes.renumber import present
 from passes.routing import routers, routing
+from passes.snapshots import Snapshot
 
 __all__ = ["Probe", "Program", "Response", "positions", "respond"]
 
@@ -29,7 +30,8 @@ class Program:
 
     ``expected`` is the response that the next meaning-preserving pass must reproduce under the masks. Passes never
     change a Program; the model inside is the pipeline's own working copy. ``scores`` are the importance [units] a
-    dimension that the masks were chosen by. ``adapter`` is what was merged into it.
+    dimension that the masks were chosen by. ``adapter`` is what was merged into it. ``snapshots`` are what tuning left
+    at ratios on its way.
     """
 
     model: PreTrainedModel | PeftModel
@@ -39,6 +41,7 @@ class Program:
     scores: Mapping[str, torch.Tensor] | None = None
     plan: Plan | None = None
     adapter: Adapter | None = None
+    snapshots: tuple[Snapshot, ...] = ()
     expected: Response | None = None
     history: tuple[PassRecord, ...] = ()
 

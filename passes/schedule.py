@@ -42,24 +42,40 @@ class Schedule:
 
         Steps count finished optimizer steps, 1 to ``steps``.
         """
-        first = max(1, round(self.warmup * steps))
-        last = max(first, round((1 - self.cooldown) * steps))
-        times = [*range(first, last, self.every), last]
-        span = max(1, last - first + self.every)
-        shares = [1 - (1 - (time - first + self.every) / span) ** 3 for time in times]
-        return list(zip(times, [*shares[:-1], 1.0], strict=True))
+        return cubic(self.first(steps), self.last(steps), self.every)
+
+    def first(self, steps: int) -> int:
+        """The step of the first event."""
+        return max(1, round(self.warmup * steps))
+
+    def last(self, steps: int) -> int:
+        """The step of the last event."""
+        return max(self.first(steps), round((1 - self.cooldown) * steps))
+
+
+def cubic(first: int, last: int, every: int) -> list[tuple[int, float]]:
+    """(step, share gone from that step on) from the step ``first`` to ``last``, where it is exactly 1."""
+    times = [*range(first, last, every), last]
+    span = max(1, last - first + every)
+    shares = [1 - (1 - (time - first + every) / span) ** 3 for time in times]
+    return list(zip(times, [*shares[:-1], 1.0], strict=True))
 
 
 class MaskPath:
     """The masks at each event of a schedule: in the uniform layout along a ramp of counts, in the layout per layer by
     what the scores say at each share of the cost that is to go.
+
+    ``start``: what the masks met before the first event, if they are not all on. In the uniform layout a width then
+    stays between the counts of the two; where rounding makes the later one the larger, its units come back at once.
     """
 
-    def __init__(self, solver: Solver, shares: Sequence[float]) -> None:
+    def __init__(self, solver: Solver, shares: Sequence[float], start: Solver | None = None) -> None:
         self._solver, self._shares = solver, list(shares)
         self._ramp: Sequence[Counts] = ()
         if solver.target.layout is Layout.UNIFORM and not solver.meter.graph.depth:
             self._ramp = ramp(solver.meter.graph, solver.uniform_counts, self._shares)
+            if start is not None:
+                self._ramp = [_between(start.uniform_counts, counts, solver.uniform_counts) for counts in self._ramp]
 
     def masks(self, event: int, scores: Scores, *, among: Masks | None = None) -> dict[str, torch.Tensor]:
         """The masks from an event on; the last event's meet the target. ``among`` as for ``best_units``."""
@@ -67,6 +83,12 @@ class MaskPath:
         if self._ramp:
             return best_units(graph, scores, graph.uniform(self._ramp[event]), among=among)
         return best_units(graph, scores, self._solver.kept(scores, self._shares[event], among), among=among)
+
+
+def _between(start: Counts, counts: Counts, end: Counts) -> dict[str, int]:
+    """The counts a width, each moved into the range between its start and its end."""
+    limits = {name: sorted((start[name], end[name])) for name in counts}
+    return {name: min(max(each, limits[name][0]), limits[name][1]) for name, each in counts.items()}
 
 
 def width_parameters(graph: PruningGraph, name: str) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from passes.importance import ImportanceOptions
 from passes.infra import Pass, PassResult, Progress, plain, silent
 from passes.models import base_model
 from passes.program import Program
+from passes.rates import RatedTrainer, stage_rates
 from passes.schedule import Schedule
 from passes.solver import Solver
+from passes.stages import SnapshotOptions
 from passes.target import Target
 from passes.tuning import Event, PruningCallback, PruningPolicy
 
@@ -116,6 +119,7 @@ class TunePass(Pass):
 
     ``data`` yields the model's inputs, labels included, so that the model computes its own loss; ``collate`` makes a
     batch of them (default: stack, for items of one length). ``latency`` is needed for a budget of latency.
+    ``snapshots``: ratios on the way to the target's at which to leave a snapshot in the program.
     """
 
     name = "tune"
@@ -128,14 +132,16 @@ class TunePass(Pass):
         progress: Progress = silent,
         collate: Collate | None = None,
         latency: LatencyModel | None = None,
+        snapshots: SnapshotOptions | None = None,
     ) -> None:
         self._target, self._data, self._options, self._progress = target, data, options, progress
-        self._collate, self._latency = collate, latency
+        self._collate, self._latency, self._snapshots = collate, latency, snapshots
 
     @property
     def options(self) -> Mapping[str, Any]:
         """Target and options as plain values."""
-        return {"target": plain(self._target), **plain(self._options)}
+        snapshots = {"snapshots": plain(self._snapshots)} if self._snapshots else {}
+        return {"target": plain(self._target), **plain(self._options), **snapshots}
 
     def requires(self, program: Program) -> None:
         """A traced program with an adapter."""
@@ -153,16 +159,22 @@ class TunePass(Pass):
             schedule=options.schedule,
             revival=options.revival,
             max_grad_norm=options.max_grad_norm,
+            snapshots=self._snapshots,
         )
+        course = policy.course(options.steps)
+        rates = stage_rates(options.lr_scheduler, course.lengths) if self._snapshots else None
         criterion = make_criterion(options.criterion, graph, options.importance, options.seed)
         callback = PruningCallback(model, graph, criterion, policy, self._progress)
-        losses = self._train(model, callback)
+        losses = self._train(model, callback, rates)
         scores = {name: score.clone() for name, score in criterion.scores.items()}
-        tuned = replace(program, model=model.eval(), masks=callback.state.masks, scores=scores).expecting_itself()
+        left = tuple(callback.state.snapshots)
+        tuned = replace(program, model=model.eval(), masks=callback.state.masks, scores=scores, snapshots=left)
         report = TuneReport(losses, tuple(callback.state.events), callback.state.skipped)
-        return PassResult(tuned, modified=True, report=report)
+        return PassResult(tuned.expecting_itself(), modified=True, report=report)
 
-    def _train(self, model: PeftModel, callback: PruningCallback) -> tuple[tuple[int, float], ...]:
+    def _train(
+        self, model: PeftModel, callback: PruningCallback, rates: Sequence[float] | None
+    ) -> tuple[tuple[int, float], ...]:
         checkpoint = self._options.latest_checkpoint()
         with ExitStack() as stack:
             folder = self._options.checkpoints or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -171,7 +183,7 @@ class TunePass(Pass):
             # The Trainer switches this off for good, and the configuration goes into the saved checkpoint.
             if hasattr(model.config, "use_cache"):
                 stack.callback(setattr, model.config, "use_cache", model.config.use_cache)
-            trainer = Trainer(
+            trainer = (Trainer if rates is None else partial(RatedTrainer, rates))(
                 model=model,
                 args=self._arguments(folder, model),
                 train_dataset=self._data,

@@ -14,13 +14,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from passes.adapter import Adapter
 from passes.criteria import Criterion
 from passes.errors import MissingFileError, ModelError, OptionError
 from passes.graph import PruningGraph
 from passes.infra import Progress, plain, silent
 from passes.masks import MaskedModel, Masks, full_masks
-from passes.schedule import MaskPath, Schedule
+from passes.schedule import Schedule
+from passes.snapshots import Snapshot, load_snapshots
 from passes.solver import Solver
+from passes.stages import Course, SnapshotOptions, one_stage
 
 STATE_FILE = "lpc_state.safetensors"
 
@@ -44,24 +47,37 @@ def mean_widths(graph: PruningGraph, masks: Masks) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class PruningPolicy:
-    """When and how far to mask. ``revival``: a masked unit may come back (the paper's notes; the code forbids it)."""
+    """When and how far to mask. ``revival``: a masked unit may come back (the paper's notes; the code forbids it).
+
+    ``snapshots``: ratios at which to leave a model on the way to the solver's own target.
+    """
 
     solver: Solver = field(metadata={"record": False})
     schedule: Schedule
     revival: bool = True
     max_grad_norm: float = 1.0
+    snapshots: SnapshotOptions | None = None
 
     def __post_init__(self) -> None:
         if not self.max_grad_norm >= 0:
             raise OptionError(f"max_grad_norm must be 0 (no clipping) or positive, got {self.max_grad_norm}")
 
+    def course(self, steps: int) -> Course:
+        """What is due after each of the steps. Raises OptionError if they are too few for the snapshots."""
+        if self.snapshots is None:
+            return Course(one_stage(self.solver, self.schedule, steps))
+        return self.snapshots.course(self.solver, self.schedule, steps, revival=self.revival)
+
 
 @dataclass
 class PruningState:
-    """What changes while training: masks, events so far, and steps whose gradients were not finite (fp16 scaling)."""
+    """What changes while training: masks, events and snapshots so far, and steps whose gradients were not finite (fp16
+    scaling).
+    """
 
     masks: dict[str, torch.Tensor]
     events: list[Event] = field(default_factory=list)
+    snapshots: list[Snapshot] = field(default_factory=list)
     skipped: int = 0
 
 
@@ -83,8 +99,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self._model, self._graph, self._criterion, self._policy = model, graph, criterion, policy
         self._progress = progress
-        self._events: dict[int, int] = {}
-        self._path: MaskPath | None = None
+        self._course: Course | None = None
         self._hooks: MaskedModel | None = None
         self.state = PruningState(full_masks(graph))
 
@@ -95,9 +110,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
                 f"the Trainer clips at {args.max_grad_norm} before scores are read; set its max_grad_norm=0 "
                 "and give the value to PruningPolicy"
             )
-        events = self._policy.schedule.events(state.max_steps)
-        self._path = MaskPath(self._policy.solver, [share for _, share in events])
-        self._events = {step: number for number, (step, _) in enumerate(events)}
+        self._course = self._policy.course(state.max_steps)
         self._hooks = MaskedModel(self._model, self._graph)
         self._hooks.set(self.state.masks)
         self._criterion.begin(self._model)
@@ -120,16 +133,27 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             torch.nn.utils.clip_grad_norm_(trained, self._policy.max_grad_norm)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Re-mask if an event is due."""
-        event = self._events.get(state.global_step)
-        if event is not None and self._hooks is not None and self._path is not None:
-            among = None if self._policy.revival else self.state.masks
-            masks = self._path.masks(event, self._criterion.scores, among=among)
-            revived = sum(int((mask & ~self.state.masks[name]).sum()) for name, mask in masks.items())
-            self.state.events.append(Event(state.global_step, mean_widths(self._graph, masks), revived))
-            self.state.masks = masks
-            self._hooks.set(masks)
-        self._progress("tune", state.global_step, state.max_steps)
+        """Take a snapshot if one is due, then re-mask if an event is; where a stage ends, the next one's first is."""
+        assert self._course is not None
+        step, ratio = state.global_step, self._course.ends.get(state.global_step)
+        if ratio is not None and self._policy.snapshots is not None:
+            self.state.snapshots.append(self._snapshot(ratio, step))
+        among = None if self._policy.revival else self.state.masks
+        masks = self._course.masks(step, self._criterion.scores, among=among)
+        if masks is not None:
+            self._mask(step, masks)
+        self._progress("tune", step, state.max_steps)
+
+    def _snapshot(self, ratio: float, step: int) -> Snapshot:
+        scores = {name: score.clone() for name, score in self._criterion.scores.items()}
+        return Snapshot(ratio, step, self.state.masks, scores, Adapter.of(self._model))
+
+    def _mask(self, step: int, masks: dict[str, torch.Tensor]) -> None:
+        revived = sum(int((mask & ~self.state.masks[name]).sum()) for name, mask in masks.items())
+        self.state.events.append(Event(step, mean_widths(self._graph, masks), revived))
+        self.state.masks = masks
+        assert self._hooks is not None
+        self._hooks.set(masks)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Take the masks off; the program carries them from here."""
@@ -142,7 +166,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         self._criterion.end(self._model)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Save scores, masks and events beside the checkpoint that the Trainer just wrote."""
+        """Save scores, masks, events and snapshots beside the checkpoint that the Trainer just wrote."""
         if state.is_world_process_zero:
             self.save(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
@@ -155,6 +179,8 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         tensors["events"] = torch.tensor(rows, dtype=torch.float64).reshape(-1, 2 + len(names))
         tensors["skipped"] = torch.tensor([self.state.skipped])
         save_file(tensors, folder / STATE_FILE, metadata={"run": self._run()})
+        for snapshot in self.state.snapshots:
+            snapshot.save(folder)
 
     def _run(self) -> str:
         target = plain(self._policy.solver.target)
@@ -182,3 +208,4 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             for step, revived, *counts in tensors["events"].tolist()
         ]
         self.state.skipped = int(tensors["skipped"])
+        self.state.snapshots = load_snapshots(folder, Adapter.of(self._model).config)

@@ -1,0 +1,159 @@
+"""compress_family(): one tuning run that leaves a verified model at each of several ratios."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from peft import PeftModel
+
+from exporters.checkpoint import Processor
+from exporters.folder import staged_folder, write_text
+from exporters.onnx_export import export_onnx
+from exporters.onnx_options import OnnxOptions
+from lpc.benchmark import BENCHMARK_FILE, Benchmark, BenchmarkOptions, benchmark
+from lpc.compression import DEFAULT_LORA, DEFAULT_TEXT, DEFAULT_TRACE, DEFAULT_TUNE, Job, choices_of, target_from
+from lpc.family_report import DENSE_ONNX, FamilyReport
+from lpc.manifest import refresh
+from lpc.material import AnyData, DataOptions, prepare
+from lpc.result import Result
+from lpc.source import ModelLike, load_source
+from passes.adapter import LoraOptions
+from passes.attach import AttachPass
+from passes.decide import DecidePass
+from passes.errors import OptionError, UnsupportedModelError
+from passes.infra import Progress, Sequential, plain, silent
+from passes.models import base_model
+from passes.program import Program
+from passes.recall import RecallPass
+from passes.solver import Solver
+from passes.stages import SnapshotOptions
+from passes.target import Layout, Target
+from passes.tasks import Task, task_of
+from passes.trace import TraceOptions, TracePass
+from passes.tune import TuneOptions, TunePass
+
+QUICK = BenchmarkOptions(batches=(1,), prefill_tokens=(128,), decode_pasts=(128,))
+"""What is timed where the user does not say: one prefill and one decode step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompactFamily:
+    """The compact models of one run, by ascending ratio; each is a full result of its own."""
+
+    results: tuple[Result, ...]
+    ratios: tuple[float, ...]
+    source: ModelLike
+    trust_remote_code: bool = False
+
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        onnx: bool | OnnxOptions = True,
+        benchmark: bool | BenchmarkOptions = False,
+        force: bool = False,
+        progress: Progress = silent,
+    ) -> FamilyReport:
+        """Write each result into a folder named after its ratio, and ``family.json``, ``report.md``, ``curve.svg``.
+
+        ``benchmark`` also writes the dense model's package, ``dense-onnx``, and times every model against it in
+        onnxruntime. The folder appears whole or not at all. Raises what ``Result.save`` raises, and OptionError if
+        there is nothing to time.
+        """
+        folder = Path(folder)
+        timed = (benchmark if isinstance(benchmark, BenchmarkOptions) else QUICK) if benchmark else None
+        if timed is not None:
+            self._check_timeable(onnx)
+        times: dict[float, Benchmark] = {}
+        with staged_folder(folder, force=force) as stage:
+            for ratio, result in zip(self.ratios, self.results, strict=True):
+                result.save(stage / str(ratio), onnx=onnx, progress=progress)
+            if timed is not None:
+                self._export_dense(stage / DENSE_ONNX, onnx)
+                times = {ratio: _time(stage, folder, ratio, timed, progress) for ratio in self.ratios}
+            reports = {ratio: result.report for ratio, result in zip(self.ratios, self.results, strict=True)}
+            report = FamilyReport.of(reports, stage, times)
+            report.write(stage)
+        return report
+
+    def _check_timeable(self, onnx: bool | OnnxOptions) -> None:
+        if not onnx:
+            raise OptionError("latency is measured on the ONNX packages: leave onnx on, or benchmark off")
+        if task_of(self.results[0].model) is Task.SEQ2SEQ_LM:
+            raise UnsupportedModelError("the benchmark times models in one graph, not encoder-decoders: leave it off")
+
+    def _export_dense(self, folder: Path, onnx: bool | OnnxOptions) -> None:
+        source = load_source(self.source, self.results[0].processor, trust_remote_code=self.trust_remote_code)
+        dense = source.model.merge_and_unload() if isinstance(source.model, PeftModel) else source.model
+        folder.mkdir()
+        export_onnx(base_model(dense), source.processor, folder, onnx if isinstance(onnx, OnnxOptions) else None)
+
+
+def compress_family(
+    model: ModelLike,
+    data: AnyData,
+    ratios: Sequence[float],
+    *,
+    cooldown: int | None = None,
+    layout: str = Layout.UNIFORM,
+    target: Target | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    multiple: int | None = None,
+    tokenizer: Processor | None = None,
+    lora: LoraOptions = DEFAULT_LORA,
+    tune: TuneOptions = DEFAULT_TUNE,
+    text: DataOptions = DEFAULT_TEXT,
+    trace: TraceOptions = DEFAULT_TRACE,
+    trust_remote_code: bool = False,
+    progress: Progress = silent,
+) -> CompactFamily:
+    """Make a model smaller by each of the ratios in one tuning run, and prove each result as ``compress`` does.
+
+    ``ratios`` ascend; after each has been reached, the adapters get ``cooldown`` steps under its masks before the model
+    is taken (default: an equal part of the schedule's cool-down). ``steps`` are those of the whole run. A ``target``
+    must have the last ratio as its own. The other arguments are those of ``compress``.
+
+    Raises what ``compress`` raises, and OptionError for ratios that are not distinct, ascending and between 0 and 1,
+    for a target with a budget, and for too few steps.
+    """
+    snapshots = SnapshotOptions(ratios=tuple(ratios), cooldown=cooldown)
+    target = target_from(target, snapshots.ratios[-1] if target is None else None, None, layout, multiple)
+    tune = replace(tune, steps=tune.steps if steps is None else steps, seed=tune.seed if seed is None else seed)
+    source = load_source(model, tokenizer, trust_remote_code=trust_remote_code)
+    trace = replace(trace, custom_code=trace.custom_code or target.layout is Layout.PER_LAYER)
+    program = TracePass(trace)(Program.start(source.model)).program
+    solver = Solver.of(target, program.traced)
+    snapshots.course(solver, tune.schedule, tune.steps, revival=tune.revival)
+    material = prepare(source, data, text)
+    job = Job(source, material, material.measure(program.model), progress)
+    program = Sequential(
+        AttachPass(lora, tune.seed),
+        TunePass(target, material.train, tune, progress, collate=material.collate, snapshots=snapshots),
+        progress=progress,
+    )(program).program
+    results = []
+    for snapshot in program.snapshots:
+        choices = {**choices_of(tune), "snapshots": plain(snapshots), "step": snapshot.step}
+        decide = DecidePass(replace(target, ratio=snapshot.ratio), tune.criterion, choices)
+        results.append(job.finish(program, RecallPass(snapshot), decide))
+    return CompactFamily(
+        results=tuple(results), ratios=snapshots.ratios, source=model, trust_remote_code=trust_remote_code
+    )
+
+
+def _time(stage: Path, folder: Path, ratio: float, options: BenchmarkOptions, progress: Progress) -> Benchmark:
+    """Time one model against the dense one; the record names the folder where they will lie."""
+    member = stage / str(ratio)
+    found = benchmark(member, stage / DENSE_ONNX, options, progress)
+    moved = {
+        name: replace(each, path=str(folder.absolute() / Path(each.path).relative_to(stage)))
+        for name, each in found.models.items()
+    }
+    found = replace(found, models=moved)
+    write_text(member / BENCHMARK_FILE, json.dumps(found.to_json(), indent=1) + "\n")
+    refresh(member)
+    return found
