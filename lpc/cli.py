@@ -55,6 +55,9 @@ def compress(
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate (default: by width).")] = None,
     query_heads: o.QueryHeads = False,
     custom_code: o.CustomCode = False,
+    depth: o.Depth = None,
+    depth_scores: Annotated[str, typer.Option(help="summed, or skipped: by the rise of the loss.")] = "summed",
+    hidden: o.Hidden = False,
     checkpoints: Annotated[Path | None, typer.Option(help="Folder for training checkpoints.")] = None,
     save_every: Annotated[int | None, typer.Option(help="Steps between two checkpoints.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint.")] = False,
@@ -85,9 +88,10 @@ def compress(
         ratio, budget, workload, layout, multiple, min_heads, min_channels, protect, freeze, comparison
     )
     tune = TuneOptions(steps=steps, seed=seed, learning_rate=learning_rate, batch_size=batch_size, bf16=bf16)
+    tune = replace(tune, depth_scores=depth_scores)
     tune = replace(tune, checkpoints=checkpoints, save_every=save_every, resume=resume)
     text = DataOptions(sequence_length=sequence_length)
-    trace = TraceOptions(query_heads=query_heads, custom_code=custom_code)
+    trace = TraceOptions(query_heads=query_heads, custom_code=custom_code, depth=depth, hidden=hidden)
     if family is not None:
         run_family(
             model,
@@ -122,14 +126,19 @@ def compress(
 
 @app.command()
 def inspect(
-    model: o.Model, query_heads: o.QueryHeads = False, custom_code: o.CustomCode = False, json: o.Json = False
+    model: o.Model,
+    query_heads: o.QueryHeads = False,
+    custom_code: o.CustomCode = False,
+    depth: o.Depth = None,
+    hidden: o.Hidden = False,
+    json: o.Json = False,
 ) -> None:
     """Show MODEL's dimensions, their units, and what each unit costs. A folder with only a config.json is enough."""
     from lpc.inspection import inspect as run
     from lpc.tables import show_inspection
 
     with console.progress_bars():
-        found = run(model, query_heads=query_heads, custom_code=custom_code)
+        found = run(model, query_heads=query_heads, custom_code=custom_code, depth=depth, hidden=hidden)
     show_inspection(found, as_json=json)
 
 

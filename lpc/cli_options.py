@@ -20,6 +20,10 @@ QueryHeads = Annotated[bool, typer.Option("--query-heads", help="Keep all KV hea
 CustomCode = Annotated[
     bool, typer.Option("--custom-code", help="Allow sizes that no stock class holds; adds a modelling file.")
 ]
+Depth = Annotated[
+    str | None, typer.Option(help="Whole units of depth may go too: layers, or blocks (attention and MLP apart).")
+]
+Hidden = Annotated[bool, typer.Option("--hidden", help="The hidden size may shrink too (families with RMS norms).")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a hub model.")]
 
 Ratio = Annotated[float | None, typer.Option(help="Share of all parameters to remove; short for a --budget.")]

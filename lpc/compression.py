@@ -71,8 +71,8 @@ def compress(
     ``steps`` and ``seed`` are short for the same fields of ``tune``; ``ratio``, ``budget``, ``layout`` and ``multiple``
     for the same fields of a ``target``, which has more: floors, protected layers, frozen dimensions. With
     ``layout="per-layer"`` each layer gets widths of its own, by importance. ``trace`` says which heads may go: query
-    heads inside their groups (``query_heads``), and heads that no stock class can do without (``custom_code``; the
-    checkpoint then needs ``trust_remote_code``).
+    heads inside their groups (``query_heads``), heads that no stock class can do without (``custom_code``; the
+    checkpoint then needs ``trust_remote_code``), whole layers or blocks (``depth``), and the ``hidden`` size.
 
     Raises LpcError: OptionError, MissingFileError, DataError, ModelError, UnsupportedModelError, TokenizerError for
     what the user gave, UnreachableBudgetError stating what can be reached, PostconditionError if a verification fails.
@@ -163,7 +163,7 @@ def _heldout(material: Material, dense: Score, removed: Score | None, pruned: Sc
 
 def choices_of(tune: TuneOptions) -> Mapping[str, Any]:
     """What of the options made the decision."""
-    names = ("steps", "seed", "revival", "importance", "schedule")
+    names = ("steps", "seed", "revival", "importance", "schedule", "depth_scores")
     return {name: plain(getattr(tune, name)) for name in names}
 
 

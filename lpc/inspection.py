@@ -10,7 +10,7 @@ from typing import Any
 
 from lpc.source import load_config
 from passes.bundles import default_multiple, reachable_counts
-from passes.graph import Cost, Kind, PruningGraph, Width
+from passes.graph import Cost, Dimension, Kind, PruningGraph, Width
 from passes.infra import plain
 from passes.solver import largest_ratio
 from passes.tasks import model_class, task_of
@@ -62,7 +62,12 @@ class Inspection:
 
 
 def inspect(
-    model: str | Path, *, query_heads: bool = False, custom_code: bool = False, hidden: bool = False
+    model: str | Path,
+    *,
+    query_heads: bool = False,
+    custom_code: bool = False,
+    depth: str | None = None,
+    hidden: bool = False,
 ) -> Inspection:
     """Inspect a local folder (its ``config.json`` is enough) or a hub model; allocates no weights.
 
@@ -71,10 +76,10 @@ def inspect(
     """
     config = load_config(model)
     found = model_class(config)
-    options = TraceOptions(query_heads=query_heads, custom_code=custom_code, hidden=hidden)
+    options = TraceOptions(query_heads=query_heads, custom_code=custom_code, depth=depth, hidden=hidden)
     graph = trace(config, model_type=found, options=options)
-    widths = tuple(_summary(graph, width) for width in graph.widths)
-    fine = [width.size for width in graph.widths if width.kind.is_fine]
+    widths = (*(_summary(graph, width) for width in graph.widths), *(_depth_summary(graph, d) for d in graph.depth))
+    fine = [width.size for width in graph.widths if width.kind.is_fine and width.kind is not Kind.HIDDEN]
     return Inspection(
         model=str(model),
         family=graph.family,
@@ -131,6 +136,22 @@ def _summary(graph: PruningGraph, width: Width) -> WidthSummary:
         share=owned / graph.parameters(),
         fixed=graph.untouched.get(width.name),
         slices=tuple(_described(part.parameter, part.axis, part.segments, part.at) for part in first.slices),
+    )
+
+
+def _depth_summary(graph: PruningGraph, dimension: Dimension) -> WidthSummary:
+    units = range(dimension.size)
+    owned = sum(graph.unit_parameters(dimension, unit) for unit in units)
+    return WidthSummary(
+        width=dimension.name,
+        kind=dimension.kind,
+        dimensions=1,
+        units=dimension.size,
+        least=1,
+        unit_parameters=graph.unit_parameters(dimension, 0),
+        share=owned / graph.parameters(),
+        fixed=None,
+        slices=tuple(f"{name}, whole" for name in dimension.owned[0]),
     )
 
 

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from peft import PeftModel
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from passes.budget import LatencyModel
@@ -22,6 +23,7 @@ from passes.criteria import CRITERIA, make_criterion
 from passes.errors import MissingFileError, OptionError, PreconditionError
 from passes.importance import ImportanceOptions
 from passes.infra import Pass, PassResult, Progress, plain, silent
+from passes.measured_depth import DEPTH_SCORES, MeasuredDepth
 from passes.models import base_model
 from passes.program import Program
 from passes.rates import RatedTrainer, stage_rates
@@ -32,6 +34,7 @@ from passes.target import Target
 from passes.tuning import Event, PruningCallback, PruningPolicy
 
 LOSSES_LOGGED = 20
+SKIP_BATCHES = 4
 
 Collate = Callable[[list[dict[str, torch.Tensor]]], dict[str, torch.Tensor]]
 """Makes one batch of items."""
@@ -44,7 +47,8 @@ class TuneOptions:
     ``steps`` optimizer steps of ``batch_size`` × ``gradient_accumulation`` sequences. ``bf16`` runs the forward pass
     under autocast. With ``checkpoints`` the Trainer saves there every ``save_every`` steps; ``resume`` goes on from the
     latest one. ``learning_rate`` is the peak; by default it follows from the hidden size (``width_scaled_rate``).
-    ``criterion`` ranks the units: loraprune, or the baselines magnitude and random.
+    ``criterion`` ranks the units: loraprune, or the baselines magnitude and random. ``depth_scores`` ranks layers and
+    blocks: ``summed`` over what is in them, or ``skipped``, the rise of the loss without them, measured at the start.
     """
 
     steps: int = 200
@@ -56,6 +60,7 @@ class TuneOptions:
     bf16: bool = False
     seed: int = 0
     criterion: str = "loraprune"
+    depth_scores: str = "summed"
     revival: bool = True
     importance: ImportanceOptions = ImportanceOptions()
     schedule: Schedule = Schedule()
@@ -71,6 +76,8 @@ class TuneOptions:
             raise OptionError(f"learning_rate must be positive, got {self.learning_rate}")
         if self.criterion not in CRITERIA:
             raise OptionError(f"unknown criterion {self.criterion!r}: choose one of {', '.join(CRITERIA)}")
+        if self.depth_scores not in DEPTH_SCORES:
+            raise OptionError(f"depth_scores must be one of {', '.join(DEPTH_SCORES)}, got {self.depth_scores!r}")
         if (self.resume or self.save_every) and self.checkpoints is None:
             raise OptionError("save_every and resume need a folder for the checkpoints: set checkpoints")
 
@@ -164,6 +171,8 @@ class TunePass(Pass):
         course = policy.course(options.steps)
         rates = stage_rates(options.lr_scheduler, course.lengths) if self._snapshots else None
         criterion = make_criterion(options.criterion, graph, options.importance, options.seed)
+        if options.depth_scores == "skipped":
+            criterion = MeasuredDepth(criterion, graph, self._first_batches)
         callback = PruningCallback(model, graph, criterion, policy, self._progress)
         losses = self._train(model, callback, rates)
         scores = {name: score.clone() for name, score in criterion.scores.items()}
@@ -171,6 +180,11 @@ class TunePass(Pass):
         tuned = replace(program, model=model.eval(), masks=callback.state.masks, scores=scores, snapshots=left)
         report = TuneReport(losses, tuple(callback.state.events), callback.state.skipped)
         return PassResult(tuned.expecting_itself(), modified=True, report=report)
+
+    def _first_batches(self) -> Iterator[dict[str, torch.Tensor]]:
+        """The first few batches of the data, in order."""
+        loader = DataLoader(self._data, batch_size=self._options.batch_size, collate_fn=self._collate)
+        return islice(iter(loader), SKIP_BATCHES)
 
     def _train(
         self, model: PeftModel, callback: PruningCallback, rates: Sequence[float] | None
