@@ -71,11 +71,10 @@ def _range(prefixes: Sequence[str]) -> str:
 
 
 def removable_units(target: Target, graph: PruningGraph) -> dict[str, tuple[int, ...]]:
-    """The layers or blocks that may go, by the dimension's name: none that is protected or frozen, and never all."""
+    """The layers or blocks that may go, by the dimension's name: none that is protected or frozen."""
     protected = {int(prefix.rpartition(".")[2]) for prefix in _protected(target, graph)}
     found = {}
     for dimension in graph.depth:
         frozen = {dimension.name, str(dimension.kind)} & set(target.freeze)
-        free = tuple(unit for unit in range(dimension.size) if unit not in protected and not frozen)
-        found[dimension.name] = free[1:] if len(free) == dimension.size else free
+        found[dimension.name] = tuple(unit for unit in range(dimension.size) if unit not in protected and not frozen)
     return found

@@ -23,6 +23,11 @@ def stay_without(dimension: Dimension, removed: Sequence[int]) -> tuple[int, ...
     return tuple(unit for unit in range(dimension.size) if unit not in set(removed))
 
 
+def most_gone(dimension: Dimension, removable: Sequence[int]) -> int:
+    """How many units may go: one at least stays."""
+    return min(len(removable), dimension.size - 1)
+
+
 @dataclass
 class DepthSearch:
     """The choice of layers or blocks that keeps the most importance.
@@ -46,7 +51,7 @@ class DepthSearch:
         while improved:
             improved = False
             for name in gone:
-                for more in range(1, len(self.removable[name]) - gone[name] + 1):
+                for more in range(1, most_gone(self.graph.by_name[name], self.removable[name]) - gone[name] + 1):
                     value, found = self._value({**gone, name: gone[name] + more})
                     if value > best or (kept is None and found is not None):
                         best, kept, gone, improved = value, found, {**gone, name: gone[name] + more}, True

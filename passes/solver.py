@@ -13,7 +13,7 @@ from passes.allowed import allowed_counts, removable_units
 from passes.budget import Kept, LatencyModel, Limit, count_of
 from passes.bundles import Bundle, by_dimension, layer_bundles, reachable_counts, width_bundles
 from passes.comparison import Comparison, comparable
-from passes.depth_search import DepthSearch, stay_without
+from passes.depth_search import DepthSearch, most_gone, stay_without
 from passes.errors import OptionError, PlanError, UnreachableBudgetError, UnsupportedModelError
 from passes.graph import PruningGraph
 from passes.masks import Masks
@@ -76,23 +76,23 @@ class Solver:
         """The least that every dimension may keep."""
         graph = self.meter.graph
         widths = by_dimension(self.bundles, {bundle.name: bundle.counts[0] for bundle in self.bundles})
-        depth = {d.name: stay_without(d, self.removable[d.name]) for d in graph.depth}
+        most = {d.name: self.removable[d.name][-most_gone(d, self.removable[d.name]) :] for d in graph.depth}
+        depth = {d.name: stay_without(d, most[d.name] if self.removable[d.name] else ()) for d in graph.depth}
         return graph.complete({**widths, **depth})
 
     def _out_of_reach(self, limit: Limit, least: float) -> str:
         graph, dense = self.meter.graph, self.meter.dense[limit.measure]
         counts = {bundle.dimensions[0].width: bundle.counts[0] for bundle in self.bundles}
-        kept = " and ".join(f"{count} {name}" for name, count in counts.items())
+        kept = f"{' and '.join(f'{count} {name}' for name, count in counts.items())} a layer"
+        if self.target.layout is Layout.PER_LAYER or graph.depth:
+            kept = "the least that may stay"
         reasons = "".join(f"; {name} cannot go: {reason}" for name, reason in graph.untouched.items())
         if limit.measure == "parameters":
             reach = f"The largest reachable ratio is {floor_ratio(1 - least / dense):.4f}"
         else:
             reach = f"Reachable are fractions from {-floor_ratio(-least / dense):.4f} to 1"
         left = show(limit.measure, least).partition(" ")[0]
-        return (
-            f"{limit} is out of reach: with {kept} a layer {left} of {show(limit.measure, dense)} remain. "
-            f"{reach}{reasons}"
-        )
+        return f"{limit} is out of reach: with {kept} {left} of {show(limit.measure, dense)} remain. {reach}{reasons}"
 
     @cached_property
     def uniform_counts(self) -> dict[str, int]:

@@ -175,9 +175,9 @@ class TunePass(Pass):
             criterion = MeasuredDepth(criterion, graph, self._first_batches)
         callback = PruningCallback(model, graph, criterion, policy, self._progress)
         losses = self._train(model, callback, rates)
-        scores = {name: score.clone() for name, score in criterion.scores.items()}
         left = tuple(callback.state.snapshots)
-        tuned = replace(program, model=model.eval(), masks=callback.state.masks, scores=scores, snapshots=left)
+        tuned = replace(program, model=model.eval(), masks=callback.state.masks, snapshots=left)
+        tuned = replace(tuned, scores=callback.state.chosen_by)
         report = TuneReport(losses, tuple(callback.state.events), callback.state.skipped)
         return PassResult(tuned.expecting_itself(), modified=True, report=report)
 

@@ -71,11 +71,12 @@ class PruningPolicy:
 
 @dataclass
 class PruningState:
-    """What changes while training: masks, events and snapshots so far, and steps whose gradients were not finite (fp16
-    scaling).
+    """What changes while training: masks, the scores that they were chosen by, events and snapshots so far, and steps
+    whose gradients were not finite (fp16 scaling).
     """
 
     masks: dict[str, torch.Tensor]
+    chosen_by: dict[str, torch.Tensor] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     snapshots: list[Snapshot] = field(default_factory=list)
     skipped: int = 0
@@ -145,13 +146,13 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         self._progress("tune", step, state.max_steps)
 
     def _snapshot(self, ratio: float, step: int) -> Snapshot:
-        scores = {name: score.clone() for name, score in self._criterion.scores.items()}
-        return Snapshot(ratio, step, self.state.masks, scores, Adapter.of(self._model))
+        return Snapshot(ratio, step, self.state.masks, self.state.chosen_by, Adapter.of(self._model))
 
     def _mask(self, step: int, masks: dict[str, torch.Tensor]) -> None:
         revived = sum(int((mask & ~self.state.masks[name]).sum()) for name, mask in masks.items())
         self.state.events.append(Event(step, mean_widths(self._graph, masks), revived))
         self.state.masks = masks
+        self.state.chosen_by = {name: score.clone() for name, score in self._criterion.scores.items()}
         assert self._hooks is not None
         self._hooks.set(masks)
 
@@ -174,6 +175,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         """Write the state into a checkpoint folder."""
         tensors = {f"score.{name}": score for name, score in self._criterion.scores.items()}
         tensors |= {f"mask.{name}": mask for name, mask in self.state.masks.items()}
+        tensors |= {f"chosen_by.{name}": score for name, score in self.state.chosen_by.items()}
         names = [width.name for width in self._graph.widths]
         rows = [[e.step, e.revived, *(e.widths[name] for name in names)] for e in self.state.events]
         tensors["events"] = torch.tensor(rows, dtype=torch.float64).reshape(-1, 2 + len(names))
@@ -202,6 +204,8 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         for dimension in self._graph.dimensions:
             self._criterion.scores[dimension.name].copy_(tensors[f"score.{dimension.name}"])
             self.state.masks[dimension.name] = tensors[f"mask.{dimension.name}"]
+            if f"chosen_by.{dimension.name}" in tensors:
+                self.state.chosen_by[dimension.name] = tensors[f"chosen_by.{dimension.name}"]
         names = [width.name for width in self._graph.widths]
         self.state.events = [
             Event(int(step), dict(zip(names, counts, strict=True)), int(revived))
