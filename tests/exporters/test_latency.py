@@ -32,7 +32,7 @@ from passes.budget import Kept, LatencyModel, Workload
 from passes.compact import build_compact
 from passes.dimensions import layer_path
 from passes.errors import OptionError, UnsupportedModelError
-from passes.graph import Dimension, PruningGraph
+from passes.graph import Dimension, Kind, PruningGraph
 from passes.trace import TraceOptions, trace
 
 READ = Workload(prefill=4, decode=0)
@@ -173,7 +173,7 @@ def test_terms_add_up(llama: tuple[PreTrainedModel, PruningGraph]) -> None:
 
 
 def depth(kind: str) -> Dimension:
-    return Dimension(kind, kind, -1, 2, (), kind)  # type: ignore[arg-type]
+    return Dimension(kind, Kind(kind), -1, 2, (), kind)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from lpc import cli
 
 SHORT = ["--steps", "2", "--batch-size", "2", "--sequence-length", "32"]
 
+FILES = {"plan.json", "scores.safetensors", "lpc.json", "report.md"}
+
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
@@ -44,7 +46,7 @@ def test_compress_writes_the_output_and_prints_json(
     values = json.loads(stdout)
     assert values["ratio"]["asked"] == 0.3
     assert values["out"] == str(out)
-    assert {path.name for path in out.iterdir()} == {"hf", "adapter", "plan.json", "lpc.json", "report.md"}
+    assert {path.name for path in out.iterdir()} == {"hf", "adapter", *FILES}
 
 
 def test_compress_prints_a_table(run, tiny_model_folder: Path, text_file: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -19,6 +19,8 @@ from exporters.folder import sha256
 TUNE = lpc.TuneOptions(steps=6, batch_size=2, schedule=lpc.Schedule(every=1))
 TEXT = lpc.DataOptions(sequence_length=32)
 
+FILES = {"plan.json", "scores.safetensors", "lpc.json", "report.md"}
+
 
 @pytest.fixture(scope="module")
 def result(tiny_model_folder: Path, text_file: Path) -> lpc.Result:
@@ -97,7 +99,7 @@ def test_compress_takes_every_form_of_data(
 
 
 def test_save_writes_the_contract(saved: Path, result: lpc.Result) -> None:
-    assert {path.name for path in saved.iterdir()} == {"hf", "adapter", "plan.json", "lpc.json", "report.md"}
+    assert {path.name for path in saved.iterdir()} == {"hf", "adapter", *FILES}
     assert lpc.Plan.load(saved / "plan.json") == result.plan
     manifest = json.loads((saved / "lpc.json").read_text())
     assert manifest["schema_version"] == 2

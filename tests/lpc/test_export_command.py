@@ -20,6 +20,8 @@ from lpc.evaluate import EvaluateOptions, evaluate
 from lpc.exporting import export
 from lpc.manifest import refresh
 
+FILES = {"plan.json", "scores.safetensors", "lpc.json", "report.md"}
+
 
 @pytest.fixture(scope="module")
 def out(tiny_model_folder: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -31,7 +33,7 @@ def out(tiny_model_folder: Path, text_file: Path, tmp_path_factory: pytest.TempP
 
 
 def test_save_leaves_the_whole_contract(out: Path) -> None:
-    assert {p.name for p in out.iterdir()} == {"hf", "onnx", "adapter", "plan.json", "lpc.json", "report.md"}
+    assert {p.name for p in out.iterdir()} == {"hf", "onnx", "adapter", *FILES}
     assert {"model.onnx", "model.onnx.data", "genai_config.json", "config.json", "tokenizer.json"} <= {
         path.name for path in (out / "onnx").iterdir()
     }

@@ -207,7 +207,8 @@ def test_layers_that_depend_on_their_number_are_refused() -> None:
 
 def plan_for(graph: PruningGraph, kept: Kept) -> Plan:
     values = {name: tuple(units) for name, units in kept.items()}  # type: ignore[arg-type]
-    return Plan(source="", family=graph.family, ratio=0.1, source_parameters=2, target_parameters=1, kept=values)
+    budget = {"parameters": 0.9}
+    return Plan(source="", family=graph.family, budget=budget, source_parameters=2, target_parameters=1, kept=values)
 
 
 def test_a_plan_with_layers_gone_gives_masks_and_comes_back_from_json() -> None:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from workbench import planned, relative
 
 from passes.attention import AttentionBlock
+from passes.bundles import reachable_counts
 from passes.compact import build_compact
 from passes.constants import odd_constant
 from passes.errors import UnsupportedModelError
@@ -26,7 +27,6 @@ from passes.probe import Probe
 from passes.program import Program
 from passes.shrink import ShrinkPass
 from passes.stock import twin_of
-from passes.target import reachable_counts
 from passes.trace import TraceOptions, trace
 
 
