@@ -92,7 +92,7 @@ def compress(
         TunePass(target, material.train, tune, progress, collate=material.collate, latency=latency),
         progress=progress,
     )(program).program
-    return job.finish(program, DecidePass(target, tune.criterion, choices_of(tune), latency))
+    return job.finish(program, DecidePass(target, tune.criterion, choices_of(tune, target), latency))
 
 
 @dataclass(frozen=True)
@@ -161,10 +161,11 @@ def _heldout(material: Material, dense: Score, removed: Score | None, pruned: Sc
     )
 
 
-def choices_of(tune: TuneOptions) -> Mapping[str, Any]:
+def choices_of(tune: TuneOptions, target: Target) -> Mapping[str, Any]:
     """What of the options made the decision."""
     names = ("steps", "seed", "revival", "importance", "schedule", "depth_scores")
-    return {name: plain(getattr(tune, name)) for name in names}
+    chosen = {name: plain(getattr(tune, name)) for name in names}
+    return {**chosen, "importance": plain(tune.importance_for(target))}
 
 
 def _removed(program: Program, material: Material) -> Score:

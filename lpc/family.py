@@ -137,7 +137,7 @@ def compress_family(
     )(program).program
     results = []
     for snapshot in program.snapshots:
-        choices = {**choices_of(tune), "snapshots": plain(snapshots), "step": snapshot.step}
+        choices = {**choices_of(tune, target), "snapshots": plain(snapshots), "step": snapshot.step}
         decide = DecidePass(replace(target, ratio=snapshot.ratio), tune.criterion, choices)
         results.append(job.finish(program, RecallPass(snapshot), decide))
     return CompactFamily(

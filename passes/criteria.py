@@ -112,7 +112,9 @@ class LoRAPrune:
         def elements(weight: Weight, window: Window) -> torch.Tensor:
             return importance(weight, window, self._options)
 
-        return unit_scores(self._graph, weights, elements, normalise=self._options.normalise, dimensions=dimensions)
+        return unit_scores(
+            self._graph, weights, elements, normalise=bool(self._options.normalise), dimensions=dimensions
+        )
 
     def _take_gradients(self, loss_scale: float) -> dict[str, DenseWeight]:
         taken = {}

@@ -38,12 +38,14 @@ class ImportanceOptions:
     """How weights become unit scores.
 
     ``form``: ``square`` is the paper's, ``abs`` the authors' code's. ``normalise``: divide each projection's vector of
-    unit scores by its L2 norm before the sum, as the authors' code does. ``quadratic``: keep the term −gB·gA, which
-    both have; it carries the learning rate and so depends on the loss scale. ``smoothing``: λ of the moving average.
+    unit scores by its L2 norm before the sum, as the authors' code does; that makes layers alike, so by default (None)
+    it is done in the uniform layout, and not in the layout per layer, whose layers compete. ``quadratic``: keep the
+    term −gB·gA, which both have; it carries the learning rate and so depends on the loss scale. ``smoothing``: λ of the
+    moving average.
     """
 
     form: str = "square"
-    normalise: bool = True
+    normalise: bool | None = None
     quadratic: bool = False
     smoothing: float = 0.9
 

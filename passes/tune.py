@@ -30,7 +30,7 @@ from passes.rates import RatedTrainer, stage_rates
 from passes.schedule import Schedule
 from passes.solver import Solver
 from passes.stages import SnapshotOptions
-from passes.target import Target
+from passes.target import Layout, Target
 from passes.tuning import Event, PruningCallback, PruningPolicy
 
 LOSSES_LOGGED = 20
@@ -80,6 +80,12 @@ class TuneOptions:
             raise OptionError(f"depth_scores must be one of {', '.join(DEPTH_SCORES)}, got {self.depth_scores!r}")
         if (self.resume or self.save_every) and self.checkpoints is None:
             raise OptionError("save_every and resume need a folder for the checkpoints: set checkpoints")
+
+    def importance_for(self, target: Target) -> ImportanceOptions:
+        """The importance options, with what the layout decides where they leave it open."""
+        if self.importance.normalise is not None:
+            return self.importance
+        return replace(self.importance, normalise=target.layout is Layout.UNIFORM)
 
     def latest_checkpoint(self) -> Path | None:
         """The checkpoint to go on from, if ``resume`` is set. Raises MissingFileError if there is none."""
@@ -170,7 +176,7 @@ class TunePass(Pass):
         )
         course = policy.course(options.steps)
         rates = stage_rates(options.lr_scheduler, course.lengths) if self._snapshots else None
-        criterion = make_criterion(options.criterion, graph, options.importance, options.seed)
+        criterion = make_criterion(options.criterion, graph, options.importance_for(self._target), options.seed)
         if options.depth_scores == "skipped":
             criterion = MeasuredDepth(criterion, graph, self._first_batches)
         callback = PruningCallback(model, graph, criterion, policy, self._progress)
