@@ -55,6 +55,9 @@ class Solver:
     def _check(self) -> None:
         graph, meter = self.meter.graph, self.meter
         if not (any(bundle.is_free for bundle in self.bundles) or any(self.removable.values())):
+            stays = [*self.target.protect, *self.target.freeze]
+            if stays:
+                raise OptionError(f"nothing is left to remove beside what stays whole ({', '.join(stays)}): name less")
             reasons = "; ".join(f"{name}: {reason}" for name, reason in graph.untouched.items())
             raise UnsupportedModelError(f"nothing of this {graph.family} model can be removed ({reasons})")
         if meter.fits({}, self.limits):

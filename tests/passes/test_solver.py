@@ -120,6 +120,7 @@ def test_a_negative_number_protects_from_the_end() -> None:
         ({"protect": ("layers.3",), "layout": "per-layer"}, r"'layers\.3' names no layer .* layers\.0 to layers\.2"),
         ({"protect": ("layers.0",)}, "the uniform layout cannot: choose layout='per-layer'"),
         ({"freeze": ("mlps",)}, "'mlps' names no dimension.*kv_groups, mlp_channels"),
+        ({"freeze": ("kv_groups", "mlp_channels")}, r"nothing is left to remove .*\(kv_groups, mlp_channels\)"),
         ({"layout": "mixed"}, "'mixed' is unknown: choose one of uniform, per-layer"),
         ({"comparison": "rank"}, "'rank' is unknown: choose one of raw, kind, dimension"),
         ({"min_heads": 0}, "min_heads must be at least 1, got 0"),
