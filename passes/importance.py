@@ -152,8 +152,16 @@ class AxisSums:
         else:
             table = self.rows if axis == 1 else self.columns
             along = table.sum(0) if part.at is None else table[part.at]
-        blocks = [along[start : start + units * width].view(units, width).sum(1) for start, width in part.segments]
-        return torch.stack(blocks).sum(0)
+        return unit_sums(along, part, units)
+
+
+def unit_sums(along: torch.Tensor, part: Slice, units: int) -> torch.Tensor:
+    """What each unit owns of values [..., length] along the axis of a slice, summed: [..., units]."""
+    blocks = [
+        along[..., start : start + units * width].reshape(*along.shape[:-1], units, width).sum(-1)
+        for start, width in part.segments
+    ]
+    return torch.stack(blocks).sum(0)
 
 
 @torch.no_grad()
