@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from passes.attention import Packing as Packing
     from passes.budget import Budget as Budget
     from passes.budget import Workload as Workload
+    from passes.criteria import CRITERIA as CRITERIA
+    from passes.criteria import register_criterion as register_criterion
     from passes.families import Family as Family
     from passes.families import register_attention as register_attention
     from passes.importance import ImportanceOptions as ImportanceOptions
@@ -55,6 +57,7 @@ _ERRORS = (
 _HOMES = {
     "AttentionLayout": "passes.attention",
     "Budget": "passes.budget",
+    "CRITERIA": "passes.criteria",
     "DataOptions": "lpc.compression",
     "Family": "passes.families",
     "ImportanceOptions": "passes.importance",
@@ -77,6 +80,7 @@ _HOMES = {
     "load": "lpc.source",
     "plan": "lpc.planning",
     "register_attention": "passes.families",
+    "register_criterion": "passes.criteria",
     "score": "lpc.scoring",
     **dict.fromkeys(_ERRORS, "passes.errors"),
 }

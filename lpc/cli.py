@@ -41,7 +41,11 @@ def compress(
     protect: o.Protect = None,
     freeze: o.Freeze = None,
     comparison: o.ComparisonName = o.DEFAULT_COMPARISON,
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 200,
+    steps: Annotated[int, typer.Option(help="Optimizer steps; 0 trains nothing and only scores --samples.")] = 200,
+    criterion: Annotated[
+        str, typer.Option(help="How units are ranked, such as taylor (docs/criteria.md).")
+    ] = "loraprune",
+    samples: Annotated[int, typer.Option(help="Sequences or rows that are scored with --steps 0.")] = 128,
     out: o.Out = Path("lpc-out"),
     seed: Annotated[int, typer.Option(help="Seed of LoRA's start and of the data order.")] = 0,
     onnx: o.Onnx = True,
@@ -78,14 +82,14 @@ def compress(
         ratio, budget, workload, layout, multiple, min_heads, min_channels, protect, freeze, comparison
     )
     tune = TuneOptions(steps=steps, seed=seed, learning_rate=learning_rate, batch_size=batch_size, bf16=bf16)
-    tune = replace(tune, checkpoints=checkpoints, save_every=save_every, resume=resume)
+    tune = replace(tune, criterion=criterion, checkpoints=checkpoints, save_every=save_every, resume=resume)
     with console.progress_bars() as progress:
         result = run(
             model,
             data,
             target=target,
             tune=tune,
-            text=DataOptions(sequence_length=sequence_length),
+            text=DataOptions(sequence_length=sequence_length, samples=samples),
             trace=TraceOptions(query_heads=query_heads, custom_code=custom_code),
             trust_remote_code=trust_remote_code,
             progress=progress,

@@ -48,6 +48,8 @@ ComparisonName = Annotated[
     str, typer.Option("--comparison", help="How layers' scores compare: raw, kind or dimension (docs/layouts.md).")
 ]
 
+CriterionName = Annotated[str, typer.Option("--criterion", help="How units are ranked (docs/criteria.md).")]
+
 DEFAULT_WORKLOAD = "1x128+32"
 DEFAULT_COMPARISON = "kind"
 

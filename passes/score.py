@@ -140,7 +140,7 @@ class ScorePass(Pass):
                 share = model(**batch, **quiet).loss * (size / len(rows))
             if backward:
                 share.backward()
-            total, done = total + float(share), done + size
+            total, done = total + float(share.detach()), done + size
             self._progress("score", done, len(rows))
         return ScoreReport(len(rows), -(-len(rows) // options.batch_size), total)
 
