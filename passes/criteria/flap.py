@@ -10,7 +10,7 @@ from passes.importance import Weight, Window, axis_sums
 
 
 def _squared(weight: Weight, window: Window) -> torch.Tensor:
-    return weight.merged(window).square_()
+    return weight.merged(window).square()
 
 
 class Flap(InputCriterion):

@@ -9,7 +9,7 @@ from passes.importance import Weight, Window, axis_sums
 
 
 def _absolute(weight: Weight, window: Window) -> torch.Tensor:
-    return weight.merged(window).abs_()
+    return weight.merged(window).abs()
 
 
 class Wanda(InputCriterion):
