@@ -71,10 +71,9 @@ def compress(
     ``steps``, ``seed`` and ``criterion`` are short for the same fields of ``tune``; with ``steps=0`` nothing is
     trained: ``text.samples`` rows are scored, and what stays of the weights is the source's. ``ratio``, ``budget``,
     ``layout`` and ``multiple`` are short for the same fields of a ``target``, which has more: floors, protected layers,
-    frozen dimensions. With
-    ``layout="per-layer"`` each layer gets widths of its own, by importance. ``trace`` says which heads may go: query
-    heads inside their groups (``query_heads``), and heads that no stock class can do without (``custom_code``; the
-    checkpoint then needs ``trust_remote_code``).
+    frozen dimensions. With ``layout="per-layer"`` each layer gets widths of its own, by importance. ``trace`` says
+    which heads may go: query heads inside their groups (``query_heads``), and heads that no stock class can do without
+    (``custom_code``; the checkpoint then needs ``trust_remote_code``).
 
     Raises LpcError: OptionError, MissingFileError, DataError, ModelError, UnsupportedModelError, TokenizerError for
     what the user gave, UnreachableBudgetError stating what can be reached, PostconditionError if a verification fails.

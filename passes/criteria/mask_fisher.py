@@ -25,7 +25,8 @@ class MaskFisher(Averaged):
         ∂L/∂m_j = Σ_t Σ_{i of unit j} x_ti · ∂L/∂(m_j x_ti)
 
     with x before the unit's own mask: that of a masked unit is its derivative at m_j = 0, so it can come back. L of a
-    sequence is its share of the loss of the step, times the number of sequences. State is O(rows · units).
+    sequence is its share of the loss of the step, times the number of sequences. State is O(rows · units), and x
+    until its backward pass is through.
     """
 
     def __init__(self, graph: PruningGraph, options: ImportanceOptions) -> None:
