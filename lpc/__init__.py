@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from passes.attention import Packing as Packing
     from passes.budget import Budget as Budget
     from passes.budget import Workload as Workload
+    from passes.criteria import CRITERIA as CRITERIA
+    from passes.criteria import register_criterion as register_criterion
     from passes.families import Family as Family
     from passes.families import register_attention as register_attention
     from passes.importance import ImportanceOptions as ImportanceOptions
@@ -60,6 +62,7 @@ _ERRORS = (
 _HOMES = {
     "AttentionLayout": "passes.attention",
     "Budget": "passes.budget",
+    "CRITERIA": "passes.criteria",
     "CompactFamily": "lpc.family",
     "DataOptions": "lpc.compression",
     "Family": "passes.families",
@@ -84,6 +87,7 @@ _HOMES = {
     "load": "lpc.source",
     "plan": "lpc.planning",
     "register_attention": "passes.families",
+    "register_criterion": "passes.criteria",
     "score": "lpc.scoring",
     **dict.fromkeys(_ERRORS, "passes.errors"),
 }

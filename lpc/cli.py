@@ -44,7 +44,11 @@ def compress(
     snapshots: o.Snapshots = None,
     snapshot_steps: o.SnapshotSteps = None,
     benchmark: o.Timed = False,
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 200,
+    steps: Annotated[int, typer.Option(help="Optimizer steps; 0 trains nothing and only scores --samples.")] = 200,
+    criterion: Annotated[
+        str, typer.Option(help="How units are ranked, such as taylor (docs/criteria.md).")
+    ] = "loraprune",
+    samples: Annotated[int, typer.Option(help="Sequences or rows that are scored with --steps 0.")] = 128,
     out: o.Out = Path("lpc-out"),
     seed: Annotated[int, typer.Option(help="Seed of LoRA's start and of the data order.")] = 0,
     onnx: o.Onnx = True,
@@ -88,9 +92,9 @@ def compress(
         ratio, budget, workload, layout, multiple, min_heads, min_channels, protect, freeze, comparison
     )
     tune = TuneOptions(steps=steps, seed=seed, learning_rate=learning_rate, batch_size=batch_size, bf16=bf16)
-    tune = replace(tune, depth_scores=depth_scores)
+    tune = replace(tune, criterion=criterion, depth_scores=depth_scores)
     tune = replace(tune, checkpoints=checkpoints, save_every=save_every, resume=resume)
-    text = DataOptions(sequence_length=sequence_length)
+    text = DataOptions(sequence_length=sequence_length, samples=samples)
     trace = TraceOptions(query_heads=query_heads, custom_code=custom_code, depth=depth, hidden=hidden)
     if family is not None:
         run_family(

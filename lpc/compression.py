@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from peft import PeftModel
 
 from exporters.checkpoint import Processor
 from lpc.latency import latency_for
 from lpc.material import AnyData, DataOptions, Material, prepare
+from lpc.ranking import choices, ranking_passes, unattaching_passes
 from lpc.report import HeldOut, Measure, Report
 from lpc.result import Result
 from lpc.scoring import Score
 from lpc.source import ModelLike, Source, load_adapter, load_source
 from passes.adapter import LoraOptions
-from passes.attach import AttachPass
 from passes.budget import Budget
 from passes.decide import DecidePass, ReplayPass
 from passes.errors import OptionError
-from passes.infra import Pass, Progress, Sequential, plain, silent
+from passes.infra import Pass, Progress, Sequential, silent
 from passes.masks import masked
 from passes.merge import MergePass
 from passes.plan import Plan
@@ -30,7 +29,7 @@ from passes.shrink import ShrinkPass
 from passes.solver import Solver
 from passes.target import Layout, Target
 from passes.trace import TraceOptions, TracePass, options_for
-from passes.tune import TuneOptions, TunePass
+from passes.tune import TuneOptions
 
 __all__ = ["DataOptions", "apply", "compress"]
 
@@ -50,6 +49,7 @@ def compress(
     target: Target | None = None,
     steps: int | None = None,
     seed: int | None = None,
+    criterion: str | None = None,
     multiple: int | None = None,
     tokenizer: Processor | None = None,
     lora: LoraOptions = DEFAULT_LORA,
@@ -68,17 +68,19 @@ def compress(
     a list of dicts, a ``.jsonl`` file or a folder that ``datasets`` saved. The loss is the model's own.
 
     ``tokenizer`` may be an image processor as well; it is saved with the model (default: what lies beside the model).
-    ``steps`` and ``seed`` are short for the same fields of ``tune``; ``ratio``, ``budget``, ``layout`` and ``multiple``
-    for the same fields of a ``target``, which has more: floors, protected layers, frozen dimensions. With
-    ``layout="per-layer"`` each layer gets widths of its own, by importance. ``trace`` says which heads may go: query
-    heads inside their groups (``query_heads``), heads that no stock class can do without (``custom_code``; the
-    checkpoint then needs ``trust_remote_code``), whole layers or blocks (``depth``), and the ``hidden`` size.
+    ``steps``, ``seed`` and ``criterion`` are short for the same fields of ``tune``; with ``steps=0`` nothing is
+    trained: ``text.samples`` rows are scored, and what stays of the weights is the source's. ``ratio``, ``budget``,
+    ``layout`` and ``multiple`` are short for the same fields of a ``target``, which has more: floors, protected layers,
+    frozen dimensions. With ``layout="per-layer"`` each layer gets widths of its own, by importance. ``trace`` says
+    which heads may go: query heads inside their groups (``query_heads``), heads that no stock class can do without
+    (``custom_code``; the checkpoint then needs ``trust_remote_code``), whole layers or blocks (``depth``), and the
+    ``hidden`` size.
 
     Raises LpcError: OptionError, MissingFileError, DataError, ModelError, UnsupportedModelError, TokenizerError for
     what the user gave, UnreachableBudgetError stating what can be reached, PostconditionError if a verification fails.
     """
     target = target_from(target, ratio, budget, layout, multiple)
-    tune = replace(tune, steps=tune.steps if steps is None else steps, seed=tune.seed if seed is None else seed)
+    tune = _tune(tune, steps, seed, criterion)
     source = load_source(model, tokenizer, trust_remote_code=trust_remote_code)
     trace = replace(trace, custom_code=trace.custom_code or target.layout is Layout.PER_LAYER)
     program = TracePass(trace)(Program.start(source.model)).program
@@ -87,12 +89,9 @@ def compress(
     material = prepare(source, data, text)
     job = Job(source, material, material.measure(program.model), progress)
     progress("held-out", 1, 3)
-    program = Sequential(
-        AttachPass(lora, tune.seed),
-        TunePass(target, material.train, tune, progress, collate=material.collate, latency=latency),
-        progress=progress,
-    )(program).program
-    return job.finish(program, DecidePass(target, tune.criterion, choices_of(tune, target), latency))
+    ranking = ranking_passes(target, material, lora, tune, text, latency, progress)
+    program = Sequential(*ranking, progress=progress)(program).program
+    return job.finish(program, DecidePass(target, tune.criterion, choices(tune, text, target), latency), tune=tune)
 
 
 @dataclass(frozen=True)
@@ -104,15 +103,23 @@ class Job:
     dense: Score
     progress: Progress
 
-    def finish(self, program: Program, *decide: Pass) -> Result:
+    def finish(self, program: Program, *decide: Pass, tune: TuneOptions) -> Result:
         """From a tuned program to the compact model; measures with the units gone, and at the end."""
+        own_adapter = isinstance(self.source.model, PeftModel)
         program = Sequential(*decide, progress=self.progress)(program).program
-        removed = None if isinstance(self.source.model, PeftModel) else _removed(program, self.material)
+        removed = None if own_adapter else _removed(program, self.material)
         self.progress("held-out", 2, 3)
-        program = Sequential(MergePass(), ShrinkPass(), progress=self.progress)(program).program
+        off = unattaching_passes(tune, own_adapter=own_adapter)
+        program = Sequential(*off, MergePass(), ShrinkPass(), progress=self.progress)(program).program
         pruned = self.material.measure(program.model)
         self.progress("held-out", 3, 3)
         return _result(self.source, program, _heldout(self.material, self.dense, removed, pruned))
+
+
+def _tune(tune: TuneOptions, steps: int | None, seed: int | None, criterion: str | None) -> TuneOptions:
+    """The tuning that the arguments of ``compress`` say, with what the criterion sets itself."""
+    tune = replace(tune, steps=tune.steps if steps is None else steps, seed=tune.seed if seed is None else seed)
+    return replace(tune, criterion=criterion or tune.criterion).settled()
 
 
 def target_from(
@@ -161,18 +168,12 @@ def _heldout(material: Material, dense: Score, removed: Score | None, pruned: Sc
     )
 
 
-def choices_of(tune: TuneOptions, target: Target) -> Mapping[str, Any]:
-    """What of the options made the decision."""
-    names = ("steps", "seed", "revival", "importance", "schedule", "depth_scores")
-    chosen = {name: plain(getattr(tune, name)) for name in names}
-    return {**chosen, "importance": plain(tune.importance_for(target))}
-
-
 def _removed(program: Program, material: Material) -> Score:
     """The measure of the dense weights with the units gone and nothing healed."""
-    assert isinstance(program.model, PeftModel)
     assert program.masks is not None
-    with program.model.disable_adapter(), masked(program.model, program.traced, program.masks):
+    model = program.model
+    off = model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
+    with off, masked(program.model, program.traced, program.masks):
         return material.measure(program.model)
 
 

@@ -112,7 +112,9 @@ def split_heldout(blocks: torch.Tensor, fraction: float) -> tuple[torch.Tensor, 
     if len(blocks) < 2:
         raise DataError(f"{len(blocks)} sequence cannot be split into train and held-out: give more text")
     heldout = min(max(1, round(len(blocks) * fraction)), len(blocks) - 1)
-    return blocks[:-heldout], blocks[-heldout:]
+    train, rest = blocks[:-heldout], blocks[-heldout:]
+    assert len(train) + len(rest) == len(blocks), "no held-out block is tuned on or scored"
+    return train, rest
 
 
 @dataclass(frozen=True)

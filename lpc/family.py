@@ -14,10 +14,11 @@ from exporters.folder import staged_folder, write_text
 from exporters.onnx_export import export_onnx
 from exporters.onnx_options import OnnxOptions
 from lpc.benchmark import BENCHMARK_FILE, Benchmark, BenchmarkOptions, benchmark
-from lpc.compression import DEFAULT_LORA, DEFAULT_TEXT, DEFAULT_TRACE, DEFAULT_TUNE, Job, choices_of, target_from
+from lpc.compression import DEFAULT_LORA, DEFAULT_TEXT, DEFAULT_TRACE, DEFAULT_TUNE, Job, target_from
 from lpc.family_report import DENSE_ONNX, FamilyReport
 from lpc.manifest import refresh
 from lpc.material import AnyData, DataOptions, prepare
+from lpc.ranking import choices
 from lpc.result import Result
 from lpc.source import ModelLike, load_source
 from passes.adapter import LoraOptions
@@ -137,9 +138,9 @@ def compress_family(
     )(program).program
     results = []
     for snapshot in program.snapshots:
-        choices = {**choices_of(tune, target), "snapshots": plain(snapshots), "step": snapshot.step}
-        decide = DecidePass(replace(target, ratio=snapshot.ratio), tune.criterion, choices)
-        results.append(job.finish(program, RecallPass(snapshot), decide))
+        made = {**choices(tune, text, target), "snapshots": plain(snapshots), "step": snapshot.step}
+        decide = DecidePass(replace(target, ratio=snapshot.ratio), tune.criterion, made)
+        results.append(job.finish(program, RecallPass(snapshot), decide, tune=tune))
     return CompactFamily(
         results=tuple(results), ratios=snapshots.ratios, source=model, trust_remote_code=trust_remote_code
     )

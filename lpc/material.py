@@ -35,20 +35,21 @@ class DataOptions:
 
     ``sequence_length`` in tokens (default: 256, or the model's context if that is shorter). Of text the last
     ``heldout_fraction`` of the stream is held out, at most ``heldout_sequences``; of rows a random choice, at most
-    ``heldout_rows``.
+    ``heldout_rows``. Of the rest ``samples`` sequences or rows are scored where nothing is trained (``steps=0``).
     """
 
     sequence_length: int | None = None
     heldout_fraction: float = 0.05
     heldout_sequences: int = 64
     heldout_rows: int = 1000
+    samples: int = 128
 
     def __post_init__(self) -> None:
         if self.sequence_length is not None and self.sequence_length < 2:
             raise OptionError(f"sequence_length must be at least 2, got {self.sequence_length}")
         if not 0 < self.heldout_fraction < 1:
             raise OptionError(f"heldout_fraction must lie between 0 and 1, got {self.heldout_fraction}")
-        for name in ("heldout_sequences", "heldout_rows"):
+        for name in ("heldout_sequences", "heldout_rows", "samples"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}")
 

@@ -147,6 +147,11 @@ class Rows(torch.utils.data.Dataset[Row]):
         self._source, self.format = source, row_format
         self._indices = range(len(source)) if indices is None else indices
 
+    @property
+    def indices(self) -> Sequence[int]:
+        """The places of the rows in the source."""
+        return self._indices
+
     def __len__(self) -> int:
         """The number of rows."""
         return len(self._indices)
@@ -273,4 +278,6 @@ def split_rows(rows: Rows, fraction: float) -> tuple[Rows, Rows]:
         raise DataError("one row cannot be split into train and held-out: give more data")
     count = min(max(1, round(len(rows) * fraction)), len(rows) - 1)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
-    return rows.subset(sorted(order[count:])), rows.subset(sorted(order[:count]))
+    train, heldout = rows.subset(sorted(order[count:])), rows.subset(sorted(order[:count]))
+    assert set(train.indices).isdisjoint(heldout.indices), "no held-out row is tuned on or scored"
+    return train, heldout

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel, get_peft_model
+from transformers import PreTrainedModel
 
 from passes.adapter import LoraOptions, active_adapter, scored_by
 from passes.infra import PassResult, PreservingPass, plain
@@ -55,6 +56,25 @@ class AttachPass(PreservingPass):
             model.train(program.model.training)
         report = AttachReport(MappingProxyType(scored_by(model, program.traced)))
         return PassResult(replace(program, model=model), modified=not brought, report=report)
+
+
+@dataclass(frozen=True)
+class DetachPass(PreservingPass):
+    """Takes off an adapter that was there to be scored and was never trained: with B = 0 nothing changes."""
+
+    name = "detach"
+
+    def tolerance(self, program: Program) -> float:
+        """Bit for bit."""
+        return 0.0
+
+    def call(self, program: Program) -> PassResult:
+        """The model without its adapter, if it has one."""
+        if not isinstance(program.model, PeftModel):
+            return PassResult(program, modified=False)
+        bare = cast(PreTrainedModel, program.model.unload())
+        bare.requires_grad_(False)
+        return PassResult(replace(program, model=bare), modified=True)
 
 
 def _train_only(model: PeftModel, adapter: str) -> None:

@@ -10,6 +10,7 @@ from peft import PeftModel
 
 from passes.adapter import ADAPTER, scored_by
 from passes.budget import LatencyModel
+from passes.criteria import CRITERIA, Needs
 from passes.errors import PlanError, PreconditionError
 from passes.infra import Pass, PassResult
 from passes.plan import Plan, fingerprint
@@ -31,7 +32,7 @@ class DecidePass(Pass):
     def requires(self, program: Program) -> None:
         """A traced program with masks."""
         if program.graph is None or program.masks is None:
-            raise PreconditionError("pass 'decide' needs masks: run TunePass first")
+            raise PreconditionError("pass 'decide' needs masks: run TunePass or ScorePass first")
 
     def call(self, program: Program) -> PassResult:
         """Write the plan."""
@@ -55,8 +56,9 @@ class DecidePass(Pass):
         return PassResult(replace(program, plan=plan), modified=False)
 
     def _exceptions(self, program: Program) -> dict[str, str]:
-        """The dimensions whose LoRAPrune scores did not come from the adapter."""
-        if self.criterion != "loraprune" or not isinstance(program.model, PeftModel):
+        """The dimensions that a criterion which reads the adapter had to score otherwise."""
+        entry = CRITERIA.get(self.criterion)
+        if entry is None or entry.needs is not Needs.ADAPTER or not isinstance(program.model, PeftModel):
             return {}
         return {name: way for name, way in scored_by(program.model, program.traced).items() if way != ADAPTER}
 

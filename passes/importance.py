@@ -148,6 +148,11 @@ class AxisSums:
     columns: torch.Tensor
     stacked: bool
 
+    @property
+    def total(self) -> torch.Tensor:
+        """The sum over all elements, []."""
+        return self.rows.sum()
+
     def per_unit(self, part: Slice, units: int) -> torch.Tensor:
         """The sums [units] over what each unit owns of the weight; indices that no unit owns are left out."""
         axis = part.axis if self.stacked else part.axis + 1
@@ -156,13 +161,16 @@ class AxisSums:
         else:
             table = self.rows if axis == 1 else self.columns
             along = table.sum(0) if part.at is None else table[part.at]
-        blocks = [along[start : start + units * width].view(units, width).sum(1) for start, width in part.segments]
-        return torch.stack(blocks).sum(0)
+        return unit_sums(along, part, units)
 
-    @property
-    def total(self) -> torch.Tensor:
-        """The sum over all elements, []."""
-        return self.rows.sum()
+
+def unit_sums(along: torch.Tensor, part: Slice, units: int) -> torch.Tensor:
+    """What each unit owns of values [..., length] along the axis of a slice, summed: [..., units]."""
+    blocks = [
+        along[..., start : start + units * width].reshape(*along.shape[:-1], units, width).sum(-1)
+        for start, width in part.segments
+    ]
+    return torch.stack(blocks).sum(0)
 
 
 @torch.no_grad()

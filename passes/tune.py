@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from passes.budget import LatencyModel
-from passes.criteria import CRITERIA, make_criterion
+from passes.calibration import Collate
+from passes.criteria import criterion_named, make_criterion
 from passes.errors import MissingFileError, OptionError, PreconditionError
 from passes.importance import ImportanceOptions
 from passes.infra import Pass, PassResult, Progress, plain, silent
@@ -36,19 +37,17 @@ from passes.tuning import Event, PruningCallback, PruningPolicy
 LOSSES_LOGGED = 20
 SKIP_BATCHES = 4
 
-Collate = Callable[[list[dict[str, torch.Tensor]]], dict[str, torch.Tensor]]
-"""Makes one batch of items."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class TuneOptions:
     """How the adapters train.
 
-    ``steps`` optimizer steps of ``batch_size`` × ``gradient_accumulation`` sequences. ``bf16`` runs the forward pass
+    ``steps`` optimizer steps of ``batch_size`` × ``gradient_accumulation`` sequences; 0 is for ``lpc.compress`` alone,
+    which then trains nothing and scores calibration data (``ScorePass``). ``bf16`` runs the forward pass
     under autocast. With ``checkpoints`` the Trainer saves there every ``save_every`` steps; ``resume`` goes on from the
     latest one. ``learning_rate`` is the peak; by default it follows from the hidden size (``width_scaled_rate``).
-    ``criterion`` ranks the units: loraprune, or the baselines magnitude and random. ``depth_scores`` ranks layers and
-    blocks: ``summed`` over what is in them, or ``skipped``, the rise of the loss without them, measured at the start.
+    ``criterion`` ranks the units, by name (``CRITERIA``, docs/criteria.md). ``depth_scores`` ranks layers and blocks:
+    ``summed`` over what is in them, or ``skipped``, the rise of the loss without them, measured at the start.
     """
 
     steps: int = 200
@@ -69,17 +68,23 @@ class TuneOptions:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "gradient_accumulation"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (("steps", 0), ("batch_size", 1), ("gradient_accumulation", 1)):
+            if getattr(self, name) < least:
+                raise OptionError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise OptionError(f"learning_rate must be positive, got {self.learning_rate}")
-        if self.criterion not in CRITERIA:
-            raise OptionError(f"unknown criterion {self.criterion!r}: choose one of {', '.join(CRITERIA)}")
+        criterion_named(self.criterion)
         if self.depth_scores not in DEPTH_SCORES:
             raise OptionError(f"depth_scores must be one of {', '.join(DEPTH_SCORES)}, got {self.depth_scores!r}")
         if (self.resume or self.save_every) and self.checkpoints is None:
             raise OptionError("save_every and resume need a folder for the checkpoints: set checkpoints")
+        if self.steps == 0 and self.checkpoints is not None:
+            raise OptionError("steps=0 trains nothing, so there are no checkpoints: leave checkpoints out")
+
+    def settled(self) -> TuneOptions:
+        """The options with what the criterion sets itself, as ``loraprune-code`` does."""
+        entry = criterion_named(self.criterion)
+        return replace(self, importance=entry.settle(self.importance), revival=self.revival and entry.revival)
 
     def importance_for(self, target: Target) -> ImportanceOptions:
         """The importance options, with what the layout decides where they leave it open."""
@@ -147,7 +152,9 @@ class TunePass(Pass):
         latency: LatencyModel | None = None,
         snapshots: SnapshotOptions | None = None,
     ) -> None:
-        self._target, self._data, self._options, self._progress = target, data, options, progress
+        if options.steps == 0:
+            raise OptionError("steps=0 trains nothing: score calibration data with ScorePass, or give steps=1 or more")
+        self._target, self._data, self._options, self._progress = target, data, options.settled(), progress
         self._collate, self._latency, self._snapshots = collate, latency, snapshots
 
     @property

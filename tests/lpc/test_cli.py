@@ -58,6 +58,20 @@ def test_compress_prints_a_table(run, tiny_model_folder: Path, text_file: Path, 
     assert "parities hold" in stdout
 
 
+def test_compress_without_steps_scores_samples_by_the_criterion(  # type: ignore[no-untyped-def]
+    run, tiny_model_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = ["--data", text_file, "--ratio", 0.3, "--steps", 0, "--criterion", "wanda", "--samples", 6]
+    code, _, stderr = run("compress", tiny_model_folder, *words, "--sequence-length", 32, "--out", out, "--no-onnx")
+    assert (code, stderr) == (0, "")
+    plan = json.loads((out / "plan.json").read_text())
+    assert (plan["criterion"], plan["options"]["steps"], plan["options"]["samples"]) == ("wanda", 0, 6)
+    code, _, stderr = run("compress", tiny_model_folder, "--data", text_file, "--ratio", 0.3, "--criterion", "luck")
+    assert code == 2
+    assert "unknown criterion 'luck'" in stderr
+
+
 @pytest.fixture
 def classifier(tmp_path: Path) -> Path:
     zoo.build("bert-sequence-classification").save_pretrained(tmp_path / "classifier")

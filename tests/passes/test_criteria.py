@@ -26,7 +26,7 @@ from torch import distributed
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from passes.adapter import projections
-from passes.criteria import CRITERIA, LoRAPrune, _mean_over_ranks, make_criterion
+from passes.criteria import CRITERIA, LoRAPrune, make_criterion, mean_over_ranks
 from passes.errors import OptionError
 from passes.graph import Dimension, PruningGraph
 from passes.importance import ImportanceOptions, importance, unit_scores
@@ -219,7 +219,7 @@ def test_the_trainer_never_moves_weights_that_are_scored_by_their_gradient(name:
 
 def _rank(rank: int, folder: str, results: multiprocessing.SimpleQueue) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    results.put(_mean_over_ranks(torch.tensor([1.0, 10.0]) * (rank + 1)).tolist())
+    results.put(mean_over_ranks(torch.tensor([1.0, 10.0]) * (rank + 1)).tolist())
     distributed.barrier()
     distributed.destroy_process_group()
 
@@ -254,6 +254,32 @@ def test_magnitude_is_the_squared_norm_of_the_merged_weights(
         assert relative(criterion.scores[dimension.name], expected) < 1e-5
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_magnitude_l1_is_the_sum_of_the_absolute_merged_weights(name: str) -> None:
+    model, graph = worn(name)
+    twin = materialised(model, zoo.build(name), weights_of(graph))
+    criterion = make_criterion("magnitude-l1", graph, OPTIONS, 0)
+    assert criterion.observe(model)
+    for dimension in graph.dimensions:
+        expected = torch.zeros(dimension.size)
+        for part in dimension.weights:
+            expected += by_loops(twin.get_parameter(part.parameter).detach().abs(), part, dimension.size)
+        assert relative(criterion.scores[dimension.name], expected) < 1e-5
+
+
+def test_the_authors_code_is_a_preset_of_the_same_class() -> None:
+    model, graph = worn("llama")
+    coded = ImportanceOptions(form="abs", normalise=True, quadratic=True, smoothing=0.5)
+    criterion = make_criterion("loraprune-code", graph, ImportanceOptions(normalise=False, smoothing=0.5), 0)
+    assert type(criterion) is LoRAPrune
+    backward(model, "llama")
+    assert criterion.observe(model)
+    for name, score in adapter_scores(model, graph, coded).items():
+        assert relative(criterion.scores[name], 0.5 * score) < 1e-6
+    assert not CRITERIA["loraprune-code"].revival
+    assert CRITERIA["loraprune"].revival
+
+
 def test_measuring_magnitudes_changes_no_weight() -> None:
     model, graph = worn("mixtral")
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -283,5 +309,5 @@ def test_every_criterion_can_be_begun_observed_and_ended(name: str) -> None:
 
 def test_an_unknown_criterion_is_refused_with_the_known_ones() -> None:
     graph = graph_of("llama", zoo.build("llama"))
-    with pytest.raises(OptionError, match=r"'taylor'.*loraprune, magnitude, random"):
-        make_criterion("taylor", graph, OPTIONS, 0)
+    with pytest.raises(OptionError, match=r"'nonsense'.*loraprune, loraprune-code, taylor, .*magnitude, .*random"):
+        make_criterion("nonsense", graph, OPTIONS, 0)

@@ -77,7 +77,11 @@ def test_scores_under_bf16_autocast_stay_close(tmp_path: Path, reference: dict[s
             assert float(torch.corrcoef(both)[0, 1]) > 0.95
 
 
-@pytest.mark.parametrize("options", [{}, {"revival": False}, {"criterion": "magnitude"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"revival": False}, {"criterion": "magnitude"}, {"criterion": "flap"}, {"criterion": "mask-fisher"}],
+    ids=str,
+)
 def test_a_resumed_run_ends_like_one_that_never_stopped(tmp_path: Path, options: dict[str, object]) -> None:
     """Dropout, data order, optimizer, learning rate, moving average, masks and events all go on."""
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
@@ -229,12 +233,12 @@ def test_an_unknown_learning_rate_schedule_is_an_error_that_names_the_pass() -> 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"steps": 0},
+        {"steps": -1},
         {"batch_size": 0},
         {"gradient_accumulation": 0},
         {"learning_rate": 0.0},
         {"learning_rate": float("nan")},
-        {"criterion": "taylor"},
+        {"criterion": "nonsense"},
         {"resume": True},
         {"save_every": 5},
     ],
@@ -243,6 +247,26 @@ def test_an_unknown_learning_rate_schedule_is_an_error_that_names_the_pass() -> 
 def test_impossible_options_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(OptionError, match=next(iter(wrong))):
         TuneOptions(**wrong)
+
+
+def test_a_run_without_steps_is_refused_with_the_pass_that_scores_instead(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"steps=0 trains nothing.*ScorePass"):
+        TunePass(Target(ratio=0.3), Blocks(), TuneOptions(steps=0))
+    with pytest.raises(OptionError, match="there are no checkpoints"):
+        TuneOptions(steps=0, checkpoints=tmp_path)
+
+
+def test_the_authors_code_lets_no_unit_come_back() -> None:
+    options = TuneOptions(criterion="loraprune-code").settled()
+    assert (options.revival, options.importance) == (
+        False,
+        ImportanceOptions(form="abs", normalise=True, quadratic=True),
+    )
+    coded = tune(adapted(build_model("llama")), steps=12, learning_rate=0.05, criterion="loraprune-code")
+    free = tune(adapted(build_model("llama")), steps=12, learning_rate=0.05, importance=options.importance)
+    assert sum(event.revived for event in coded.history[-1].report.events) == 0
+    assert sum(event.revived for event in free.history[-1].report.events) > 0
+    assert coded.history[-1].options["revival"] is False
 
 
 def test_the_latest_checkpoint_is_the_one_with_the_most_steps(tmp_path: Path) -> None:

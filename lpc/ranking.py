@@ -1,0 +1,56 @@
+"""Which passes rank the units: tuning, or calibration data alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lpc.material import DataOptions, Material
+from passes.adapter import LoraOptions
+from passes.attach import AttachPass, DetachPass
+from passes.budget import LatencyModel
+from passes.criteria import Needs, criterion_named
+from passes.infra import Pass, Progress, plain
+from passes.score import ScoreOptions, ScorePass
+from passes.target import Target
+from passes.tune import TuneOptions, TunePass
+
+
+def ranking_passes(
+    target: Target,
+    material: Material,
+    lora: LoraOptions,
+    tune: TuneOptions,
+    text: DataOptions,
+    latency: LatencyModel | None,
+    progress: Progress,
+) -> list[Pass]:
+    """The passes that leave scores and masks: they attach and tune, or with no steps score ``text.samples`` rows.
+
+    Without steps an adapter is attached only for a criterion that reads one.
+    """
+    attach = AttachPass(lora, tune.seed)
+    if tune.steps:
+        return [attach, TunePass(target, material.train, tune, progress, material.collate, latency)]
+    options = ScoreOptions(
+        criterion=tune.criterion,
+        samples=text.samples,
+        batch_size=tune.batch_size,
+        seed=tune.seed,
+        importance=tune.importance_for(target),
+    )
+    score = ScorePass(target, material.train, options, progress, material.collate, latency)
+    return [attach, score] if criterion_named(tune.criterion).needs is Needs.ADAPTER else [score]
+
+
+def unattaching_passes(tune: TuneOptions, *, own_adapter: bool) -> list[Pass]:
+    """What takes an adapter off again that was attached here and never trained."""
+    return [] if tune.steps or own_adapter else [DetachPass()]
+
+
+def choices(tune: TuneOptions, text: DataOptions, target: Target) -> Mapping[str, Any]:
+    """What of the options made the decision, as plain values, for the plan."""
+    names = ("steps", "seed", "revival", "schedule", "depth_scores") if tune.steps else ("steps", "seed")
+    made = {name: plain(getattr(tune, name)) for name in names}
+    made["importance"] = plain(tune.importance_for(target))
+    return made if tune.steps else {**made, "samples": text.samples, "batch_size": tune.batch_size}

@@ -1,0 +1,205 @@
+"""The criteria by name; and criteria of the user's own, registered from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from passes.criteria.base import AnyModel, Criterion, Needs, Stateless
+from passes.criteria.fisher import Fisher
+from passes.criteria.flap import Flap
+from passes.criteria.loraprune import AUTHORS_CODE, LoRAPrune
+from passes.criteria.magnitude import Magnitude
+from passes.criteria.mask_fisher import MaskFisher
+from passes.criteria.random import Random
+from passes.criteria.taylor import Taylor
+from passes.criteria.wanda import Wanda
+from passes.errors import OptionError
+from passes.graph import Kind, PruningGraph
+from passes.importance import ImportanceOptions
+
+CriterionFactory = Callable[[PruningGraph, ImportanceOptions, int], Criterion]
+"""Makes a criterion for a graph, from the options and a seed."""
+
+ScoreFunction = Callable[[Any, PruningGraph], Mapping[str, torch.Tensor]]
+"""From the model and its graph to the scores [units], not negative, a dimension name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriterionEntry:
+    """What is known of a criterion by name.
+
+    ``reads``: the fields of ``ImportanceOptions`` that change it. ``fixed``: those that it sets itself. ``revival``:
+    whether it lets a masked unit come back; False goes before ``TuneOptions.revival``. ``widths_only``: it ranks heads,
+    channels and experts, but neither layers and blocks nor the hidden size.
+    """
+
+    name: str
+    description: str
+    factory: CriterionFactory
+    needs: Needs
+    reads: tuple[str, ...] = ()
+    fixed: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    revival: bool = True
+    widths_only: bool = False
+
+    def settle(self, options: ImportanceOptions) -> ImportanceOptions:
+        """The options with what the criterion sets itself."""
+        return replace(options, **self.fixed)
+
+
+_REGISTERED: dict[str, CriterionEntry] = {}
+
+CRITERIA: Mapping[str, CriterionEntry] = MappingProxyType(_REGISTERED)
+"""All criteria by name; grows with ``register_criterion``."""
+
+
+def _add(name: str, needs: Needs, factory: CriterionFactory, description: str, **more: Any) -> None:
+    _REGISTERED[name] = CriterionEntry(name=name, description=description, factory=factory, needs=needs, **more)
+
+
+_add(
+    "loraprune",
+    Needs.ADAPTER,
+    lambda graph, options, seed: LoRAPrune(graph, options),
+    "((gB·A + B·gA) ⊙ W)² from the gradients of the LoRA factors alone (LoRAPrune)",
+    reads=("form", "normalise", "quadratic", "smoothing"),
+)
+_add(
+    "loraprune-code",
+    Needs.ADAPTER,
+    lambda graph, options, seed: LoRAPrune(graph, options),
+    "LoRAPrune as its authors coded it: |(gB·A + B·gA − gB·gA) ⊙ W|, normalised a projection, no revival",
+    reads=("smoothing",),
+    fixed=AUTHORS_CODE,
+    revival=False,
+)
+_add(
+    "taylor",
+    Needs.GRADIENTS,
+    lambda graph, options, seed: Taylor(graph, options),
+    "(∇W ⊙ W)² from the true gradient: first-order Taylor, LoRAPrune's ablation",
+    reads=("form", "normalise", "smoothing"),
+)
+_add(
+    "fisher",
+    Needs.GRADIENTS,
+    lambda graph, options, seed: Fisher(graph, options),
+    "½ W² E[∇W²], with the expectation over batches: second-order, diagonal Fisher",
+    reads=("normalise", "smoothing"),
+    widths_only=True,
+)
+_add(
+    "mask-fisher",
+    Needs.GRADIENTS,
+    lambda graph, options, seed: MaskFisher(graph, options),
+    "E[(∂L/∂m)²] of the unit's mask variable, with the expectation over sequences (Kwon et al.)",
+    reads=("smoothing",),
+    widths_only=True,
+)
+_add(
+    "wanda",
+    Needs.ACTIVATIONS,
+    lambda graph, options, seed: Wanda(graph, options),
+    "Σ |W_ij|·‖X_j‖₂ over the columns that read the unit (Wanda-sp)",
+    reads=("smoothing",),
+    widths_only=True,
+)
+_add(
+    "flap",
+    Needs.ACTIVATIONS,
+    lambda graph, options, seed: Flap(graph, options),
+    "Var(X_j)·‖W_:j‖₂² of the columns that read the unit, standardised a layer and kind (FLAP)",
+    reads=("normalise", "smoothing"),
+    widths_only=True,
+)
+_add(
+    "magnitude",
+    Needs.WEIGHTS,
+    lambda graph, options, seed: Magnitude(graph),
+    "the squared L2 norm of the unit's weights",
+)
+_add(
+    "magnitude-l1",
+    Needs.WEIGHTS,
+    lambda graph, options, seed: Magnitude(graph, l1=True),
+    "the L1 norm of the unit's weights",
+)
+_add("random", Needs.WEIGHTS, lambda graph, options, seed: Random(graph, seed), "a random order, by the seed")
+
+
+class OwnScores(Stateless):
+    """A criterion that asks a function of the user's own at each step."""
+
+    def __init__(self, name: str, function: ScoreFunction, graph: PruningGraph) -> None:
+        self._name, self._function, self._graph = name, function, graph
+        self.scores = {dimension.name: torch.zeros(dimension.size) for dimension in graph.dimensions}
+
+    @torch.no_grad()
+    def observe(self, model: AnyModel, loss_scale: float = 1.0) -> bool:
+        """Ask the function. Raises OptionError if its answer is not a score of every unit."""
+        found = self._function(model, self._graph)
+        for dimension in self._graph.dimensions:
+            score = found.get(dimension.name)
+            if score is None or score.shape != (dimension.size,):
+                got = "nothing" if score is None else f"{list(score.shape)}"
+                raise OptionError(
+                    f"the criterion {self._name!r} gave {got} for {dimension.name}: it must give one tensor "
+                    f"[{dimension.size}] for its units"
+                )
+            if not (torch.isfinite(score).all() and (score >= 0).all()):
+                raise OptionError(
+                    f"the criterion {self._name!r} gave scores for {dimension.name} below 0 or not finite"
+                )
+            self.scores[dimension.name].copy_(score)
+        return True
+
+
+def register_criterion(
+    name: str,
+    factory: CriterionFactory | None = None,
+    *,
+    function: ScoreFunction | None = None,
+    description: str | None = None,
+    needs: Needs | str = Needs.WEIGHTS,
+) -> None:
+    """Make a criterion of your own available by name: in ``TuneOptions.criterion``, and wherever lpc names criteria.
+
+    Give either a ``function(model, graph)`` that returns the scores, or a ``factory(graph, options, seed)`` that makes
+    a ``Criterion`` with a state. ``needs`` says what must have run before it is asked: ``weights``, ``activations``,
+    ``gradients`` or ``adapter``. ``description``: one line (default: the first of the docstring).
+
+    Raises OptionError if the name is taken or empty, if there is neither or both, or if ``needs`` is unknown.
+    """
+    if not name or name in _REGISTERED:
+        raise OptionError(f"the criterion name {name!r} is {'taken already' if name else 'empty'}: give yours another")
+    if (factory is None) == (function is None):
+        raise OptionError(f"give the criterion {name!r} either a factory or a function")
+    if needs not in list(Needs):
+        raise OptionError(f"needs {needs!r} of the criterion {name!r}: choose one of {', '.join(Needs)}")
+    first = ((factory or function).__doc__ or "").strip().partition("\n")[0]
+    own = function
+    made = factory if own is None else lambda graph, options, seed: OwnScores(name, own, graph)
+    assert made is not None
+    _add(name, Needs(needs), made, description or first or "your own")
+
+
+def criterion_named(name: str) -> CriterionEntry:
+    """The entry of that name. Raises OptionError, listing the names, for an unknown one."""
+    if name not in CRITERIA:
+        raise OptionError(f"unknown criterion {name!r}: choose one of {', '.join(CRITERIA)}")
+    return CRITERIA[name]
+
+
+def make_criterion(name: str, graph: PruningGraph, importance: ImportanceOptions, seed: int) -> Criterion:
+    """The criterion of that name. Raises OptionError for an unknown one, or one that does not rank such dimensions."""
+    entry = criterion_named(name)
+    whole = [d.name for d in graph.dimensions if d.kind.is_depth or d.kind is Kind.HIDDEN]
+    if whole and entry.widths_only:
+        others = ", ".join(each.name for each in CRITERIA.values() if not each.widths_only)
+        raise OptionError(f"the criterion {name!r} does not rank {whole[0]}: choose one of {others}")
+    return entry.factory(graph, entry.settle(importance), seed)

@@ -1,0 +1,165 @@
+"""Score: rank the units without training, from calibration data alone, and mask the lowest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from torch.utils.data import Dataset
+
+from passes.budget import LatencyModel
+from passes.calibration import Collate, Row, batches, sample_rows
+from passes.criteria import Criterion, Needs, criterion_named, make_criterion
+from passes.criteria.base import AnyModel
+from passes.errors import DataError, ModelError, OptionError, PreconditionError
+from passes.importance import ImportanceOptions
+from passes.infra import Pass, PassResult, Progress, plain, silent
+from passes.masks import masked
+from passes.models import base_model
+from passes.probe import takes
+from passes.program import Program
+from passes.solver import Solver
+from passes.target import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """What the scores are made of.
+
+    ``samples`` rows of the data, chosen by ``seed``, in batches of ``batch_size``. The whole sample is looked at once:
+    nothing is averaged over steps, so λ (``importance.smoothing``) has no effect. ``seed`` is also that of the
+    criterion random.
+    """
+
+    criterion: str = "loraprune"
+    samples: int = 128
+    batch_size: int = 8
+    seed: int = 0
+    importance: ImportanceOptions = ImportanceOptions()
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "batch_size"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}")
+        criterion_named(self.criterion)
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """How many rows were scored, in how many batches, and the model's mean loss on them.
+
+    All are 0, and the loss None, for a criterion that looks at the weights alone.
+    """
+
+    rows: int
+    batches: int
+    loss: float | None
+
+
+class ScorePass(Pass):
+    """Scores units on calibration data in evaluation mode, trains nothing, and masks down to the target.
+
+    ``data``, ``collate`` and ``latency`` are as in ``TunePass``. The model runs under the program's masks, if it has
+    any. It comes back as it was: the same weights, the same flags, no gradients. The loss is the mean over rows.
+    """
+
+    name = "score"
+
+    def __init__(
+        self,
+        target: Target,
+        data: Dataset[Row],
+        options: ScoreOptions = ScoreOptions(),
+        progress: Progress = silent,
+        collate: Collate | None = None,
+        latency: LatencyModel | None = None,
+    ) -> None:
+        self._target, self._data, self._options, self._progress = target, data, options, progress
+        self._collate, self._latency = collate, latency
+        self._needs = criterion_named(options.criterion).needs
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Target and options as plain values."""
+        return {"target": plain(self._target), **plain(self._options)}
+
+    def requires(self, program: Program) -> None:
+        """A traced program; with an adapter, if the criterion reads its gradients."""
+        if program.graph is None:
+            raise PreconditionError("pass 'score' needs a traced program: run TracePass first")
+        if self._needs is Needs.ADAPTER and not isinstance(program.model, PeftModel):
+            raise PreconditionError(
+                f"the criterion {self._options.criterion!r} reads the gradients of an adapter: run AttachPass first"
+            )
+
+    def call(self, program: Program) -> PassResult:
+        """Score, and leave scores and masks in the program."""
+        options, graph, model = self._options, program.traced, program.model
+        solver = Solver.of(self._target, graph, self._latency)
+        importance = replace(options.importance, smoothing=0.0)
+        criterion = make_criterion(options.criterion, graph, importance, options.seed)
+        masks = masked(model, graph, program.masks) if program.masks is not None else nullcontext()
+        with _as_it_was(model, frozen=self._needs is not Needs.ADAPTER), masks:
+            try:
+                criterion.begin(model)
+                report = self._run(model)
+                self._observe(criterion, model)
+            finally:
+                criterion.end(model)
+        scores = {name: score.clone() for name, score in criterion.scores.items()}
+        scored = replace(program, masks=solver.masks(scores), scores=scores).expecting_itself()
+        return PassResult(scored, modified=False, report=report)
+
+    def _observe(self, criterion: Criterion, model: AnyModel) -> None:
+        if not criterion.observe(model):
+            raise ModelError(
+                f"the scores of the criterion {self._options.criterion!r} are not finite: check the data, or load the "
+                "model in fp32 or bf16"
+            )
+
+    def _run(self, model: AnyModel) -> ScoreReport:
+        """The forward and, where the criterion needs them, the backward passes over the sample."""
+        if self._needs is Needs.WEIGHTS:
+            return ScoreReport(0, 0, None)
+        options, count = self._options, len(cast(Any, self._data))
+        rows = sample_rows(count, options.samples, options.seed)
+        if not rows:
+            raise DataError("the calibration data has no row")
+        device = next(model.parameters()).device
+        backward = self._needs is not Needs.ACTIVATIONS
+        quiet = {"use_cache": False} if takes(base_model(model), "use_cache") else {}
+        total, done = 0.0, 0
+        for batch in batches(self._data, rows, options.batch_size, self._collate, device):
+            size = len(next(iter(batch.values())))
+            with torch.set_grad_enabled(backward):
+                # each row has the weight 1 / n, whatever the batches
+                share = model(**batch, **quiet).loss * (size / len(rows))
+            if backward:
+                share.backward()
+            total, done = total + float(share.detach()), done + size
+            self._progress("score", done, len(rows))
+        return ScoreReport(len(rows), -(-len(rows) // options.batch_size), total)
+
+
+@contextmanager
+def _as_it_was(model: AnyModel, *, frozen: bool) -> Iterator[None]:
+    """In evaluation mode, and with ``frozen`` asking for no gradient; afterwards with the flags that it had."""
+    training = [module for module in model.modules() if module.training]
+    asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval()
+    try:
+        if frozen:
+            model.requires_grad_(False)
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        for parameter in asked:
+            parameter.requires_grad_(True)
