@@ -10,7 +10,7 @@ from typing import Any
 from peft import PeftModel
 
 from exporters.checkpoint import Processor
-from lpc.latency import latency_for
+from lpc.latency import latency_for, predicted
 from lpc.material import AnyData, DataOptions, Material, prepare
 from lpc.report import HeldOut, Measure, Report
 from lpc.result import Result
@@ -92,7 +92,8 @@ def compress(
         TunePass(target, material.train, tune, progress, collate=material.collate, latency=latency),
         progress=progress,
     )(program).program
-    return job.finish(program, DecidePass(target, tune.criterion, choices_of(tune), latency))
+    result = job.finish(program, DecidePass(target, tune.criterion, choices_of(tune), latency))
+    return replace(result, report=replace(result.report, latency=predicted(latency, target.wanted, result.plan)))
 
 
 @dataclass(frozen=True)

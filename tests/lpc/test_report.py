@@ -36,7 +36,7 @@ def report() -> Report:
     plan = Plan(
         source="0" * 64,
         family="llama",
-        ratio=0.3,
+        budget={"parameters": 0.7},
         source_parameters=graph.parameters(),
         target_parameters=graph.parameters(counts),
         kept=kept,
