@@ -32,7 +32,7 @@ from passes.budget import Kept, LatencyModel, Workload
 from passes.compact import build_compact
 from passes.dimensions import layer_path
 from passes.errors import OptionError, UnsupportedModelError
-from passes.graph import Dimension, PruningGraph
+from passes.graph import Dimension, Kind, PruningGraph
 from passes.trace import TraceOptions, trace
 
 READ = Workload(prefill=4, decode=0)
@@ -173,7 +173,7 @@ def test_terms_add_up(llama: tuple[PreTrainedModel, PruningGraph]) -> None:
 
 
 def depth(kind: str) -> Dimension:
-    return Dimension(kind, kind, -1, 2, (), kind)  # type: ignore[arg-type]
+    return Dimension(kind, Kind(kind), -1, 2, (), kind)
 
 
 @pytest.mark.parametrize(
@@ -321,6 +321,25 @@ def test_a_cache_that_cannot_be_written_is_warned_of(
     table = latency_model(*llama, READ, threads=1, cache=tmp_path / "file" / "folder")
     assert table.constant == 1.0
     assert "could not be kept" in caplog.text
+
+
+@pytest.mark.parametrize(("load", "warned"), [(2.5, True), (2.0, False)])
+def test_a_busy_machine_is_warned_of_when_a_table_is_made(
+    load: float,
+    warned: bool,
+    llama: tuple[PreTrainedModel, PruningGraph],
+    counted: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    latency_model(*llama, READ, threads=1, cache=tmp_path)
+    (table,) = tmp_path.glob("*.json")
+    assert ("busy (load 2.5 on 2 cores)" in caplog.text and str(table) in caplog.text) == warned
+    caplog.clear()
+    latency_model(*llama, READ, threads=1, cache=tmp_path)
+    assert "busy" not in caplog.text
 
 
 def test_the_cache_lies_where_lpc_cache_says(
