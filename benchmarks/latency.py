@@ -15,7 +15,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from statistics import mean, median
@@ -72,8 +72,7 @@ def draw(size: int, random: Random) -> int:
 
 
 def export_plan(model: LlamaForCausalLM, graph: PruningGraph, counts: Counts, folder: Path) -> OnnxFolder:
-    """The ONNX model of a plan; which units stay does not matter to the time. All plans go the resized road alike."""
-    graph = replace(graph, widths=tuple(replace(width, stock=()) for width in graph.widths))
+    """The ONNX model of a plan; which units stay does not matter to the time."""
     compact = build_compact(model, graph, {name: range(count) for name, count in counts.items()})
     builder = GraphBuilder(torch.float32)
     decoder = build_decoder(compact, builder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -87,6 +88,7 @@ def latency_model(
     path = (cache or default_cache()) / f"{key_of(facts)}.json"
     terms = read_terms(path, road.grid())
     if terms is None:
+        _warn_if_busy(machine, path)
         terms = _measured(road, steps, threads, progress, timer)
         write_terms(path, terms, facts)
     return LatencyTable(workload, graph, terms.constant, terms.curves)
@@ -142,6 +144,18 @@ def _facts(
         "workload": vars(workload),
         "grid": {name: list(counts) for name, counts in road.grid().items()},
     }
+
+
+def _warn_if_busy(machine: Machine, path: Path) -> None:
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > machine.cores:
+        logger.warning(
+            "the machine is busy (load %.1f on %d cores), so the latency table will be off, more so with several "
+            "threads; delete %s to measure again on a quiet one",
+            load,
+            machine.cores,
+            path,
+        )
 
 
 def _measured(

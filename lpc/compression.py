@@ -9,7 +9,7 @@ from pathlib import Path
 from peft import PeftModel
 
 from exporters.checkpoint import Processor
-from lpc.latency import latency_for
+from lpc.latency import latency_for, predicted
 from lpc.material import AnyData, DataOptions, Material, prepare
 from lpc.ranking import choices, ranking_passes, unattaching_passes
 from lpc.report import HeldOut, Measure, Report
@@ -91,7 +91,9 @@ def compress(
     progress("held-out", 1, 3)
     ranking = ranking_passes(target, material, lora, tune, text, latency, progress)
     program = Sequential(*ranking, progress=progress)(program).program
-    return job.finish(program, DecidePass(target, tune.criterion, choices(tune, text, target), latency), tune=tune)
+    decide = DecidePass(target, tune.criterion, choices(tune, text, target), latency)
+    result = job.finish(program, decide, tune=tune)
+    return replace(result, report=replace(result.report, latency=predicted(latency, target.wanted, result.plan)))
 
 
 @dataclass(frozen=True)

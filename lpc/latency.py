@@ -5,10 +5,12 @@ from __future__ import annotations
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from lpc.report import PredictedLatency
 from passes.budget import Budget, LatencyModel
 from passes.graph import PruningGraph
 from passes.infra import Progress, silent
 from passes.models import base_model
+from passes.plan import Plan
 
 
 def latency_for(
@@ -20,3 +22,15 @@ def latency_for(
     from exporters.latency import latency_model  # loads onnxruntime
 
     return latency_model(base_model(model), graph, budget.at, runtime=budget.runtime, progress=progress)
+
+
+def predicted(latency: LatencyModel | None, budget: Budget, plan: Plan) -> PredictedLatency | None:
+    """What the latency model says of the dense model and of a plan, for the report; None without a model."""
+    if latency is None:
+        return None
+    return PredictedLatency(
+        workload=str(budget.at),
+        runtime=budget.runtime,
+        dense_s=latency.seconds({}),
+        pruned_s=latency.seconds(plan.kept),
+    )

@@ -55,8 +55,21 @@ class HeldOut:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PredictedLatency:
+    """Seconds that a workload (``BATCHxPREFILL+DECODE``) takes in a runtime, as the latency table predicts them."""
+
+    workload: str
+    runtime: str
+    dense_s: float
+    pruned_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was done to which model, what it cost, and, of a saved one, where it runs (``compatibility``)."""
+    """What was done to which model, what it cost, and, of a saved one, where it runs (``compatibility``).
+
+    ``latency`` is there if the budget limited it.
+    """
 
     source: str
     family: str
@@ -70,6 +83,7 @@ class Report:
     heldout: HeldOut | None
     passes: tuple[PassRecord, ...]
     compatibility: tuple[Verdict, ...] = ()
+    latency: PredictedLatency | None = None
 
     @classmethod
     def of(
@@ -106,6 +120,7 @@ class Report:
             "layout": self.layout,
             "ratio": {"asked": self.asked_ratio, "achieved": self.achieved_ratio},
             "cost": {"dense": plain(self.dense), "pruned": plain(self.pruned)},
+            "latency": plain(self.latency),
             "widths": {name: plain(widths) for name, widths in self.widths.items()},
             "untouched": dict(self.untouched),
             "heldout": plain(self.heldout),
@@ -200,7 +215,16 @@ def size_rows(manifest: Mapping[str, Any]) -> list[list[str]]:
         for key, label in COST_LABELS.items()
         if dense[key]
     ]
-    return rows + [_width_row(name, widths) for name, widths in manifest["widths"].items()]
+    return [*rows, *_latency_rows(manifest), *(_width_row(name, each) for name, each in manifest["widths"].items())]
+
+
+def _latency_rows(manifest: Mapping[str, Any]) -> list[list[str]]:
+    latency = manifest.get("latency")
+    if not latency:
+        return []
+    dense, pruned = latency["dense_s"], latency["pruned_s"]
+    label = f"predicted ms of {latency['workload']} ({latency['runtime']})"
+    return [[label, f"{1000 * dense:,.3f}", f"{1000 * pruned:,.3f}", f"{pruned / dense:.3f}"]]
 
 
 def _width_row(name: str, widths: Mapping[str, Any]) -> list[str]:

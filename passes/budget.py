@@ -174,6 +174,10 @@ def _check_amount(measure: str, amount: Amount) -> None:
             f"{measure}={amount} is not a fraction: it must lie strictly between 0 and 1; give absolute amounts as a "
             f"whole number or a text such as {_example(measure)}"
         )
+    if measure == "latency" and isinstance(amount, int):
+        raise OptionError(
+            f"latency={amount} has no unit: write it as in {_example(measure)}, or a fraction such as 0.5"
+        )
     if not isinstance(amount, float) and not _parsed(measure, amount) > 0:
         raise OptionError(f"{measure}={amount} must be positive")
 

@@ -323,6 +323,25 @@ def test_a_cache_that_cannot_be_written_is_warned_of(
     assert "could not be kept" in caplog.text
 
 
+@pytest.mark.parametrize(("load", "warned"), [(2.5, True), (2.0, False)])
+def test_a_busy_machine_is_warned_of_when_a_table_is_made(
+    load: float,
+    warned: bool,
+    llama: tuple[PreTrainedModel, PruningGraph],
+    counted: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    latency_model(*llama, READ, threads=1, cache=tmp_path)
+    (table,) = tmp_path.glob("*.json")
+    assert ("busy (load 2.5 on 2 cores)" in caplog.text and str(table) in caplog.text) == warned
+    caplog.clear()
+    latency_model(*llama, READ, threads=1, cache=tmp_path)
+    assert "busy" not in caplog.text
+
+
 def test_the_cache_lies_where_lpc_cache_says(
     llama: tuple[PreTrainedModel, PruningGraph], counted: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ def test_amounts_are_fractions_of_dense_or_absolute(amounts: dict[str, float | i
         ({"parameters": "3.5X"}, r"'3\.5X' cannot be read"),
         ({"weight_bytes": "3ms"}, "cannot be read.*GB"),
         ({"latency": "12"}, "cannot be read.*12ms"),
+        ({"latency": 12}, "latency=12 has no unit.*12ms.*fraction"),
         ({"latency": True}, "not an amount"),
         ({"parameters": 0.5, "runtime": "tensorrt"}, "'tensorrt' is unknown.*onnxruntime-cpu"),
     ],
