@@ -18,7 +18,7 @@ IDS = Blocks(3).ids
 
 
 def masks_of(program, kept: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    plan = Plan(source="", family="", ratio=0.5, source_parameters=2, target_parameters=1, kept=kept)
+    plan = Plan(source="", family="", budget={"parameters": 0.5}, source_parameters=2, target_parameters=1, kept=kept)
     return plan.masks(program.traced)
 
 
