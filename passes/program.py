@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from passes.adapter import Adapter, check_adapter
+from passes.compensation import Compensation
 from passes.graph import PruningGraph
 from passes.instruments import PassRecord
 from passes.masks import Masks, masked
@@ -28,7 +29,8 @@ class Program:
 
     ``expected`` is the response that the next meaning-preserving pass must reproduce under the masks. Passes never
     change a Program; the model inside is the pipeline's own working copy. ``scores`` are the importance [units] a
-    dimension that the masks were chosen by. ``adapter`` is what was merged into it.
+    dimension that the masks were chosen by. ``adapter`` is what was merged into it,
+    ``compensation`` what was solved in it.
     """
 
     model: PreTrainedModel | PeftModel
@@ -38,6 +40,7 @@ class Program:
     scores: Mapping[str, torch.Tensor] | None = None
     plan: Plan | None = None
     adapter: Adapter | None = None
+    compensation: Compensation | None = None
     expected: Response | None = None
     history: tuple[PassRecord, ...] = ()
 

@@ -1,0 +1,152 @@
+"""Compensate: solve the projections that read removed units anew, by least squares on calibration activations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, default_data_collator
+
+from passes.compensation import Compensation, Solved
+from passes.errors import DataError, OptionError, PostconditionError, PreconditionError
+from passes.infra import Pass, PassResult, Progress, plain, silent
+from passes.masks import masked
+from passes.models import base_model
+from passes.parity import Parity, rounding_tolerance
+from passes.probe import takes
+from passes.program import Program
+from passes.resolve import Resolver, find_sites
+from passes.streams import Batch, Sides
+from passes.tasks import Task, task_of
+from passes.tune import Collate
+
+ERROR_SLACK = 1e-6
+"""How much the error may seem to rise, relative to itself, by rounding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompensateOptions:
+    """How much calibration data is used, and how.
+
+    ``samples`` sequences (rows) of the data, drawn without replacement by ``seed``, in batches of ``batch_size``.
+    ``ridge``: λ, in units of the mean squared activation.
+    """
+
+    samples: int = 128
+    batch_size: int = 8
+    ridge: float = 1e-2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "batch_size"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.ridge <= 1:
+            raise OptionError(f"ridge must lie between 0 and 1, got {self.ridge}")
+
+
+@dataclass(frozen=True)
+class CompensateReport:
+    """Each projection's error before and after on the calibration data, in order of depth.
+
+    ``skipped`` names the projections that were left as they are, and why. ``layer_by_layer``: whether activations were
+    streamed through one layer at a time.
+    """
+
+    tokens: int
+    projections: tuple[Solved, ...]
+    skipped: Mapping[str, str]
+    layer_by_layer: bool
+
+
+class CompensatePass(Pass):
+    """Re-solves, in order of depth, every projection that reads removed units.
+
+    Its inputs X' are those of the pruned model, compensated so far; the target Y is what the same projection gives in
+    the dense model: masks off, adapter off, weights as they were. ``passes.least_squares`` has the formula. Only
+    weights of kept units change, and biases where there are any, so that shrinking still cuts what is masked.
+
+    ``data`` yields the model's inputs; ``collate`` makes a batch of them (default: stack). ``keep_originals``: the
+    program carries the old weights, for a teacher that is to be the dense model (``passes.distill``).
+    """
+
+    name = "compensate"
+
+    def __init__(
+        self,
+        data: Dataset[dict[str, torch.Tensor]],
+        options: CompensateOptions = CompensateOptions(),
+        progress: Progress = silent,
+        collate: Collate | None = None,
+        *,
+        keep_originals: bool = False,
+    ) -> None:
+        self._data, self._options, self._progress, self._collate = data, options, progress, collate
+        self._keep_originals = keep_originals
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The options as plain values."""
+        return dict(plain(self._options))
+
+    def requires(self, program: Program) -> None:
+        """A traced program with masks, not compensated before."""
+        if program.graph is None or program.masks is None:
+            raise PreconditionError("pass 'compensate' needs masks: run TunePass or ReplayPass first")
+        if program.compensation is not None:
+            raise PreconditionError("pass 'compensate' has run on this program already")
+
+    @torch.no_grad()
+    def call(self, program: Program) -> PassResult:
+        """Solve, and write the new weights into the working copy."""
+        assert program.masks is not None
+        model, graph = program.model, program.traced
+        training = model.training
+        model.eval()
+        with masked(model, graph, program.masks) as hooks:
+            sides = Sides(model, hooks, {})
+            batches = self._batches(model)
+            sites, skipped = find_sites(sides, graph, program.masks, batches[0])
+            resolver = Resolver(sides, batches, sites)
+            resolver.run(self._options.ridge, self._progress)
+        model.train(training)
+        compensation = Compensation(tuple(resolver.solved), sides.originals if self._keep_originals else {})
+        report = CompensateReport(resolver.tokens, compensation.solved, skipped, resolver.layer_by_layer)
+        plan = program.plan and replace(program.plan, options={**program.plan.options, "compensate": self.options})
+        after = replace(program, plan=plan, compensation=compensation).expecting_itself()
+        parity = Parity("compensate", resolver.difference, rounding_tolerance(graph.dtype))
+        return PassResult(after, modified=bool(sides.originals), report=report, parity=(parity,))
+
+    def ensures(self, before: Program, after: Program) -> tuple[Parity, ...]:
+        """No projection's error on the calibration data has risen."""
+        assert after.compensation is not None
+        for solved in after.compensation.solved:
+            if not solved.after <= solved.before * (1 + ERROR_SLACK):
+                raise PostconditionError(
+                    f"pass 'compensate' made {solved.projection} worse on its own calibration data: relative error "
+                    f"{solved.after:.6f} after {solved.before:.6f}"
+                )
+        return ()
+
+    def _batches(self, model: PreTrainedModel | PeftModel) -> list[Batch]:
+        """The calibration batches on the model's device, without labels unless the inputs follow from them."""
+        count = len(self._data)  # type: ignore[arg-type]
+        if not count:
+            raise DataError("there is no calibration data")
+        options, task = self._options, task_of(base_model(model))
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(options.seed)).tolist()
+        chosen = sorted(order[: options.samples])
+        unwanted = () if task is Task.SEQ2SEQ_LM else task.label_names
+        more = {"use_cache": False} if takes(base_model(model), "use_cache") else {}
+        device = next(model.parameters()).device
+        batches: list[Batch] = []
+        for start in range(0, len(chosen), options.batch_size):
+            items = [self._data[index] for index in chosen[start : start + options.batch_size]]
+            batch = (self._collate or default_data_collator)(items)
+            inputs = {name: value.to(device) for name, value in batch.items() if name not in unwanted}
+            batches.append({**inputs, **more})
+        return batches

@@ -1,0 +1,63 @@
+"""What a compensation did to the weights, and how to undo it for the length of a forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from passes.models import parameter_at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solved:
+    """One consuming projection, solved anew on the calibration data.
+
+    ``before`` and ``after``: ‖Y − Ŷ‖ / ‖Y‖ (Frobenius norms over all calibration tokens) of its output Ŷ under the
+    masks against the dense model's Y, both times with everything before it compensated. ``ridge`` is the λ that made
+    the system positive definite. With ``changed`` false the old weight was as good and stayed.
+    """
+
+    projection: str
+    before: float
+    after: float
+    ridge: float
+    changed: bool
+
+
+@dataclass(frozen=True)
+class Compensation:
+    """The projections that were solved, in order of depth.
+
+    ``originals`` are the parameters as they were, by plain name; empty if they were not to be kept.
+    """
+
+    solved: tuple[Solved, ...]
+    originals: Mapping[str, torch.Tensor]
+
+    @contextmanager
+    def undone(self, model: PreTrainedModel | PeftModel) -> Iterator[None]:
+        """The model with its original parameters, inside the block. Nothing is copied on one device."""
+        with replaced(model, self.originals):
+            yield
+
+
+@contextmanager
+def replaced(model: PreTrainedModel | PeftModel, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """The model with other tensors behind its own parameters (by plain name), inside the block.
+
+    Only for forward passes without gradients.
+    """
+    present = {name: parameter_at(model, name) for name in tensors}
+    own = {name: parameter.data for name, parameter in present.items()}
+    try:
+        for name, parameter in present.items():
+            parameter.data = tensors[name].to(parameter.device)
+        yield
+    finally:
+        for name, parameter in present.items():
+            parameter.data = own[name]
