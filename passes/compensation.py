@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedModel
 
 from passes.models import parameter_at
@@ -52,12 +53,18 @@ def replaced(model: PreTrainedModel | PeftModel, tensors: Mapping[str, torch.Ten
 
     Only for forward passes without gradients.
     """
-    present = {name: parameter_at(model, name) for name in tensors}
-    own = {name: parameter.data for name, parameter in present.items()}
+    with swapped([(parameter_at(model, name), tensor) for name, tensor in tensors.items()]):
+        yield
+
+
+@contextmanager
+def swapped(pairs: Sequence[tuple[nn.Parameter, torch.Tensor]]) -> Iterator[None]:
+    """Each parameter holds the tensor beside it, inside the block; likewise."""
+    own = [parameter.data for parameter, _ in pairs]
     try:
-        for name, parameter in present.items():
-            parameter.data = tensors[name].to(parameter.device)
+        for parameter, tensor in pairs:
+            parameter.data = tensor.to(parameter.device)
         yield
     finally:
-        for name, parameter in present.items():
-            parameter.data = own[name]
+        for (parameter, _), data in zip(pairs, own, strict=True):
+            parameter.data = data

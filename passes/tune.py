@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import random
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peft import PeftModel
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from passes.budget import LatencyModel
 from passes.criteria import CRITERIA, make_criterion
+from passes.distill import DistillOptions, check_distillable
 from passes.errors import MissingFileError, OptionError, PreconditionError
 from passes.importance import ImportanceOptions
 from passes.infra import Pass, PassResult, Progress, plain, silent
@@ -26,6 +25,8 @@ from passes.program import Program
 from passes.schedule import Schedule
 from passes.solver import Solver
 from passes.target import Target
+from passes.teacher import FrozenBase
+from passes.training import Course, train
 from passes.tuning import Event, PruningCallback, PruningPolicy
 
 LOSSES_LOGGED = 20
@@ -41,7 +42,8 @@ class TuneOptions:
     ``steps`` optimizer steps of ``batch_size`` × ``gradient_accumulation`` sequences. ``bf16`` runs the forward pass
     under autocast. With ``checkpoints`` the Trainer saves there every ``save_every`` steps; ``resume`` goes on from the
     latest one. ``learning_rate`` is the peak; by default it follows from the hidden size (``width_scaled_rate``).
-    ``criterion`` ranks the units: loraprune, or the baselines magnitude and random.
+    ``criterion`` ranks the units: loraprune, or the baselines magnitude and random. ``distill`` draws the model to its
+    own dense base as well; scores come from the gradients of whatever loss is trained.
     """
 
     steps: int = 200
@@ -56,6 +58,7 @@ class TuneOptions:
     revival: bool = True
     importance: ImportanceOptions = ImportanceOptions()
     schedule: Schedule = Schedule()
+    distill: DistillOptions | None = None
     checkpoints: Path | None = None
     save_every: int | None = None
     resume: bool = False
@@ -92,23 +95,15 @@ def width_scaled_rate(hidden_size: int) -> float:
 
 @dataclass(frozen=True)
 class TuneReport:
-    """The course of the training: (step, mean loss in nats a token since the last entry), and the mask events."""
+    """The course of the training: (step, mean loss in nats a token since the last entry), and the mask events.
+
+    ``teacher_share``: what part of the time the teacher's forward passes took; 0 without distillation.
+    """
 
     losses: tuple[tuple[int, float], ...]
     events: tuple[Event, ...]
     skipped_updates: int
-
-
-@contextmanager
-def _random_states_kept() -> Iterator[None]:
-    """The Trainer seeds Python's, numpy's and torch's global generators; the caller's own states come back."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
+    teacher_share: float = 0.0
 
 
 class TunePass(Pass):
@@ -143,6 +138,14 @@ class TunePass(Pass):
             raise PreconditionError(
                 "pass 'tune' needs a traced program with an adapter: run TracePass and AttachPass first"
             )
+        if self._options.distill is not None:
+            check_distillable(base_model(program.model))
+            done = program.compensation
+            if done is not None and not done.originals and any(solved.changed for solved in done.solved):
+                raise PreconditionError(
+                    "pass 'tune' is to distil from the dense model, whose weights a compensation has replaced: "
+                    "run CompensatePass with keep_originals=True"
+                )
 
     def call(self, program: Program) -> PassResult:
         """Train, and leave the final masks in the program."""
@@ -156,34 +159,33 @@ class TunePass(Pass):
         )
         criterion = make_criterion(options.criterion, graph, options.importance, options.seed)
         callback = PruningCallback(model, graph, criterion, policy, self._progress)
-        losses = self._train(model, callback)
+        course = self._train(program, model, callback)
         scores = {name: score.clone() for name, score in criterion.scores.items()}
         tuned = replace(program, model=model.eval(), masks=callback.state.masks, scores=scores).expecting_itself()
-        report = TuneReport(losses, tuple(callback.state.events), callback.state.skipped)
+        report = TuneReport(course.losses, tuple(callback.state.events), callback.state.skipped, course.teacher_share)
         return PassResult(tuned, modified=True, report=report)
 
-    def _train(self, model: PeftModel, callback: PruningCallback) -> tuple[tuple[int, float], ...]:
-        checkpoint = self._options.latest_checkpoint()
+    def _train(self, program: Program, model: PeftModel, callback: PruningCallback) -> Course:
+        options, teacher = self._options, None
+        if options.distill is not None:
+            originals = program.compensation.originals if program.compensation else {}
+            teacher = FrozenBase(model, callback.masks_off, originals)
+        checkpoint = options.latest_checkpoint()
         with ExitStack() as stack:
-            folder = self._options.checkpoints or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            stack.enter_context(_random_states_kept())
-            stack.enter_context(torch.enable_grad())
-            # The Trainer switches this off for good, and the configuration goes into the saved checkpoint.
-            if hasattr(model.config, "use_cache"):
-                stack.callback(setattr, model.config, "use_cache", model.config.use_cache)
-            trainer = Trainer(
-                model=model,
-                args=self._arguments(folder, model),
-                train_dataset=self._data,
-                data_collator=self._collate,
-                callbacks=[callback],
-            )
-            trainer.remove_callback(PrinterCallback)
+            folder = options.checkpoints or Path(stack.enter_context(tempfile.TemporaryDirectory()))
             stack.callback(callback.close)
             if checkpoint is not None:
                 callback.restore(checkpoint)
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        return tuple((int(row["step"]), float(row["loss"])) for row in trainer.state.log_history if "loss" in row)
+            return train(
+                model,
+                self._arguments(folder, model),
+                callback,
+                teacher=teacher,
+                distill=options.distill,
+                resume_from=checkpoint,
+                train_dataset=self._data,
+                data_collator=self._collate,
+            )
 
     def _arguments(self, folder: Path, model: PeftModel) -> TrainingArguments:
         options = self._options

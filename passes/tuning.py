@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,10 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             self.state.masks = masks
             self._hooks.set(masks)
         self._progress("tune", state.global_step, state.max_steps)
+
+    def masks_off(self) -> AbstractContextManager[None]:
+        """A context in which the masks let everything through."""
+        return self._hooks.off() if self._hooks is not None else nullcontext()
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Take the masks off; the program carries them from here."""
