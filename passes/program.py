@@ -18,6 +18,7 @@ from passes.masks import Masks, masked
 from passes.models import base_model, check_finite
 from passes.plan import Plan
 from passes.probe import Probe, Response, positions, respond
+from passes.recovery import Recovery
 from passes.routing import routers, routing
 
 __all__ = ["Probe", "Program", "Response", "positions", "respond"]
@@ -30,7 +31,7 @@ class Program:
     ``expected`` is the response that the next meaning-preserving pass must reproduce under the masks. Passes never
     change a Program; the model inside is the pipeline's own working copy. ``scores`` are the importance [units] a
     dimension that the masks were chosen by. ``adapter`` is what was merged into it,
-    ``compensation`` what was solved in it.
+    ``compensation`` what was solved in it, ``recovery`` what was trained on it when it was compact already.
     """
 
     model: PreTrainedModel | PeftModel
@@ -41,6 +42,7 @@ class Program:
     plan: Plan | None = None
     adapter: Adapter | None = None
     compensation: Compensation | None = None
+    recovery: Recovery | None = None
     expected: Response | None = None
     history: tuple[PassRecord, ...] = ()
 
