@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from peft import PeftModel
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 from transformers import PreTrainedModel, default_data_collator
 
 from passes.compensation import Compensation, Solved
 from passes.errors import DataError, OptionError, PostconditionError, PreconditionError
+from passes.heldout import heldout_loss
 from passes.infra import Pass, PassResult, Progress, plain, silent
 from passes.masks import masked
-from passes.models import base_model
+from passes.models import base_model, evaluation_mode
 from passes.parity import Parity, rounding_tolerance
+from passes.plan import COMPENSATED, fingerprint
 from passes.probe import takes
 from passes.program import Program
 from passes.resolve import Resolver, find_sites
 from passes.streams import Batch, Sides
 from passes.tasks import Task, task_of
 from passes.tune import Collate
+
+logger = logging.getLogger(__name__)
 
 ERROR_SLACK = 1e-6
 """How much the error may seem to rise, relative to itself, by rounding."""
@@ -33,12 +38,14 @@ class CompensateOptions:
     """How much calibration data is used, and how.
 
     ``samples`` sequences (rows) of the data, drawn without replacement by ``seed``, in batches of ``batch_size``.
-    ``ridge``: λ, in units of the mean squared activation.
+    ``ridge``: λ, in units of the mean squared activation. ``guard``: where the data bear labels, take everything back
+    if the model's own loss on them has risen.
     """
 
     samples: int = 128
     batch_size: int = 8
     ridge: float = 1e-2
+    guard: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -54,19 +61,27 @@ class CompensateReport:
     """Each projection's error before and after on the calibration data, in order of depth.
 
     ``skipped`` names the projections that were left as they are, and why. ``layer_by_layer``: whether activations were
-    streamed through one layer at a time.
+    streamed through one layer at a time. ``loss_before`` and ``loss_after`` are the model's own on the calibration
+    data, where these bear labels; if it rose, everything was ``undone``.
     """
 
     tokens: int
     projections: tuple[Solved, ...]
     skipped: Mapping[str, str]
     layer_by_layer: bool
+    loss_before: float | None = None
+    loss_after: float | None = None
+    undone: bool = False
 
 
 class CompensatePass(Pass):
     """Re-solves, in order of depth, every projection that reads removed units.
 
-    Its inputs X' are those of the pruned model, compensated so far; the target Y is what the same projection gives in
+    It is for models that were not tuned since their units were masked: tuning finds a better place than the dense
+    model's outputs, and being drawn back to them costs (docs/recovery.md has numbers). ``CompensateOptions.guard`` sees
+    to it.
+
+    The inputs X' are those of the pruned model, compensated so far; the target Y is what the same projection gives in
     the dense model: masks off, adapter off, weights as they were. ``passes.least_squares`` has the formula. Only
     weights of kept units change, and biases where there are any, so that shrinking still cuts what is masked.
 
@@ -102,29 +117,37 @@ class CompensatePass(Pass):
 
     @torch.no_grad()
     def call(self, program: Program) -> PassResult:
-        """Solve, and write the new weights into the working copy."""
+        """Solve, and write the new weights into the working copy; take them back if the model's loss has risen."""
         assert program.masks is not None
-        model, graph = program.model, program.traced
-        training = model.training
-        model.eval()
-        with masked(model, graph, program.masks) as hooks:
-            sides = Sides(model, hooks, {})
-            batches = self._batches(model)
+        model, graph, source = program.model, program.traced, fingerprint(program.model)
+        with masked(model, graph, program.masks) as hooks, evaluation_mode(model):
+            before = self._loss(model)
+            sides, batches = Sides(model, hooks, {}), self._batches(model)
             sites, skipped = find_sites(sides, graph, program.masks, batches[0])
             resolver = Resolver(sides, batches, sites)
             resolver.run(self._options.ridge, self._progress)
-        model.train(training)
-        compensation = Compensation(tuple(resolver.solved), sides.originals if self._keep_originals else {})
-        report = CompensateReport(resolver.tokens, compensation.solved, skipped, resolver.layer_by_layer)
-        plan = program.plan and replace(program.plan, options={**program.plan.options, "compensate": self.options})
-        after = replace(program, plan=plan, compensation=compensation).expecting_itself()
+            after = self._loss(model)
+            undone = before is not None and after is not None and not after <= before
+            if undone:
+                sides.undo()
+        report = CompensateReport(
+            resolver.tokens, tuple(resolver.solved), skipped, resolver.layer_by_layer, before, after, undone
+        )
+        if undone:
+            logger.warning(
+                "compensation was taken back: the loss on its own data rose from %.4f to %.4f", before, after
+            )
+            return PassResult(program, modified=False, report=report)
+        originals = sides.originals if self._keep_originals else {}
+        done = Compensation(report.projections, originals, source, self.options)
+        plan = program.plan and replace(program.plan, options={**program.plan.options, COMPENSATED: self.options})
+        solved = replace(program, plan=plan, compensation=done).expecting_itself()
         parity = Parity("compensate", resolver.difference, rounding_tolerance(graph.dtype))
-        return PassResult(after, modified=bool(sides.originals), report=report, parity=(parity,))
+        return PassResult(solved, modified=bool(sides.originals), report=report, parity=(parity,))
 
     def ensures(self, before: Program, after: Program) -> tuple[Parity, ...]:
         """No projection's error on the calibration data has risen."""
-        assert after.compensation is not None
-        for solved in after.compensation.solved:
+        for solved in after.compensation.solved if after.compensation else ():
             if not solved.after <= solved.before * (1 + ERROR_SLACK):
                 raise PostconditionError(
                     f"pass 'compensate' made {solved.projection} worse on its own calibration data: relative error "
@@ -132,21 +155,30 @@ class CompensatePass(Pass):
                 )
         return ()
 
-    def _batches(self, model: PreTrainedModel | PeftModel) -> list[Batch]:
-        """The calibration batches on the model's device, without labels unless the inputs follow from them."""
+    def _loss(self, model: PreTrainedModel | PeftModel) -> float | None:
+        """The model's own loss on the calibration data; None if these bear no labels, or without a guard."""
+        chosen = Subset(self._data, self._chosen())
+        if not self._options.guard or not set(task_of(base_model(model)).label_names) <= set(chosen[0]):
+            return None
+        return heldout_loss(model, chosen, self._options.batch_size, self._collate)
+
+    def _chosen(self) -> list[int]:
+        """The places of the calibration data. Raises DataError if there are none."""
         count = len(self._data)  # type: ignore[arg-type]
         if not count:
             raise DataError("there is no calibration data")
-        options, task = self._options, task_of(base_model(model))
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(options.seed)).tolist()
-        chosen = sorted(order[: options.samples])
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(self._options.seed)).tolist()
+        return sorted(order[: self._options.samples])
+
+    def _batches(self, model: PreTrainedModel | PeftModel) -> list[Batch]:
+        """The calibration batches on the model's device, without labels unless the inputs follow from them."""
+        task, chosen, size = task_of(base_model(model)), self._chosen(), self._options.batch_size
         unwanted = () if task is Task.SEQ2SEQ_LM else task.label_names
         more = {"use_cache": False} if takes(base_model(model), "use_cache") else {}
         device = next(model.parameters()).device
         batches: list[Batch] = []
-        for start in range(0, len(chosen), options.batch_size):
-            items = [self._data[index] for index in chosen[start : start + options.batch_size]]
-            batch = (self._collate or default_data_collator)(items)
+        for start in range(0, len(chosen), size):
+            batch = (self._collate or default_data_collator)([self._data[i] for i in chosen[start : start + size]])
             inputs = {name: value.to(device) for name, value in batch.items() if name not in unwanted}
             batches.append({**inputs, **more})
         return batches

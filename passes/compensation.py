@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -32,13 +33,16 @@ class Solved:
 
 @dataclass(frozen=True)
 class Compensation:
-    """The projections that were solved, in order of depth.
+    """The projections that were solved, in order of depth, and how.
 
-    ``originals`` are the parameters as they were, by plain name; empty if they were not to be kept.
+    ``originals`` are the parameters as they were, by plain name; empty if they were not to be kept. ``source`` is the
+    fingerprint of the model before (``passes.plan``), for a plan that is made afterwards.
     """
 
     solved: tuple[Solved, ...]
     originals: Mapping[str, torch.Tensor]
+    source: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @contextmanager
     def undone(self, model: PreTrainedModel | PeftModel) -> Iterator[None]:

@@ -12,7 +12,7 @@ from passes.adapter import ADAPTER, scored_by
 from passes.budget import LatencyModel
 from passes.errors import PlanError, PreconditionError
 from passes.infra import Pass, PassResult
-from passes.plan import Plan, fingerprint
+from passes.plan import COMPENSATED, Plan, fingerprint
 from passes.program import Program
 from passes.solver import Solver
 from passes.target import Target
@@ -40,8 +40,9 @@ class DecidePass(Pass):
         kept = {name: tuple(mask.nonzero().flatten().tolist()) for name, mask in program.masks.items()}
         counts = {name: len(units) for name, units in kept.items()}
         Solver.of(self.target, graph, self.latency).check(counts)
+        done = program.compensation
         plan = Plan(
-            source=fingerprint(program.model),
+            source=done.source if done else fingerprint(program.model),
             family=graph.family,
             budget=self.target.wanted.asked,
             layout=str(self.target.layout),
@@ -50,7 +51,7 @@ class DecidePass(Pass):
             kept=kept,
             criterion=self.criterion,
             scored_by=self._exceptions(program),
-            options={**self.details, **self.target.options},
+            options={**self.details, **self.target.options, **({COMPENSATED: done.options} if done else {})},
         )
         return PassResult(replace(program, plan=plan), modified=False)
 

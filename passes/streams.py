@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from passes.compensation import replaced
 from passes.errors import UnsupportedModelError
 from passes.masks import MaskedModel
-from passes.models import base_model, module_at
+from passes.models import base_model, module_at, parameter_at
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,12 @@ class Sides:
             if isinstance(self.model, PeftModel):
                 stack.enter_context(self.model.disable_adapter())
             yield
+
+    def undo(self) -> None:
+        """Give the model its original weights back for good."""
+        for name, tensor in self.originals.items():
+            parameter_at(self.model, name).data = tensor
+        self.originals.clear()
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ class Padded(Dataset[dict[str, torch.Tensor]]):
 
 
 DATA = Padded()
-EXACT = CompensateOptions(ridge=0.0, batch_size=5)
+PLAIN = CompensateOptions(guard=False)  # the loss of a random model on random labels says nothing
+EXACT = replace(PLAIN, ridge=0.0, batch_size=5)
 
 
 def compensated(program: Program, options: CompensateOptions = EXACT, **arguments: bool) -> PassResult:
@@ -149,7 +150,7 @@ def test_only_kept_inputs_of_consuming_projections_and_their_biases_change(famil
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_the_errors_told_are_those_of_whole_forward_passes(family: str) -> None:
     program, dense, places, _ = prepared(family)
-    result = compensated(program, CompensateOptions(batch_size=7))
+    result = compensated(program, replace(PLAIN, batch_size=7))
     model, graph, masks = result.program.model, program.traced, result.program.masks
     for solved, (path, _) in zip(report_of(result).projections, places, strict=True):
         with masked(model, graph, masks):
@@ -169,7 +170,7 @@ def test_the_errors_told_are_those_of_whole_forward_passes(family: str) -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_masked_equals_shrunk_after_it(family: str) -> None:
     program, _, _, _ = prepared(family)
-    result = compensated(program, CompensateOptions())
+    result = compensated(program, PLAIN)
     assert ShrinkPass()(result.program).program.history[-1].parity[0].holds
 
 
@@ -179,7 +180,7 @@ def test_masked_equals_shrunk_after_it(family: str) -> None:
 def test_the_error_never_rises(samples: int, ridge: float, dtype: torch.dtype) -> None:
     program = traced(build_model("llama").to(dtype))
     program = planned(program, random_kept(program.traced, 2, 24, seed=1))
-    report = report_of(compensated(program, CompensateOptions(samples=samples, ridge=ridge)))
+    report = report_of(compensated(program, replace(PLAIN, samples=samples, ridge=ridge)))
     assert all(solved.after <= solved.before for solved in report.projections)
     assert any(solved.after < 0.95 * solved.before for solved in report.projections)
 
@@ -198,10 +199,10 @@ def test_one_layer_at_a_time_gives_what_whole_forward_passes_give(name: str, mon
     program = custom(Program.start(zoo.build(name))).program
     counts = {width.name: max(1, width.size // 2) for width in program.traced.widths}
     kept = random_units(program.traced, counts, seed=4)
-    streamed = compensated(replace(program, masks=planned(program, kept).masks), CompensateOptions())
+    streamed = compensated(replace(program, masks=planned(program, kept).masks), PLAIN)
     monkeypatch.setattr(LayerByLayer, "try_on", lambda *_: None)
     again = replace(custom(Program.start(zoo.build(name))).program, masks=streamed.program.masks)
-    whole = compensated(again, CompensateOptions())
+    whole = compensated(again, PLAIN)
     assert (report_of(streamed).layer_by_layer, report_of(whole).layer_by_layer) == (True, False)
     expected = whole.program.model.state_dict()
     for key, value in streamed.program.model.state_dict().items():
@@ -216,7 +217,7 @@ def test_an_encoder_decoder_is_solved_by_whole_passes_without_its_padding() -> N
     items = [{name: value[row] for name, value in batch.items()} for row in range(3)]
     program = traced(model)
     kept = random_units(program.traced, {width.name: width.size // 2 for width in program.traced.widths}, seed=4)
-    report = report_of(CompensatePass(items, CompensateOptions())(planned(program, kept)))  # type: ignore[arg-type]
+    report = report_of(CompensatePass(items, PLAIN)(planned(program, kept)))  # type: ignore[arg-type]
     assert not report.layer_by_layer
     assert len(report.projections) == 2 * 2 + 2 * 3
     assert report.tokens == int(batch["attention_mask"].sum())
@@ -246,6 +247,24 @@ def test_with_an_adapter_on_the_target_is_the_base_and_merging_gives_the_same() 
         with masked(merged, program.traced, result.program.masks):
             _, actual = gathered(merged, solved.projection)
         assert solved.after == pytest.approx(float((target - actual).norm() / target.norm()), rel=1e-4)
+
+
+def test_all_is_taken_back_if_the_loss_rises(caplog: pytest.LogCaptureFixture) -> None:
+    """The labels are what the masked model says itself: any change makes its loss rise."""
+    program, dense, _, _ = prepared("llama")
+    data = Padded()
+    with masked(program.model, program.traced, program.masks), torch.no_grad():
+        for _ in range(12):
+            answers = program.model(input_ids=data.ids, attention_mask=data.mask).logits.argmax(-1)
+            data.ids[:, 1:] = answers[:, :-1]
+    result = CompensatePass(data)(program)
+    report = report_of(result)
+    assert report.undone
+    assert report.loss_after > report.loss_before
+    assert "taken back" in caplog.text
+    assert not result.modified
+    assert result.program.compensation is None
+    assert all(torch.equal(value, dense.state_dict()[name]) for name, value in program.model.state_dict().items())
 
 
 def test_originals_are_kept_on_demand_and_undo_it_bit_for_bit() -> None:
@@ -282,7 +301,7 @@ def test_nothing_is_solved_where_nothing_is_removed() -> None:
 
 def test_the_plan_says_that_it_was_compensated() -> None:
     program, _, _, _ = prepared("llama")
-    plan = compensated(program, CompensateOptions(samples=3)).program.plan
+    plan = compensated(program, replace(PLAIN, samples=3)).program.plan
     assert plan is not None
     assert plan.options["compensate"]["samples"] == 3
 
@@ -291,7 +310,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others() -> None:
     weights = []
     for seed in (0, 0, 1):
         program, _, places, _ = prepared("llama")
-        model = compensated(program, CompensateOptions(samples=4, seed=seed)).program.model
+        model = compensated(program, replace(PLAIN, samples=4, seed=seed)).program.model
         weights.append(model.get_submodule(places[0][0]).weight)
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
