@@ -56,6 +56,9 @@ def compress(
     save_every: Annotated[int | None, typer.Option(help="Steps between two checkpoints.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Tune under bf16 autocast.")] = False,
+    compensate: o.Compensate = False,
+    distill: o.Distill = None,
+    recover_steps: o.RecoverSteps = None,
     trust_remote_code: o.Trust = False,
     force: o.Force = False,
     json: o.Json = False,
@@ -79,12 +82,15 @@ def compress(
     )
     tune = TuneOptions(steps=steps, seed=seed, learning_rate=learning_rate, batch_size=batch_size, bf16=bf16)
     tune = replace(tune, checkpoints=checkpoints, save_every=save_every, resume=resume)
+    healing = o.healing_of(tune, compensate, distill, recover_steps)
     with console.progress_bars() as progress:
         result = run(
             model,
             data,
             target=target,
-            tune=tune,
+            tune=healing.tune,
+            compensate=healing.compensate,
+            recover=healing.recover,
             text=DataOptions(sequence_length=sequence_length),
             trace=TraceOptions(query_heads=query_heads, custom_code=custom_code),
             trust_remote_code=trust_remote_code,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from peft import PeftModel
 
 from exporters.checkpoint import Processor
 from lpc.latency import latency_for
-from lpc.material import AnyData, DataOptions, Material, prepare
+from lpc.material import AnyData, DataOptions, Material, prepare, set_aside
 from lpc.report import HeldOut, Measure, Report
 from lpc.result import Result
 from lpc.scoring import Score
@@ -19,6 +20,7 @@ from lpc.source import ModelLike, Source, load_adapter, load_source
 from passes.adapter import LoraOptions
 from passes.attach import AttachPass
 from passes.budget import Budget
+from passes.compensate import CompensateOptions, CompensatePass
 from passes.decide import DecidePass, ReplayPass
 from passes.errors import OptionError
 from passes.infra import Pass, Progress, Sequential, plain, silent
@@ -26,6 +28,7 @@ from passes.masks import masked
 from passes.merge import MergePass
 from passes.plan import Plan
 from passes.program import Program
+from passes.recover import RecoverOptions, RecoverPass
 from passes.shrink import ShrinkPass
 from passes.solver import Solver
 from passes.target import Layout, Target
@@ -33,6 +36,8 @@ from passes.trace import TraceOptions, TracePass, options_for
 from passes.tune import TuneOptions, TunePass
 
 __all__ = ["DataOptions", "apply", "compress"]
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_LORA = LoraOptions()
 DEFAULT_TUNE = TuneOptions()
@@ -56,6 +61,8 @@ def compress(
     tune: TuneOptions = DEFAULT_TUNE,
     text: DataOptions = DEFAULT_TEXT,
     trace: TraceOptions = DEFAULT_TRACE,
+    compensate: CompensateOptions | None = None,
+    recover: RecoverOptions | None = None,
     trust_remote_code: bool = False,
     progress: Progress = silent,
 ) -> Result:
@@ -72,7 +79,9 @@ def compress(
     for the same fields of a ``target``, which has more: floors, protected layers, frozen dimensions. With
     ``layout="per-layer"`` each layer gets widths of its own, by importance. ``trace`` says which heads may go: query
     heads inside their groups (``query_heads``), and heads that no stock class can do without (``custom_code``; the
-    checkpoint then needs ``trust_remote_code``).
+    checkpoint then needs ``trust_remote_code``). ``compensate`` solves projections anew after merging, where the loss
+    on the calibration data falls by it; ``recover`` trains the compact model further, on data of which a share is set
+    aside from tuning to choose the best state by. With ``recover.distill`` the source is held in memory once more.
 
     Raises LpcError: OptionError, MissingFileError, DataError, ModelError, UnsupportedModelError, TokenizerError for
     what the user gave, UnreachableBudgetError stating what can be reached, PostconditionError if a verification fails.
@@ -85,18 +94,26 @@ def compress(
     latency = latency_for(program.model, program.traced, target.wanted, progress)
     Solver.of(target, program.traced, latency)
     material = prepare(source, data, text)
+    train, aside = set_aside(material.train) if recover else (material.train, None)
     dense = material.measure(program.model)
     progress("held-out", 1, 3)
     own_adapter = isinstance(program.model, PeftModel)
     program = Sequential(
         AttachPass(lora, tune.seed),
-        TunePass(target, material.train, tune, progress, collate=material.collate, latency=latency),
+        TunePass(target, train, tune, progress, collate=material.collate, latency=latency),
         DecidePass(target, tune.criterion, _choices(tune), latency),
         progress=progress,
     )(program).program
     removed = None if own_adapter else _removed(program, material)
     progress("held-out", 2, 3)
-    program = Sequential(MergePass(), ShrinkPass(), progress=progress)(program).program
+    steps_left: list[Pass] = [MergePass()]
+    if compensate:
+        steps_left.append(CompensatePass(train, compensate, progress, material.collate))
+    steps_left.append(ShrinkPass())
+    if recover and aside is not None:
+        teacher = load_source(model, trust_remote_code=trust_remote_code).model if recover.distill else None
+        steps_left.append(RecoverPass(train, aside, recover, progress, material.collate, teacher))
+    program = Sequential(*steps_left, progress=progress)(program).program
     pruned = material.measure(program.model)
     progress("held-out", 3, 3)
     return _result(source, program, _heldout(material, dense, removed, pruned))
@@ -125,9 +142,13 @@ def apply(
     """Replay a plan without data and without training: the same compact checkpoint again, bit for bit.
 
     ``model`` is the source that the plan was made for, ``adapter`` the folder of the trained adapter (``OUT/adapter``),
-    or a PeftModel that wears it. Raises PlanError when the plan is for another model, and what ``compress`` raises.
+    or a PeftModel that wears it. What needed data is not repeated: weights that a compensation solved are as they were
+    before it (a warning says so), and training after shrinking is left out. Raises PlanError when the plan is for
+    another model, and what ``compress`` raises.
     """
     plan = plan if isinstance(plan, Plan) else Plan.load(plan)
+    if plan.compensated:
+        logger.warning("the plan's model was compensated on data; replayed without data, it is not")
     if isinstance(adapter, PeftModel):
         source = load_source(adapter, tokenizer)
     else:
@@ -151,7 +172,8 @@ def _heldout(material: Material, dense: Score, removed: Score | None, pruned: Sc
 def _choices(tune: TuneOptions) -> Mapping[str, Any]:
     """What of the options made the decision."""
     names = ("steps", "seed", "revival", "importance", "schedule")
-    return {name: plain(getattr(tune, name)) for name in names}
+    made = {name: plain(getattr(tune, name)) for name in names}
+    return {**made, "distill": plain(tune.distill)} if tune.distill else made
 
 
 def _removed(program: Program, material: Material) -> Score:
