@@ -52,7 +52,7 @@ def batch() -> dict[str, torch.Tensor]:
 
 def disturbed(*, dropout: float = 0.0) -> tuple[Program, PreTrainedModel]:
     """A program under masks whose compensated model wears a trained adapter, and the dense model that it was."""
-    pristine = build_model("llama")
+    pristine = build_model("llama", attention_dropout=dropout)
     program = traced(copy.deepcopy(pristine))
     program = planned(program, random_kept(program.traced, 2, 24, seed=3))
     done = CompensatePass(Blocks(), CompensateOptions(ridge=0.0, guard=False), keep_originals=True)(program).program
