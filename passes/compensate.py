@@ -38,13 +38,16 @@ class CompensateOptions:
     """How much calibration data is used, and how.
 
     ``samples`` sequences (rows) of the data, drawn without replacement by ``seed``, in batches of ``batch_size``.
-    ``ridge``: λ, in units of the mean squared activation. ``guard``: where the data bear labels, take everything back
+    ``ridge``: λ, in units of the mean squared activation. ``residual``: where the structure allows,
+    the target makes good what the residual stream lacks already (``passes.layerwise``); else it is what the dense
+    projection gives. ``guard``: where the data bear labels, take everything back
     if the model's own loss on them has risen.
     """
 
     samples: int = 128
     batch_size: int = 8
     ridge: float = 1e-2
+    residual: bool = True
     guard: bool = True
     seed: int = 0
 
@@ -61,7 +64,8 @@ class CompensateReport:
     """Each projection's error before and after on the calibration data, in order of depth.
 
     ``skipped`` names the projections that were left as they are, and why. ``layer_by_layer``: whether activations were
-    streamed through one layer at a time. ``loss_before`` and ``loss_after`` are the model's own on the calibration
+    streamed through one layer at a time; ``residual`` names the projections whose target made good what the residual
+    stream lacked. ``loss_before`` and ``loss_after`` are the model's own on the calibration
     data, where these bear labels; if it rose, everything was ``undone``.
     """
 
@@ -69,6 +73,7 @@ class CompensateReport:
     projections: tuple[Solved, ...]
     skipped: Mapping[str, str]
     layer_by_layer: bool
+    residual: tuple[str, ...] = ()
     loss_before: float | None = None
     loss_after: float | None = None
     undone: bool = False
@@ -124,14 +129,21 @@ class CompensatePass(Pass):
             before = self._loss(model)
             sides, batches = Sides(model, hooks, {}), self._batches(model)
             sites, skipped = find_sites(sides, graph, program.masks, batches[0])
-            resolver = Resolver(sides, batches, sites)
+            resolver = Resolver(sides, batches, sites, residual=self._options.residual)
             resolver.run(self._options.ridge, self._progress)
             after = self._loss(model)
             undone = before is not None and after is not None and not after <= before
             if undone:
                 sides.undo()
         report = CompensateReport(
-            resolver.tokens, tuple(resolver.solved), skipped, resolver.layer_by_layer, before, after, undone
+            resolver.tokens,
+            tuple(resolver.solved),
+            skipped,
+            resolver.layer_by_layer,
+            tuple(sorted(resolver.residual)),
+            before,
+            after,
+            undone,
         )
         if undone:
             logger.warning(

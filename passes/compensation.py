@@ -20,7 +20,7 @@ class Solved:
     """One consuming projection, solved anew on the calibration data.
 
     ``before`` and ``after``: ‖Y − Ŷ‖ / ‖Y‖ (Frobenius norms over all calibration tokens) of its output Ŷ under the
-    masks against the dense model's Y, both times with everything before it compensated. ``ridge`` is the λ that made
+    masks against what it is to give, Y, both times with everything before it compensated. ``ridge`` is the λ that made
     the system positive definite. With ``changed`` false the old weight was as good and stayed.
     """
 

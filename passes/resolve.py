@@ -13,10 +13,11 @@ from passes.compensation import Solved
 from passes.errors import ModelError
 from passes.graph import PruningGraph, Role
 from passes.infra import Progress
+from passes.layerwise import LayerByLayer, streams_through
 from passes.least_squares import NormalEquations, Solution
 from passes.masks import Masks
 from passes.models import module_at, parameter_at
-from passes.streams import Batch, LayerByLayer, Rows, Sides, real_rows, streams_through
+from passes.streams import Batch, Rows, Sides, real_rows
 
 
 @dataclass(frozen=True)
@@ -101,14 +102,19 @@ def _order(sides: Sides, batch: Batch, modules: Sequence[str]) -> tuple[list[str
 class Resolver:
     """Solves sites in order of depth; each sees the model with all that came before compensated."""
 
-    def __init__(self, sides: Sides, batches: Sequence[Batch], sites: Sequence[Site]) -> None:
-        self._sides, self._sites = sides, sites
-        self._streams = streams_through(sides, batches, [site.module for site in sites]) if sites else None
+    def __init__(self, sides: Sides, batches: Sequence[Batch], sites: Sequence[Site], *, residual: bool) -> None:
+        self._sides, self._sites, names = sides, sites, [site.module for site in sites]
+        self._streams = streams_through(sides, batches, names, residual=residual) if sites else None
         self.layer_by_layer = isinstance(self._streams, LayerByLayer)
         self.solved: list[Solved] = []
         self.tokens = 0
         self.difference = 0.0
         """The largest difference between what a new weight was to give on the first batch, and what it gave."""
+
+    @property
+    def residual(self) -> frozenset[str]:
+        """The projections whose target made good what the residual stream lacked."""
+        return self._streams.residual if isinstance(self._streams, LayerByLayer) else frozenset()
 
     def run(self, ridge: float, progress: Progress) -> None:
         """Solve all of them, and write the new parameters into the model."""
@@ -128,14 +134,14 @@ class Resolver:
         for rows in self._streams.rows(site.module):
             first = first or rows
             equations = equations or self._equations(site, rows)
-            equations.add(rows.inputs[:, site.kept], rows.dense.double() - rows.pruned.double(), rows.dense)
+            equations.add(rows.inputs[:, site.kept], rows.target.double() - rows.pruned.double(), rows.target)
         assert equations is not None
         assert first is not None
         return equations, first
 
     def _equations(self, site: Site, rows: Rows) -> NormalEquations:
         bias = getattr(module_at(self._sides.model, site.module, unwrapped=True), "bias", None)
-        outputs, device = rows.dense.shape[1], rows.dense.device
+        outputs, device = rows.target.shape[1], rows.target.device
         return NormalEquations(len(site.kept), outputs, intercept=bias is not None, device=device)
 
     def _write(self, site: Site, equations: NormalEquations, solution: Solution, first: Rows) -> Solved:

@@ -17,11 +17,11 @@ from passes.compensate import CompensateOptions, CompensatePass, CompensateRepor
 from passes.compensation import Compensation, Solved
 from passes.errors import ModelError, OptionError, PostconditionError, PreconditionError
 from passes.infra import PassResult
+from passes.layerwise import LayerByLayer
 from passes.masks import full_masks, masked
 from passes.merge import MergePass
 from passes.program import Program
 from passes.shrink import ShrinkPass
-from passes.streams import LayerByLayer
 from passes.trace import TraceOptions, TracePass
 
 
@@ -41,7 +41,7 @@ class Padded(Dataset[dict[str, torch.Tensor]]):
 
 
 DATA = Padded()
-PLAIN = CompensateOptions(guard=False)  # the loss of a random model on random labels says nothing
+PLAIN = CompensateOptions(residual=False, guard=False)  # the loss of a random model on random labels says nothing
 EXACT = replace(PLAIN, ridge=0.0, batch_size=5)
 
 
@@ -65,7 +65,16 @@ def gathered(model: PreTrainedModel, path: str) -> tuple[torch.Tensor, torch.Ten
     return inputs, outputs
 
 
-def solve_by_hand(dense: PreTrainedModel, places: Sequence[tuple[str, list[int]]], axis: int) -> PreTrainedModel:
+def stream_at(model: PreTrainedModel, path: str) -> torch.Tensor:
+    """The residual stream that a Llama adds the projection's output to: what the norm before its block reads."""
+    layer, leaf = path.rsplit(".", 2)[0], path.rpartition(".")[2]
+    norm = "input_layernorm" if leaf == "o_proj" else "post_attention_layernorm"
+    return gathered(model, f"{layer}.{norm}")[0]
+
+
+def solve_by_hand(
+    dense: PreTrainedModel, places: Sequence[tuple[str, list[int]]], axis: int, *, residual: bool = False
+) -> PreTrainedModel:
     """A copy of ``dense`` without the inputs that are not kept, each place solved by lstsq, in the order given."""
     pruned = copy.deepcopy(dense)
     with torch.no_grad():
@@ -76,6 +85,8 @@ def solve_by_hand(dense: PreTrainedModel, places: Sequence[tuple[str, list[int]]
     for path, kept in places:
         inputs, _ = gathered(pruned, path)
         _, target = gathered(dense, path)
+        if residual:
+            target = target + stream_at(dense, path) - stream_at(pruned, path)
         module, inputs = pruned.get_submodule(path), inputs[:, kept]
         bias = getattr(module, "bias", None)
         with torch.no_grad():
@@ -130,6 +141,36 @@ def test_weights_and_biases_are_those_of_lstsq_in_order_of_depth(family: str) ->
         assert relative(actual.weight[index], wanted.weight[index]) < 1e-4
         if axis == 0:
             assert relative(actual.bias, wanted.bias) < 1e-4
+
+
+def test_with_residual_the_target_makes_good_what_the_stream_lacks() -> None:
+    program, dense, places, _ = prepared("llama")
+    expected = solve_by_hand(dense, places, 1, residual=True)
+    result = compensated(program, replace(EXACT, residual=True))
+    assert report_of(result).residual == tuple(sorted(path for path, _ in places))
+    for path, kept in places:
+        actual, wanted = (m.get_submodule(path).weight[:, kept] for m in (result.program.model, expected))
+        assert relative(actual, wanted) < 1e-4
+
+
+ADDED = {
+    "gpt2": ["attn.c_proj", "mlp.c_proj"],
+    "gpt_neox": ["attention.dense", "mlp.dense_4h_to_h"],  # both beside each other
+    "granite": [],  # times a factor
+    "gemma3_text": [],  # through a norm
+    "opt-post-norm": [],  # a norm over the sum
+    "mixtral": [],  # attention's goes through experts that are not silenced
+    "bert": [],
+}
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_residual_is_for_outputs_that_are_added_as_they_are(name: str) -> None:
+    program = TracePass(TraceOptions(custom_code=True))(Program.start(zoo.build(name))).program
+    kept = random_units(program.traced, {width.name: max(1, width.size // 2) for width in program.traced.widths}, 4)
+    report = report_of(compensated(planned(program, kept), replace(PLAIN, residual=True)))
+    assert sorted({path.split(".", 3)[-1] for path in report.residual}) == ADDED[name]
+    assert all(solved.after <= solved.before for solved in report.projections)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -200,7 +241,7 @@ def test_one_layer_at_a_time_gives_what_whole_forward_passes_give(name: str, mon
     counts = {width.name: max(1, width.size // 2) for width in program.traced.widths}
     kept = random_units(program.traced, counts, seed=4)
     streamed = compensated(replace(program, masks=planned(program, kept).masks), PLAIN)
-    monkeypatch.setattr(LayerByLayer, "try_on", lambda *_: None)
+    monkeypatch.setattr(LayerByLayer, "try_on", lambda *_, **__: None)
     again = replace(custom(Program.start(zoo.build(name))).program, masks=streamed.program.masks)
     whole = compensated(again, PLAIN)
     assert (report_of(streamed).layer_by_layer, report_of(whole).layer_by_layer) == (True, False)
