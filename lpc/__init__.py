@@ -30,12 +30,15 @@ if TYPE_CHECKING:
     from passes.attention import Packing as Packing
     from passes.budget import Budget as Budget
     from passes.budget import Workload as Workload
+    from passes.compensate import CompensateOptions as CompensateOptions
     from passes.criteria import CRITERIA as CRITERIA
     from passes.criteria import register_criterion as register_criterion
+    from passes.distill import DistillOptions as DistillOptions
     from passes.families import Family as Family
     from passes.families import register_attention as register_attention
     from passes.importance import ImportanceOptions as ImportanceOptions
     from passes.plan import Plan as Plan
+    from passes.recover import RecoverOptions as RecoverOptions
     from passes.schedule import Schedule as Schedule
     from passes.scores import SavedScores as SavedScores
     from passes.target import Target as Target
@@ -64,13 +67,16 @@ _HOMES = {
     "Budget": "passes.budget",
     "CRITERIA": "passes.criteria",
     "CompactFamily": "lpc.family",
+    "CompensateOptions": "passes.compensate",
     "DataOptions": "lpc.compression",
+    "DistillOptions": "passes.distill",
     "Family": "passes.families",
     "ImportanceOptions": "passes.importance",
     "LoraOptions": "passes.adapter",
     "OnnxOptions": "exporters.onnx_options",
     "Packing": "passes.attention",
     "Plan": "passes.plan",
+    "RecoverOptions": "passes.recover",
     "Report": "lpc.report",
     "Result": "lpc.result",
     "SavedScores": "passes.scores",

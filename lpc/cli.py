@@ -66,6 +66,9 @@ def compress(
     save_every: Annotated[int | None, typer.Option(help="Steps between two checkpoints.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Tune under bf16 autocast.")] = False,
+    compensate: o.Compensate = False,
+    distill: o.Distill = None,
+    recover_steps: o.RecoverSteps = None,
     trust_remote_code: o.Trust = False,
     force: o.Force = False,
     json: o.Json = False,
@@ -94,6 +97,8 @@ def compress(
     tune = TuneOptions(steps=steps, seed=seed, learning_rate=learning_rate, batch_size=batch_size, bf16=bf16)
     tune = replace(tune, criterion=criterion, depth_scores=depth_scores)
     tune = replace(tune, checkpoints=checkpoints, save_every=save_every, resume=resume)
+    healing = o.healing_of(tune, compensate, distill, recover_steps)
+    tune = healing.tune
     text = DataOptions(sequence_length=sequence_length, samples=samples)
     trace = TraceOptions(query_heads=query_heads, custom_code=custom_code, depth=depth, hidden=hidden)
     if family is not None:
@@ -119,6 +124,8 @@ def compress(
             data,
             target=target,
             tune=tune,
+            compensate=healing.compensate,
+            recover=healing.recover,
             text=text,
             trace=trace,
             trust_remote_code=trust_remote_code,

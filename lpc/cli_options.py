@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from passes.compensate import CompensateOptions
+    from passes.recover import RecoverOptions
     from passes.stages import SnapshotOptions
     from passes.target import Target
+    from passes.tune import TuneOptions
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Force = Annotated[bool, typer.Option("--force", help="Write into an output folder that is not empty.")]
@@ -25,6 +29,14 @@ Depth = Annotated[
 ]
 Hidden = Annotated[bool, typer.Option("--hidden", help="The hidden size may shrink too (families with RMS norms).")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a hub model.")]
+
+Compensate = Annotated[
+    bool, typer.Option("--compensate/--no-compensate", help="Solve output projections anew by least squares.")
+]
+Distill = Annotated[
+    float | None, typer.Option(metavar="WEIGHT", help="Share of the loss that is the dense model's, 0 to 1.")
+]
+RecoverSteps = Annotated[int | None, typer.Option(help="Optimizer steps on the compact model, at most.")]
 
 Ratio = Annotated[float | None, typer.Option(help="Share of all parameters to remove; short for a --budget.")]
 Limits = Annotated[
@@ -104,3 +116,27 @@ def snapshots_of(text: str | None, cooldown: int | None, timed: bool) -> Snapsho
     if text is None and (cooldown is not None or timed):
         raise OptionError("--snapshot-steps and --benchmark go with --snapshots; one model is timed by lpc benchmark")
     return None if text is None else SnapshotOptions.parse(text, cooldown)
+
+
+@dataclass(frozen=True)
+class Healing:
+    """What the options say of tuning, of compensation and of recovery."""
+
+    tune: TuneOptions
+    compensate: CompensateOptions | None
+    recover: RecoverOptions | None
+
+
+def healing_of(tune: TuneOptions, compensate: bool, distill: float | None, recover_steps: int | None) -> Healing:
+    """Tuning with distillation if its weight is given, and what follows it. Raises OptionError."""
+    from passes.compensate import CompensateOptions
+    from passes.distill import DistillOptions
+    from passes.recover import RecoverOptions
+
+    taught = None if distill is None else DistillOptions(weight=distill)
+    recover = None
+    if recover_steps is not None:
+        recover = RecoverOptions(
+            steps=recover_steps, batch_size=tune.batch_size, bf16=tune.bf16, seed=tune.seed, distill=taught
+        )
+    return Healing(replace(tune, distill=taught), CompensateOptions() if compensate else None, recover)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +12,7 @@ from peft import PeftModel
 
 from exporters.checkpoint import Processor
 from lpc.latency import latency_for, predicted
-from lpc.material import AnyData, DataOptions, Material, prepare
+from lpc.material import AnyData, DataOptions, Material, prepare, set_aside
 from lpc.ranking import choices, ranking_passes, unattaching_passes
 from lpc.report import HeldOut, Measure, Report
 from lpc.result import Result
@@ -18,6 +20,7 @@ from lpc.scoring import Score
 from lpc.source import ModelLike, Source, load_adapter, load_source
 from passes.adapter import LoraOptions
 from passes.budget import Budget
+from passes.compensate import CompensateOptions, CompensatePass
 from passes.decide import DecidePass, ReplayPass
 from passes.errors import OptionError
 from passes.infra import Pass, Progress, Sequential, silent
@@ -25,6 +28,7 @@ from passes.masks import masked
 from passes.merge import MergePass
 from passes.plan import Plan
 from passes.program import Program
+from passes.recover import RecoverOptions, RecoverPass
 from passes.shrink import ShrinkPass
 from passes.solver import Solver
 from passes.target import Layout, Target
@@ -32,6 +36,8 @@ from passes.trace import TraceOptions, TracePass, options_for
 from passes.tune import TuneOptions
 
 __all__ = ["DataOptions", "apply", "compress"]
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_LORA = LoraOptions()
 DEFAULT_TUNE = TuneOptions()
@@ -56,6 +62,8 @@ def compress(
     tune: TuneOptions = DEFAULT_TUNE,
     text: DataOptions = DEFAULT_TEXT,
     trace: TraceOptions = DEFAULT_TRACE,
+    compensate: CompensateOptions | None = None,
+    recover: RecoverOptions | None = None,
     trust_remote_code: bool = False,
     progress: Progress = silent,
 ) -> Result:
@@ -74,7 +82,9 @@ def compress(
     frozen dimensions. With ``layout="per-layer"`` each layer gets widths of its own, by importance. ``trace`` says
     which heads may go: query heads inside their groups (``query_heads``), heads that no stock class can do without
     (``custom_code``; the checkpoint then needs ``trust_remote_code``), whole layers or blocks (``depth``), and the
-    ``hidden`` size.
+    ``hidden`` size. ``compensate`` solves projections anew after merging, where the loss on the calibration data falls
+    by it; ``recover`` trains the compact model further, on data of which a share is set aside from tuning to choose
+    the best state by. With ``recover.distill`` the source is held in memory once more.
 
     Raises LpcError: OptionError, MissingFileError, DataError, ModelError, UnsupportedModelError, TokenizerError for
     what the user gave, UnreachableBudgetError stating what can be reached, PostconditionError if a verification fails.
@@ -87,12 +97,18 @@ def compress(
     latency = latency_for(program.model, program.traced, target.wanted, progress)
     Solver.of(target, program.traced, latency)
     material = prepare(source, data, text)
+    train, aside = set_aside(material.train) if recover else (material.train, None)
     job = Job(source, material, material.measure(program.model), progress)
     progress("held-out", 1, 3)
-    ranking = ranking_passes(target, material, lora, tune, text, latency, progress)
+    ranking = ranking_passes(target, replace(material, train=train), lora, tune, text, latency, progress)
     program = Sequential(*ranking, progress=progress)(program).program
     decide = DecidePass(target, tune.criterion, choices(tune, text, target), latency)
-    result = job.finish(program, decide, tune=tune)
+    after: list[Pass] = []
+    if recover and aside is not None:
+        teacher = load_source(model, trust_remote_code=trust_remote_code).model if recover.distill else None
+        after.append(RecoverPass(train, aside, recover, progress, material.collate, teacher))
+    solve = [CompensatePass(train, compensate, progress, material.collate)] if compensate else []
+    result = job.finish(program, decide, tune=tune, solve=solve, after=after)
     return replace(result, report=replace(result.report, latency=predicted(latency, target.wanted, result.plan)))
 
 
@@ -105,14 +121,24 @@ class Job:
     dense: Score
     progress: Progress
 
-    def finish(self, program: Program, *decide: Pass, tune: TuneOptions) -> Result:
-        """From a tuned program to the compact model; measures with the units gone, and at the end."""
+    def finish(
+        self,
+        program: Program,
+        *decide: Pass,
+        tune: TuneOptions,
+        solve: Sequence[Pass] = (),
+        after: Sequence[Pass] = (),
+    ) -> Result:
+        """From a tuned program to the compact model; measures with the units gone, and at the end.
+
+        ``solve`` runs on the merged model before it is shrunk, ``after`` on the compact one.
+        """
         own_adapter = isinstance(self.source.model, PeftModel)
         program = Sequential(*decide, progress=self.progress)(program).program
         removed = None if own_adapter else _removed(program, self.material)
         self.progress("held-out", 2, 3)
         off = unattaching_passes(tune, own_adapter=own_adapter)
-        program = Sequential(*off, MergePass(), ShrinkPass(), progress=self.progress)(program).program
+        program = Sequential(*off, MergePass(), *solve, ShrinkPass(), *after, progress=self.progress)(program).program
         pruned = self.material.measure(program.model)
         self.progress("held-out", 3, 3)
         return _result(self.source, program, _heldout(self.material, self.dense, removed, pruned))
@@ -147,9 +173,13 @@ def apply(
     """Replay a plan without data and without training: the same compact checkpoint again, bit for bit.
 
     ``model`` is the source that the plan was made for, ``adapter`` the folder of the trained adapter (``OUT/adapter``),
-    or a PeftModel that wears it. Raises PlanError when the plan is for another model, and what ``compress`` raises.
+    or a PeftModel that wears it. What needed data is not repeated: weights that a compensation solved are as they were
+    before it (a warning says so), and training after shrinking is left out. Raises PlanError when the plan is for
+    another model, and what ``compress`` raises.
     """
     plan = plan if isinstance(plan, Plan) else Plan.load(plan)
+    if plan.compensated:
+        logger.warning("the plan's model was compensated on data; replayed without data, it is not")
     if isinstance(adapter, PeftModel):
         source = load_source(adapter, tokenizer)
     else:

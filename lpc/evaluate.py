@@ -19,9 +19,10 @@ from lpc.evaluation.results import Agreement, Evaluation, ModelRun, TaskScore, T
 from lpc.evaluation.rows import read_rows
 from lpc.evaluation.subjects import BACKENDS, Subject, context_limit, find_subjects, weight_dtype
 from lpc.manifest import versions
-from lpc.perplexity import evaluation_mode, exp
+from lpc.perplexity import exp
 from passes.errors import DataError, MissingFileError, OptionError, PostconditionError
 from passes.infra import Progress, silent
+from passes.models import evaluation_mode
 from passes.parity import rounding_tolerance
 
 if TYPE_CHECKING:

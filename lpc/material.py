@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import torch
 from peft import PeftModel
+from torch.utils.data import Subset
 from transformers import PreTrainedModel
 
 from lpc.collate import Collator
@@ -17,11 +18,11 @@ from lpc.perplexity import token_perplexity
 from lpc.rows import Row, RowFormat, Rows, RowsLike, is_rows, open_rows, split_rows
 from lpc.scoring import Score, score_model
 from lpc.source import Source
-from passes.errors import OptionError
+from passes.errors import DataError, OptionError
 from passes.models import base_model
 from passes.tasks import task_of
 
-__all__ = ["DEFAULT_SEQUENCE_LENGTH", "AnyData", "DataOptions", "Material", "prepare"]
+__all__ = ["DEFAULT_SEQUENCE_LENGTH", "AnyData", "DataOptions", "Material", "prepare", "set_aside"]
 
 AnyData: TypeAlias = "Data | RowsLike"
 """Text for a causal language model, or rows with a model's own inputs and labels for any model."""
@@ -105,3 +106,19 @@ def _of_text(source: Source, data: Data, options: DataOptions) -> Material:
         return Score(loss=loss, accuracy=None, perplexity=found.value, rows=len(heldout), labels=found.tokens)
 
     return Material(BlockDataset(train), None, measure, length)
+
+
+def set_aside(
+    data: torch.utils.data.Dataset[Row], fraction: float = 0.05, most: int = 64
+) -> tuple[torch.utils.data.Dataset[Row], torch.utils.data.Dataset[Row]]:
+    """``(train, aside)``: a share of the training data by which the best state is chosen.
+
+    Of text the end of the stream, of rows a random choice. Raises DataError where there is only one.
+    """
+    count = len(data)  # type: ignore[arg-type]
+    if isinstance(data, Rows):
+        return split_rows(data, min(fraction, most / max(count, 1)))
+    if count < 2:
+        raise DataError(f"{count} sequence cannot be split into one to train on and one to choose by: give more text")
+    last = min(max(1, round(count * fraction)), most, count - 1)
+    return Subset(data, range(count - last)), Subset(data, range(count - last, count))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import cross_entropy
 
 from passes.errors import DataError, OptionError
+from passes.models import evaluation_mode
 
 __all__ = ["Perplexity", "exp", "token_perplexity"]
 
@@ -45,18 +44,6 @@ def token_perplexity(model: torch.nn.Module, blocks: torch.Tensor, batch_size: i
             total += float(losses.double().sum())
     tokens = blocks.shape[0] * (blocks.shape[1] - 1)
     return Perplexity(exp(total / tokens), tokens, blocks.shape[1])
-
-
-@contextmanager
-def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode (no dropout), and back as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def exp(nats: float) -> float:

@@ -52,5 +52,7 @@ def choices(tune: TuneOptions, text: DataOptions, target: Target) -> Mapping[str
     """What of the options made the decision, as plain values, for the plan."""
     names = ("steps", "seed", "revival", "schedule", "depth_scores") if tune.steps else ("steps", "seed")
     made = {name: plain(getattr(tune, name)) for name in names}
+    if tune.distill:
+        made["distill"] = plain(tune.distill)
     made["importance"] = plain(tune.importance_for(target))
     return made if tune.steps else {**made, "samples": text.samples, "batch_size": tune.batch_size}

@@ -125,6 +125,8 @@ class Report:
             "untouched": dict(self.untouched),
             "heldout": plain(self.heldout),
             "compatibility": [{**plain(verdict), "evidence": verdict.evidence} for verdict in self.compatibility],
+            "compensated": self._changed_by("compensate"),
+            "recovered": self._changed_by("recover"),
             "passes": [_record(record) for record in self.passes],
             "parity": {
                 parity.name: {"value": parity.value, "tolerance": parity.tolerance}
@@ -132,6 +134,10 @@ class Report:
                 for parity in record.parity
             },
         }
+
+    def _changed_by(self, name: str) -> bool:
+        """Whether a pass that needs data, and so is not replayed by ``apply``, changed the model."""
+        return any(record.name == name and record.modified for record in self.passes)
 
     def to_markdown(self) -> str:
         """The report as it stands in ``report.md``."""

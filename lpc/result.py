@@ -63,7 +63,7 @@ class Result:
     ) -> Report:
         """Write ``hf``, ``onnx``, ``adapter``, ``plan.json``, ``scores.safetensors``, ``lpc.json`` and ``report.md``.
 
-        Returns the final report.
+        After a recovery also ``recovery``, the adapter that was trained on the compact model. Returns the final report.
 
         The folder appears whole or not at all. Raises OutputExistsError if it holds something (unless ``force``),
         OutputError when the disk refuses, TokenizerError if the ONNX package of a causal language model is wanted and
@@ -81,6 +81,8 @@ class Result:
             (stage / "plan.json").write_text(self.plan.to_json(), encoding="utf-8")
             if program.adapter is not None:
                 program.adapter.save(stage / "adapter")
+            if program.recovery is not None:
+                program.recovery.adapter.save(stage / "recovery")
             if program.scores is not None:
                 saved = SavedScores(self.plan.source, self.plan.criterion, program.scores, self.plan.scored_by)
                 saved.save(stage / SCORES_FILE)

@@ -14,10 +14,10 @@ from transformers.loss.loss_utils import LOSS_MAPPING
 
 from exporters.checkpoint import reload
 from lpc.collate import Collator
-from lpc.perplexity import evaluation_mode, exp
+from lpc.perplexity import exp
 from lpc.rows import IGNORED, Row, RowFormat, Rows, RowsLike, open_rows
 from passes.errors import DataError, MissingFileError, ModelError, OptionError, UnsupportedModelError
-from passes.models import base_model
+from passes.models import base_model, evaluation_mode
 from passes.tasks import Task, model_class, task_of
 
 __all__ = ["Score", "score", "score_model"]

@@ -13,7 +13,7 @@ from passes.budget import LatencyModel
 from passes.criteria import CRITERIA, Needs
 from passes.errors import PlanError, PreconditionError
 from passes.infra import Pass, PassResult
-from passes.plan import Plan, fingerprint
+from passes.plan import COMPENSATED, Plan, fingerprint
 from passes.program import Program
 from passes.solver import Solver
 from passes.target import Target
@@ -41,8 +41,9 @@ class DecidePass(Pass):
         units = {name: mask.nonzero().flatten().tolist() for name, mask in program.masks.items()}
         kept = {name: tuple(some) for name, some in graph.complete(units).items() if not isinstance(some, int)}
         Solver.of(self.target, graph, self.latency).check(kept)
+        done = program.compensation
         plan = Plan(
-            source=fingerprint(program.model),
+            source=done.source if done else fingerprint(program.model),
             family=graph.family,
             budget=self.target.wanted.asked,
             layout=str(self.target.layout),
@@ -51,7 +52,7 @@ class DecidePass(Pass):
             kept=kept,
             criterion=self.criterion,
             scored_by=self._exceptions(program),
-            options={**self.details, **self.target.options},
+            options={**self.details, **self.target.options, **({COMPENSATED: done.options} if done else {})},
         )
         return PassResult(replace(program, plan=plan), modified=False)
 

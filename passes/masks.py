@@ -42,6 +42,7 @@ class MaskedModel:
         self._graph = graph
         self._model = model
         self._factors: dict[tuple[str, Role], torch.Tensor] = {}
+        self._on = True
         self._handles: list[RemovableHandle] = []
         for key in self._sites():
             self._handles += self._hook(*key)
@@ -62,6 +63,16 @@ class MaskedModel:
                 row = keep if part.at is None else keep[part.at, 0]
                 row[part.indices(gone)] = False
             self._factors[key] = keep.to(next(module_at(self._model, key[0]).parameters()).device)
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Let everything through inside the block; the masks themselves stay set. Costs nothing to switch."""
+        was, self._on = self._on, False
+        self._skips.active = False
+        try:
+            yield
+        finally:
+            self._on = self._skips.active = was
 
     def remove(self) -> None:
         """Take the hooks off."""
@@ -91,37 +102,47 @@ class MaskedModel:
     def _hook(self, name: str, role: Role) -> Iterator[RemovableHandle]:
         module, bare = (module_at(self._model, name, unwrapped=bare) for bare in (False, True))
         key = (name, role)
+
+        def factor() -> torch.Tensor | None:
+            return self._factors[key] if self._on else None
+
         if role is Role.ROUTE:
-            yield from _route(bare, lambda: self._factors[key])
+            yield from _route(bare, factor)
         elif role in (Role.NORM, Role.PRODUCE):
-            yield module.register_forward_hook(lambda _, __, output: output * self._factors[key].to(output.dtype))
+            yield module.register_forward_hook(lambda _, __, output: _product(output, factor()))
         elif any(part.at is not None for _, part in self._sites()[key]):
             leaf = next(part.parameter for _, part in self._sites()[key]).rpartition(".")[2]
-            yield from _mask_parameter(bare, leaf, lambda: self._factors[key])
+            yield from _mask_parameter(bare, leaf, factor)
         else:
-            yield module.register_forward_pre_hook(
-                lambda _, inputs: (inputs[0] * self._factors[key].to(inputs[0].dtype), *inputs[1:])
-            )
+            yield module.register_forward_pre_hook(lambda _, inputs: (_product(inputs[0], factor()), *inputs[1:]))
 
 
-Factor = Callable[[], torch.Tensor]
+Factor = Callable[[], torch.Tensor | None]
+"""What to multiply with; None while masks are off."""
+
+
+def _product(tensor: torch.Tensor, factor: torch.Tensor | None) -> torch.Tensor:
+    return tensor if factor is None else tensor * factor.to(tensor.dtype)
 
 
 def _route(router: nn.Module, factor: Factor) -> Iterator[RemovableHandle]:
     """The router sees only the rows of the experts that are on; its choices are numbered as before."""
 
     def hide(module: nn.Module, inputs: Any) -> None:
-        # An instance attribute goes before a registered parameter.
-        module.__dict__["weight"] = module.get_parameter("weight")[factor()]
+        keep = factor()
+        if keep is not None:
+            # An instance attribute goes before a registered parameter.
+            module.__dict__["weight"] = module.get_parameter("weight")[keep]
 
     def number(
         module: nn.Module, inputs: Any, output: tuple[torch.Tensor, ...] | None
     ) -> tuple[torch.Tensor, ...] | None:
-        del module.__dict__["weight"]
-        if output is None:  # the router failed; its own error is on the way
+        module.__dict__.pop("weight", None)
+        keep = factor()
+        if output is None or keep is None:  # the router failed, and its own error is on the way; or masks are off
             return None
         *others, chosen = output
-        return (*others, factor().nonzero().flatten()[chosen])
+        return (*others, keep.nonzero().flatten()[chosen])
 
     yield router.register_forward_pre_hook(hide)
     yield router.register_forward_hook(number, always_call=True)
@@ -140,9 +161,13 @@ def _mask_parameter(module: nn.Module, name: str, factor: Factor) -> Iterator[Re
     """The parameter is multiplied while the module runs, after whatever an adapter adds to it."""
 
     def put(module: nn.Module, inputs: Any) -> None:
-        parametrize.register_parametrization(module, name, _Product(factor()), unsafe=True)
+        keep = factor()
+        if keep is not None:
+            parametrize.register_parametrization(module, name, _Product(keep), unsafe=True)
 
     def take(module: nn.Module, inputs: Any, output: Any) -> None:
+        if factor() is None:
+            return
         steps: Any = module.parametrizations[name]  # type: ignore[index]
         if len(steps) == 1:
             parametrize.remove_parametrizations(module, name, leave_parametrized=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -57,3 +59,15 @@ def check_finite(model: torch.nn.Module) -> None:
             raise ModelError(
                 f"{name} holds NaN or infinite values; such a model cannot be pruned: mend or reload the checkpoint"
             )
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module in evaluation mode (no dropout), and back as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

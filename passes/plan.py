@@ -19,6 +19,9 @@ from passes.models import base_model, plain_name
 
 SCHEMA_VERSION = 2
 LAYOUTS = ("uniform", "per-layer")
+COMPENSATED = "compensate"
+"""The entry of a plan's options that says that weights were solved on data, which replaying does not repeat."""
+
 MEANINGFUL = (
     "model_type",
     "hidden_act",
@@ -77,6 +80,11 @@ class Plan:
             nothing_left = not units and (name in depth or not depth)
             if nothing_left or list(units) != sorted(set(units)) or (units and units[0] < 0):
                 raise PlanError(f"the kept units of {name} must be a non-empty ascending list of indices")
+
+    @property
+    def compensated(self) -> bool:
+        """Whether weights were solved on calibration data, so that replaying without data does not give the result."""
+        return COMPENSATED in self.options
 
     @property
     def achieved_ratio(self) -> float:

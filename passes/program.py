@@ -11,12 +11,14 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from passes.adapter import Adapter, check_adapter
+from passes.compensation import Compensation
 from passes.graph import PruningGraph
 from passes.instruments import PassRecord
 from passes.masks import Masks, masked
 from passes.models import base_model, check_finite
 from passes.plan import Plan
 from passes.probe import Probe, Response, positions, respond
+from passes.recovery import Recovery
 from passes.renumber import present
 from passes.routing import routers, routing
 from passes.snapshots import Snapshot
@@ -30,8 +32,9 @@ class Program:
 
     ``expected`` is the response that the next meaning-preserving pass must reproduce under the masks. Passes never
     change a Program; the model inside is the pipeline's own working copy. ``scores`` are the importance [units] a
-    dimension that the masks were chosen by. ``adapter`` is what was merged into it. ``snapshots`` are what tuning left
-    at ratios on its way.
+    dimension that the masks were chosen by. ``adapter`` is what was merged into it, ``compensation`` what was solved in
+    it, ``recovery`` what was trained on it when it was compact already. ``snapshots`` are what tuning left at ratios on
+    its way.
     """
 
     model: PreTrainedModel | PeftModel
@@ -42,6 +45,8 @@ class Program:
     plan: Plan | None = None
     adapter: Adapter | None = None
     snapshots: tuple[Snapshot, ...] = ()
+    compensation: Compensation | None = None
+    recovery: Recovery | None = None
     expected: Response | None = None
     history: tuple[PassRecord, ...] = ()
 

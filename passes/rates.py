@@ -40,14 +40,18 @@ def stage_rates(name: str, lengths: Sequence[int]) -> list[float]:
 
 
 class RatedTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer whose learning rate is the peak times a factor given for each step."""
+    """A Trainer whose learning rate is the peak times a factor given for each step, or the curve of its arguments."""
 
-    def __init__(self, factors: Sequence[float], **arguments: Any) -> None:
+    def __init__(self, factors: Sequence[float] | None = None, **arguments: Any) -> None:
         self._factors = factors
         super().__init__(**arguments)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
         """The schedule of the given factors."""
-        last = len(self._factors) - 1
-        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: self._factors[min(step, last)])
+        factors = self._factors
+        if factors is None:
+            made: LambdaLR = super().create_scheduler(num_training_steps, optimizer)
+            return made
+        last = len(factors) - 1
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: factors[min(step, last)])
         return self.lr_scheduler

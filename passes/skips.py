@@ -31,6 +31,8 @@ class Skips:
 
     def __init__(self, model: PreTrainedModel | PeftModel, graph: PruningGraph) -> None:
         self._on: dict[tuple[str, int], bool] = {}
+        self.active = True
+        """Whether anything is skipped at all."""
         self._handles: list[RemovableHandle] = []
         for dimension in graph.depth:
             for unit in range(dimension.size):
@@ -55,7 +57,7 @@ class Skips:
         first = next(iter(inspect.signature(layer.forward).parameters))
 
         def skip(_: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-            if self._on[key]:
+            if self._on[key] or not self.active:
                 return output
             entered = args[0] if args else kwargs[first]
             return _with_first(output, lambda value: torch.where(_never(value), value, entered))
@@ -64,7 +66,7 @@ class Skips:
 
     def _hook_exit(self, module: nn.Module, key: tuple[str, int]) -> RemovableHandle:
         def skip(_: nn.Module, __: Any, output: Any) -> Any:
-            if self._on[key]:
+            if self._on[key] or not self.active:
                 return output
             return _with_first(output, lambda value: torch.where(_never(value), value, torch.zeros_like(value)))
 

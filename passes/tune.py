@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-import random
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peft import PeftModel
 from torch.utils.data import DataLoader, Dataset
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from passes.budget import LatencyModel
 from passes.calibration import Collate
 from passes.criteria import criterion_named, make_criterion
+from passes.distill import DistillOptions, check_distillable
 from passes.errors import MissingFileError, OptionError, PreconditionError
 from passes.importance import ImportanceOptions
 from passes.infra import Pass, PassResult, Progress, plain, silent
 from passes.measured_depth import DEPTH_SCORES, MeasuredDepth
 from passes.models import base_model
 from passes.program import Program
-from passes.rates import RatedTrainer, stage_rates
+from passes.rates import stage_rates
 from passes.schedule import Schedule
 from passes.solver import Solver
 from passes.stages import SnapshotOptions
 from passes.target import Layout, Target
+from passes.teacher import FrozenBase
+from passes.training import Course, train
 from passes.tuning import Event, PruningCallback, PruningPolicy
 
 LOSSES_LOGGED = 20
@@ -48,6 +48,8 @@ class TuneOptions:
     latest one. ``learning_rate`` is the peak; by default it follows from the hidden size (``width_scaled_rate``).
     ``criterion`` ranks the units, by name (``CRITERIA``, docs/criteria.md). ``depth_scores`` ranks layers and blocks:
     ``summed`` over what is in them, or ``skipped``, the rise of the loss without them, measured at the start.
+    ``distill`` draws the model to its own dense base as well; scores come from the gradients of whatever loss is
+    trained.
     """
 
     steps: int = 200
@@ -63,6 +65,7 @@ class TuneOptions:
     revival: bool = True
     importance: ImportanceOptions = ImportanceOptions()
     schedule: Schedule = Schedule()
+    distill: DistillOptions | None = None
     checkpoints: Path | None = None
     save_every: int | None = None
     resume: bool = False
@@ -113,23 +116,15 @@ def width_scaled_rate(hidden_size: int) -> float:
 
 @dataclass(frozen=True)
 class TuneReport:
-    """The course of the training: (step, mean loss in nats a token since the last entry), and the mask events."""
+    """The course of the training: (step, mean loss in nats a token since the last entry), and the mask events.
+
+    ``teacher_share``: what part of the time the teacher's forward passes took; 0 without distillation.
+    """
 
     losses: tuple[tuple[int, float], ...]
     events: tuple[Event, ...]
     skipped_updates: int
-
-
-@contextmanager
-def _random_states_kept() -> Iterator[None]:
-    """The Trainer seeds Python's, numpy's and torch's global generators; the caller's own states come back."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
+    teacher_share: float = 0.0
 
 
 class TunePass(Pass):
@@ -169,6 +164,14 @@ class TunePass(Pass):
             raise PreconditionError(
                 "pass 'tune' needs a traced program with an adapter: run TracePass and AttachPass first"
             )
+        if self._options.distill is not None:
+            check_distillable(base_model(program.model))
+            done = program.compensation
+            if done is not None and not done.originals and any(solved.changed for solved in done.solved):
+                raise PreconditionError(
+                    "pass 'tune' is to distil from the dense model, whose weights a compensation has replaced: "
+                    "run CompensatePass with keep_originals=True"
+                )
 
     def call(self, program: Program) -> PassResult:
         """Train, and leave the final masks in the program."""
@@ -187,11 +190,11 @@ class TunePass(Pass):
         if options.depth_scores == "skipped":
             criterion = MeasuredDepth(criterion, graph, self._first_batches)
         callback = PruningCallback(model, graph, criterion, policy, self._progress)
-        losses = self._train(model, callback, rates)
+        trained = self._train(program, model, callback, rates)
         left = tuple(callback.state.snapshots)
         tuned = replace(program, model=model.eval(), masks=callback.state.masks, snapshots=left)
         tuned = replace(tuned, scores=callback.state.chosen_by)
-        report = TuneReport(losses, tuple(callback.state.events), callback.state.skipped)
+        report = TuneReport(trained.losses, tuple(callback.state.events), callback.state.skipped, trained.teacher_share)
         return PassResult(tuned.expecting_itself(), modified=True, report=report)
 
     def _first_batches(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -200,29 +203,29 @@ class TunePass(Pass):
         return islice(iter(loader), SKIP_BATCHES)
 
     def _train(
-        self, model: PeftModel, callback: PruningCallback, rates: Sequence[float] | None
-    ) -> tuple[tuple[int, float], ...]:
-        checkpoint = self._options.latest_checkpoint()
+        self, program: Program, model: PeftModel, callback: PruningCallback, rates: Sequence[float] | None
+    ) -> Course:
+        options, teacher = self._options, None
+        if options.distill is not None:
+            originals = program.compensation.originals if program.compensation else {}
+            teacher = FrozenBase(model, callback.masks_off, originals)
+        checkpoint = options.latest_checkpoint()
         with ExitStack() as stack:
-            folder = self._options.checkpoints or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            stack.enter_context(_random_states_kept())
-            stack.enter_context(torch.enable_grad())
-            # The Trainer switches this off for good, and the configuration goes into the saved checkpoint.
-            if hasattr(model.config, "use_cache"):
-                stack.callback(setattr, model.config, "use_cache", model.config.use_cache)
-            trainer = (Trainer if rates is None else partial(RatedTrainer, rates))(
-                model=model,
-                args=self._arguments(folder, model),
-                train_dataset=self._data,
-                data_collator=self._collate,
-                callbacks=[callback],
-            )
-            trainer.remove_callback(PrinterCallback)
+            folder = options.checkpoints or Path(stack.enter_context(tempfile.TemporaryDirectory()))
             stack.callback(callback.close)
             if checkpoint is not None:
                 callback.restore(checkpoint)
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        return tuple((int(row["step"]), float(row["loss"])) for row in trainer.state.log_history if "loss" in row)
+            return train(
+                model,
+                self._arguments(folder, model),
+                callback,
+                rates=rates,
+                teacher=teacher,
+                distill=options.distill,
+                resume_from=checkpoint,
+                train_dataset=self._data,
+                data_collator=self._collate,
+            )
 
     def _arguments(self, folder: Path, model: PeftModel) -> TrainingArguments:
         options = self._options

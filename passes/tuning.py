@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,10 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         self.state.chosen_by = {name: score.clone() for name, score in self._criterion.scores.items()}
         assert self._hooks is not None
         self._hooks.set(masks)
+
+    def masks_off(self) -> AbstractContextManager[None]:
+        """A context in which the masks let everything through."""
+        return self._hooks.off() if self._hooks is not None else nullcontext()
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Take the masks off; the program carries them from here."""

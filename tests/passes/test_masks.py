@@ -120,3 +120,20 @@ def test_masks_keep_the_dtype_of_half_precision() -> None:
     program = traced(copy.deepcopy(build_model("llama")).bfloat16())
     with masked(program.model, program.traced, masks_of(program, everything_but_one(program))):
         assert program.model(IDS).logits.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["llama", "olmo2", "mixtral", "qwen3_moe-mixed"])
+def test_masks_switched_off_let_everything_through_bit_for_bit_and_come_back(name: str) -> None:
+    model = zoo.build(name)
+    program = traced(copy.deepcopy(model))
+    masks = {d.name: torch.arange(d.size) < max(2, d.size // 2) for d in program.traced.dimensions}
+    batch = zoo.inputs(model, zoo.ZOO[name])
+    with torch.no_grad(), masked(program.model, program.traced, masks) as hooks:
+        under, whole = program.model(**batch).logits, model(**batch).logits
+        with hooks.off():
+            assert torch.equal(program.model(**batch).logits, whole)
+            with hooks.off():
+                pass
+            assert torch.equal(program.model(**batch).logits, whole)
+        assert torch.equal(program.model(**batch).logits, under)
+    assert not torch.allclose(under, whole, atol=0.1)

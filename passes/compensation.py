@@ -1,0 +1,74 @@
+"""What a compensation did to the weights, and how to undo it for the length of a forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from passes.models import parameter_at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solved:
+    """One consuming projection, solved anew on the calibration data.
+
+    ``before`` and ``after``: ‖Y − Ŷ‖ / ‖Y‖ (Frobenius norms over all calibration tokens) of its output Ŷ under the
+    masks against what it is to give, Y, both times with everything before it compensated. ``ridge`` is the λ that made
+    the system positive definite. With ``changed`` false the old weight was as good and stayed.
+    """
+
+    projection: str
+    before: float
+    after: float
+    ridge: float
+    changed: bool
+
+
+@dataclass(frozen=True)
+class Compensation:
+    """The projections that were solved, in order of depth, and how.
+
+    ``originals`` are the parameters as they were, by plain name; empty if they were not to be kept. ``source`` is the
+    fingerprint of the model before (``passes.plan``), for a plan that is made afterwards.
+    """
+
+    solved: tuple[Solved, ...]
+    originals: Mapping[str, torch.Tensor]
+    source: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @contextmanager
+    def undone(self, model: PreTrainedModel | PeftModel) -> Iterator[None]:
+        """The model with its original parameters, inside the block. Nothing is copied on one device."""
+        with replaced(model, self.originals):
+            yield
+
+
+@contextmanager
+def replaced(model: PreTrainedModel | PeftModel, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """The model with other tensors behind its own parameters (by plain name), inside the block.
+
+    Only for forward passes without gradients.
+    """
+    with swapped([(parameter_at(model, name), tensor) for name, tensor in tensors.items()]):
+        yield
+
+
+@contextmanager
+def swapped(pairs: Sequence[tuple[nn.Parameter, torch.Tensor]]) -> Iterator[None]:
+    """Each parameter holds the tensor beside it, inside the block; likewise."""
+    own = [parameter.data for parameter, _ in pairs]
+    try:
+        for parameter, tensor in pairs:
+            parameter.data = tensor.to(parameter.device)
+        yield
+    finally:
+        for (parameter, _), data in zip(pairs, own, strict=True):
+            parameter.data = data
