@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, default_data_collator
 from passes.calibration import Collate
 from passes.compensation import Compensation, Solved
 from passes.errors import DataError, OptionError, PostconditionError, PreconditionError
+from passes.graph import Kind
 from passes.heldout import heldout_loss
 from passes.infra import Pass, PassResult, Progress, plain, silent
 from passes.masks import masked
