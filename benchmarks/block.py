@@ -83,7 +83,7 @@ def variants(graph: PruningGraph) -> dict[str, Counts]:
 
     free = counts(1)
     odd = {**free, "mlp_channels": free["mlp_channels"] - (free["mlp_channels"] % 2 == 0)}
-    return {"multiple of 64 (default)": counts(None), "not rounded": free, "odd": odd, "multiple of 8": counts(8)}
+    return {"multiple of 64 (default)": counts(None), "not rounded": free, "odd": odd}
 
 
 def random_model(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
