@@ -102,6 +102,7 @@ def compress(
     text = DataOptions(sequence_length=sequence_length, samples=samples)
     trace = TraceOptions(query_heads=query_heads, custom_code=custom_code, depth=depth, hidden=hidden)
     if family is not None:
+        o.check_family(healing)
         run_family(
             model,
             data,

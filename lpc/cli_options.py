@@ -62,7 +62,7 @@ Freeze = Annotated[
     list[str] | None, typer.Option(help="A dimension or kind that stays whole, such as kv_groups; may be repeated.")
 ]
 ComparisonName = Annotated[
-    str, typer.Option("--comparison", help="How layers' scores compare: raw, kind or dimension (docs/layouts.md).")
+    str, typer.Option("--comparison", help="How layers' scores compare: raw, kind or dimension (docs/budgets.md).")
 ]
 
 Snapshots = Annotated[
@@ -140,3 +140,11 @@ def healing_of(tune: TuneOptions, compensate: bool, distill: float | None, recov
             steps=recover_steps, batch_size=tune.batch_size, bf16=tune.bf16, seed=tune.seed, distill=taught
         )
     return Healing(replace(tune, distill=taught), CompensateOptions() if compensate else None, recover)
+
+
+def check_family(healing: Healing) -> None:
+    """Raise OptionError for what a family of models does not do."""
+    from passes.errors import OptionError
+
+    if healing.compensate or healing.recover:
+        raise OptionError("--compensate and --recover-steps are for one model: leave them out with --snapshots")

@@ -11,7 +11,7 @@ from passes.graph import Kind, PruningGraph
 
 
 class Comparison(StrEnum):
-    """How scores become comparable across dimensions; docs/layouts.md has the evidence."""
+    """How scores become comparable across dimensions; docs/budgets.md has the evidence."""
 
     RAW = "raw"
     """As the criterion gives them."""
