@@ -143,7 +143,7 @@ def test_a_sequence_reports_progress(program: Program) -> None:
 def test_plain_values_are_ready_for_json() -> None:
     values = plain({"a": ImportanceOptions(), "b": (1, Path("x")), Kind.KV_GROUPS: None, "c": Kind.MLP_CHANNELS})
     assert json.loads(json.dumps(values)) == {
-        "a": {"form": "square", "normalise": True, "quadratic": False, "smoothing": 0.9},
+        "a": {"form": "square", "normalise": None, "quadratic": False, "smoothing": 0.9},
         "b": [1, "x"],
         "kv_groups": None,
         "c": "mlp_channels",
