@@ -195,7 +195,7 @@ def document(graph: PruningGraph, found: dict[str, dict[str, Any]], threads: int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--loads", type=int, default=3)
+    parser.add_argument("--loads", type=int, default=4)
     parser.add_argument("--name", default="block", help="name of the result files")
     arguments = parser.parse_args()
     config, threads, loads = LlamaConfig(**SIZES), arguments.threads, [os.getloadavg()[0]]
