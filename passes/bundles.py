@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from passes.graph import Dimension, Kind, PruningGraph, Width
 
@@ -78,8 +77,3 @@ def by_dimension(bundles: Iterable[Bundle], counts: Mapping[str, int]) -> dict[s
 def steps_up(bundle: Bundle, count: int) -> Iterator[int]:
     """The allowed counts above one, ascending."""
     return (other for other in bundle.counts if other > count)
-
-
-def largest_step(bundle: Bundle) -> int:
-    """The most units between two neighbouring counts."""
-    return max((after - before for before, after in pairwise(bundle.counts)), default=0)

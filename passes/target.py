@@ -42,7 +42,9 @@ class Target:
 
     def __post_init__(self) -> None:
         if (self.ratio is None) == (self.budget is None):
-            raise OptionError("say what to reach with either ratio or budget: one of them, not both")
+            raise OptionError(
+                "say what to reach with either ratio or budget, such as ratio=0.3 (--ratio 0.3): one of them, not both"
+            )
         for name, kind in (("layout", Layout), ("comparison", Comparison)):
             value = getattr(self, name)
             if value not in list(kind):

@@ -37,7 +37,7 @@ class UniformAllocation:
         for counts in _nearest_first(coarse, share):
             widest = self._widest(fine, counts)
             if widest is not None:
-                return self._filled([*coarse, *fine], widest)
+                return self.filled([*coarse, *fine], widest)
         return None
 
     def _fits(self, counts: Mapping[str, float]) -> bool:
@@ -73,9 +73,9 @@ class UniformAllocation:
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if self._fits(at(shares[middle])) else (low, middle)
-        return self._filled(fine, at(shares[low]))
+        return self.filled(fine, at(shares[low]))
 
-    def _filled(self, bundles: Sequence[Bundle], counts: dict[str, int]) -> dict[str, int]:
+    def filled(self, bundles: Sequence[Bundle], counts: dict[str, int]) -> dict[str, int]:
         """The counts, raised as far as the limits allow, a step of the bundle that keeps the least share at a time."""
         counts, open_ones = dict(counts), [bundle for bundle in bundles if bundle.is_free]
         while open_ones:

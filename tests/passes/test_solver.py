@@ -17,6 +17,7 @@ from passes.models import count_parameters
 from passes.solver import Solver, best_units, present
 from passes.target import Layout, Target
 from passes.trace import TraceOptions, trace
+from passes.uniform import UniformAllocation
 
 CLOSED_FORM = [measure for measure in MEASURES if measure != "latency"]
 
@@ -209,3 +210,13 @@ def test_the_hidden_size_competes_too() -> None:
     kept = solver.kept(scores)
     assert kept["hidden"] < 32
     solver.check(kept)
+
+
+def test_what_fits_is_given_back_where_the_least_share_is_kept() -> None:
+    """From the smallest model up, all widths grow alike: none is a coarse step ahead of another for long."""
+    solver = Solver.of(Target(ratio=0.4), graph_of("llama", hidden=True))
+    least = {bundle.name: bundle.counts[0] for bundle in solver.bundles}
+    filled = UniformAllocation(solver.bundles, solver.meter, solver.limits).filled(solver.bundles, least)
+    shares = [filled[bundle.name] / bundle.size for bundle in solver.bundles]
+    assert max(shares) - min(shares) <= 0.25
+    assert solver.meter.fits(solver.meter.graph.uniform(filled), solver.limits)

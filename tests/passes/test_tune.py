@@ -286,3 +286,12 @@ def test_tune_leaves_the_callers_random_states_as_they_were() -> None:
     random.seed(3), np.random.seed(3), torch.manual_seed(3)
     tune(program, steps=1)
     assert (random.random(), float(np.random.rand()), float(torch.rand(()))) == expected
+
+
+@pytest.mark.parametrize(("layout", "normalised"), [("uniform", True), ("per-layer", False)])
+def test_scores_are_normalised_in_the_uniform_layout_only_unless_said(layout: str, normalised: bool) -> None:
+    target = Target(ratio=0.3, layout=layout)
+    assert TuneOptions().importance_for(target).normalise is normalised
+    for chosen in (True, False):
+        options = TuneOptions(importance=ImportanceOptions(normalise=chosen))
+        assert options.importance_for(target).normalise is chosen
