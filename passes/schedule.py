@@ -22,7 +22,8 @@ class Schedule:
     """A cubic curve of *cost* from 0 to the target (Zhu & Gupta, arXiv 1710.01878, eq. 1), in fractions of all steps.
 
     ``warmup``: before it nothing is masked. ``cooldown``: the last part, in which the final masks stay as they are and
-    the adapters heal. ``every``: steps between two events. With ``warmup + cooldown`` = 1 all goes in one event.
+    the adapters heal. ``every``: steps between two events. With ``warmup + cooldown`` = 1 all goes in one event; with
+    ``cooldown`` = 1 (``ONE_SHOT``) before the first step, by scores of calibration data (``ScorePass``).
     """
 
     warmup: float = 0.05
@@ -30,18 +31,25 @@ class Schedule:
     every: int = 1
 
     def __post_init__(self) -> None:
-        if not (0 <= self.warmup < 1 and 0 <= self.cooldown < 1 and self.warmup + self.cooldown <= 1):
+        if not (0 <= self.warmup < 1 and 0 <= self.cooldown <= 1 and self.warmup + self.cooldown <= 1):
             raise OptionError(
                 f"warmup {self.warmup} and cooldown {self.cooldown} must be fractions that add up to at most 1"
             )
         if self.every < 1:
             raise OptionError(f"events must be at least one step apart, got every={self.every}")
 
+    @property
+    def one_shot(self) -> bool:
+        """Whether all goes before the first step."""
+        return self.cooldown == 1
+
     def events(self, steps: int) -> list[tuple[int, float]]:
         """(step, share of the target removed from that step on), ascending; the last share is exactly 1.
 
-        Steps count finished optimizer steps, 1 to ``steps``.
+        Steps count finished optimizer steps, 1 to ``steps``. None where all goes before the first of them.
         """
+        if self.one_shot:
+            return []
         return cubic(self.first(steps), self.last(steps), self.every)
 
     def first(self, steps: int) -> int:
@@ -51,6 +59,10 @@ class Schedule:
     def last(self, steps: int) -> int:
         """The step of the last event."""
         return max(self.first(steps), round((1 - self.cooldown) * steps))
+
+
+ONE_SHOT = Schedule(warmup=0, cooldown=1)
+"""All goes before the first step; the masks are the program's own."""
 
 
 def cubic(first: int, last: int, every: int) -> list[tuple[int, float]]:

@@ -57,6 +57,8 @@ class SnapshotOptions:
         Raises OptionError if the target is another, if the steps do not suffice, or if without ``revival`` the ratios
         do not nest; and what ``Solver.of`` raises.
         """
+        if schedule.one_shot:
+            raise OptionError("snapshots are left on the way to a target, and a one-shot schedule has none")
         return Course(stages(self._solvers(last), schedule, steps, self.cooldown), revival=revival)
 
     def _solvers(self, last: Solver) -> tuple[Solver, ...]:
@@ -128,7 +130,8 @@ def _divided(schedule: Schedule, steps: int, ratios: int, cooldown: int | None) 
 class Course:
     """The masks and the snapshots that are due after each step of a run through stages.
 
-    ``ends`` are the last steps of the stages with their ratios, ``lengths`` are the stages' own in steps.
+    ``ends`` are the last steps of the stages with their ratios, ``lengths`` are the stages' own in steps, and
+    ``last_event`` is the step of the last event, 0 if there is none.
     """
 
     def __init__(self, stages: Sequence[Stage], *, revival: bool = True) -> None:
@@ -141,6 +144,7 @@ class Course:
             path = MaskPath(stage.solver, [share for _, share in stage.events], before)
             self._events |= {step: (path, number) for number, (step, _) in enumerate(stage.events)}
             before = stage.solver
+        self.last_event = max(self._events, default=0)
         self.ends = {stage.end: stage.solver.target.ratio for stage in stages}
         self.lengths = [after - before for before, after in pairwise([0, *self.ends])]
 

@@ -22,6 +22,7 @@ from passes.distill import DistillOptions, check_distillable
 from passes.errors import MissingFileError, OptionError, PreconditionError
 from passes.importance import ImportanceOptions
 from passes.infra import Pass, PassResult, Progress, plain, silent
+from passes.masks import full_masks
 from passes.measured_depth import DEPTH_SCORES, MeasuredDepth
 from passes.models import base_model
 from passes.program import Program
@@ -32,7 +33,7 @@ from passes.stages import SnapshotOptions
 from passes.target import Layout, Target
 from passes.teacher import FrozenBase
 from passes.training import Course, train
-from passes.tuning import Event, PruningCallback, PruningPolicy
+from passes.tuning import Event, PruningCallback, PruningPolicy, PruningState
 
 LOSSES_LOGGED = 20
 SKIP_BATCHES = 4
@@ -132,7 +133,8 @@ class TunePass(Pass):
 
     ``data`` yields the model's inputs, labels included, so that the model computes its own loss; ``collate`` makes a
     batch of them (default: stack, for items of one length). ``latency`` is needed for a budget of latency.
-    ``snapshots``: ratios on the way to the target's at which to leave a snapshot in the program.
+    ``snapshots``: ratios on the way to the target's at which to leave a snapshot in the program. With the schedule
+    ``ONE_SHOT`` the masks are those that the program brings; else it starts with all units.
     """
 
     name = "tune"
@@ -164,6 +166,8 @@ class TunePass(Pass):
             raise PreconditionError(
                 "pass 'tune' needs a traced program with an adapter: run TracePass and AttachPass first"
             )
+        if self._options.schedule.one_shot and program.masks is None:
+            raise PreconditionError("pass 'tune' prunes nothing with a one-shot schedule: run ScorePass before it")
         if self._options.distill is not None:
             check_distillable(base_model(program.model))
             done = program.compensation
@@ -189,7 +193,10 @@ class TunePass(Pass):
         criterion = make_criterion(options.criterion, graph, options.importance_for(self._target), options.seed)
         if options.depth_scores == "skipped":
             criterion = MeasuredDepth(criterion, graph, self._first_batches)
-        callback = PruningCallback(model, graph, criterion, policy, self._progress)
+        start = PruningState(full_masks(graph))
+        if options.schedule.one_shot and program.masks is not None:
+            start = PruningState(dict(program.masks), dict(program.scores or {}))
+        callback = PruningCallback(model, graph, criterion, policy, self._progress, start)
         trained = self._train(program, model, callback, rates)
         left = tuple(callback.state.snapshots)
         tuned = replace(program, model=model.eval(), masks=callback.state.masks, snapshots=left)

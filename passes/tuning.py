@@ -86,7 +86,7 @@ class PruningState:
 class PruningCallback(TrainerCallback):  # type: ignore[misc]
     """Prunes progressively while a transformers Trainer trains the adapters.
 
-    Before each optimizer step the criterion sees the accumulated, all-reduced, unscaled and unclipped gradients, and
+    Until the last event, before each optimizer step, the criterion sees the accumulated, all-reduced, unscaled and unclipped gradients, and
     only then are they clipped here: so the Trainer itself must not clip (``max_grad_norm=0``). After a step at which an
     event is due, the masks are set anew. The state is saved beside each Trainer checkpoint.
     """
@@ -98,12 +98,13 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         criterion: Criterion,
         policy: PruningPolicy,
         progress: Progress = silent,
+        start: PruningState | None = None,
     ) -> None:
         self._model, self._graph, self._criterion, self._policy = model, graph, criterion, policy
         self._progress = progress
         self._course: Course | None = None
         self._hooks: MaskedModel | None = None
-        self.state = PruningState(full_masks(graph))
+        self.state = start or PruningState(full_masks(graph))
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Lay out the events and put the masks on."""
@@ -115,15 +116,14 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         self._course = self._policy.course(state.max_steps)
         self._hooks = MaskedModel(self._model, self._graph)
         self._hooks.set(self.state.masks)
-        self._criterion.begin(self._model)
+        if self._course.last_event:
+            self._criterion.begin(self._model)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Show the gradients to the criterion, then clip them."""
-        # accelerate's optimizer unscales the gradients of its own parameters only
-        scaler = getattr(kwargs.get("optimizer"), "scaler", None)
-        if not self._criterion.observe(self._model, scaler.get_scale() if scaler is not None else 1.0):
+        if not self._observe(state.global_step + 1, kwargs.get("optimizer")):
             if not args.fp16:
                 raise ModelError(
                     f"the gradients of step {state.global_step + 1} are not finite: lower the learning rate, "
@@ -133,6 +133,16 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         if self._policy.max_grad_norm:
             trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
             torch.nn.utils.clip_grad_norm_(trained, self._policy.max_grad_norm)
+
+    def _observe(self, step: int, optimizer: Any) -> bool:
+        """Score, as long as an event is to come; whether the gradients are finite."""
+        if self._course is None or step <= self._course.last_event:
+            # accelerate's optimizer unscales the gradients of its own parameters only
+            scaler = getattr(optimizer, "scaler", None)
+            return self._criterion.observe(self._model, scaler.get_scale() if scaler is not None else 1.0)
+        self._criterion.end(self._model)
+        grads = [p.grad for p in self._model.parameters() if p.requires_grad and p.grad is not None]
+        return bool(torch.isfinite(torch.nn.utils.get_total_norm(grads)))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Take a snapshot if one is due, then re-mask if an event is; where a stage ends, the next one's first is."""
