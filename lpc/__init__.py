@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from passes.importance import ImportanceOptions as ImportanceOptions
     from passes.plan import Plan as Plan
     from passes.recover import RecoverOptions as RecoverOptions
+    from passes.schedule import ONE_SHOT as ONE_SHOT
     from passes.schedule import Schedule as Schedule
     from passes.scores import SavedScores as SavedScores
     from passes.target import Target as Target
@@ -73,6 +74,7 @@ _HOMES = {
     "Family": "passes.families",
     "ImportanceOptions": "passes.importance",
     "LoraOptions": "passes.adapter",
+    "ONE_SHOT": "passes.schedule",
     "OnnxOptions": "exporters.onnx_options",
     "Packing": "passes.attention",
     "Plan": "passes.plan",

@@ -22,7 +22,7 @@ from passes.adapter import LoraOptions
 from passes.budget import Budget
 from passes.compensate import CompensateOptions, CompensatePass
 from passes.decide import DecidePass, ReplayPass
-from passes.errors import OptionError
+from passes.errors import OptionError, PlanError
 from passes.infra import Pass, Progress, Sequential, silent
 from passes.masks import masked
 from passes.merge import MergePass
@@ -82,9 +82,10 @@ def compress(
     frozen dimensions. With ``layout="per-layer"`` each layer gets widths of its own, by importance. ``trace`` says
     which heads may go: query heads inside their groups (``query_heads``), heads that no stock class can do without
     (``custom_code``; the checkpoint then needs ``trust_remote_code``), whole layers or blocks (``depth``), and the
-    ``hidden`` size. ``compensate`` solves projections anew after merging, where the loss on the calibration data falls
-    by it; ``recover`` trains the compact model further, on data of which a share is set aside from tuning to choose
-    the best state by. With ``recover.distill`` the source is held in memory once more.
+    ``hidden`` size. ``compensate`` solves projections anew, where the loss on the calibration data falls by it: after
+    merging, or, with a one-shot schedule, before tuning. ``recover`` trains the compact model further, on data of which
+    a share is set aside from tuning to choose the best state by. With ``recover.distill`` the source is held in memory
+    once more.
 
     Raises LpcError: OptionError, MissingFileError, DataError, ModelError, UnsupportedModelError, TokenizerError for
     what the user gave, UnreachableBudgetError stating what can be reached, PostconditionError if a verification fails.
@@ -100,15 +101,19 @@ def compress(
     train, aside = set_aside(material.train) if recover else (material.train, None)
     job = Job(source, material, material.measure(program.model), progress)
     progress("held-out", 1, 3)
-    ranking = ranking_passes(target, replace(material, train=train), lora, tune, text, latency, progress)
+    first = bool(tune.steps) and tune.schedule.one_shot
+    solve: list[Pass] = []
+    if compensate:
+        solve.append(CompensatePass(train, compensate, progress, material.collate, keep_originals=first))
+    scored = replace(material, train=train)
+    ranking = ranking_passes(target, scored, lora, tune, text, latency, progress, solve if first else ())
     program = Sequential(*ranking, progress=progress)(program).program
     decide = DecidePass(target, tune.criterion, choices(tune, text, target), latency)
     after: list[Pass] = []
     if recover and aside is not None:
         teacher = load_source(model, trust_remote_code=trust_remote_code).model if recover.distill else None
         after.append(RecoverPass(train, aside, recover, progress, material.collate, teacher))
-    solve = [CompensatePass(train, compensate, progress, material.collate)] if compensate else []
-    result = job.finish(program, decide, tune=tune, solve=solve, after=after)
+    result = job.finish(program, decide, tune=tune, solve=() if first else solve, after=after)
     return replace(result, report=replace(result.report, latency=predicted(latency, target.wanted, result.plan)))
 
 
@@ -175,9 +180,15 @@ def apply(
     ``model`` is the source that the plan was made for, ``adapter`` the folder of the trained adapter (``OUT/adapter``),
     or a PeftModel that wears it. What needed data is not repeated: weights that a compensation solved are as they were
     before it (a warning says so), and training after shrinking is left out. Raises PlanError when the plan is for
-    another model, and what ``compress`` raises.
+    another model or an adapter was trained on compensated weights, and what ``compress`` raises.
     """
     plan = plan if isinstance(plan, Plan) else Plan.load(plan)
+    worn = adapter is not None or isinstance(model, PeftModel)
+    if plan.compensated_first and worn:
+        raise PlanError(
+            "the plan's model was compensated on data before it was tuned: its adapter fits those weights, which are "
+            "only in its compact checkpoint; take that, or leave the adapter out"
+        )
     if plan.compensated:
         logger.warning("the plan's model was compensated on data; replayed without data, it is not")
     if isinstance(adapter, PeftModel):
@@ -205,7 +216,8 @@ def _removed(program: Program, material: Material) -> Score:
     assert program.masks is not None
     model = program.model
     off = model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
-    with off, masked(program.model, program.traced, program.masks):
+    dense = program.compensation.undone(model) if program.compensation else nullcontext()
+    with off, dense, masked(program.model, program.traced, program.masks):
         return material.measure(program.model)
 
 

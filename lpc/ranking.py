@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lpc.material import DataOptions, Material
@@ -24,14 +24,17 @@ def ranking_passes(
     text: DataOptions,
     latency: LatencyModel | None,
     progress: Progress,
+    solve: Sequence[Pass] = (),
 ) -> list[Pass]:
     """The passes that leave scores and masks: they attach and tune, or with no steps score ``text.samples`` rows.
 
-    Without steps an adapter is attached only for a criterion that reads one.
+    With a one-shot schedule these are scored first and ``solve`` runs before tuning. Without steps an adapter is
+    attached only for a criterion that reads one.
     """
     attach = AttachPass(lora, tune.seed)
-    if tune.steps:
-        return [attach, TunePass(target, material.train, tune, progress, material.collate, latency)]
+    training = TunePass(target, material.train, tune, progress, material.collate, latency) if tune.steps else None
+    if training and not tune.schedule.one_shot:
+        return [attach, training]
     options = ScoreOptions(
         criterion=tune.criterion,
         samples=text.samples,
@@ -40,6 +43,8 @@ def ranking_passes(
         importance=tune.importance_for(target),
     )
     score = ScorePass(target, material.train, options, progress, material.collate, latency)
+    if training:
+        return [attach, score, *solve, training]
     return [attach, score] if criterion_named(tune.criterion).needs is Needs.ADAPTER else [score]
 
 
@@ -55,4 +60,5 @@ def choices(tune: TuneOptions, text: DataOptions, target: Target) -> Mapping[str
     if tune.distill:
         made["distill"] = plain(tune.distill)
     made["importance"] = plain(tune.importance_for(target))
-    return made if tune.steps else {**made, "samples": text.samples, "batch_size": tune.batch_size}
+    scored = not tune.steps or tune.schedule.one_shot
+    return {**made, "samples": text.samples, "batch_size": tune.batch_size} if scored else made

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, default_collate
 
+from passes.tasks import Task
+
 Row = dict[str, torch.Tensor]
 
 Collate = Callable[[list[Row]], Row]
@@ -31,3 +33,11 @@ def batches(
     for start in range(0, len(rows), batch_size):
         batch = make([data[row] for row in rows[start : start + batch_size]])
         yield {name: value.to(device) for name, value in batch.items()}
+
+
+def label_count(task: Task, batch: Row) -> int:
+    """How many labels the model's loss on a batch is the mean over: labelled tokens, or rows."""
+    labels = batch.get("labels")
+    if labels is None or labels.dim() < 2 or labels.is_floating_point():
+        return len(next(iter(batch.values())))
+    return int((labels[:, 1:] if task is Task.CAUSAL_LM else labels).ne(-100).sum())

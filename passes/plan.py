@@ -87,6 +87,11 @@ class Plan:
         return COMPENSATED in self.options
 
     @property
+    def compensated_first(self) -> bool:
+        """Whether that was before tuning, so that the trained adapter fits the solved weights only."""
+        return self.compensated and dict(self.options.get("schedule", {})).get("cooldown") == 1
+
+    @property
     def achieved_ratio(self) -> float:
         """The share of the source's parameters that goes."""
         return 1 - self.target_parameters / self.source_parameters

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from passes.adapter import Adapter, LoraOptions, lora_weights
 from passes.calibration import Collate
-from passes.distill import DistillOptions, check_distillable
+from passes.distill import DistillOptions
 from passes.errors import ModelError, OptionError, PostconditionError, PreconditionError
 from passes.heldout import heldout_loss
 from passes.infra import Pass, PassResult, Progress, plain, silent
@@ -153,8 +153,6 @@ class RecoverPass(Pass):
         """A traced program whose model is compact: no masks, no adapter."""
         if program.graph is None or program.masks is not None or isinstance(program.model, PeftModel):
             raise PreconditionError("pass 'recover' needs a compact model: run ShrinkPass first")
-        if self._options.distill is not None:
-            check_distillable(base_model(program.model))
 
     def call(self, program: Program) -> PassResult:
         """Train, go back to the best state, and merge it; or leave the model as it came in, bit for bit."""

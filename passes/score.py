@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch.utils.data import Dataset
 
 from passes.budget import LatencyModel
-from passes.calibration import Collate, Row, batches, sample_rows
+from passes.calibration import Collate, Row, batches, label_count, sample_rows
 from passes.criteria import Criterion, Needs, criterion_named, make_criterion
 from passes.criteria.base import AnyModel
 from passes.errors import DataError, ModelError, OptionError, PreconditionError
@@ -24,6 +24,7 @@ from passes.probe import takes
 from passes.program import Program
 from passes.solver import Solver
 from passes.target import Target
+from passes.tasks import task_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class ScorePass(Pass):
     """Scores units on calibration data in evaluation mode, trains nothing, and masks down to the target.
 
     ``data``, ``collate`` and ``latency`` are as in ``TunePass``. The model runs under the program's masks, if it has
-    any. It comes back as it was: the same weights, the same flags, no gradients. The loss is the mean over rows.
+    any. It comes back as it was: the same weights, the same flags, no gradients. The loss is the mean over labels.
     """
 
     name = "score"
@@ -129,18 +130,19 @@ class ScorePass(Pass):
         rows = sample_rows(count, options.samples, options.seed)
         if not rows:
             raise DataError("the calibration data has no row")
-        device = next(model.parameters()).device
+        device, task = next(model.parameters()).device, task_of(base_model(model))
         backward = self._needs is not Needs.ACTIVATIONS
         quiet = {"use_cache": False} if takes(base_model(model), "use_cache") else {}
+        sample = list(batches(self._data, rows, options.batch_size, self._collate, device))
+        labels = sum(label_count(task, batch) for batch in sample)
         total, done = 0.0, 0
-        for batch in batches(self._data, rows, options.batch_size, self._collate, device):
-            size = len(next(iter(batch.values())))
+        for batch in sample:
             with torch.set_grad_enabled(backward):
-                # each row has the weight 1 / n, whatever the batches
-                share = model(**batch, **quiet).loss * (size / len(rows))
+                # each label has the same weight, whatever the batches
+                share = model(**batch, **quiet).loss * (label_count(task, batch) / max(labels, 1))
             if backward:
                 share.backward()
-            total, done = total + float(share.detach()), done + size
+            total, done = total + float(share.detach()), done + len(next(iter(batch.values())))
             self._progress("score", done, len(rows))
         return ScoreReport(len(rows), -(-len(rows) // options.batch_size), total)
 

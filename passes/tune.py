@@ -18,7 +18,7 @@ from transformers import TrainingArguments
 from passes.budget import LatencyModel
 from passes.calibration import Collate
 from passes.criteria import criterion_named, make_criterion
-from passes.distill import DistillOptions, check_distillable
+from passes.distill import DistillOptions
 from passes.errors import MissingFileError, OptionError, PreconditionError
 from passes.importance import ImportanceOptions
 from passes.infra import Pass, PassResult, Progress, plain, silent
@@ -169,7 +169,6 @@ class TunePass(Pass):
         if self._options.schedule.one_shot and program.masks is None:
             raise PreconditionError("pass 'tune' prunes nothing with a one-shot schedule: run ScorePass before it")
         if self._options.distill is not None:
-            check_distillable(base_model(program.model))
             done = program.compensation
             if done is not None and not done.originals and any(solved.changed for solved in done.solved):
                 raise PreconditionError(

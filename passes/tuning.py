@@ -86,9 +86,9 @@ class PruningState:
 class PruningCallback(TrainerCallback):  # type: ignore[misc]
     """Prunes progressively while a transformers Trainer trains the adapters.
 
-    Until the last event, before each optimizer step, the criterion sees the accumulated, all-reduced, unscaled and unclipped gradients, and
-    only then are they clipped here: so the Trainer itself must not clip (``max_grad_norm=0``). After a step at which an
-    event is due, the masks are set anew. The state is saved beside each Trainer checkpoint.
+    Until the last event, before each optimizer step, the criterion sees the accumulated, all-reduced, unscaled and
+    unclipped gradients, and only then are they clipped here: so the Trainer itself must not clip (``max_grad_norm=0``).
+    After a step at which an event is due, the masks are set anew. The state is saved beside each Trainer checkpoint.
     """
 
     def __init__(

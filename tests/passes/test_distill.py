@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -31,8 +32,9 @@ from workbench import (
 from passes.adapter import Adapter, LoraOptions
 from passes.attach import AttachPass
 from passes.compensate import CompensateOptions, CompensatePass
-from passes.distill import DistillOptions, DistillTrainer, check_distillable, hidden_error, pairs
-from passes.errors import OptionError, PreconditionError, UnsupportedModelError
+from passes.distill import DistillOptions, DistillTrainer
+from passes.divergence import Output, Pair, hidden_error, pairs
+from passes.errors import OptionError, PreconditionError
 from passes.importance import ImportanceOptions
 from passes.masks import MaskedModel, masked
 from passes.program import Program
@@ -269,13 +271,60 @@ def test_hidden_states_of_all_stacks_are_compared(name: str) -> None:
     assert float(hidden_error(inputs, one, one)) == 0
 
 
-@pytest.mark.parametrize("changes", [{"num_labels": 1}, {"problem_type": "multi_label_classification"}], ids=str)
-def test_outputs_that_are_no_classes_are_refused(changes: dict[str, object]) -> None:
+def _logits(shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+
+
+def test_several_labels_at_once_are_compared_each_by_itself() -> None:
+    teacher, student = _logits((3, 4))
+    expected = 0.0
+    for row in range(3):
+        for label in range(4):
+            p, q = (float((each[row, label] / 2).sigmoid()) for each in (teacher, student))
+            expected += p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+    found = Pair(teacher, student).divergence(2.0, Output.LABELS)
+    assert float(found) == pytest.approx(expected / 3, rel=1e-5)
+
+
+def test_numbers_are_compared_by_their_squares() -> None:
+    teacher, student = _logits((5, 1))
+    found = Pair(teacher, student).divergence(2.0, Output.NUMBERS) * 2.0**2
+    assert float(found) == pytest.approx(float((teacher - student).square().sum()) / 5, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "labels", "expected"),
+    [
+        ({}, torch.tensor([1]), Output.CLASSES),
+        ({"num_labels": 1}, torch.tensor([0.5]), Output.NUMBERS),
+        ({"problem_type": "regression"}, torch.tensor([[0.5, 0.5]]), Output.NUMBERS),
+        ({"problem_type": "multi_label_classification"}, torch.tensor([[1.0, 0.0]]), Output.LABELS),
+        ({}, torch.tensor([[1.0, 0.0]]), Output.LABELS),
+    ],
+)
+def test_what_the_logits_are_follows_from_configuration_and_labels(
+    changes: dict[str, object], labels: torch.Tensor, expected: Output
+) -> None:
     model = zoo.build("bert-sequence-classification")
     for name, value in changes.items():
         setattr(model.config, name, value)
-    with pytest.raises(UnsupportedModelError, match="leave distillation out"):
-        check_distillable(model)
+    assert Output.of(model, labels) is expected
+    assert Output.of(zoo.build("llama"), labels) is Output.CLASSES
+
+
+def test_a_model_without_hidden_states_is_distilled_by_its_outputs_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    program, pristine = disturbed()
+    with masked(program.model, program.traced, program.masks) as hooks:
+        trainer = trainer_of(program, hooks, DistillOptions(hidden_weight=3.0), tmp_path)
+        ask = trainer._teacher
+        trainer._teacher = lambda inputs: {"logits": ask(inputs)["logits"]}
+        loss = trainer.compute_loss(program.model, batch())
+        student = program.model(**batch(), output_hidden_states=True)
+    assert loss.item() == pytest.approx(by_hand(pristine, student, batch(), DistillOptions(hidden_weight=0)).item())
+    assert "gives no hidden states" in caplog.text
 
 
 @pytest.mark.parametrize("wrong", [{"weight": -0.1}, {"weight": 1.1}, {"temperature": 0.0}, {"hidden_weight": -1.0}])

@@ -140,6 +140,27 @@ def test_only_the_sampled_rows_are_read_each_once() -> None:
         assert report.loss == pytest.approx(float(build_model("llama")(input_ids=ids, labels=ids).loss), rel=1e-5)
 
 
+class Prompted(Blocks):
+    """Rows whose labels begin later and later."""
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        row = super().__getitem__(index)
+        labels = row["labels"].clone()
+        labels[: index + 2] = -100
+        return {**row, "labels": labels}
+
+
+@pytest.mark.parametrize("criterion", ["loraprune", "taylor", "mask-fisher"])
+def test_each_label_has_the_same_weight_whatever_the_batches(criterion: str) -> None:
+    one, some = (
+        score(program_for(criterion), Prompted(8), criterion=criterion, samples=8, batch_size=size) for size in (8, 3)
+    )
+    assert one.history[-1].report.loss == pytest.approx(some.history[-1].report.loss, rel=1e-5)
+    assert one.scores is not None
+    assert some.scores is not None
+    assert all(relative(each, some.scores[name]) < 1e-4 for name, each in one.scores.items())
+
+
 def test_all_rows_are_taken_where_there_are_fewer_than_asked_for() -> None:
     data = Recording(5)
     score(traced(build_model("llama")), data, criterion="wanda", samples=128)
