@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lpc.compression import compress as compress
     from lpc.family import CompactFamily as CompactFamily
     from lpc.family import compress_family as compress_family
+    from lpc.instructions import InstructionFormat as InstructionFormat
     from lpc.planning import diff as diff
     from lpc.planning import plan as plan
     from lpc.report import Report as Report
@@ -73,6 +74,7 @@ _HOMES = {
     "DistillOptions": "passes.distill",
     "Family": "passes.families",
     "ImportanceOptions": "passes.importance",
+    "InstructionFormat": "lpc.instructions",
     "LoraOptions": "passes.adapter",
     "ONE_SHOT": "passes.schedule",
     "OnnxOptions": "exporters.onnx_options",

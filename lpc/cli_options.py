@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from lpc.instructions import InstructionFormat
     from passes.compensate import CompensateOptions
     from passes.recover import RecoverOptions
     from passes.stages import SnapshotOptions
@@ -29,6 +30,13 @@ Depth = Annotated[
 ]
 Hidden = Annotated[bool, typer.Option("--hidden", help="The hidden size may shrink too (families with RMS norms).")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a hub model.")]
+
+PromptTemplate = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Prompt of instruction data: a text with {instruction}, and {input} (default: Alpaca's)."
+    ),
+]
 
 Compensate = Annotated[
     bool, typer.Option("--compensate/--no-compensate", help="Solve output projections anew by least squares.")
@@ -106,6 +114,14 @@ def target_of(
         freeze=tuple(freeze or ()),
         comparison=comparison,
     )
+
+
+def instructions_of(template: Path | None) -> InstructionFormat | None:
+    """The format that a template file asks for. Raises MissingFileError, DataError, OptionError."""
+    from lpc.documents import read_text
+    from lpc.instructions import InstructionFormat
+
+    return None if template is None else InstructionFormat(template=read_text(template))
 
 
 def snapshots_of(text: str | None, cooldown: int | None, timed: bool) -> SnapshotOptions | None:

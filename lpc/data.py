@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from lpc.documents import read_documents, split_documents
 from passes.errors import DataError, MissingFileError, OptionError, TokenizerError
 
-__all__ = ["BlockDataset", "Data", "TokenBlocks", "split_heldout", "token_sequences"]
+__all__ = ["BlockDataset", "Data", "TokenBlocks", "adds_bos", "split_heldout", "token_sequences"]
 
 Data: TypeAlias = "str | Path | Sequence[str | Path] | Sequence[Sequence[int]] | torch.Tensor | datasets.Dataset"
 """What the user may hand over as data; see `token_sequences`."""
@@ -224,16 +224,17 @@ def _tokenize(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase | Non
         ids = [start + piece if first else piece for piece, (_, first) in zip(encoded, batch, strict=True)]
         chunks.append(torch.tensor(list(itertools.chain.from_iterable(ids)), dtype=torch.int64))
     stream = torch.cat(chunks)
-    return stream if _adds_bos(tokenizer) else stream[len(start) :]
+    return stream if adds_bos(tokenizer) else stream[len(start) :]
 
 
 def _document_start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What goes before a document: bos where the tokenizer adds it itself, else eos (not before the first one)."""
-    mark = tokenizer.bos_token_id if _adds_bos(tokenizer) else tokenizer.eos_token_id
+    mark = tokenizer.bos_token_id if adds_bos(tokenizer) else tokenizer.eos_token_id
     return [] if mark is None else [mark]
 
 
-def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts bos before a text by itself."""
     ids = tokenizer("a")["input_ids"]
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     return tokenizer.bos_token_id is not None and ids != plain and ids[:1] == [tokenizer.bos_token_id]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from passes.errors import DataError, MissingFileError
 
-__all__ = ["DOCUMENT_END", "read_documents", "read_jsonl", "split_documents"]
+__all__ = ["DOCUMENT_END", "read_documents", "read_jsonl", "read_text", "split_documents"]
 
 DOCUMENT_END = "<|endoftext|>"
 """Marks the end of a document inside a text (the TinyStories convention); it is never tokenized as text."""
@@ -29,7 +29,7 @@ def read_documents(path: Path) -> list[str]:
         raise DataError(
             f"{path}: {path.suffix} files are not read; convert it to .jsonl with a `text` field, or to .txt"
         )
-    texts = _jsonl_texts(path) if path.suffix.lower() == ".jsonl" else [_read_text(path)]
+    texts = _jsonl_texts(path) if path.suffix.lower() == ".jsonl" else [read_text(path)]
     documents = split_documents(texts)
     if not documents:
         raise DataError(f"{path} holds no text: it is empty or has white space only")
@@ -48,7 +48,7 @@ def split_documents(texts: Iterable[str]) -> list[str]:
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
     """``(line number, object)`` of every line that is not blank; a line that is no JSON object is a `DataError`."""
     # str.splitlines would also split at U+2028, which JSON strings may contain
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -70,7 +70,8 @@ def _jsonl_texts(path: Path) -> Iterator[str]:
         yield text
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file. Raises MissingFileError, DataError."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:

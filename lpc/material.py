@@ -14,29 +14,33 @@ from transformers import PreTrainedModel
 
 from lpc.collate import Collator
 from lpc.data import BlockDataset, Data, split_heldout, token_sequences
+from lpc.instructions import InstructionFormat, find_columns, instruction_rows
 from lpc.perplexity import token_perplexity
 from lpc.rows import Row, RowFormat, Rows, RowsLike, is_rows, open_rows, split_rows
 from lpc.scoring import Score, score_model
 from lpc.source import Source
 from passes.errors import DataError, OptionError
 from passes.models import base_model
-from passes.tasks import task_of
+from passes.tasks import Task, task_of
 
 __all__ = ["DEFAULT_SEQUENCE_LENGTH", "AnyData", "DataOptions", "Material", "prepare", "set_aside"]
 
 AnyData: TypeAlias = "Data | RowsLike"
-"""Text for a causal language model, or rows with a model's own inputs and labels for any model."""
+"""Text or instructions for a causal language model, or rows with a model's own inputs and labels for any model."""
 
 DEFAULT_SEQUENCE_LENGTH = 256
+DEFAULT_INSTRUCTION_LENGTH = 512
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
     """How text becomes sequences, and what of the data is held out: neither scored nor tuned on, only measured.
 
-    ``sequence_length`` in tokens (default: 256, or the model's context if that is shorter). Of text the last
-    ``heldout_fraction`` of the stream is held out, at most ``heldout_sequences``; of rows a random choice, at most
-    ``heldout_rows``. Of the rest ``samples`` sequences or rows are scored where nothing is trained (``steps=0``).
+    ``sequence_length`` in tokens (default: 256 for text and 512, the most a row has, for instructions; or the model's
+    context if that is shorter). Of text the last ``heldout_fraction`` of the stream is held out, at most
+    ``heldout_sequences``; of rows a random choice, at most ``heldout_rows``. Of the rest ``samples`` sequences or rows
+    are scored where nothing is trained (``steps=0``). ``instructions`` says how prompts and answers become rows
+    (default: `InstructionFormat` where the data have such columns and no ``text``).
     """
 
     sequence_length: int | None = None
@@ -44,6 +48,7 @@ class DataOptions:
     heldout_sequences: int = 64
     heldout_rows: int = 1000
     samples: int = 128
+    instructions: InstructionFormat | None = None
 
     def __post_init__(self) -> None:
         if self.sequence_length is not None and self.sequence_length < 2:
@@ -74,7 +79,20 @@ def prepare(source: Source, data: AnyData, options: DataOptions) -> Material:
     Raises DataError, MissingFileError, TokenizerError, OptionError, and ModelError for a model that cannot be batched.
     """
     model = base_model(source.model)
-    if is_rows(data, task_of(model)):
+    task = task_of(model)
+    if task is not Task.CAUSAL_LM and options.instructions is not None:
+        raise OptionError(f"instructions are for causal language models, and this is a model for {task}")
+    columns = find_columns(data, options.instructions) if task is Task.CAUSAL_LM else None
+    if columns is not None:
+        answered = instruction_rows(
+            data,
+            columns,
+            source.tokenizer,
+            row_format=options.instructions or InstructionFormat(),
+            length=_length(model, options.sequence_length, DEFAULT_INSTRUCTION_LENGTH),
+        )
+        return _of_rows(model, open_rows(answered, RowFormat.of(type(model), model.config)), options)
+    if is_rows(data, task):
         if options.sequence_length is not None:
             raise OptionError(
                 "sequence_length is for text, and the data are rows: leave it out, rows keep their length"
@@ -92,12 +110,10 @@ def _of_rows(model: PreTrainedModel, rows: Rows, options: DataOptions) -> Materi
 
 
 def _of_text(source: Source, data: Data, options: DataOptions) -> Material:
-    config = base_model(source.model).config.get_text_config()
-    context: int | None = getattr(config, "max_position_embeddings", None)
-    length = options.sequence_length or min(DEFAULT_SEQUENCE_LENGTH, context or DEFAULT_SEQUENCE_LENGTH)
-    if context is not None and length > context:
-        raise OptionError(f"sequence_length {length} is longer than the model's context of {context} tokens")
-    blocks = token_sequences(data, source.tokenizer, sequence_length=length, vocab_size=config.vocab_size).tensor
+    model = base_model(source.model)
+    length = _length(model, options.sequence_length, DEFAULT_SEQUENCE_LENGTH)
+    vocabulary = model.config.get_text_config().vocab_size
+    blocks = token_sequences(data, source.tokenizer, sequence_length=length, vocab_size=vocabulary).tensor
     train, heldout = split_heldout(blocks, min(options.heldout_fraction, options.heldout_sequences / len(blocks)))
 
     def measure(model: PreTrainedModel | PeftModel) -> Score:
@@ -106,6 +122,14 @@ def _of_text(source: Source, data: Data, options: DataOptions) -> Material:
         return Score(loss=loss, accuracy=None, perplexity=found.value, rows=len(heldout), labels=found.tokens)
 
     return Material(BlockDataset(train), None, measure, length)
+
+
+def _length(model: PreTrainedModel, wanted: int | None, default: int) -> int:
+    """The length of a sequence in tokens. Raises OptionError for one beyond the model's context."""
+    context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if wanted is not None and context is not None and wanted > context:
+        raise OptionError(f"sequence_length {wanted} is longer than the model's context of {context} tokens")
+    return wanted or min(default, context or default)
 
 
 def set_aside(

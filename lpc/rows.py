@@ -17,7 +17,7 @@ from lpc.documents import read_jsonl
 from passes.errors import DataError, MissingFileError
 from passes.tasks import Task, task_of
 
-__all__ = ["Row", "RowFormat", "Rows", "RowsLike", "is_rows", "open_rows", "split_rows"]
+__all__ = ["Row", "RowFormat", "Rows", "RowsLike", "is_rows", "load_folder", "open_rows", "split_rows"]
 
 Row: TypeAlias = "dict[str, torch.Tensor]"
 
@@ -235,7 +235,7 @@ def open_rows(data: RowsLike, row_format: RowFormat) -> Rows:
 def _read(path: Path, row_format: RowFormat) -> Any:
     try:
         if path.is_dir():
-            return _load_folder(path)
+            return load_folder(path)
         if path.suffix.lower() == ".jsonl":
             return [row for _, row in read_jsonl(path)]
         exists = path.exists()
@@ -254,7 +254,8 @@ def _wanted(row_format: RowFormat) -> list[str]:
     return [*inputs, *row_format.task.label_names]
 
 
-def _load_folder(path: Path) -> datasets.Dataset:
+def load_folder(path: Path) -> datasets.Dataset:
+    """A data set that ``datasets`` saved, one split. Raises DataError."""
     try:
         found = datasets.load_from_disk(str(path))
     except Exception as error:  # datasets' errors share no other base class
