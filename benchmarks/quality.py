@@ -1,10 +1,12 @@
 """Held-out perplexity after compression, recipe by recipe. Resumable.
 
-    python benchmarks/quality.py [--set grid] [--models a,b] [--ratios 0.35] [--seeds 0,1,2] [--only TEXT]
+    python benchmarks/quality.py [--set grid] [--models a,b] [--ratios 0.35] [--seeds 0,1,2] [--steps N] [--only TEXT]
 
-A cell is (model, recipe, ratio, seed); all cells of a model get the same sequences to tune on, the same steps and so
-the same tokens. Finished cells are read back from ``benchmarks/out/quality-MODEL.jsonl``, to which several processes
-may write at once. Held-out text is never scored or tuned on (``corpora.load`` checks it).
+A cell is (model, recipe, ratio, seed): the whole way from the dense model to the compact one. All cells of a model get
+the same sequences to tune on in the same order (given the seed), the same optimizer steps and so the same tokens.
+Held-out text is never scored or tuned on (``corpora.load`` checks it); what is chosen here is chosen by other held-out
+text than what the tables report. Finished cells are read back from ``benchmarks/out/quality-MODEL.jsonl``, to which
+several processes may write at once. ``--table`` runs nothing. The tables go to ``benchmarks/out/quality-SET-MODEL.md``.
 """
 
 from __future__ import annotations
@@ -12,58 +14,91 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from corpora import CORPORA, load
-from quality_cells import cell
+from corpora import CORPORA, Loaded, load
+from quality_cells import EVALUATED_AT_ONCE, cell
 from quality_recipes import SETS
+from quality_tables import grid_table, recipes_table, rises_table
 from transformers.utils import logging as transformers_logging
 
 from lpc.manifest import versions
+from lpc.perplexity import token_perplexity
+from passes.criteria import CRITERIA
 
 OUT = Path(__file__).parent / "out"
+RATIOS = {"grid": "0.35", "ablations": "0.35", "samples": "0.35"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--set", default="explore", choices=SETS)
+    parser.add_argument("--set", default="finalists", choices=SETS)
     parser.add_argument("--models", default=",".join(CORPORA))
-    parser.add_argument("--ratios", default="0.35")
+    parser.add_argument("--ratios", help="default: 0.35 for grid, ablations and samples, else 0.2,0.35,0.5")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--steps", type=int, help="optimizer steps (default: the corpus's own)")
+    parser.add_argument("--only", default="", help="recipes whose name contains this")
+    parser.add_argument("--table", action="store_true", help="run nothing, write the tables")
     arguments = parser.parse_args()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     OUT.mkdir(exist_ok=True)
     for name in arguments.models.split(","):
-        path, loaded = OUT / f"quality-{name}.jsonl", load(CORPORA[name])
-        steps = arguments.steps or CORPORA[name].steps
-        recipes = {k: r for k, r in SETS[arguments.set]().items() if arguments.only in k}
-        seeds, ratios = map(int, arguments.seeds.split(",")), map(float, arguments.ratios.split(","))
-        for seed, ratio, (recipe, made) in itertools.product(seeds, ratios, recipes.items()):
-            key = {"recipe": recipe, "ratio": ratio, "steps": steps, "seed": seed}
-            if key in keys(path):
-                continue
-            values = cell(loaded, made, ratio, steps, seed)
-            append(path, {"key": key, **values, "threads": torch.get_num_threads(), "versions": versions()})
-            print(
-                name,
-                *key.values(),
-                {k: round(values[k], 3) for k in ("perplexity", "choice", "seconds", "cpu_seconds")},
-                flush=True,
-            )
+        path = OUT / f"quality-{name}.jsonl"
+        if not arguments.table:
+            _run(name, path, arguments)
+        text = _summary(name, arguments.set, read(path))
+        (OUT / f"quality-{arguments.set}-{name}.md").write_text(text)
+        print(text)
 
 
-def keys(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line)["key"] for line in path.read_text().splitlines()] if path.exists() else []
+def read(path: Path) -> list[dict[str, Any]]:
+    """The finished cells."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def append(path: Path, row: dict[str, Any]) -> None:
+def _run(name: str, path: Path, arguments: argparse.Namespace) -> None:
+    loaded, steps = load(CORPORA[name]), arguments.steps or CORPORA[name].steps
+    ratios = arguments.ratios or RATIOS.get(arguments.set, "0.2,0.35,0.5")
+    recipes = {key: made for key, made in SETS[arguments.set](read(path)).items() if arguments.only in key}
+    _dense(path, loaded)
+    seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    for seed, ratio, recipe in itertools.product(seeds, map(float, ratios.split(",")), recipes):
+        key = {"recipe": recipe, "ratio": ratio, "steps": steps, "seed": seed}
+        if any(row["key"] == key for row in read(path)):
+            continue
+        values = cell(loaded, recipes[recipe], ratio, steps, seed)
+        _append(path, {"key": key, **values})
+        print(name, *key.values(), f"{values['perplexity']:.3f} {values['seconds']:.0f} s", file=sys.stderr, flush=True)
+
+
+def _dense(path: Path, loaded: Loaded) -> None:
+    if not any(row["key"]["recipe"] == "dense" for row in read(path)):
+        value = token_perplexity(loaded.model, loaded.heldout, EVALUATED_AT_ONCE).value
+        key = {"recipe": "dense", "ratio": 0.0, "steps": 0, "seed": 0}
+        _append(path, {"key": key, "perplexity": value, "threads": torch.get_num_threads(), "versions": versions()})
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
     with path.open("a") as file:
         file.write(json.dumps(row) + "\n")
+
+
+def _summary(name: str, chosen: str, found: list[dict[str, Any]]) -> str:
+    dense = next(row["perplexity"] for row in found if row["key"]["recipe"] == "dense")
+    recipes = list(SETS[chosen](found))
+    rows = [row for row in found if row["key"]["recipe"] in recipes]
+    parts = [f"{name}: held-out token perplexity, dense {dense:.2f}; mean (lowest–highest) of the seeds\n"]
+    if chosen == "grid":
+        parts.append(grid_table(rows, list(CRITERIA)))
+    else:
+        parts.append(recipes_table(rows, recipes))
+    if chosen == "finalists":
+        parts += ["", rises_table(rows, recipes, dense)]
+    return "\n".join(parts) + "\n"
 
 
 if __name__ == "__main__":

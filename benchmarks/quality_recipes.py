@@ -1,25 +1,36 @@
-"""The recipes of the quality benchmark, in named sets."""
+"""The recipes of the quality benchmark by name, in sets."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from quality_cells import Recipe
 
+from passes.adapter import LoraOptions
+from passes.compensate import CompensateOptions
+from passes.criteria import CRITERIA
 from passes.distill import DistillOptions
 from passes.importance import ImportanceOptions
-from passes.schedule import Schedule
+from passes.schedule import ONE_SHOT, Schedule
 from passes.target import Layout
 from passes.tune import TuneOptions
 
 Recipes = Mapping[str, Recipe]
+Row = Mapping[str, Any]
 
-SOFT = DistillOptions(weight=0.5, temperature=1.0, hidden_weight=5.0)
 LATE = Schedule(warmup=0.1, cooldown=0.1, every=10)
+
+DEFAULT = Recipe()
+"""What ``lpc.compress`` does when it is told nothing."""
 
 AUTHORS = Recipe(tune=TuneOptions(criterion="loraprune-code", lr_scheduler="linear", schedule=LATE, distill=None))
 """LoRAPrune as its authors coded it; adapter, learning rate and the widths at the end are those of all cells."""
+
+AUTHORS_OWN = replace(AUTHORS, tune=replace(AUTHORS.tune, learning_rate=1e-4), lora=LoraOptions(rank=8, alpha=16))
+"""The same with the authors' adapter and learning rate."""
 
 PAPER = Recipe(
     tune=TuneOptions(
@@ -29,27 +40,137 @@ PAPER = Recipe(
 """LoRAPrune as published: squared, with the quadratic term, not normalised, masks at every step, with revival."""
 
 
-def explore() -> Recipes:
-    u, p = Layout.UNIFORM, Layout.PER_LAYER
-    return {
-        "authors": AUTHORS,
-        "cand uniform": Recipe(tune=TuneOptions(distill=SOFT), layout=u),
-        "cand per-layer": Recipe(tune=TuneOptions(distill=SOFT), layout=p),
-        "cand uniform w.3": Recipe(tune=TuneOptions(distill=replace(SOFT, weight=0.3)), layout=u),
-        "paper": PAPER,
-    }
+def one_shot(criterion: str) -> Recipe:
+    """Ranked on calibration data; nothing is trained."""
+    return Recipe(tune=TuneOptions(criterion=criterion), trained=False)
 
 
-def explore2() -> Recipes:
-    found = {}
-    for c in ("taylor", "wanda", "flap", "mask-fisher", "fisher", "magnitude"):
-        for layout in Layout:
-            found[f"{c} {layout} P"] = Recipe(
-                tune=TuneOptions(criterion=c, distill=SOFT),
-                layout=layout,
-                comparison="raw" if c == "flap" and layout == "per-layer" else "kind",
-            )
+def tuned(criterion: str, *, distilled: bool, schedule: Schedule | None = None) -> Recipe:
+    """Trained, by default on the default schedule."""
+    distill = DistillOptions() if distilled else None
+    tune = TuneOptions(criterion=criterion, distill=distill)
+    return Recipe(tune=tune if schedule is None else replace(tune, schedule=schedule))
+
+
+def compensated(recipe: Recipe) -> Recipe:
+    """The same with compensation."""
+    return replace(recipe, compensate=CompensateOptions())
+
+
+def grid(rows: Sequence[Row]) -> Recipes:
+    """Criterion × (one-shot, one-shot and tuned, progressive) × compensation × distillation."""
+    found: dict[str, Recipe] = {}
+    for name in CRITERIA:
+        plain = {f"{name}, one-shot": one_shot(name)}
+        for distilled in (False, True):
+            soft = ", distilled" if distilled else ""
+            plain[f"{name}, one-shot, tuned{soft}"] = tuned(name, distilled=distilled, schedule=ONE_SHOT)
+            plain[f"{name}, progressive{soft}"] = tuned(name, distilled=distilled)
+        for key, recipe in plain.items():
+            found |= {key: recipe, f"{key}, compensated": compensated(recipe)}
     return found
 
 
-SETS = {"explore": explore, "explore2": explore2}
+def finalists(rows: Sequence[Row]) -> Recipes:
+    """The default, LoRAPrune's two, and the recipe of each other criterion that was best in the grid on the text that
+    choices are made by.
+    """
+    found = {"default": DEFAULT, "authors": AUTHORS, "authors, own rate": AUTHORS_OWN, "paper": PAPER}
+    made = grid(rows)
+    for name in CRITERIA:
+        means = {key: mean(rows, key, "choice") for key in made if key.startswith(f"{name},") and made[key].trained}
+        known = {key: value for key, value in means.items() if value is not None}
+        if known and name not in ("loraprune", "loraprune-code"):
+            best = min(known, key=lambda key: known[key])
+            found[best] = made[best]
+    return found
+
+
+def mean(rows: Sequence[Row], recipe: str, measure: str) -> float | None:
+    """The mean over the seeds of a recipe's cells in the grid; None if there are none."""
+    values = [row[measure] for row in rows if row["key"]["recipe"] == recipe and row["key"]["ratio"] == 0.35]
+    return statistics.mean(values) if values else None
+
+
+def ablations(rows: Sequence[Row]) -> Recipes:
+    """One change of the default at a time."""
+
+    def changed(**options: Any) -> Recipe:
+        return replace(DEFAULT, tune=replace(DEFAULT.tune, **options))
+
+    def scored(**options: Any) -> Recipe:
+        return changed(importance=ImportanceOptions(**options))
+
+    def scheduled(**options: Any) -> Recipe:
+        return changed(schedule=Schedule(**options))
+
+    def taught(**options: Any) -> Recipe:
+        return changed(distill=DistillOptions(**options))
+
+    return {
+        "default": DEFAULT,
+        "λ = 0": scored(smoothing=0.0),
+        "λ = 0.5": scored(smoothing=0.5),
+        "λ = 0.98": scored(smoothing=0.98),
+        "abs": scored(form="abs"),
+        "quadratic term": scored(quadratic=True),
+        "not normalised": scored(normalise=False),
+        "no revival": changed(revival=False),
+        "an event every 10 steps": scheduled(every=10),
+        "an event every 35 steps": scheduled(every=35),
+        "all at 5 % of the steps": scheduled(cooldown=0.95),
+        "all at 35 % of the steps": scheduled(warmup=0.35, cooldown=0.65),
+        "warm-up 10 %, cool-down 10 %": scheduled(warmup=0.1, cooldown=0.1),
+        "true gradient (taylor)": changed(criterion="taylor"),
+        "no distillation": changed(distill=None),
+        "distillation without hidden states": taught(hidden_weight=0.0),
+        "hidden states alone": taught(weight=0.0),
+        "h = 1": taught(hidden_weight=1.0),
+        "h = 20": taught(hidden_weight=20.0),
+        "T = 2": taught(temperature=2.0),
+        "w = 0.8": taught(weight=0.8),
+        "per-layer widths": replace(DEFAULT, layout=Layout.PER_LAYER),
+    }
+
+
+def untrained(rows: Sequence[Row]) -> Recipes:
+    """Calibration data only."""
+    plain = {f"{name}, one-shot": one_shot(name) for name in CRITERIA}
+    found = plain | {f"{key}, compensated": compensated(recipe) for key, recipe in plain.items()}
+    flap = replace(one_shot("flap"), layout=Layout.PER_LAYER, comparison="raw")
+    return found | {
+        "flap, one-shot, its own layout": flap,
+        "flap, one-shot, its own layout, compensated": compensated(flap),
+    }
+
+
+def samples(rows: Sequence[Row]) -> Recipes:
+    """How many calibration sequences are enough."""
+    found: dict[str, Recipe] = {}
+    for name in ("loraprune", "taylor", "wanda", "obs"):
+        for count in (8, 32, 128, 512):
+            recipe = replace(one_shot(name), samples=count)
+            solved = replace(recipe, compensate=CompensateOptions(samples=count))
+            found |= {f"{name}, {count} sequences": recipe, f"{name}, {count} sequences, compensated": solved}
+    return found
+
+
+def layouts(rows: Sequence[Row]) -> Recipes:
+    """Uniform against per-layer widths, and how scores of different dimensions are compared; without distillation."""
+
+    def made(layout: Layout, comparison: str, normalise: bool) -> Recipe:
+        tune = TuneOptions(importance=ImportanceOptions(normalise=normalise), distill=None)
+        return Recipe(tune=tune, layout=layout, comparison=comparison)
+
+    return {
+        "uniform": made(Layout.UNIFORM, "kind", True),
+        "uniform, not normalised": made(Layout.UNIFORM, "kind", False),
+        "per-layer, kind": made(Layout.PER_LAYER, "kind", True),
+        "per-layer, kind, not normalised": made(Layout.PER_LAYER, "kind", False),
+        "per-layer, dimension": made(Layout.PER_LAYER, "dimension", True),
+    }
+
+
+SETS: Mapping[str, Callable[[Sequence[Row]], Recipes]] = {
+    made.__name__: made for made in (grid, finalists, ablations, untrained, samples, layouts)
+}

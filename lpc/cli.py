@@ -27,8 +27,9 @@ def compress(
         list[Path],
         typer.Option(
             "--data",
-            help="What to tune on; may be repeated. A causal LM: text or .jsonl files with `text`. Any model: .jsonl "
-            "with the model's inputs and labels, or a folder saved by datasets' save_to_disk.",
+            help="What to tune on; may be repeated. A causal LM: text, or .jsonl files with `text`, with prompts and "
+            "answers or with `messages`. Any model: .jsonl files with its inputs and labels, or a folder saved by "
+            "datasets' save_to_disk.",
         ),
     ],
     ratio: o.Ratio = None,
@@ -48,7 +49,10 @@ def compress(
     criterion: Annotated[
         str, typer.Option(help="How units are ranked, such as taylor (docs/criteria.md).")
     ] = "loraprune",
-    samples: Annotated[int, typer.Option(help="Sequences or rows that are scored with --steps 0.")] = 128,
+    one_shot: o.OneShot = False,
+    samples: Annotated[
+        int, typer.Option(help="Sequences or rows that are scored where nothing was trained yet.")
+    ] = 128,
     out: o.Out = Path("lpc-out"),
     seed: Annotated[int, typer.Option(help="Seed of LoRA's start and of the data order.")] = 0,
     onnx: o.Onnx = True,
@@ -56,6 +60,7 @@ def compress(
     sequence_length: Annotated[
         int | None, typer.Option(help="Tokens a sequence (default: 256 or the context).")
     ] = None,
+    prompt_template: o.PromptTemplate = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate (default: by width).")] = None,
     query_heads: o.QueryHeads = False,
     custom_code: o.CustomCode = False,
@@ -97,9 +102,10 @@ def compress(
     tune = TuneOptions(steps=steps, seed=seed, learning_rate=learning_rate, batch_size=batch_size, bf16=bf16)
     tune = replace(tune, criterion=criterion, depth_scores=depth_scores)
     tune = replace(tune, checkpoints=checkpoints, save_every=save_every, resume=resume)
-    healing = o.healing_of(tune, compensate, distill, recover_steps)
+    healing = o.healing_of(tune, one_shot, compensate, distill, recover_steps)
     tune = healing.tune
-    text = DataOptions(sequence_length=sequence_length, samples=samples)
+    instructions = o.instructions_of(prompt_template)
+    text = DataOptions(sequence_length=sequence_length, samples=samples, instructions=instructions)
     trace = TraceOptions(query_heads=query_heads, custom_code=custom_code, depth=depth, hidden=hidden)
     if family is not None:
         o.check_family(healing)

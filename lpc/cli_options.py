@@ -42,7 +42,11 @@ Compensate = Annotated[
     bool, typer.Option("--compensate/--no-compensate", help="Solve output projections anew by least squares.")
 ]
 Distill = Annotated[
-    float | None, typer.Option(metavar="WEIGHT", help="Share of the loss that is the dense model's, 0 to 1.")
+    float | None,
+    typer.Option(metavar="WEIGHT", help="Share of the loss that is the dense model's, 0 to 1 (default 0.5; 0: none)."),
+]
+OneShot = Annotated[
+    bool, typer.Option("--one-shot", help="Remove all before the first step, ranked on --samples; then tune.")
 ]
 RecoverSteps = Annotated[int | None, typer.Option(help="Optimizer steps on the compact model, at most.")]
 
@@ -143,19 +147,22 @@ class Healing:
     recover: RecoverOptions | None
 
 
-def healing_of(tune: TuneOptions, compensate: bool, distill: float | None, recover_steps: int | None) -> Healing:
-    """Tuning with distillation if its weight is given, and what follows it. Raises OptionError."""
+def healing_of(
+    tune: TuneOptions, one_shot: bool, compensate: bool, distill: float | None, recover_steps: int | None
+) -> Healing:
+    """Tuning with its schedule and distillation, and what follows it. Raises OptionError."""
     from passes.compensate import CompensateOptions
     from passes.distill import DistillOptions
     from passes.recover import RecoverOptions
+    from passes.schedule import ONE_SHOT
 
-    taught = None if distill is None else DistillOptions(weight=distill)
+    taught = tune.distill if distill is None else DistillOptions(weight=distill) if distill else None
+    tune = replace(tune, distill=taught, schedule=ONE_SHOT if one_shot else tune.schedule)
     recover = None
-    if recover_steps is not None:
-        recover = RecoverOptions(
-            steps=recover_steps, batch_size=tune.batch_size, bf16=tune.bf16, seed=tune.seed, distill=taught
-        )
-    return Healing(replace(tune, distill=taught), CompensateOptions() if compensate else None, recover)
+    if recover_steps is not None:  # a teacher for it is a second model in memory: only if asked for
+        recover = RecoverOptions(steps=recover_steps, batch_size=tune.batch_size, bf16=tune.bf16, seed=tune.seed)
+        recover = replace(recover, distill=taught if distill else None)
+    return Healing(tune, CompensateOptions() if compensate else None, recover)
 
 
 def check_family(healing: Healing) -> None:

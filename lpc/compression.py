@@ -71,7 +71,8 @@ def compress(
     removal changed.
 
     ``model`` is a live transformers or peft model (never changed), a local folder or a hub name. ``data`` for a causal
-    language model is text: a path or paths, a list of texts, a ``datasets.Dataset`` or token-id sequences; or, for any
+    language model is text: a path or paths, a list of texts, a ``datasets.Dataset`` or token-id sequences; or prompts
+    with answers, or chats (``InstructionFormat``); or, for any
     model, rows with the inputs that its ``forward`` takes, labels among them: a ``datasets.Dataset``, a torch data set,
     a list of dicts, a ``.jsonl`` file or a folder that ``datasets`` saved. The loss is the model's own.
 

@@ -34,8 +34,8 @@ class DistillOptions:
     """
 
     weight: float = 0.5
-    temperature: float = 2.0
-    hidden_weight: float = 0.0
+    temperature: float = 1.0
+    hidden_weight: float = 5.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight <= 1:

@@ -49,8 +49,8 @@ class TuneOptions:
     latest one. ``learning_rate`` is the peak; by default it follows from the hidden size (``width_scaled_rate``).
     ``criterion`` ranks the units, by name (``CRITERIA``, docs/criteria.md). ``depth_scores`` ranks layers and blocks:
     ``summed`` over what is in them, or ``skipped``, the rise of the loss without them, measured at the start.
-    ``distill`` draws the model to its own dense base as well; scores come from the gradients of whatever loss is
-    trained.
+    ``distill`` draws the model to its own dense base as well (None: the task's loss alone); scores come from the
+    gradients of whatever loss is trained.
     """
 
     steps: int = 200
@@ -66,7 +66,7 @@ class TuneOptions:
     revival: bool = True
     importance: ImportanceOptions = ImportanceOptions()
     schedule: Schedule = Schedule()
-    distill: DistillOptions | None = None
+    distill: DistillOptions | None = DistillOptions()
     checkpoints: Path | None = None
     save_every: int | None = None
     resume: bool = False

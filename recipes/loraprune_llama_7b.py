@@ -47,7 +47,7 @@ def tune_options(method: str, steps: int, micro_batch: int, *, bf16: bool) -> lp
     }
     if method == "lpc":
         return lpc.TuneOptions(**common)
-    common |= {"learning_rate": AUTHORS_RATE, "max_grad_norm": 1.0, "schedule": AUTHORS_SCHEDULE}
+    common |= {"learning_rate": AUTHORS_RATE, "max_grad_norm": 1.0, "schedule": AUTHORS_SCHEDULE, "distill": None}
     if method == "paper":
         return lpc.TuneOptions(criterion="loraprune", importance=PAPER, lr_scheduler="cosine", **common)
     return lpc.TuneOptions(criterion="loraprune-code", lr_scheduler="linear", **common)

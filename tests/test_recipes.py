@@ -102,12 +102,14 @@ def test_the_methods_are_what_their_names_say(runs: dict[str, tuple[Path, dict[s
     assert (paper["revival"], code["revival"]) == (True, False)
     for tune, name in ((paper, "paper"), (code, "code")):
         assert tune["learning_rate"] == 1e-4
+        assert tune["distill"] is None
         assert tune["schedule"] == {"warmup": 0.1, "cooldown": 0.1, "every": 10}
         lora = adapters[name]
         assert (lora["r"], lora["lora_alpha"], lora["lora_dropout"]) == (8, 16, 0.05)
         assert len(lora["target_modules"]) == 7 * 2  # seven projections of two layers
     plain = recipe.lpc.TuneOptions()
     assert (own["criterion"], own["learning_rate"]) == (plain.criterion, None)
+    assert own["distill"]["hidden_weight"] == plain.distill.hidden_weight
     assert own["schedule"]["cooldown"] == plain.schedule.cooldown
 
 

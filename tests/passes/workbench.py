@@ -70,7 +70,7 @@ def adapted(model: PreTrainedModel, *, rank: int = 4, alpha: float = 12, dropout
 
 
 def tune(program: Program, *, ratio: float = 0.3, data: Blocks | None = None, **options: object) -> Program:
-    values = {"steps": 4, "batch_size": 4, "schedule": EVERY_STEP, **options}
+    values = {"steps": 4, "batch_size": 4, "schedule": EVERY_STEP, "distill": None, **options}
     return TunePass(Target(ratio=ratio), data or Blocks(), TuneOptions(**values))(program).program
 
 
