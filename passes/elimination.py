@@ -47,25 +47,19 @@ class Surgery:
         owned = self.units[gone].flatten()
         across = self.inverse[:, owned]
         solved = torch.linalg.solve(across[owned], torch.cat([across.T, self.weight[owned]], 1))
-        self.inverse -= across @ solved[:, : len(across)]
-        self.weight -= across @ solved[:, len(across) :]
+        self.inverse.addmm_(across, solved[:, : len(across)], alpha=-1)
+        self.weight.addmm_(across, solved[:, len(across) :], alpha=-1)
 
 
-def inverted(gram: torch.Tensor, ridge: float) -> torch.Tensor:
-    """(G + λ · mean(diag G) · I)⁻¹ of a finite G, in fp64; λ grows tenfold until that is positive definite."""
-    gram = gram.double()
-    size = float(gram.diagonal().mean()) or 1.0
+def damped_factor(matrix: torch.Tensor, ridge: float) -> torch.Tensor:
+    """L with LLᵀ = M + λ · mean(diag M) · I of a finite M in fp64; λ grows tenfold until that is positive definite."""
+    size = float(matrix.diagonal().mean()) or torch.finfo(torch.float32).tiny
     while True:
-        factor, failed = torch.linalg.cholesky_ex(gram + ridge * size * torch.eye(len(gram)).to(gram))
+        factor: torch.Tensor
+        factor, failed = torch.linalg.cholesky_ex(matrix + ridge * size * torch.eye(len(matrix)).to(matrix))
         if not bool(failed):
-            return torch.cholesky_inverse(factor)
+            return factor
         ridge = max(ridge * RIDGE_GROWTH, torch.finfo(torch.float64).eps)
-
-
-def removal_errors(surgeries: Sequence[Surgery]) -> torch.Tensor:
-    """How much the squared error of all projections that read the same units rises without each unit: [units]."""
-    every = torch.arange(len(surgeries[0].units))
-    return torch.stack([surgery.errors(every).cpu() for surgery in surgeries]).sum(0)
 
 
 def elimination_errors(surgeries: Sequence[Surgery]) -> torch.Tensor:

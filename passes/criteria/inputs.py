@@ -199,7 +199,7 @@ class InputReader(Averaged, ABC, Generic[S]):
         if unseen:
             raise RuntimeError(f"nothing was seen of {min(unseen)}: call begin() before the first forward pass")
         weights = merged_weights(model, {part.parameter for places in self._consumers.values() for _, part in places})
-        scores = self._scores(model, weights)
+        scores = self._scores(model, weights, loss_scale)
         self._seen = {}
         return self._take_in(scores)
 
@@ -208,7 +208,7 @@ class InputReader(Averaged, ABC, Generic[S]):
         """What is kept of values [tokens, width]."""
 
     @abstractmethod
-    def _scores(self, model: AnyModel, weights: Mapping[str, Weight]) -> dict[str, torch.Tensor]:
+    def _scores(self, model: AnyModel, weights: Mapping[str, Weight], loss_scale: float) -> dict[str, torch.Tensor]:
         """The scores [units] a dimension, from what was seen and the weights of the projections by name."""
 
 
@@ -218,7 +218,7 @@ class InputCriterion(InputReader[Moments], ABC):
     def _summary(self, values: torch.Tensor) -> Moments:
         return Moments.of(values)
 
-    def _scores(self, model: AnyModel, weights: Mapping[str, Weight]) -> dict[str, torch.Tensor]:
+    def _scores(self, model: AnyModel, weights: Mapping[str, Weight], loss_scale: float) -> dict[str, torch.Tensor]:
         scores = {dimension.name: torch.zeros(dimension.size) for dimension in self._graph.dimensions}
         for module, places in self._consumers.items():
             axis, parameter = places[0][1].axis, places[0][1].parameter

@@ -120,9 +120,9 @@ _add(
 )
 _add(
     "obs",
-    Needs.ACTIVATIONS,
+    Needs.GRADIENTS,
     lambda graph, options, seed: Obs(graph, options),
-    "the output error left by the unit when the columns that stay are solved anew, greedily (OBS, ZipLM)",
+    "the loss left behind by the unit when the columns that stay are solved anew, to second order (OBS)",
     reads=("smoothing",),
     widths_only=True,
 )
