@@ -50,6 +50,14 @@ class Surgery:
         self.inverse.addmm_(across, solved[:, : len(across)], alpha=-1)
         self.weight.addmm_(across, solved[:, len(across) :], alpha=-1)
 
+    def only(self, among: torch.Tensor) -> Surgery:
+        """The same with the units ``among`` [n] alone, the others having been removed."""
+        stays = torch.ones(len(self.inverse), dtype=torch.bool, device=self.units.device)
+        stays[self.units.flatten()] = False
+        stays[self.units[among].flatten()] = True
+        places = stays.cumsum(0) - 1
+        return Surgery(self.inverse[stays][:, stays], self.weight[stays], places[self.units[among]])
+
 
 def damped_factor(matrix: torch.Tensor, ridge: float) -> torch.Tensor:
     """L with LLᵀ = M + λ · mean(diag M) · I of a finite M in fp64; λ grows tenfold until that is positive definite."""
@@ -68,7 +76,7 @@ def elimination_errors(surgeries: Sequence[Surgery]) -> torch.Tensor:
     Where one rises less than the one before it, its error is lifted to just above, so that the order of the
     errors is that of the removals. The projections are used up.
     """
-    left = torch.arange(len(surgeries[0].units))
+    names = left = torch.arange(len(surgeries[0].units))
     found = torch.zeros(len(left), dtype=torch.float64)
     together, least = -(-len(left) // ELIMINATIONS), 0.0
     while len(left):
@@ -76,10 +84,13 @@ def elimination_errors(surgeries: Sequence[Surgery]) -> torch.Tensor:
         first = torch.sort(errors, stable=True).indices[:together]
         for index in first.tolist():
             least = max(float(errors[index]), least * (1 + 1e-6))
-            found[left[index]] = least
+            found[names[left[index]]] = least
         for surgery in surgeries:
             surgery.remove(left[first])
         stay = torch.ones(len(left), dtype=torch.bool)
         stay[first] = False
         left = left[stay]
+        if 2 * len(left) <= len(names):
+            surgeries = [surgery.only(left) for surgery in surgeries]
+            names, left = names[left], torch.arange(len(left))
     return found

@@ -156,9 +156,11 @@ class InputReader(Averaged, ABC, Generic[S]):
     """Scores units by what they put out, at the inputs of the projections that read them.
 
     The forward pass runs under whatever masks and adapters are on; the values are read before the unit's own mask, so
-    that a masked unit that would be worth it can come back. Padding does not count. After an ``observe`` nothing but
-    the moving average is left.
+    that a masked unit that would be worth it can come back, or after it. Padding does not count. After an ``observe``
+    nothing but the moving average is left.
     """
+
+    _before_masks = True
 
     def __init__(self, graph: PruningGraph, options: ImportanceOptions) -> None:
         super().__init__(graph, options.smoothing)
@@ -173,7 +175,8 @@ class InputReader(Averaged, ABC, Generic[S]):
         self._batch = Batch(model)
         for name in self._consumers:
             hook = partial(self._see, name)
-            self._handles.append(module_at(model, name).register_forward_pre_hook(hook, prepend=True))
+            module = module_at(model, name)
+            self._handles.append(module.register_forward_pre_hook(hook, prepend=self._before_masks))
 
     def end(self, model: AnyModel) -> None:
         """Watch them no longer."""

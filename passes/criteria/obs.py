@@ -76,9 +76,14 @@ class Obs(InputReader[Gram]):
     counts. The scores of one observation ascend in the order of removal. Dimensions are ranked each by itself, also
     where one projection reads several. W = W0 + sBA. The loss of a step is a mean over its tokens.
 
-    Memory: [inputs, inputs] and [outputs, outputs] for all projections at the same time; an input counts before its
-    unit's own mask. Time: O(inputs³ + outputs³) for each, at each ``observe``.
+    Inputs are read as the masks let them through: what stays must stand for what is masked already. Of a unit that is
+    masked nothing is let through, and its score is 0.
+
+    Memory: [inputs, inputs] and [outputs, outputs] for all projections at the same time. Time: O(inputs³ + outputs³)
+    for each, at each ``observe``.
     """
+
+    _before_masks = False
 
     def __init__(self, graph: PruningGraph, options: ImportanceOptions) -> None:
         super().__init__(graph, options)
@@ -134,15 +139,18 @@ class Obs(InputReader[Gram]):
     ) -> torch.Tensor:
         """The scores [units] of one dimension; not finite where what was seen is not."""
         surgeries, size = [], places[0][0].size
+        seen = torch.zeros(size, dtype=torch.bool)
         for _, part in places:
             biased = getattr(module_at(model, part.module, unwrapped=True), "bias", None) is not None
-            gram, felt = self._seen[part.module].second_moment(centred=biased), self._gradients[part.module].double()
+            sums, felt = self._seen[part.module], self._gradients[part.module].double()
+            gram = sums.second_moment(centred=biased)
             if not isfinite(float(gram.sum() + felt.sum())):
                 return torch.full((size,), torch.nan)
             weight = _matrix(weights[part.parameter], part.axis).double() @ damped_factor(felt, RIDGE)
             units = torch.tensor([part.indices([unit]) for unit in range(size)], device=gram.device)
+            seen |= sums.products.diagonal()[units].any(1).cpu()
             surgeries.append(Surgery(torch.cholesky_inverse(damped_factor(gram, RIDGE)), weight, units))
-        return (elimination_errors(surgeries) / 2).float()
+        return (elimination_errors(surgeries) / 2).float() * seen
 
 
 def _matrix(weight: Weight, axis: int) -> torch.Tensor:
