@@ -160,7 +160,7 @@ class Resolver:
             return Solved(projection=site.module, before=before, after=before, ridge=solution.ridge, changed=False)
         for name, tensor in new.items():
             parameter = parameter_at(self._sides.model, name)
-            self._sides.originals[name] = parameter.data
+            self._sides.originals.setdefault(name, parameter.data)
             parameter.data = tensor
         self._verify(site, first, stored)
         return Solved(projection=site.module, before=before, after=after, ridge=solution.ridge, changed=True)

@@ -6,6 +6,7 @@ from passes.criteria.flap import Flap
 from passes.criteria.loraprune import LoRAPrune
 from passes.criteria.magnitude import Magnitude
 from passes.criteria.mask_fisher import MaskFisher
+from passes.criteria.obs import Obs
 from passes.criteria.random import Random
 from passes.criteria.registry import (
     CRITERIA,
@@ -30,6 +31,7 @@ __all__ = [
     "Magnitude",
     "MaskFisher",
     "Needs",
+    "Obs",
     "Random",
     "ScoreFunction",
     "Taylor",

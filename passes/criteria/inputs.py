@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import nn
@@ -137,19 +137,36 @@ class Moments:
         return self.spread / (self.count - 1).clamp_min(1)
 
 
-class InputCriterion(Averaged, ABC):
-    """Scores units by moments of what they put out, at the inputs of the projections that read them.
+class Summary(Protocol):
+    """What is kept of the vectors [width] that a projection reads."""
+
+    def merge(self, other: Self) -> None:
+        """Take in more vectors."""
+        ...
+
+    def over_ranks(self) -> Self:
+        """What is kept of all ranks' vectors together."""
+        ...
+
+
+S = TypeVar("S", bound=Summary)
+
+
+class InputReader(Averaged, ABC, Generic[S]):
+    """Scores units by what they put out, at the inputs of the projections that read them.
 
     The forward pass runs under whatever masks and adapters are on; the values are read before the unit's own mask, so
-    that a masked unit that would be worth it can come back. Padding does not count. State between two ``observe`` is
-    O(width) a projection; after one, nothing but the moving average is left.
+    that a masked unit that would be worth it can come back, or after it. Padding does not count. After an ``observe``
+    nothing but the moving average is left.
     """
+
+    _before_masks = True
 
     def __init__(self, graph: PruningGraph, options: ImportanceOptions) -> None:
         super().__init__(graph, options.smoothing)
         self._options = options
         self._consumers = consumers(graph)
-        self._moments: dict[str, Moments] = {}
+        self._seen: dict[str, S] = {}
         self._handles: list[RemovableHandle] = []
         self._batch: Batch | None = None
 
@@ -158,7 +175,8 @@ class InputCriterion(Averaged, ABC):
         self._batch = Batch(model)
         for name in self._consumers:
             hook = partial(self._see, name)
-            self._handles.append(module_at(model, name).register_forward_pre_hook(hook, prepend=True))
+            module = module_at(model, name)
+            self._handles.append(module.register_forward_pre_hook(hook, prepend=self._before_masks))
 
     def end(self, model: AnyModel) -> None:
         """Watch them no longer."""
@@ -166,32 +184,51 @@ class InputCriterion(Averaged, ABC):
             handle.remove()
         if self._batch is not None:
             self._batch.close()
-        self._handles, self._batch, self._moments = [], None, {}
+        self._handles, self._batch, self._seen = [], None, {}
 
     @torch.no_grad()
     def _see(self, name: str, module: nn.Module, inputs: Any) -> None:
         assert self._batch is not None
-        found = Moments.of(self._batch.real(name, self._batch.by_row(inputs[0])))
-        if name in self._moments:
-            self._moments[name].merge(found)
+        found = self._summary(self._batch.real(name, self._batch.by_row(inputs[0])))
+        if name in self._seen:
+            self._seen[name].merge(found)
         else:
-            self._moments[name] = found
+            self._seen[name] = found
 
     @torch.no_grad()
     def observe(self, model: AnyModel, loss_scale: float = 1.0) -> bool:
         """Take what came by since the last call into the average."""
-        unseen = self._consumers.keys() - self._moments.keys()
+        unseen = self._consumers.keys() - self._seen.keys()
         if unseen:
             raise RuntimeError(f"nothing was seen of {min(unseen)}: call begin() before the first forward pass")
         weights = merged_weights(model, {part.parameter for places in self._consumers.values() for _, part in places})
+        scores = self._scores(model, weights, loss_scale)
+        self._seen = {}
+        return self._take_in(scores)
+
+    @abstractmethod
+    def _summary(self, values: torch.Tensor) -> S:
+        """What is kept of values [tokens, width]."""
+
+    @abstractmethod
+    def _scores(self, model: AnyModel, weights: Mapping[str, Weight], loss_scale: float) -> dict[str, torch.Tensor]:
+        """The scores [units] a dimension, from what was seen and the weights of the projections by name."""
+
+
+class InputCriterion(InputReader[Moments], ABC):
+    """Scores units by moments of single inputs; state between two ``observe`` is O(width) a projection."""
+
+    def _summary(self, values: torch.Tensor) -> Moments:
+        return Moments.of(values)
+
+    def _scores(self, model: AnyModel, weights: Mapping[str, Weight], loss_scale: float) -> dict[str, torch.Tensor]:
         scores = {dimension.name: torch.zeros(dimension.size) for dimension in self._graph.dimensions}
         for module, places in self._consumers.items():
             axis, parameter = places[0][1].axis, places[0][1].parameter
-            along = self._along(weights[parameter], axis, self._moments[module].over_ranks()).cpu()
+            along = self._along(weights[parameter], axis, self._seen[module].over_ranks()).cpu()
             for dimension, part in places:
                 scores[dimension.name] += unit_sums(along, part, dimension.size) * self._share(part)
-        self._moments = {}
-        return self._take_in(self._finish(scores))
+        return self._finish(scores)
 
     @abstractmethod
     def _along(self, weight: Weight, axis: int, moments: Moments) -> torch.Tensor:

@@ -15,6 +15,7 @@ from passes.criteria.flap import Flap
 from passes.criteria.loraprune import AUTHORS_CODE, LoRAPrune
 from passes.criteria.magnitude import Magnitude
 from passes.criteria.mask_fisher import MaskFisher
+from passes.criteria.obs import Obs
 from passes.criteria.random import Random
 from passes.criteria.taylor import Taylor
 from passes.criteria.wanda import Wanda
@@ -115,6 +116,14 @@ _add(
     lambda graph, options, seed: Flap(graph, options),
     "Var(X_j)·‖W_:j‖₂² of the columns that read the unit, standardised a layer and kind (FLAP)",
     reads=("normalise", "smoothing"),
+    widths_only=True,
+)
+_add(
+    "obs",
+    Needs.GRADIENTS,
+    lambda graph, options, seed: Obs(graph, options),
+    "the loss left behind by the unit when the columns that stay are solved anew, to second order (OBS)",
+    reads=("smoothing",),
     widths_only=True,
 )
 _add(

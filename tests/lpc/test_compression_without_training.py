@@ -45,7 +45,7 @@ def spy() -> Iterator[str]:
     del registry._REGISTERED["spy"]
 
 
-@pytest.mark.parametrize("criterion", ["loraprune", "taylor", "flap", "magnitude"])
+@pytest.mark.parametrize("criterion", ["loraprune", "taylor", "flap", "obs", "magnitude"])
 def test_what_stays_is_the_source_and_the_plan_replays_it_without_an_adapter(
     criterion: str, tiny_model_folder: Path, tmp_path: Path
 ) -> None:

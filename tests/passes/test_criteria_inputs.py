@@ -180,7 +180,7 @@ def test_ending_takes_all_hooks_off_and_may_be_done_twice() -> None:
         assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("criterion", ["wanda", "flap", "mask-fisher"])
+@pytest.mark.parametrize("criterion", ["wanda", "flap", "mask-fisher", "obs"])
 def test_experts_in_a_stack_are_refused_with_what_to_choose_instead(criterion: str) -> None:
     graph = graph_of("mixtral", zoo.build("mixtral"))
     with pytest.raises(UnsupportedModelError, match=r"experts\.0\.channels lie inside a stack.*choose.*taylor"):

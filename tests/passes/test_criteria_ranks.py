@@ -13,7 +13,7 @@ from torch import distributed
 
 from passes.criteria import make_criterion
 
-NAMES = ("taylor", "fisher", "mask-fisher", "wanda", "flap")
+NAMES = ("taylor", "fisher", "mask-fisher", "wanda", "flap", "obs")
 
 
 def after_a_pass(name: str, batches: list[Batch]) -> dict[str, torch.Tensor]:
