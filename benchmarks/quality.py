@@ -21,15 +21,17 @@ from typing import Any
 import torch
 from corpora import CORPORA, Loaded, load
 from quality_cells import EVALUATED_AT_ONCE, cell
-from quality_recipes import SETS
+from quality_recipes import GRID_CRITERIA, SETS
 from quality_tables import grid_table, recipes_table, rises_table
 from transformers.utils import logging as transformers_logging
 
 from lpc.manifest import versions
 from lpc.perplexity import token_perplexity
-from passes.criteria import CRITERIA
 
 OUT = Path(__file__).parent / "out"
+GRID = OUT / "quality-stories260K.jsonl"
+"""Where the grid lies: what is best in it goes among the finalists of all models."""
+
 RATIOS = {"grid": "0.35", "ablations": "0.35", "samples": "0.35"}
 
 
@@ -63,7 +65,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 def _run(name: str, path: Path, arguments: argparse.Namespace) -> None:
     loaded, steps = load(CORPORA[name]), arguments.steps or CORPORA[name].steps
     ratios = arguments.ratios or RATIOS.get(arguments.set, "0.2,0.35,0.5")
-    recipes = {key: made for key, made in SETS[arguments.set](read(path)).items() if arguments.only in key}
+    recipes = {key: made for key, made in SETS[arguments.set](read(GRID)).items() if arguments.only in key}
     _dense(path, loaded)
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     for seed, ratio, recipe in itertools.product(seeds, map(float, ratios.split(",")), recipes):
@@ -89,11 +91,11 @@ def _append(path: Path, row: dict[str, Any]) -> None:
 
 def _summary(name: str, chosen: str, found: list[dict[str, Any]]) -> str:
     dense = next(row["perplexity"] for row in found if row["key"]["recipe"] == "dense")
-    recipes = list(SETS[chosen](found))
+    recipes = list(SETS[chosen](read(GRID)))
     rows = [row for row in found if row["key"]["recipe"] in recipes]
     parts = [f"{name}: held-out token perplexity, dense {dense:.2f}; mean (lowest–highest) of the seeds\n"]
     if chosen == "grid":
-        parts.append(grid_table(rows, list(CRITERIA)))
+        parts.append(grid_table(rows, GRID_CRITERIA))
     else:
         parts.append(recipes_table(rows, recipes))
     if chosen == "finalists":

@@ -21,9 +21,26 @@ from passes.tune import TuneOptions
 Recipes = Mapping[str, Recipe]
 Row = Mapping[str, Any]
 
+GRID_CRITERIA = (
+    "obs",
+    "loraprune",
+    "taylor",
+    "fisher",
+    "mask-fisher",
+    "wanda",
+    "flap",
+    "magnitude",
+    "magnitude-l1",
+    "random",
+)
+"""All but LoRAPrune's authors' own form, which is among the finalists with all that belongs to it."""
+
+PROGRESSIVE = Schedule()
 LATE = Schedule(warmup=0.1, cooldown=0.1, every=10)
 
-DEFAULT = Recipe()
+DEFAULT = Recipe(
+    tune=TuneOptions(criterion="obs", schedule=ONE_SHOT, distill=DistillOptions()), compensate=CompensateOptions()
+)
 """What ``lpc.compress`` does when it is told nothing."""
 
 AUTHORS = Recipe(tune=TuneOptions(criterion="loraprune-code", lr_scheduler="linear", schedule=LATE, distill=None))
@@ -34,7 +51,10 @@ AUTHORS_OWN = replace(AUTHORS, tune=replace(AUTHORS.tune, learning_rate=1e-4), l
 
 PAPER = Recipe(
     tune=TuneOptions(
-        importance=ImportanceOptions(normalise=False, quadratic=True), schedule=replace(LATE, every=1), distill=None
+        criterion="loraprune",
+        importance=ImportanceOptions(normalise=False, quadratic=True),
+        schedule=replace(LATE, every=1),
+        distill=None,
     )
 )
 """LoRAPrune as published: squared, with the quadratic term, not normalised, masks at every step, with revival."""
@@ -45,11 +65,10 @@ def one_shot(criterion: str) -> Recipe:
     return Recipe(tune=TuneOptions(criterion=criterion), trained=False)
 
 
-def tuned(criterion: str, *, distilled: bool, schedule: Schedule | None = None) -> Recipe:
-    """Trained, by default on the default schedule."""
+def tuned(criterion: str, *, distilled: bool, schedule: Schedule = PROGRESSIVE) -> Recipe:
+    """Trained, with the units gone before, or on the way."""
     distill = DistillOptions() if distilled else None
-    tune = TuneOptions(criterion=criterion, distill=distill)
-    return Recipe(tune=tune if schedule is None else replace(tune, schedule=schedule))
+    return Recipe(tune=TuneOptions(criterion=criterion, distill=distill, schedule=schedule))
 
 
 def compensated(recipe: Recipe) -> Recipe:
@@ -60,7 +79,7 @@ def compensated(recipe: Recipe) -> Recipe:
 def grid(rows: Sequence[Row]) -> Recipes:
     """Criterion × (one-shot, one-shot and tuned, progressive) × compensation × distillation."""
     found: dict[str, Recipe] = {}
-    for name in CRITERIA:
+    for name in GRID_CRITERIA:
         plain = {f"{name}, one-shot": one_shot(name)}
         for distilled in (False, True):
             soft = ", distilled" if distilled else ""
@@ -75,12 +94,14 @@ def finalists(rows: Sequence[Row]) -> Recipes:
     """The default, LoRAPrune's two, and the recipe of each other criterion that was best in the grid on the text that
     choices are made by.
     """
-    found = {"default": DEFAULT, "authors": AUTHORS, "authors, own rate": AUTHORS_OWN, "paper": PAPER}
+    wide = replace(DEFAULT, layout=Layout.PER_LAYER)
+    found = {"default": DEFAULT, "default, per-layer": wide, "authors": AUTHORS, "authors, own rate": AUTHORS_OWN}
+    found["paper"] = PAPER
     made = grid(rows)
-    for name in CRITERIA:
+    for name in GRID_CRITERIA:
         means = {key: mean(rows, key, "choice") for key in made if key.startswith(f"{name},") and made[key].trained}
         known = {key: value for key, value in means.items() if value is not None}
-        if known and name not in ("loraprune", "loraprune-code"):
+        if known and name != "obs":
             best = min(known, key=lambda key: known[key])
             found[best] = made[best]
     return found
@@ -93,43 +114,43 @@ def mean(rows: Sequence[Row], recipe: str, measure: str) -> float | None:
 
 
 def ablations(rows: Sequence[Row]) -> Recipes:
-    """One change of the default at a time."""
+    """One change at a time: of the default, and of LoRAPrune on its progressive schedule with distillation."""
+    lora = tuned("loraprune", distilled=True)
 
-    def changed(**options: Any) -> Recipe:
-        return replace(DEFAULT, tune=replace(DEFAULT.tune, **options))
+    def changed(recipe: Recipe, **options: Any) -> Recipe:
+        return replace(recipe, tune=replace(recipe.tune, **options))
 
     def scored(**options: Any) -> Recipe:
-        return changed(importance=ImportanceOptions(**options))
+        return changed(lora, importance=ImportanceOptions(**options))
 
     def scheduled(**options: Any) -> Recipe:
-        return changed(schedule=Schedule(**options))
+        return changed(lora, schedule=Schedule(**options))
 
     def taught(**options: Any) -> Recipe:
-        return changed(distill=DistillOptions(**options))
+        return changed(DEFAULT, distill=DistillOptions(**options))
 
     return {
         "default": DEFAULT,
-        "λ = 0": scored(smoothing=0.0),
-        "λ = 0.5": scored(smoothing=0.5),
-        "λ = 0.98": scored(smoothing=0.98),
-        "abs": scored(form="abs"),
-        "quadratic term": scored(quadratic=True),
-        "not normalised": scored(normalise=False),
-        "no revival": changed(revival=False),
-        "an event every 10 steps": scheduled(every=10),
-        "an event every 35 steps": scheduled(every=35),
-        "all at 5 % of the steps": scheduled(cooldown=0.95),
-        "all at 35 % of the steps": scheduled(warmup=0.35, cooldown=0.65),
-        "warm-up 10 %, cool-down 10 %": scheduled(warmup=0.1, cooldown=0.1),
-        "true gradient (taylor)": changed(criterion="taylor"),
-        "no distillation": changed(distill=None),
-        "distillation without hidden states": taught(hidden_weight=0.0),
-        "hidden states alone": taught(weight=0.0),
-        "h = 1": taught(hidden_weight=1.0),
-        "h = 20": taught(hidden_weight=20.0),
-        "T = 2": taught(temperature=2.0),
-        "w = 0.8": taught(weight=0.8),
-        "per-layer widths": replace(DEFAULT, layout=Layout.PER_LAYER),
+        "default, without hidden states": taught(hidden_weight=0.0),
+        "default, hidden states alone": taught(weight=0.0),
+        "default, h = 1": taught(hidden_weight=1.0),
+        "default, h = 20": taught(hidden_weight=20.0),
+        "default, T = 2": taught(temperature=2.0),
+        "default, w = 0.8": taught(weight=0.8),
+        "default, per-layer": replace(DEFAULT, layout=Layout.PER_LAYER),
+        "loraprune, progressive, distilled": lora,
+        "loraprune, λ = 0": scored(smoothing=0.0),
+        "loraprune, λ = 0.5": scored(smoothing=0.5),
+        "loraprune, λ = 0.98": scored(smoothing=0.98),
+        "loraprune, abs": scored(form="abs"),
+        "loraprune, quadratic term": scored(quadratic=True),
+        "loraprune, not normalised": scored(normalise=False),
+        "loraprune, no revival": changed(lora, revival=False),
+        "loraprune, an event every 10 steps": scheduled(every=10),
+        "loraprune, an event every 35 steps": scheduled(every=35),
+        "loraprune, all at 5 % of the steps": scheduled(cooldown=0.95),
+        "loraprune, all at 35 % of the steps": scheduled(warmup=0.35, cooldown=0.65),
+        "loraprune, warm-up 10 %, cool-down 10 %": scheduled(warmup=0.1, cooldown=0.1),
     }
 
 
@@ -137,10 +158,13 @@ def untrained(rows: Sequence[Row]) -> Recipes:
     """Calibration data only."""
     plain = {f"{name}, one-shot": one_shot(name) for name in CRITERIA}
     found = plain | {f"{key}, compensated": compensated(recipe) for key, recipe in plain.items()}
+    obs = replace(one_shot("obs"), layout=Layout.PER_LAYER)
     flap = replace(one_shot("flap"), layout=Layout.PER_LAYER, comparison="raw")
     return found | {
-        "flap, one-shot, its own layout": flap,
-        "flap, one-shot, its own layout, compensated": compensated(flap),
+        "obs, one-shot, per-layer": obs,
+        "obs, one-shot, per-layer, compensated": compensated(obs),
+        "flap, one-shot, per-layer": flap,
+        "flap, one-shot, per-layer, compensated": compensated(flap),
     }
 
 
@@ -159,7 +183,8 @@ def layouts(rows: Sequence[Row]) -> Recipes:
     """Uniform against per-layer widths, and how scores of different dimensions are compared; without distillation."""
 
     def made(layout: Layout, comparison: str, normalise: bool) -> Recipe:
-        tune = TuneOptions(importance=ImportanceOptions(normalise=normalise), distill=None)
+        plain = tuned("loraprune", distilled=False)
+        tune = replace(plain.tune, importance=ImportanceOptions(normalise=normalise))
         return Recipe(tune=tune, layout=layout, comparison=comparison)
 
     return {

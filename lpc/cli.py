@@ -47,9 +47,9 @@ def compress(
     benchmark: o.Timed = False,
     steps: Annotated[int, typer.Option(help="Optimizer steps; 0 trains nothing and only scores --samples.")] = 200,
     criterion: Annotated[
-        str, typer.Option(help="How units are ranked, such as taylor (docs/criteria.md).")
-    ] = "loraprune",
-    one_shot: o.OneShot = False,
+        str, typer.Option(help="How units are ranked (docs/criteria.md); auto: obs, else loraprune.")
+    ] = "auto",
+    one_shot: o.OneShot = None,
     samples: Annotated[
         int, typer.Option(help="Sequences or rows that are scored where nothing was trained yet.")
     ] = 128,
@@ -71,7 +71,7 @@ def compress(
     save_every: Annotated[int | None, typer.Option(help="Steps between two checkpoints.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Tune under bf16 autocast.")] = False,
-    compensate: o.Compensate = False,
+    compensate: o.Compensate = None,
     distill: o.Distill = None,
     recover_steps: o.RecoverSteps = None,
     trust_remote_code: o.Trust = False,

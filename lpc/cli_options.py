@@ -10,7 +10,6 @@ import typer
 
 if TYPE_CHECKING:
     from lpc.instructions import InstructionFormat
-    from passes.compensate import CompensateOptions
     from passes.recover import RecoverOptions
     from passes.stages import SnapshotOptions
     from passes.target import Target
@@ -39,14 +38,16 @@ PromptTemplate = Annotated[
 ]
 
 Compensate = Annotated[
-    bool, typer.Option("--compensate/--no-compensate", help="Solve output projections anew by least squares.")
+    bool | None,
+    typer.Option("--compensate/--no-compensate", help="Solve output projections anew (default: if nothing was tuned)."),
 ]
 Distill = Annotated[
     float | None,
     typer.Option(metavar="WEIGHT", help="Share of the loss that is the dense model's, 0 to 1 (default 0.5; 0: none)."),
 ]
 OneShot = Annotated[
-    bool, typer.Option("--one-shot", help="Remove all before the first step, ranked on --samples; then tune.")
+    bool | None,
+    typer.Option("--one-shot/--progressive", help="Remove all before tuning, or on the way (default: by criterion)."),
 ]
 RecoverSteps = Annotated[int | None, typer.Option(help="Optimizer steps on the compact model, at most.")]
 
@@ -143,26 +144,26 @@ class Healing:
     """What the options say of tuning, of compensation and of recovery."""
 
     tune: TuneOptions
-    compensate: CompensateOptions | None
+    compensate: bool | None
     recover: RecoverOptions | None
 
 
 def healing_of(
-    tune: TuneOptions, one_shot: bool, compensate: bool, distill: float | None, recover_steps: int | None
+    tune: TuneOptions, one_shot: bool | None, compensate: bool | None, distill: float | None, recover_steps: int | None
 ) -> Healing:
     """Tuning with its schedule and distillation, and what follows it. Raises OptionError."""
-    from passes.compensate import CompensateOptions
     from passes.distill import DistillOptions
     from passes.recover import RecoverOptions
-    from passes.schedule import ONE_SHOT
+    from passes.schedule import ONE_SHOT, Schedule
 
     taught = tune.distill if distill is None else DistillOptions(weight=distill) if distill else None
-    tune = replace(tune, distill=taught, schedule=ONE_SHOT if one_shot else tune.schedule)
+    schedule = tune.schedule if one_shot is None else ONE_SHOT if one_shot else Schedule()
+    tune = replace(tune, distill=taught, schedule=schedule)
     recover = None
     if recover_steps is not None:  # a teacher for it is a second model in memory: only if asked for
         recover = RecoverOptions(steps=recover_steps, batch_size=tune.batch_size, bf16=tune.bf16, seed=tune.seed)
         recover = replace(recover, distill=taught if distill else None)
-    return Healing(tune, CompensateOptions() if compensate else None, recover)
+    return Healing(tune, compensate, recover)
 
 
 def check_family(healing: Healing) -> None:

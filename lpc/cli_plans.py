@@ -60,6 +60,9 @@ def apply(
     plan: PlanFile,
     model: o.Model,
     adapter: Annotated[Path | None, typer.Option(help="The trained adapter: OUT/adapter of the run.")] = None,
+    compensation: Annotated[
+        Path | None, typer.Option(help="Compensated weights (default: compensation.safetensors beside PLAN).")
+    ] = None,
     out: o.Out = Path("lpc-out"),
     onnx: o.Onnx = True,
     trust_remote_code: o.Trust = False,
@@ -73,7 +76,7 @@ def apply(
 
     check_output(out, force=force)
     with console.progress_bars() as progress:
-        result = run(plan, model, adapter=adapter, trust_remote_code=trust_remote_code)
+        result = run(plan, model, adapter=adapter, compensation=compensation, trust_remote_code=trust_remote_code)
         report = result.save(out, onnx=onnx, force=force, progress=progress)
     show_report(report, out, as_json=json)
 

@@ -13,7 +13,8 @@ from peft import PeftModel
 from exporters.checkpoint import Processor
 from lpc.latency import latency_for, predicted
 from lpc.material import AnyData, DataOptions, Material, prepare, set_aside
-from lpc.ranking import choices, ranking_passes, unattaching_passes
+from lpc.ranking import choices, compensation_for, ranking_passes, unattaching_passes
+from lpc.replay import compensated_weights
 from lpc.report import HeldOut, Measure, Report
 from lpc.result import Result
 from lpc.scoring import Score
@@ -22,12 +23,13 @@ from passes.adapter import LoraOptions
 from passes.budget import Budget
 from passes.compensate import CompensateOptions, CompensatePass
 from passes.decide import DecidePass, ReplayPass
-from passes.errors import OptionError, PlanError
+from passes.errors import OptionError
 from passes.infra import Pass, Progress, Sequential, silent
 from passes.masks import masked
 from passes.merge import MergePass
 from passes.plan import Plan
 from passes.program import Program
+from passes.recompensate import RecompensatePass
 from passes.recover import RecoverOptions, RecoverPass
 from passes.shrink import ShrinkPass
 from passes.solver import Solver
@@ -62,7 +64,7 @@ def compress(
     tune: TuneOptions = DEFAULT_TUNE,
     text: DataOptions = DEFAULT_TEXT,
     trace: TraceOptions = DEFAULT_TRACE,
-    compensate: CompensateOptions | None = None,
+    compensate: CompensateOptions | bool | None = None,
     recover: RecoverOptions | None = None,
     trust_remote_code: bool = False,
     progress: Progress = silent,
@@ -83,8 +85,9 @@ def compress(
     frozen dimensions. With ``layout="per-layer"`` each layer gets widths of its own, by importance. ``trace`` says
     which heads may go: query heads inside their groups (``query_heads``), heads that no stock class can do without
     (``custom_code``; the checkpoint then needs ``trust_remote_code``), whole layers or blocks (``depth``), and the
-    ``hidden`` size. ``compensate`` solves projections anew, where the loss on the calibration data falls by it: after
-    merging, or, with a one-shot schedule, before tuning. ``recover`` trains the compact model further, on data of which
+    ``hidden`` size. ``compensate`` solves projections anew, where the loss on the calibration data falls by it: before
+    tuning where units go before it, else after merging; by default where nothing was trained yet, with False never.
+    ``recover`` trains the compact model further, on data of which
     a share is set aside from tuning to choose the best state by. With ``recover.distill`` the source is held in memory
     once more.
 
@@ -96,16 +99,18 @@ def compress(
     source = load_source(model, tokenizer, trust_remote_code=trust_remote_code)
     trace = replace(trace, custom_code=trace.custom_code or target.layout is Layout.PER_LAYER)
     program = TracePass(trace)(Program.start(source.model)).program
+    tune = tune.settled(program.traced)
+    solving = compensation_for(compensate, tune, program.traced)
     latency = latency_for(program.model, program.traced, target.wanted, progress)
     Solver.of(target, program.traced, latency)
     material = prepare(source, data, text)
     train, aside = set_aside(material.train) if recover else (material.train, None)
     job = Job(source, material, material.measure(program.model), progress)
     progress("held-out", 1, 3)
-    first = bool(tune.steps) and tune.schedule.one_shot
+    first = bool(tune.steps) and tune.one_shot
     solve: list[Pass] = []
-    if compensate:
-        solve.append(CompensatePass(train, compensate, progress, material.collate, keep_originals=first))
+    if solving:
+        solve.append(CompensatePass(train, solving, progress, material.collate, keep_originals=first))
     scored = replace(material, train=train)
     ranking = ranking_passes(target, scored, lora, tune, text, latency, progress, solve if first else ())
     program = Sequential(*ranking, progress=progress)(program).program
@@ -151,9 +156,9 @@ class Job:
 
 
 def _tune(tune: TuneOptions, steps: int | None, seed: int | None, criterion: str | None) -> TuneOptions:
-    """The tuning that the arguments of ``compress`` say, with what the criterion sets itself."""
+    """The tuning that the arguments of ``compress`` say."""
     tune = replace(tune, steps=tune.steps if steps is None else steps, seed=tune.seed if seed is None else seed)
-    return replace(tune, criterion=criterion or tune.criterion).settled()
+    return replace(tune, criterion=criterion or tune.criterion)
 
 
 def target_from(
@@ -173,32 +178,31 @@ def apply(
     model: ModelLike,
     *,
     adapter: PeftModel | str | Path | None = None,
+    compensation: str | Path | None = None,
     tokenizer: Processor | None = None,
     trust_remote_code: bool = False,
 ) -> Result:
     """Replay a plan without data and without training: the same compact checkpoint again, bit for bit.
 
     ``model`` is the source that the plan was made for, ``adapter`` the folder of the trained adapter (``OUT/adapter``),
-    or a PeftModel that wears it. What needed data is not repeated: weights that a compensation solved are as they were
-    before it (a warning says so), and training after shrinking is left out. Raises PlanError when the plan is for
-    another model or an adapter was trained on compensated weights, and what ``compress`` raises.
+    or a PeftModel that wears it. ``compensation`` is the file of the weights that were solved in the run
+    (``OUT/compensation.safetensors``); by default the one beside the plan's file. Without it the weights are as they
+    were before (a warning says so). Training after shrinking is left out. Raises PlanError when the plan is for another
+    model, or an adapter was trained on compensated weights that are not there, and what ``compress`` raises.
     """
+    folder = None if isinstance(plan, Plan) else Path(plan).parent
     plan = plan if isinstance(plan, Plan) else Plan.load(plan)
     worn = adapter is not None or isinstance(model, PeftModel)
-    if plan.compensated_first and worn:
-        raise PlanError(
-            "the plan's model was compensated on data before it was tuned: its adapter fits those weights, which are "
-            "only in its compact checkpoint; take that, or leave the adapter out"
-        )
-    if plan.compensated:
-        logger.warning("the plan's model was compensated on data; replayed without data, it is not")
+    solved = compensated_weights(plan, folder, compensation, adapter, worn=worn)
     if isinstance(adapter, PeftModel):
         source = load_source(adapter, tokenizer)
     else:
         source = load_source(model, tokenizer, trust_remote_code=trust_remote_code)
         if adapter is not None:
             source = replace(source, model=load_adapter(source.model, adapter))
-    steps: list[Pass] = [TracePass(options_for(plan.kept)), ReplayPass(plan), MergePass(), ShrinkPass()]
+    again: list[Pass] = [RecompensatePass(solved)] if solved else []
+    first, after = (again, []) if plan.compensated_first else ([], again)
+    steps = [TracePass(options_for(plan.kept)), ReplayPass(plan), *first, MergePass(), *after, ShrinkPass()]
     return _result(source, Sequential(*steps)(Program.start(source.model)).program, None)
 
 

@@ -29,6 +29,7 @@ from passes.infra import Progress, Sequential, plain, silent
 from passes.models import base_model
 from passes.program import Program
 from passes.recall import RecallPass
+from passes.schedule import Schedule
 from passes.solver import Solver
 from passes.stages import SnapshotOptions
 from passes.target import Layout, Target
@@ -116,7 +117,8 @@ def compress_family(
 
     ``ratios`` ascend; after each has been reached, the adapters get ``cooldown`` steps under its masks before the model
     is taken (default: an equal part of the schedule's cool-down). ``steps`` are those of the whole run. A ``target``
-    must have the last ratio as its own. The other arguments are those of ``compress``.
+    must have the last ratio as its own. Units go progressively, by default by LoRAPrune's scores. The other arguments
+    are those of ``compress``.
 
     Raises what ``compress`` raises, and OptionError for ratios that are not distinct, ascending and between 0 and 1,
     for a target with a budget, and for too few steps.
@@ -124,11 +126,12 @@ def compress_family(
     snapshots = SnapshotOptions(ratios=tuple(ratios), cooldown=cooldown)
     target = target_from(target, snapshots.ratios[-1] if target is None else None, None, layout, multiple)
     tune = replace(tune, steps=tune.steps if steps is None else steps, seed=tune.seed if seed is None else seed)
+    tune = replace(tune, schedule=tune.schedule or Schedule()).settled()
     source = load_source(model, tokenizer, trust_remote_code=trust_remote_code)
     trace = replace(trace, custom_code=trace.custom_code or target.layout is Layout.PER_LAYER)
     program = TracePass(trace)(Program.start(source.model)).program
     solver = Solver.of(target, program.traced)
-    snapshots.course(solver, tune.schedule, tune.steps, revival=tune.revival)
+    snapshots.course(solver, tune.schedule or Schedule(), tune.steps, revival=tune.revival)
     material = prepare(source, data, text)
     job = Job(source, material, material.measure(program.model), progress)
     program = Sequential(

@@ -9,7 +9,9 @@ from lpc.material import DataOptions, Material
 from passes.adapter import LoraOptions
 from passes.attach import AttachPass, DetachPass
 from passes.budget import LatencyModel
+from passes.compensate import CompensateOptions
 from passes.criteria import Needs, criterion_named
+from passes.graph import Kind, PruningGraph
 from passes.infra import Pass, Progress, plain
 from passes.score import ScoreOptions, ScorePass
 from passes.target import Target
@@ -33,7 +35,7 @@ def ranking_passes(
     """
     attach = AttachPass(lora, tune.seed)
     training = TunePass(target, material.train, tune, progress, material.collate, latency) if tune.steps else None
-    if training and not tune.schedule.one_shot:
+    if training and not tune.one_shot:
         return [attach, training]
     options = ScoreOptions(
         criterion=tune.criterion,
@@ -48,6 +50,17 @@ def ranking_passes(
     return [attach, score] if criterion_named(tune.criterion).needs is Needs.ADAPTER else [score]
 
 
+def compensation_for(
+    asked: CompensateOptions | bool | None, tune: TuneOptions, graph: PruningGraph
+) -> CompensateOptions | None:
+    """How to compensate. By default (None) it is done where nothing was trained yet, and every unit is one of width."""
+    if isinstance(asked, CompensateOptions):
+        return asked
+    whole = any(d.kind.is_depth or d.kind is Kind.HIDDEN for d in graph.dimensions)
+    wanted = (tune.one_shot or not tune.steps) and not whole if asked is None else asked
+    return CompensateOptions() if wanted else None
+
+
 def unattaching_passes(tune: TuneOptions, *, own_adapter: bool) -> list[Pass]:
     """What takes an adapter off again that was attached here and never trained."""
     return [] if tune.steps or own_adapter else [DetachPass()]
@@ -60,5 +73,5 @@ def choices(tune: TuneOptions, text: DataOptions, target: Target) -> Mapping[str
     if tune.distill:
         made["distill"] = plain(tune.distill)
     made["importance"] = plain(tune.importance_for(target))
-    scored = not tune.steps or tune.schedule.one_shot
+    scored = not tune.steps or tune.one_shot
     return {**made, "samples": text.samples, "batch_size": tune.batch_size} if scored else made

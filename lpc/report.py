@@ -125,7 +125,7 @@ class Report:
             "untouched": dict(self.untouched),
             "heldout": plain(self.heldout),
             "compatibility": [{**plain(verdict), "evidence": verdict.evidence} for verdict in self.compatibility],
-            "compensated": self._changed_by("compensate"),
+            "compensated": self._changed_by("compensate", "rounds", "recompensate"),
             "recovered": self._changed_by("recover"),
             "passes": [_record(record) for record in self.passes],
             "parity": {
@@ -135,9 +135,9 @@ class Report:
             },
         }
 
-    def _changed_by(self, name: str) -> bool:
-        """Whether a pass that needs data, and so is not replayed by ``apply``, changed the model."""
-        return any(record.name == name and record.modified for record in self.passes)
+    def _changed_by(self, *names: str) -> bool:
+        """Whether one of these passes changed the model."""
+        return any(record.name in names and record.modified for record in self.passes)
 
     def to_markdown(self) -> str:
         """The report as it stands in ``report.md``."""

@@ -16,6 +16,7 @@ from exporters.onnx_options import OnnxOptions
 from exporters.onnx_pass import ExportPass
 from lpc.manifest import write_manifest
 from lpc.report import Report
+from passes.compensation import WEIGHTS_FILE
 from passes.errors import TokenizerError
 from passes.infra import Pass, Progress, Sequential, silent
 from passes.models import base_model
@@ -63,7 +64,8 @@ class Result:
     ) -> Report:
         """Write ``hf``, ``onnx``, ``adapter``, ``plan.json``, ``scores.safetensors``, ``lpc.json`` and ``report.md``.
 
-        After a recovery also ``recovery``, the adapter that was trained on the compact model. Returns the final report.
+        After a compensation also ``compensation.safetensors``, the weights that it solved; after a recovery also
+        ``recovery``, the adapter that was trained on the compact model. Returns the final report.
 
         The folder appears whole or not at all. Raises OutputExistsError if it holds something (unless ``force``),
         OutputError when the disk refuses, TokenizerError if the ONNX package of a causal language model is wanted and
@@ -81,6 +83,8 @@ class Result:
             (stage / "plan.json").write_text(self.plan.to_json(), encoding="utf-8")
             if program.adapter is not None:
                 program.adapter.save(stage / "adapter")
+            if program.compensation is not None and program.compensation.weights:
+                program.compensation.save(stage / WEIGHTS_FILE)
             if program.recovery is not None:
                 program.recovery.adapter.save(stage / "recovery")
             if program.scores is not None:

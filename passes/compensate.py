@@ -19,7 +19,7 @@ from passes.graph import Kind
 from passes.heldout import heldout_loss
 from passes.infra import Pass, PassResult, Progress, plain, silent
 from passes.masks import masked
-from passes.models import base_model, evaluation_mode
+from passes.models import base_model, evaluation_mode, parameter_at
 from passes.parity import Parity, rounding_tolerance
 from passes.plan import COMPENSATED, fingerprint
 from passes.probe import takes
@@ -157,7 +157,8 @@ class CompensatePass(Pass):
             )
             return PassResult(program, modified=False, report=report)
         originals = sides.originals if self._keep_originals else {}
-        done = Compensation(report.projections, originals, source, self.options)
+        weights = {name: parameter_at(model, name).detach().cpu().clone() for name in sides.originals}
+        done = Compensation(report.projections, originals, weights, source, self.options)
         plan = program.plan and replace(program.plan, options={**program.plan.options, COMPENSATED: self.options})
         solved = replace(program, plan=plan, compensation=done).expecting_itself()
         parity = Parity("compensate", resolver.difference, rounding_tolerance(graph.dtype))

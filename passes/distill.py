@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from passes.divergence import Output, Outputs, gives_hidden_states, hidden_error, pairs
+from passes.divergence import Output, Outputs, comparable_hidden_states, hidden_error, pairs
 from passes.errors import OptionError
 from passes.models import base_model
 from passes.rates import RatedTrainer
@@ -29,8 +29,8 @@ class DistillOptions:
 
     ``weight`` w, ``temperature`` T, ``hidden_weight`` h. KL is the mean over the positions that bear a label, of the
     distributions softmax(logits / T). The hidden error is ‖H_teacher − H_student‖² / ‖H_teacher‖² over all positions
-    that are no padding, the mean over the layers' outputs; a model that gives no hidden states goes without it, with a
-    warning. Several labels at once and regression have distances of their own (``passes.divergence``).
+    that are no padding, the mean over the layers' outputs; where teacher and student have none alike, it is left out
+    with a warning. Several labels at once and regression have distances of their own (``passes.divergence``).
     """
 
     weight: float = 0.5
@@ -67,14 +67,12 @@ class DistillTrainer(RatedTrainer):
         options = self._distill
         more = {"output_hidden_states": True} if self._hidden else {}
         teacher = self._ask({**inputs, **more})
-        if self._hidden and not gives_hidden_states(teacher):
-            logger.warning(
-                "%s gives no hidden states: only its outputs are distilled", type(base_model(model)).__name__
-            )
-            self._hidden, more = False, {}
         loss, student = super().compute_loss(
             model, {**inputs, **more}, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
+        if self._hidden and not comparable_hidden_states(teacher, student):
+            logger.warning("teacher and student have no hidden states alike: only their outputs are distilled")
+            self._hidden = False
         compared = pairs(self._task, inputs, teacher, student)
         output = Output.of(base_model(self.model), inputs.get("labels"))
         divergence = torch.stack([pair.divergence(options.temperature, output) for pair in compared]).mean()

@@ -85,9 +85,13 @@ def _padded(logits: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
     return logits if real is None else logits.masked_fill(real == 0, FAR_BELOW)
 
 
-def gives_hidden_states(outputs: Outputs) -> bool:
-    """Whether there are any to compare."""
-    return any(outputs.get(name) for name in ("hidden_states", "encoder_hidden_states", "decoder_hidden_states"))
+HIDDEN_STATES = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")
+
+
+def comparable_hidden_states(teacher: Outputs, student: Outputs) -> bool:
+    """Whether there are any, and both have as many of the same shapes."""
+    shapes = [[[h.shape for h in each.get(name) or ()] for name in HIDDEN_STATES] for each in (teacher, student)]
+    return any(shapes[0]) and shapes[0] == shapes[1]
 
 
 def hidden_error(inputs: Mapping[str, Any], teacher: Outputs, student: Outputs) -> torch.Tensor:

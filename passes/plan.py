@@ -20,7 +20,7 @@ from passes.models import base_model, plain_name
 SCHEMA_VERSION = 2
 LAYOUTS = ("uniform", "per-layer")
 COMPENSATED = "compensate"
-"""The entry of a plan's options that says that weights were solved on data, which replaying does not repeat."""
+"""The entry of a plan's options that says that weights were solved on data."""
 
 MEANINGFUL = (
     "model_type",
@@ -83,7 +83,7 @@ class Plan:
 
     @property
     def compensated(self) -> bool:
-        """Whether weights were solved on calibration data, so that replaying without data does not give the result."""
+        """Whether weights were solved on calibration data; without them replaying does not give the result."""
         return COMPENSATED in self.options
 
     @property

@@ -18,7 +18,7 @@ from passes.compensation import Compensation, Solved
 from passes.errors import DataError, OptionError, PreconditionError
 from passes.infra import Pass, PassResult, Progress, plain, silent
 from passes.masks import Masks, full_masks, masked
-from passes.models import base_model, evaluation_mode
+from passes.models import base_model, evaluation_mode, parameter_at
 from passes.parity import Parity, rounding_tolerance
 from passes.plan import fingerprint
 from passes.probe import takes
@@ -126,7 +126,8 @@ class RoundsPass(Pass):
             difference = max(difference, resolver.difference if resolver else 0.0)
             self._progress("rounds", number, self._options.rounds)
         kept_back = originals if self._keep_originals else {}
-        done = Compensation(rounds[-1].projections, kept_back, source, self._compensate.options)
+        weights = {name: parameter_at(program.model, name).detach().cpu().clone() for name in originals}
+        done = Compensation(rounds[-1].projections, kept_back, weights, source, self._compensate.options)
         result = replace(program, masks=masks, scores=scores, compensation=done).expecting_itself()
         parity = Parity("rounds", difference, rounding_tolerance(graph.dtype))
         return PassResult(result, bool(originals), RoundsReport(tuple(rounds), skipped), (parity,))

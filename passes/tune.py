@@ -17,9 +17,10 @@ from transformers import TrainingArguments
 
 from passes.budget import LatencyModel
 from passes.calibration import Collate
-from passes.criteria import criterion_named, make_criterion
+from passes.criteria import AUTO, best_criterion, criterion_named, make_criterion
 from passes.distill import DistillOptions
 from passes.errors import MissingFileError, OptionError, PreconditionError
+from passes.graph import PruningGraph
 from passes.importance import ImportanceOptions
 from passes.infra import Pass, PassResult, Progress, plain, silent
 from passes.masks import full_masks
@@ -27,7 +28,7 @@ from passes.measured_depth import DEPTH_SCORES, MeasuredDepth
 from passes.models import base_model
 from passes.program import Program
 from passes.rates import stage_rates
-from passes.schedule import Schedule
+from passes.schedule import ONE_SHOT, Schedule
 from passes.solver import Solver
 from passes.stages import SnapshotOptions
 from passes.target import Layout, Target
@@ -47,7 +48,8 @@ class TuneOptions:
     which then trains nothing and scores calibration data (``ScorePass``). ``bf16`` runs the forward pass
     under autocast. With ``checkpoints`` the Trainer saves there every ``save_every`` steps; ``resume`` goes on from the
     latest one. ``learning_rate`` is the peak; by default it follows from the hidden size (``width_scaled_rate``).
-    ``criterion`` ranks the units, by name (``CRITERIA``, docs/criteria.md). ``depth_scores`` ranks layers and blocks:
+    ``criterion`` ranks the units, by name (``CRITERIA``, docs/criteria.md), and ``schedule`` says when they go; by
+    default both are what was measured best (``settled``). ``depth_scores`` ranks layers and blocks:
     ``summed`` over what is in them, or ``skipped``, the rise of the loss without them, measured at the start.
     ``distill`` draws the model to its own dense base as well (None: the task's loss alone); scores come from the
     gradients of whatever loss is trained.
@@ -61,11 +63,11 @@ class TuneOptions:
     max_grad_norm: float = 1.0
     bf16: bool = False
     seed: int = 0
-    criterion: str = "loraprune"
+    criterion: str = AUTO
     depth_scores: str = "summed"
     revival: bool = True
     importance: ImportanceOptions = ImportanceOptions()
-    schedule: Schedule = Schedule()
+    schedule: Schedule | None = None
     distill: DistillOptions | None = DistillOptions()
     checkpoints: Path | None = None
     save_every: int | None = None
@@ -77,7 +79,8 @@ class TuneOptions:
                 raise OptionError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise OptionError(f"learning_rate must be positive, got {self.learning_rate}")
-        criterion_named(self.criterion)
+        if self.criterion != AUTO:
+            criterion_named(self.criterion)
         if self.depth_scores not in DEPTH_SCORES:
             raise OptionError(f"depth_scores must be one of {', '.join(DEPTH_SCORES)}, got {self.depth_scores!r}")
         if (self.resume or self.save_every) and self.checkpoints is None:
@@ -85,10 +88,24 @@ class TuneOptions:
         if self.steps == 0 and self.checkpoints is not None:
             raise OptionError("steps=0 trains nothing, so there are no checkpoints: leave checkpoints out")
 
-    def settled(self) -> TuneOptions:
-        """The options with what the criterion sets itself, as ``loraprune-code`` does."""
-        entry = criterion_named(self.criterion)
-        return replace(self, importance=entry.settle(self.importance), revival=self.revival and entry.revival)
+    def settled(self, graph: PruningGraph | None = None) -> TuneOptions:
+        """The options with nothing left open, and with what the criterion sets itself, as ``loraprune-code`` does.
+
+        The criterion ``auto`` is the best that ranks the graph; on a progressive schedule, or without a graph, it is
+        ``loraprune``. No schedule is ``ONE_SHOT`` for a criterion that ranks on calibration data, else ``Schedule()``.
+        """
+        progressive = self.schedule is not None and not self.schedule.one_shot
+        open_ = self.criterion == AUTO
+        name = self.criterion if not open_ else "loraprune" if progressive or graph is None else best_criterion(graph)
+        entry = criterion_named(name)
+        schedule = self.schedule or (ONE_SHOT if entry.one_shot else Schedule())
+        importance, revival = entry.settle(self.importance), self.revival and entry.revival
+        return replace(self, criterion=name, schedule=schedule, importance=importance, revival=revival)
+
+    @property
+    def one_shot(self) -> bool:
+        """Whether all goes before the first step, in settled options."""
+        return self.schedule is not None and self.schedule.one_shot
 
     def importance_for(self, target: Target) -> ImportanceOptions:
         """The importance options, with what the layout decides where they leave it open."""
@@ -166,7 +183,7 @@ class TunePass(Pass):
             raise PreconditionError(
                 "pass 'tune' needs a traced program with an adapter: run TracePass and AttachPass first"
             )
-        if self._options.schedule.one_shot and program.masks is None:
+        if self._options.one_shot and program.masks is None:
             raise PreconditionError("pass 'tune' prunes nothing with a one-shot schedule: run ScorePass before it")
         if self._options.distill is not None:
             done = program.compensation
@@ -182,7 +199,7 @@ class TunePass(Pass):
         model, graph, options = program.model, program.traced, self._options
         policy = PruningPolicy(
             solver=Solver.of(self._target, graph, self._latency),
-            schedule=options.schedule,
+            schedule=options.schedule or Schedule(),
             revival=options.revival,
             max_grad_norm=options.max_grad_norm,
             snapshots=self._snapshots,
@@ -193,7 +210,7 @@ class TunePass(Pass):
         if options.depth_scores == "skipped":
             criterion = MeasuredDepth(criterion, graph, self._first_batches)
         start = PruningState(full_masks(graph))
-        if options.schedule.one_shot and program.masks is not None:
+        if options.one_shot and program.masks is not None:
             start = PruningState(dict(program.masks), dict(program.scores or {}))
         callback = PruningCallback(model, graph, criterion, policy, self._progress, start)
         trained = self._train(program, model, callback, rates)

@@ -9,10 +9,12 @@ from passes.criteria.mask_fisher import MaskFisher
 from passes.criteria.obs import Obs
 from passes.criteria.random import Random
 from passes.criteria.registry import (
+    AUTO,
     CRITERIA,
     CriterionEntry,
     CriterionFactory,
     ScoreFunction,
+    best_criterion,
     criterion_named,
     make_criterion,
     register_criterion,
@@ -21,6 +23,7 @@ from passes.criteria.taylor import Taylor
 from passes.criteria.wanda import Wanda
 
 __all__ = [
+    "AUTO",
     "CRITERIA",
     "Criterion",
     "CriterionEntry",
@@ -36,6 +39,7 @@ __all__ = [
     "ScoreFunction",
     "Taylor",
     "Wanda",
+    "best_criterion",
     "criterion_named",
     "make_criterion",
     "mean_over_ranks",

@@ -19,9 +19,12 @@ from passes.criteria.obs import Obs
 from passes.criteria.random import Random
 from passes.criteria.taylor import Taylor
 from passes.criteria.wanda import Wanda
-from passes.errors import OptionError
+from passes.errors import OptionError, UnsupportedModelError
 from passes.graph import Kind, PruningGraph
 from passes.importance import ImportanceOptions
+
+AUTO = "auto"
+"""The name that stands for the criterion that was measured best (docs/quality.md), of those that rank a model."""
 
 CriterionFactory = Callable[[PruningGraph, ImportanceOptions, int], Criterion]
 """Makes a criterion for a graph, from the options and a seed."""
@@ -36,7 +39,8 @@ class CriterionEntry:
 
     ``reads``: the fields of ``ImportanceOptions`` that change it. ``fixed``: those that it sets itself. ``revival``:
     whether it lets a masked unit come back; False goes before ``TuneOptions.revival``. ``widths_only``: it ranks heads,
-    channels and experts, but neither layers and blocks nor the hidden size.
+    channels and experts, but neither layers and blocks nor the hidden size. ``one_shot``: it is too dear to be asked at
+    each step, and ranks on calibration data before the first, unless a schedule says otherwise.
     """
 
     name: str
@@ -47,6 +51,7 @@ class CriterionEntry:
     fixed: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     revival: bool = True
     widths_only: bool = False
+    one_shot: bool = False
 
     def settle(self, options: ImportanceOptions) -> ImportanceOptions:
         """The options with what the criterion sets itself."""
@@ -125,6 +130,7 @@ _add(
     "the loss left behind by the unit when the columns that stay are solved anew, to second order (OBS)",
     reads=("smoothing",),
     widths_only=True,
+    one_shot=True,
 )
 _add(
     "magnitude",
@@ -212,3 +218,12 @@ def make_criterion(name: str, graph: PruningGraph, importance: ImportanceOptions
         others = ", ".join(each.name for each in CRITERIA.values() if not each.widths_only)
         raise OptionError(f"the criterion {name!r} does not rank {whole[0]}: choose one of {others}")
     return entry.factory(graph, entry.settle(importance), seed)
+
+
+def best_criterion(graph: PruningGraph) -> str:
+    """``obs`` where it ranks all dimensions of the graph, else ``loraprune``, which ranks everything."""
+    try:
+        make_criterion("obs", graph, ImportanceOptions(), 0)
+    except (OptionError, UnsupportedModelError):
+        return "loraprune"
+    return "obs"

@@ -19,7 +19,8 @@ from lpc.rows import RowFormat, open_rows
 from passes.tasks import Task
 
 LORA = lpc.LoraOptions(rank=4)
-TUNE = lpc.TuneOptions(steps=4, batch_size=2, schedule=lpc.Schedule(every=1), distill=lpc.DistillOptions(weight=0.3))
+KL = lpc.DistillOptions(weight=0.3, temperature=2.0, hidden_weight=0.0)
+TUNE = lpc.TuneOptions(steps=4, batch_size=2, schedule=lpc.Schedule(every=1), distill=KL)
 TEXT = lpc.DataOptions(sequence_length=32)
 
 
@@ -33,7 +34,7 @@ def result(tiny_model_folder: Path, text_file: Path) -> lpc.Result:
         tune=TUNE,
         text=TEXT,
         compensate=lpc.CompensateOptions(samples=16, guard=False),
-        recover=lpc.RecoverOptions(steps=4, every=2, batch_size=2, lora=LORA, distill=lpc.DistillOptions(weight=0.3)),
+        recover=lpc.RecoverOptions(steps=4, every=2, batch_size=2, lora=LORA, distill=KL),
     )
 
 
@@ -62,7 +63,7 @@ def test_the_output_says_what_was_done_and_apply_that_it_is_not_repeated(
     with torch.no_grad():
         assert torch.equal(loaded(input_ids=ids).logits, result.model(input_ids=ids).logits)
     again = lpc.apply(plan, tiny_model_folder, adapter=tmp_path / "out" / "adapter")
-    assert "replayed without data, it is not" in caplog.text
+    assert "replayed without compensation.safetensors, it is not" in caplog.text
     assert again.report.to_json()["compensated"] is False
     assert sum(p.numel() for p in again.model.parameters()) == plan.target_parameters
 

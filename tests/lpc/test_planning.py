@@ -30,7 +30,7 @@ def run(tiny_model_folder: Path, text_file: Path, tmp_path_factory: pytest.TempP
 def test_saved_scores_are_those_of_the_run_and_read_back(run: Path) -> None:
     saved = SavedScores.load(run / "scores.safetensors")
     plan = Plan.load(run / "plan.json")
-    assert (saved.source, saved.criterion) == (plan.source, "loraprune")
+    assert (saved.source, saved.criterion) == (plan.source, "obs")
     for name, units in plan.kept.items():
         best = saved.scores[name].argsort(descending=True)[: len(units)]
         assert sorted(best.tolist()) == list(units)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zoo
 from workbench import (
     EVERY_STEP,
     Blocks,
@@ -30,9 +31,11 @@ from passes.errors import MissingFileError, OptionError, PassError, Precondition
 from passes.importance import ImportanceOptions
 from passes.masks import full_masks
 from passes.program import Program
-from passes.schedule import Schedule
+from passes.schedule import ONE_SHOT, Schedule
+from passes.score import ScoreOptions, ScorePass
 from passes.solver import Solver
 from passes.target import Target
+from passes.trace import TraceOptions, TracePass
 from passes.tune import TuneOptions, TunePass
 
 PLAIN = ImportanceOptions(normalise=False, smoothing=0.0)
@@ -286,6 +289,59 @@ def test_tune_leaves_the_callers_random_states_as_they_were() -> None:
     random.seed(3), np.random.seed(3), torch.manual_seed(3)
     tune(program, steps=1)
     assert (random.random(), float(np.random.rand()), float(torch.rand(()))) == expected
+
+
+def test_a_one_shot_schedule_tunes_under_the_masks_that_are_there(tmp_path: Path) -> None:
+    program = ScorePass(Target(ratio=0.3), Blocks(), ScoreOptions(criterion="taylor"))(adapted(build_model("llama")))
+    scored = program.program
+    base = {name: p.clone() for name, p in scored.model.named_parameters() if ".lora_" not in name}
+    tuned = tune(scored, steps=3, criterion="taylor", schedule=ONE_SHOT, checkpoints=tmp_path, save_every=2)
+    assert tuned.history[-1].report.events == ()
+    assert all(torch.equal(mask, scored.masks[name]) for name, mask in tuned.masks.items())
+    assert all(torch.equal(score, scored.scores[name]) for name, score in tuned.scores.items())
+    parameters = dict(tuned.model.named_parameters())
+    assert all(torch.equal(parameters[name], value) for name, value in base.items())
+    assert any(bool(p.any()) for name, p in parameters.items() if ".lora_B." in name)
+    resumed = tune(
+        ScorePass(Target(ratio=0.3), Blocks(), ScoreOptions(criterion="taylor"))(adapted(build_model("llama"))).program,
+        steps=3,
+        criterion="taylor",
+        schedule=ONE_SHOT,
+        checkpoints=tmp_path,
+        resume=True,
+    )
+    assert all(torch.equal(mask, scored.masks[name]) for name, mask in resumed.masks.items())
+    states = [Adapter.of(each.model).state for each in (tuned, resumed)]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_a_one_shot_schedule_without_masks_is_refused() -> None:
+    with pytest.raises(PreconditionError, match="run ScorePass before it"):
+        tune(adapted(build_model("llama")), schedule=ONE_SHOT)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "criterion", "one_shot"),
+    [
+        ("llama", {}, "obs", True),
+        ("llama", {"schedule": Schedule()}, "loraprune", False),
+        ("llama", {"schedule": ONE_SHOT}, "obs", True),
+        ("mixtral", {}, "loraprune", False),
+        ("llama", {"criterion": "taylor"}, "taylor", False),
+        ("llama", {"criterion": "obs"}, "obs", True),
+        ("llama", {"criterion": "obs", "schedule": Schedule()}, "obs", False),
+    ],
+)
+def test_what_is_left_open_is_settled_by_the_graph(
+    name: str, asked: dict[str, object], criterion: str, one_shot: bool
+) -> None:
+    settled = TuneOptions(**asked).settled(traced(zoo.build(name)).traced)
+    assert (settled.criterion, settled.one_shot) == (criterion, one_shot)
+
+
+def test_whole_layers_are_loraprunes() -> None:
+    program = TracePass(TraceOptions(depth="layers"))(Program.start(build_model("llama"))).program
+    assert TuneOptions().settled(program.traced).criterion == "loraprune"
 
 
 @pytest.mark.parametrize(("layout", "normalised"), [("uniform", True), ("per-layer", False)])

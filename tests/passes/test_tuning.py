@@ -28,13 +28,14 @@ class Told:
 
     def __init__(self, graph: PruningGraph) -> None:
         self.scores = {d.name: torch.arange(d.size, dtype=torch.float32) for d in graph.dimensions}
-        self.begun = self.ended = 0
+        self.begun = self.ended = self.observed = 0
 
     def begin(self, model: object) -> None:
         self.begun += 1
 
     def observe(self, model: object, loss_scale: float = 1.0) -> bool:
         self.scale = loss_scale
+        self.observed += 1
         return True
 
     def end(self, model: object) -> None:
@@ -151,6 +152,20 @@ def test_gradients_are_scored_before_they_are_clipped(tmp_path: Path) -> None:
     assert all(torch.equal(criterion.scores[name], score) for name, score in expected.items())
     gradients = [p.grad.flatten() for p in program.model.parameters() if p.grad is not None]
     assert float(torch.cat(gradients).norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_scores_are_read_until_the_last_event_and_finite_gradients_checked_after_it(tmp_path: Path) -> None:
+    policy = PruningPolicy(solver=HALF, schedule=Schedule(warmup=0, cooldown=0.6))
+    driven = Driven(tmp_path, policy, steps=5)
+    backward(driven.program.model, Blocks(4).ids)
+    for step in range(1, 6):
+        driven.callback.on_pre_optimizer_step(driven.args, driven.state, driven.control)
+        assert driven.criterion.observed == min(step, 2)
+        assert (driven.criterion.ended > 0) == (step > 2)
+        driven.step()
+    next(p for p in driven.program.model.parameters() if p.grad is not None).grad[0, 0] = float("inf")
+    with pytest.raises(ModelError, match="gradients of step 6 are not finite"):
+        driven.callback.on_pre_optimizer_step(driven.args, driven.state, driven.control)
 
 
 def test_gradients_that_are_not_finite_are_an_error_that_names_the_step(tmp_path: Path) -> None:
