@@ -74,22 +74,25 @@ def compress(
 
     ``model`` is a live transformers or peft model (never changed), a local folder or a hub name. ``data`` for a causal
     language model is text: a path or paths, a list of texts, a ``datasets.Dataset`` or token-id sequences; or prompts
-    with answers, or chats (``InstructionFormat``); or, for any
-    model, rows with the inputs that its ``forward`` takes, labels among them: a ``datasets.Dataset``, a torch data set,
-    a list of dicts, a ``.jsonl`` file or a folder that ``datasets`` saved. The loss is the model's own.
+    with answers, or chats (``InstructionFormat``); or, for any model, rows with the inputs that its ``forward`` takes,
+    labels among them: a ``datasets.Dataset``, a torch data set, a list of dicts, a ``.jsonl`` file or a folder that
+    ``datasets`` saved. The loss is the model's own.
 
-    ``tokenizer`` may be an image processor as well; it is saved with the model (default: what lies beside the model).
-    ``steps``, ``seed`` and ``criterion`` are short for the same fields of ``tune``; with ``steps=0`` nothing is
-    trained: ``text.samples`` rows are scored, and what stays of the weights is the source's. ``ratio``, ``budget``,
-    ``layout`` and ``multiple`` are short for the same fields of a ``target``, which has more: floors, protected layers,
-    frozen dimensions. With ``layout="per-layer"`` each layer gets widths of its own, by importance. ``trace`` says
-    which heads may go: query heads inside their groups (``query_heads``), heads that no stock class can do without
-    (``custom_code``; the checkpoint then needs ``trust_remote_code``), whole layers or blocks (``depth``), and the
-    ``hidden`` size. ``compensate`` solves projections anew, where the loss on the calibration data falls by it: before
-    tuning where units go before it, else after merging; by default where nothing was trained yet, with False never.
-    ``recover`` trains the compact model further, on data of which
-    a share is set aside from tuning to choose the best state by. With ``recover.distill`` the source is held in memory
-    once more.
+    By default ``text.samples`` rows rank the units (criterion ``obs``), what must go is masked, the projections that
+    read it are solved anew, and adapters are trained under the masks, drawn to the dense model (docs/quality.md).
+    ``tune.criterion`` and ``tune.schedule`` choose other ways; ``steps``, ``seed`` and ``criterion`` are short for the
+    same fields of ``tune``. With ``steps=0`` nothing is trained. ``compensate`` says whether projections are solved
+    anew, which is kept where the loss on the calibration data falls by it: before tuning where units go before it, else
+    after merging; by default where nothing was trained yet.
+
+    ``ratio``, ``budget``, ``layout`` and ``multiple`` are short for the same fields of a ``target``, which has more:
+    floors, protected layers, frozen dimensions. With ``layout="per-layer"`` each layer gets widths of its own, by
+    importance. ``trace`` says which heads may go: query heads inside their groups (``query_heads``), heads that no
+    stock class can do without (``custom_code``; the checkpoint then needs ``trust_remote_code``), whole layers or
+    blocks (``depth``), and the ``hidden`` size. ``tokenizer`` may be an image processor as well; it is saved with the
+    model (default: what lies beside the model). ``recover`` trains the compact model further, on data of which a share
+    is set aside from tuning to choose the best state by. With ``recover.distill`` the source is held in memory once
+    more.
 
     Raises LpcError: OptionError, MissingFileError, DataError, ModelError, UnsupportedModelError, TokenizerError for
     what the user gave, UnreachableBudgetError stating what can be reached, PostconditionError if a verification fails.
