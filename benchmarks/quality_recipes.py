@@ -39,7 +39,8 @@ PROGRESSIVE = Schedule()
 LATE = Schedule(warmup=0.1, cooldown=0.1, every=10)
 
 DEFAULT = Recipe(
-    tune=TuneOptions(criterion="obs", schedule=ONE_SHOT, distill=DistillOptions()), compensate=CompensateOptions()
+    tune=TuneOptions(criterion="obs", schedule=ONE_SHOT, distill=DistillOptions()),
+    compensate=CompensateOptions(ridge=1.0),
 )
 """What ``lpc.compress`` does when it is told nothing."""
 
@@ -97,6 +98,9 @@ def finalists(rows: Sequence[Row]) -> Recipes:
     wide = replace(DEFAULT, layout=Layout.PER_LAYER)
     found = {"default": DEFAULT, "default, per-layer": wide, "authors": AUTHORS, "authors, own rate": AUTHORS_OWN}
     found["paper"] = PAPER
+    found["default, not compensated"] = replace(DEFAULT, compensate=None)
+    found["default, ridge 0.01"] = compensated(DEFAULT)
+    found["default, per-layer, ridge 0.01"] = compensated(wide)
     made = grid(rows)
     for name in GRID_CRITERIA:
         means = {key: mean(rows, key, "choice") for key in made if key.startswith(f"{name},") and made[key].trained}
@@ -138,6 +142,8 @@ def ablations(rows: Sequence[Row]) -> Recipes:
         "default, T = 2": taught(temperature=2.0),
         "default, w = 0.8": taught(weight=0.8),
         "default, per-layer": replace(DEFAULT, layout=Layout.PER_LAYER),
+        "default, not compensated": replace(DEFAULT, compensate=None),
+        "default, ridge 0.01": compensated(DEFAULT),
         "loraprune, progressive, distilled": lora,
         "loraprune, λ = 0": scored(smoothing=0.0),
         "loraprune, λ = 0.5": scored(smoothing=0.5),

@@ -18,6 +18,10 @@ from passes.target import Target
 from passes.tune import TuneOptions, TunePass
 
 
+BEFORE_TUNING = CompensateOptions(ridge=1.0)
+"""Gently: what tuning starts from should not be far from the dense weights (docs/quality.md)."""
+
+
 def ranking_passes(
     target: Target,
     material: Material,
@@ -58,7 +62,9 @@ def compensation_for(
         return asked
     whole = any(d.kind.is_depth or d.kind is Kind.HIDDEN for d in graph.dimensions)
     wanted = (tune.one_shot or not tune.steps) and not whole if asked is None else asked
-    return CompensateOptions() if wanted else None
+    if not wanted:
+        return None
+    return BEFORE_TUNING if tune.steps and tune.one_shot else CompensateOptions()
 
 
 def unattaching_passes(tune: TuneOptions, *, own_adapter: bool) -> list[Pass]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lpc import cli
+from passes.criteria import registry
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
@@ -26,6 +28,15 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path,
     shutil.copy(text_file, folder / "train.txt")
     shutil.copy(text_file, folder / "heldout.txt")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _criteria_as_before() -> Iterator[None]:
+    """Pages register criteria of their own."""
+    before = dict(registry._REGISTERED)
+    yield
+    registry._REGISTERED.clear()
+    registry._REGISTERED.update(before)
 
 
 def _run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:

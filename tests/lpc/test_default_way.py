@@ -40,6 +40,8 @@ def test_it_scores_compensates_and_distils(tiny_model_folder: Path, text_file: P
     assert result.plan.options["samples"] == 12
     assert result.plan.options["distill"]["hidden_weight"] > 0
     tuned = next(record.report for record in result.report.passes if record.name == "tune")
+    solved = next(record.options for record in result.report.passes if record.name == "compensate")
+    assert solved["ridge"] == 1.0
     assert tuned.events == ()
     assert tuned.teacher_share > 0
 
@@ -49,6 +51,7 @@ def test_without_steps_it_compensates_after_scoring_unless_told_not_to(
 ) -> None:
     solved = lpc.compress(tiny_model_folder, text_file, 0.3, steps=0, text=TEXT)
     assert passes_of(solved) == ["trace", "score", "decide", "detach", "merge", "compensate", "shrink"]
+    assert next(r.options for r in solved.report.passes if r.name == "compensate")["ridge"] == 0.01
     plain = lpc.compress(tiny_model_folder, text_file, 0.3, steps=0, text=TEXT, compensate=False)
     assert "compensate" not in passes_of(plain)
     assert solved.plan.kept == plain.plan.kept
