@@ -17,7 +17,6 @@ from passes.score import ScoreOptions, ScorePass
 from passes.target import Target
 from passes.tune import TuneOptions, TunePass
 
-
 BEFORE_TUNING = CompensateOptions(ridge=1.0)
 """Gently: what tuning starts from should not be far from the dense weights (docs/quality.md)."""
 
