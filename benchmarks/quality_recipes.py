@@ -165,12 +165,13 @@ def untrained(rows: Sequence[Row]) -> Recipes:
     plain = {f"{name}, one-shot": one_shot(name) for name in CRITERIA}
     found = plain | {f"{key}, compensated": compensated(recipe) for key, recipe in plain.items()}
     obs = replace(one_shot("obs"), layout=Layout.PER_LAYER)
-    flap = replace(one_shot("flap"), layout=Layout.PER_LAYER, comparison="raw")
+    standardised = replace(one_shot("flap").tune, importance=ImportanceOptions(normalise=True))
+    flap = replace(one_shot("flap"), tune=standardised, layout=Layout.PER_LAYER, comparison="raw")
     return found | {
         "obs, one-shot, per-layer": obs,
         "obs, one-shot, per-layer, compensated": compensated(obs),
-        "flap, one-shot, per-layer": flap,
-        "flap, one-shot, per-layer, compensated": compensated(flap),
+        "flap, one-shot, per-layer, standardised": flap,
+        "flap, one-shot, per-layer, standardised, compensated": compensated(flap),
     }
 
 
