@@ -45,14 +45,12 @@ def compress(
     snapshots: o.Snapshots = None,
     snapshot_steps: o.SnapshotSteps = None,
     benchmark: o.Timed = False,
-    steps: Annotated[int, typer.Option(help="Optimizer steps; 0 trains nothing and only scores --samples.")] = 200,
+    steps: Annotated[int, typer.Option(help="Optimizer steps; 0 trains nothing.")] = 200,
     criterion: Annotated[
         str, typer.Option(help="How units are ranked (docs/criteria.md); auto: obs, else loraprune.")
     ] = "auto",
     one_shot: o.OneShot = None,
-    samples: Annotated[
-        int, typer.Option(help="Sequences or rows that are scored where nothing was trained yet.")
-    ] = 128,
+    samples: Annotated[int, typer.Option(help="Sequences or rows to rank on, with --one-shot and --steps 0.")] = 128,
     out: o.Out = Path("lpc-out"),
     seed: Annotated[int, typer.Option(help="Seed of LoRA's start and of the data order.")] = 0,
     onnx: o.Onnx = True,

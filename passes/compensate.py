@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch.utils.data import Dataset, Subset
-from transformers import PreTrainedModel, default_data_collator
+from transformers import PreTrainedModel
 
-from passes.calibration import Collate
+from passes.calibration import Collate, batches, sample_rows
 from passes.compensation import Compensation, Solved
 from passes.errors import DataError, OptionError, PostconditionError, PreconditionError
 from passes.graph import Kind
@@ -133,9 +133,10 @@ class CompensatePass(Pass):
         model, graph, source = program.model, program.traced, fingerprint(program.model)
         with masked(model, graph, program.masks) as hooks, evaluation_mode(model):
             before = self._loss(model)
-            sides, batches = Sides(model, hooks, {}), self._batches(model)
-            sites, skipped = find_sites(sides, graph, program.masks, batches[0])
-            resolver = Resolver(sides, batches, sites, residual=self._options.residual)
+            sides = Sides(model, hooks, {})
+            rows = calibration_batches(model, self._data, self._options, self._collate)
+            sites, skipped = find_sites(sides, graph, program.masks, rows[0])
+            resolver = Resolver(sides, rows, sites, residual=self._options.residual)
             resolver.run(self._options.ridge, self._progress)
             after = self._loss(model)
             undone = before is not None and after is not None and not after <= before
@@ -157,7 +158,7 @@ class CompensatePass(Pass):
             )
             return PassResult(program, modified=False, report=report)
         originals = sides.originals if self._keep_originals else {}
-        weights = {name: parameter_at(model, name).detach().cpu().clone() for name in sides.originals}
+        weights = solved_weights(model, sides.originals)
         done = Compensation(report.projections, originals, weights, source, self.options)
         plan = program.plan and replace(program.plan, options={**program.plan.options, COMPENSATED: self.options})
         solved = replace(program, plan=plan, compensation=done).expecting_itself()
@@ -181,23 +182,34 @@ class CompensatePass(Pass):
             return None
         return heldout_loss(model, chosen, self._options.batch_size, self._collate)
 
-    def _chosen(self) -> list[int]:
+    def _chosen(self) -> tuple[int, ...]:
         """The places of the calibration data. Raises DataError if there are none."""
-        count = len(self._data)  # type: ignore[arg-type]
-        if not count:
-            raise DataError("there is no calibration data")
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(self._options.seed)).tolist()
-        return sorted(order[: self._options.samples])
+        return calibration_rows(self._data, self._options)
 
-    def _batches(self, model: PreTrainedModel | PeftModel) -> list[Batch]:
-        """The calibration batches on the model's device, without labels unless the inputs follow from them."""
-        task, chosen, size = task_of(base_model(model)), self._chosen(), self._options.batch_size
-        unwanted = () if task is Task.SEQ2SEQ_LM else task.label_names
-        more = {"use_cache": False} if takes(base_model(model), "use_cache") else {}
-        device = next(model.parameters()).device
-        batches: list[Batch] = []
-        for start in range(0, len(chosen), size):
-            batch = (self._collate or default_data_collator)([self._data[i] for i in chosen[start : start + size]])
-            inputs = {name: value.to(device) for name, value in batch.items() if name not in unwanted}
-            batches.append({**inputs, **more})
-        return batches
+
+def calibration_rows(data: Dataset[dict[str, torch.Tensor]], options: CompensateOptions) -> tuple[int, ...]:
+    """Which rows a compensation looks at. Raises DataError if there are none."""
+    rows = sample_rows(len(data), options.samples, options.seed)  # type: ignore[arg-type]
+    if not rows:
+        raise DataError("there is no calibration data")
+    return rows
+
+
+def calibration_batches(
+    model: PreTrainedModel | PeftModel,
+    data: Dataset[dict[str, torch.Tensor]],
+    options: CompensateOptions,
+    collate: Collate | None,
+) -> list[Batch]:
+    """These rows in batches on the model's device, without labels unless the inputs follow from them."""
+    task = task_of(base_model(model))
+    unwanted = () if task is Task.SEQ2SEQ_LM else task.label_names
+    more = {"use_cache": False} if takes(base_model(model), "use_cache") else {}
+    device = next(model.parameters()).device
+    made = batches(data, calibration_rows(data, options), options.batch_size, collate, device)
+    return [{**{name: value for name, value in batch.items() if name not in unwanted}, **more} for batch in made]
+
+
+def solved_weights(model: PreTrainedModel | PeftModel, names: Collection[str]) -> dict[str, torch.Tensor]:
+    """Copies of these parameters, by plain name, on the CPU."""
+    return {name: parameter_at(model, name).detach().cpu().clone() for name in names}

@@ -7,28 +7,24 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel
 
 from passes.budget import LatencyModel
-from passes.calibration import Collate, Row, batches, sample_rows
-from passes.compensate import CompensateOptions, CompensatePass
+from passes.calibration import Collate, Row
+from passes.compensate import CompensateOptions, CompensatePass, calibration_batches, solved_weights
 from passes.compensation import Compensation, Solved
-from passes.errors import DataError, OptionError, PreconditionError
+from passes.errors import OptionError, PreconditionError
 from passes.infra import Pass, PassResult, Progress, plain, silent
 from passes.masks import Masks, full_masks, masked
-from passes.models import base_model, evaluation_mode, parameter_at
+from passes.models import evaluation_mode
 from passes.parity import Parity, rounding_tolerance
 from passes.plan import fingerprint
-from passes.probe import takes
 from passes.program import Program
 from passes.resolve import Resolver, find_sites
 from passes.score import ScoreOptions, ScorePass, ScoreReport
 from passes.solver import Scores, Solver, best_units
-from passes.streams import Batch, Sides
+from passes.streams import Sides
 from passes.target import Target
-from passes.tasks import Task, task_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +122,7 @@ class RoundsPass(Pass):
             difference = max(difference, resolver.difference if resolver else 0.0)
             self._progress("rounds", number, self._options.rounds)
         kept_back = originals if self._keep_originals else {}
-        weights = {name: parameter_at(program.model, name).detach().cpu().clone() for name in originals}
+        weights = solved_weights(program.model, originals)
         done = Compensation(rounds[-1].projections, kept_back, weights, source, self._compensate.options)
         result = replace(program, masks=masks, scores=scores, compensation=done).expecting_itself()
         parity = Parity("rounds", difference, rounding_tolerance(graph.dtype))
@@ -141,22 +137,12 @@ class RoundsPass(Pass):
             return None, {}
         model, options = program.model, self._options.compensate
         with masked(model, program.traced, masks) as hooks, evaluation_mode(model):
-            sides, rows = Sides(model, hooks, originals), self._batches(model)
+            sides = Sides(model, hooks, originals)
+            rows = calibration_batches(model, self._data, options, self._collate)
             sites, skipped = find_sites(sides, program.traced, masks, rows[0])
             resolver = Resolver(sides, rows, sites, residual=options.residual)
             resolver.run(options.ridge, self._progress)
         return resolver, skipped
-
-    def _batches(self, model: PreTrainedModel | PeftModel) -> list[Batch]:
-        """The calibration batches, without labels unless the inputs follow from them. Raises DataError if none."""
-        options, task = self._options.compensate, task_of(base_model(model))
-        unwanted = () if task is Task.SEQ2SEQ_LM else task.label_names
-        more = {"use_cache": False} if takes(base_model(model), "use_cache") else {}
-        rows = sample_rows(len(self._data), options.samples, options.seed)  # type: ignore[arg-type]
-        if not rows:
-            raise DataError("there is no calibration data")
-        made = batches(self._data, rows, options.batch_size, self._collate, next(model.parameters()).device)
-        return [{**{name: value for name, value in batch.items() if name not in unwanted}, **more} for batch in made]
 
 
 def _still_there(before: Scores, now: Scores, masks: Masks) -> dict[str, torch.Tensor]:
