@@ -1,6 +1,6 @@
 """Held-out perplexity after compression, recipe by recipe. Resumable.
 
-    python benchmarks/quality.py [--set grid] [--models a,b] [--ratios 0.35] [--seeds 0,1,2] [--steps N] [--only TEXT]
+    python benchmarks/quality.py [--set grid] [--models a,b] [--ratios 0.35] [--seeds 0,1,2] [--steps N] [--only REGEX]
 
 A cell is (model, recipe, ratio, seed): the whole way from the dense model to the compact one. All cells of a model get
 the same sequences to tune on in the same order (given the seed), the same optimizer steps and so the same tokens.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--ratios", help="default: 0.35 for grid, ablations and samples, else 0.2,0.35,0.5")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--steps", type=int, help="optimizer steps (default: the corpus's own)")
-    parser.add_argument("--only", default="", help="recipes whose name contains this")
+    parser.add_argument("--only", default="", help="recipes whose name matches this regular expression")
     parser.add_argument("--table", action="store_true", help="run nothing, write the tables")
     arguments = parser.parse_args()
     transformers_logging.set_verbosity_error()
@@ -65,7 +66,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 def _run(name: str, path: Path, arguments: argparse.Namespace) -> None:
     loaded, steps = load(CORPORA[name]), arguments.steps or CORPORA[name].steps
     ratios = arguments.ratios or RATIOS.get(arguments.set, "0.2,0.35,0.5")
-    recipes = {key: made for key, made in SETS[arguments.set](read(GRID)).items() if arguments.only in key}
+    recipes = {key: made for key, made in SETS[arguments.set](read(GRID)).items() if re.search(arguments.only, key)}
     _dense(path, loaded)
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     for seed, ratio, recipe in itertools.product(seeds, map(float, ratios.split(",")), recipes):

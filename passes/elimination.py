@@ -64,7 +64,9 @@ def damped_factor(matrix: torch.Tensor, ridge: float) -> torch.Tensor:
     size = float(matrix.diagonal().mean()) or torch.finfo(torch.float32).tiny
     while True:
         factor: torch.Tensor
-        factor, failed = torch.linalg.cholesky_ex(matrix + ridge * size * torch.eye(len(matrix)).to(matrix))
+        damped = matrix.clone()
+        damped.diagonal().add_(ridge * size)
+        factor, failed = torch.linalg.cholesky_ex(damped)
         if not bool(failed):
             return factor
         ridge = max(ridge * RIDGE_GROWTH, torch.finfo(torch.float64).eps)

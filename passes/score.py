@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -16,10 +17,12 @@ from passes.calibration import Collate, Row, batches, label_count, sample_rows
 from passes.criteria import Criterion, Needs, criterion_named, make_criterion
 from passes.criteria.base import AnyModel
 from passes.errors import DataError, ModelError, OptionError, PreconditionError
+from passes.graph import PruningGraph
 from passes.importance import ImportanceOptions
 from passes.infra import Pass, PassResult, Progress, plain, silent
 from passes.masks import masked
 from passes.models import base_model
+from passes.portions import portions, room_on
 from passes.probe import takes
 from passes.program import Program
 from passes.solver import Solver
@@ -33,7 +36,9 @@ class ScoreOptions:
 
     ``samples`` rows of the data, chosen by ``seed``, in batches of ``batch_size``. The whole sample is looked at once:
     nothing is averaged over steps, so λ (``importance.smoothing``) has no effect. ``seed`` is also that of the
-    criterion random.
+    criterion random. ``statistics_bytes``: what a criterion may hold at once of what it saw; if the model needs more,
+    its dimensions are ranked in portions, for each of which the sample is run again, with the same result. None: half
+    of what is free on a CUDA device, else 8 GiB.
     """
 
     criterion: str = "loraprune"
@@ -41,24 +46,27 @@ class ScoreOptions:
     batch_size: int = 8
     seed: int = 0
     importance: ImportanceOptions = ImportanceOptions()
+    statistics_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("samples", "batch_size"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("samples", "batch_size", "statistics_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise OptionError(f"{name} must be at least 1, got {value}")
         criterion_named(self.criterion)
 
 
 @dataclass(frozen=True)
 class ScoreReport:
-    """How many rows were scored, in how many batches, and the model's mean loss on them.
+    """How many rows were scored, in how many batches, the model's mean loss on them, and in how many portions.
 
-    All are 0, and the loss None, for a criterion that looks at the weights alone.
+    Rows and batches are 0, and the loss None, for a criterion that looks at the weights alone.
     """
 
     rows: int
     batches: int
     loss: float | None
+    portions: int = 1
 
 
 class ScorePass(Pass):
@@ -99,21 +107,38 @@ class ScorePass(Pass):
 
     def call(self, program: Program) -> PassResult:
         """Score, and leave scores and masks in the program."""
-        options, graph, model = self._options, program.traced, program.model
+        graph, model = program.traced, program.model
         solver = Solver.of(self._target, graph, self._latency)
-        importance = replace(options.importance, smoothing=0.0)
-        criterion = make_criterion(options.criterion, graph, importance, options.seed)
+        parts = self._portions(graph, next(model.parameters()).device)
+        scores: dict[str, torch.Tensor] = {}
         masks = masked(model, graph, program.masks) if program.masks is not None else nullcontext()
         with _as_it_was(model, frozen=self._needs is not Needs.ADAPTER), masks:
-            try:
-                criterion.begin(model)
-                report = self._run(model)
-                self._observe(criterion, model)
-            finally:
-                criterion.end(model)
-        scores = {name: score.clone() for name, score in criterion.scores.items()}
+            for number, part in enumerate(parts):
+                found, report = self._look(model, part, number, len(parts))
+                scores |= found
+        report = replace(report, portions=len(parts))
         scored = replace(program, masks=solver.masks(scores), scores=scores).expecting_itself()
         return PassResult(scored, modified=False, report=report)
+
+    def _portions(self, graph: PruningGraph, device: torch.device) -> tuple[PruningGraph, ...]:
+        held = criterion_named(self._options.criterion).held
+        room = self._options.statistics_bytes or room_on(device)
+        return (graph,) if held is None else portions(graph, partial(held, graph), room)
+
+    def _look(
+        self, model: AnyModel, graph: PruningGraph, number: int, of: int
+    ) -> tuple[dict[str, torch.Tensor], ScoreReport]:
+        """The scores of one portion of the graph, which is the ``number``th ``of`` so many."""
+        options = self._options
+        importance = replace(options.importance, smoothing=0.0)
+        criterion = make_criterion(options.criterion, graph, importance, options.seed)
+        try:
+            criterion.begin(model)
+            report = self._run(model, number, of)
+            self._observe(criterion, model)
+        finally:
+            criterion.end(model)
+        return {name: score.clone() for name, score in criterion.scores.items()}, report
 
     def _observe(self, criterion: Criterion, model: AnyModel) -> None:
         if not criterion.observe(model):
@@ -122,7 +147,7 @@ class ScorePass(Pass):
                 "model in fp32 or bf16"
             )
 
-    def _run(self, model: AnyModel) -> ScoreReport:
+    def _run(self, model: AnyModel, number: int, of: int) -> ScoreReport:
         """The forward and, where the criterion needs them, the backward passes over the sample."""
         if self._needs is Needs.WEIGHTS:
             return ScoreReport(0, 0, None)
@@ -143,7 +168,7 @@ class ScorePass(Pass):
             if backward:
                 share.backward()
             total, done = total + float(share.detach()), done + len(next(iter(batch.values())))
-            self._progress("score", done, len(rows))
+            self._progress("score", number * len(rows) + done, of * len(rows))
         return ScoreReport(len(rows), -(-len(rows) // options.batch_size), total)
 
 

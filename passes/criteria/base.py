@@ -116,3 +116,12 @@ def mean_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     if distributed.is_available() and distributed.is_initialized():
         sum_over_ranks(tensor).div_(distributed.get_world_size())
     return tensor
+
+
+def least_over_ranks(value: int, device: torch.device) -> int:
+    """The least of all ranks' numbers; ``device`` is where the ranks' backend communicates."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return value
+    found = torch.tensor(value, device=device)
+    distributed.all_reduce(found, op=distributed.ReduceOp.MIN)
+    return int(found)

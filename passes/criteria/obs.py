@@ -14,7 +14,7 @@ from torch import nn
 from passes.criteria.base import AnyModel, mean_over_ranks, sum_over_ranks
 from passes.criteria.inputs import InputReader
 from passes.elimination import Surgery, damped_factor, elimination_errors
-from passes.graph import Dimension, PruningGraph, Slice
+from passes.graph import Dimension, PruningGraph, Role, Slice
 from passes.importance import ImportanceOptions, Weight
 from passes.least_squares import DOUBLE_COLUMNS
 from passes.models import module_at
@@ -25,8 +25,18 @@ RIDGE = 1e-2
 
 def products(values: torch.Tensor) -> torch.Tensor:
     """Σ v vᵀ [width, width] over values [tokens, width]; fp64, where they are wide fp32."""
-    values = values.to(torch.float64 if values.shape[1] <= DOUBLE_COLUMNS else torch.float32)
+    values = values.to(_kept_in(values.shape[1]))
     return values.T @ values
+
+
+def _kept_in(width: int) -> torch.dtype:
+    return torch.float64 if width <= DOUBLE_COLUMNS else torch.float32
+
+
+def held_bytes(graph: PruningGraph, dimension: Dimension) -> int:
+    """What the matrices of the projections that read a dimension take until they are ranked, in bytes."""
+    parts = {part.parameter for part in dimension.of_role(Role.CONSUME)}
+    return sum(width**2 * _kept_in(width).itemsize for name in parts for width in graph.shapes[name])
 
 
 @dataclass
@@ -79,8 +89,8 @@ class Obs(InputReader[Gram]):
     Inputs are read as the masks let them through: what stays must stand for what is masked already. Of a unit that is
     masked nothing is let through, and its score is 0.
 
-    Memory: [inputs, inputs] and [outputs, outputs] for all projections at the same time. Time: O(inputs³ + outputs³)
-    for each, at each ``observe``.
+    Memory: ``held_bytes`` for all dimensions of the graph at the same time; ``passes.score`` gives it one portion after
+    another. Time: O(inputs³ + outputs³) a projection, at each ``observe``.
     """
 
     _before_masks = False

@@ -15,12 +15,12 @@ from passes.criteria.flap import Flap
 from passes.criteria.loraprune import AUTHORS_CODE, LoRAPrune
 from passes.criteria.magnitude import Magnitude
 from passes.criteria.mask_fisher import MaskFisher
-from passes.criteria.obs import Obs
+from passes.criteria.obs import Obs, held_bytes
 from passes.criteria.random import Random
 from passes.criteria.taylor import Taylor
 from passes.criteria.wanda import Wanda
 from passes.errors import OptionError, UnsupportedModelError
-from passes.graph import Kind, PruningGraph
+from passes.graph import Dimension, Kind, PruningGraph
 from passes.importance import ImportanceOptions
 
 AUTO = "auto"
@@ -40,7 +40,8 @@ class CriterionEntry:
     ``reads``: the fields of ``ImportanceOptions`` that change it. ``fixed``: those that it sets itself. ``revival``:
     whether it lets a masked unit come back; False goes before ``TuneOptions.revival``. ``widths_only``: it ranks heads,
     channels and experts, but neither layers and blocks nor the hidden size. ``one_shot``: it is too dear to be asked at
-    each step, and ranks on calibration data before the first, unless a schedule says otherwise.
+    each step, and ranks on calibration data before the first, unless a schedule says otherwise. ``held``: the bytes of
+    statistics that it holds to rank a dimension; it ranks each dimension by itself. None where that is not much.
     """
 
     name: str
@@ -52,6 +53,7 @@ class CriterionEntry:
     revival: bool = True
     widths_only: bool = False
     one_shot: bool = False
+    held: Callable[[PruningGraph, Dimension], int] | None = None
 
     def settle(self, options: ImportanceOptions) -> ImportanceOptions:
         """The options with what the criterion sets itself."""
@@ -131,6 +133,7 @@ _add(
     reads=("smoothing",),
     widths_only=True,
     one_shot=True,
+    held=held_bytes,
 )
 _add(
     "magnitude",

@@ -245,7 +245,9 @@ def test_scores_that_are_not_finite_are_an_error() -> None:
         score(program, criterion="fisher")
 
 
-@pytest.mark.parametrize("wrong", [{"samples": 0}, {"batch_size": 0}, {"criterion": "nonsense"}], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [{"samples": 0}, {"batch_size": 0}, {"statistics_bytes": 0}, {"criterion": "nonsense"}], ids=str
+)
 def test_impossible_options_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(OptionError, match=str(next(iter(wrong)))):
         ScoreOptions(**wrong)
