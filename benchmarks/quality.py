@@ -50,28 +50,36 @@ def main() -> None:
     transformers_logging.disable_progress_bar()
     OUT.mkdir(exist_ok=True)
     for name in arguments.models.split(","):
-        path = OUT / f"quality-{name}.jsonl"
+        path, usual = OUT / f"quality-{name}.jsonl", CORPORA[name].steps
+        steps = arguments.steps or usual
         if not arguments.table:
-            _run(name, path, arguments)
-        text = _summary(name, arguments.set, read(path))
-        (OUT / f"quality-{arguments.set}-{name}.md").write_text(text)
+            _run(name, path, steps, arguments)
+        text = _summary(name, arguments.set, read(path, steps), steps)
+        suffix = "" if steps == usual else f"-{steps}-steps"
+        (OUT / f"quality-{arguments.set}-{name}{suffix}.md").write_text(text)
         print(text)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The finished cells."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def read(path: Path, steps: int) -> list[dict[str, Any]]:
+    """The finished cells of so many steps, and the dense model's."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [row for row in rows if row["key"]["steps"] in (0, steps)]
 
 
-def _run(name: str, path: Path, arguments: argparse.Namespace) -> None:
-    loaded, steps = load(CORPORA[name]), arguments.steps or CORPORA[name].steps
+def grid_rows() -> list[dict[str, Any]]:
+    """The finished cells of the grid."""
+    return read(GRID, CORPORA["stories260K"].steps)
+
+
+def _run(name: str, path: Path, steps: int, arguments: argparse.Namespace) -> None:
+    loaded = load(CORPORA[name])
     ratios = arguments.ratios or RATIOS.get(arguments.set, "0.2,0.35,0.5")
-    recipes = {key: made for key, made in SETS[arguments.set](read(GRID)).items() if re.search(arguments.only, key)}
+    recipes = {key: made for key, made in SETS[arguments.set](grid_rows()).items() if re.search(arguments.only, key)}
     _dense(path, loaded)
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     for seed, ratio, recipe in itertools.product(seeds, map(float, ratios.split(",")), recipes):
         key = {"recipe": recipe, "ratio": ratio, "steps": steps, "seed": seed}
-        if any(row["key"] == key for row in read(path)):
+        if any(row["key"] == key for row in read(path, steps)):
             continue
         values = cell(loaded, recipes[recipe], ratio, steps, seed)
         _append(path, {"key": key, **values})
@@ -79,7 +87,7 @@ def _run(name: str, path: Path, arguments: argparse.Namespace) -> None:
 
 
 def _dense(path: Path, loaded: Loaded) -> None:
-    if not any(row["key"]["recipe"] == "dense" for row in read(path)):
+    if not any(row["key"]["recipe"] == "dense" for row in read(path, 0)):
         value = token_perplexity(loaded.model, loaded.heldout, EVALUATED_AT_ONCE).value
         key = {"recipe": "dense", "ratio": 0.0, "steps": 0, "seed": 0}
         _append(path, {"key": key, "perplexity": value, "threads": torch.get_num_threads(), "versions": versions()})
@@ -90,11 +98,13 @@ def _append(path: Path, row: dict[str, Any]) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def _summary(name: str, chosen: str, found: list[dict[str, Any]]) -> str:
+def _summary(name: str, chosen: str, found: list[dict[str, Any]], steps: int) -> str:
     dense = next(row["perplexity"] for row in found if row["key"]["recipe"] == "dense")
-    recipes = list(SETS[chosen](read(GRID)))
+    recipes = list(SETS[chosen](grid_rows()))
     rows = [row for row in found if row["key"]["recipe"] in recipes]
-    parts = [f"{name}: held-out token perplexity, dense {dense:.2f}; mean (lowest–highest) of the seeds\n"]
+    parts = [
+        f"{name}: held-out token perplexity, dense {dense:.2f}, {steps} steps; mean (lowest–highest) of the seeds\n"
+    ]
     if chosen == "grid":
         parts.append(grid_table(rows, GRID_CRITERIA))
     else:

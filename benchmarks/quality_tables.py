@@ -59,11 +59,20 @@ def recipes_table(rows: Sequence[Row], names: Sequence[str]) -> str:
     return table(["recipe", *map(str, ratios), "seconds, processor / wall"], lines)
 
 
+def half_range(rows: Sequence[Row]) -> str:
+    """Held-out perplexity as mean ± half of the range over the seeds, with their number if it is not three."""
+    values = [row["perplexity"] for row in rows]
+    if len(values) < 2:
+        return spread(rows)
+    text = f"{statistics.mean(values):.2f} ±{(max(values) - min(values)) / 2:.2f}"
+    return text if len(values) == 3 else f"{text}, {len(values)} seeds"
+
+
 def grid_table(rows: Sequence[Row], criteria: Sequence[str]) -> str:
-    """A line a criterion, a column a treatment; the last line is the mean time of a cell."""
+    """A line a criterion, a column a treatment, ± half of the range; the last line is the mean time of a cell."""
     cells = by_recipe(rows)
     columns = {column: [cells.get((f"{name}, {column}", 0.35), []) for name in criteria] for column in GRID_COLUMNS}
-    lines = [[name, *(spread(columns[column][i]) for column in GRID_COLUMNS)] for i, name in enumerate(criteria)]
+    lines = [[name, *(half_range(columns[column][i]) for column in GRID_COLUMNS)] for i, name in enumerate(criteria)]
     together = {column: [row for each in own for row in each] for column, own in columns.items()}
     lines.append(["seconds", *(seconds(rows) if rows else "" for rows in together.values())])
     return table(["criterion", *GRID_COLUMNS], lines)
