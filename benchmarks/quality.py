@@ -6,7 +6,9 @@ A cell is (model, recipe, ratio, seed): the whole way from the dense model to th
 the same sequences to tune on in the same order (given the seed), the same optimizer steps and so the same tokens.
 Held-out text is never scored or tuned on (``corpora.load`` checks it); what is chosen here is chosen by other held-out
 text than what the tables report. Finished cells are read back from ``benchmarks/out/quality-MODEL.jsonl``, to which
-several processes may write at once. ``--table`` runs nothing. The tables go to ``benchmarks/out/quality-SET-MODEL.md``.
+several processes may write at once; the same recipe by two names is run once. ``--table`` runs nothing. The tables go
+to ``benchmarks/out/quality-SET-MODEL.md``; copied into ``benchmarks/results``, ``python benchmarks/tables_in_docs.py``
+puts them into the documentation.
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ from typing import Any
 
 import torch
 from corpora import CORPORA, Loaded, load
-from quality_cells import EVALUATED_AT_ONCE, cell
+from quality_cells import EVALUATED_AT_ONCE, Recipe, cell
 from quality_recipes import GRID_CRITERIA, SETS
 from quality_tables import grid_table, recipes_table, rises_table
 from transformers.utils import logging as transformers_logging
 
 from lpc.manifest import versions
 from lpc.perplexity import token_perplexity
+from passes.infra import plain
 
 OUT = Path(__file__).parent / "out"
 GRID = OUT / "quality-stories260K.jsonl"
@@ -79,11 +82,18 @@ def _run(name: str, path: Path, steps: int, arguments: argparse.Namespace) -> No
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     for seed, ratio, recipe in itertools.product(seeds, map(float, ratios.split(",")), recipes):
         key = {"recipe": recipe, "ratio": ratio, "steps": steps, "seed": seed}
-        if any(row["key"] == key for row in read(path, steps)):
+        rows = read(path, steps)
+        if any(row["key"] == key for row in rows):
             continue
-        values = cell(loaded, recipes[recipe], ratio, steps, seed)
-        _append(path, {"key": key, **values})
+        values = _same(rows, recipes[recipe], key) or cell(loaded, recipes[recipe], ratio, steps, seed)
+        _append(path, {**values, "key": key})
         print(name, *key.values(), f"{values['perplexity']:.3f} {values['seconds']:.0f} s", file=sys.stderr, flush=True)
+
+
+def _same(rows: list[dict[str, Any]], recipe: Recipe, key: dict[str, Any]) -> dict[str, Any] | None:
+    """The finished cell of the same recipe by another name."""
+    made, rest = plain(recipe), {name: key[name] for name in ("ratio", "steps", "seed")}
+    return next((row for row in rows if row.get("recipe") == made and rest.items() <= row["key"].items()), None)
 
 
 def _dense(path: Path, loaded: Loaded) -> None:

@@ -63,3 +63,14 @@ def test_readme_has_something_to_run() -> None:
     languages = [language for language, _ in BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))]
     assert languages.count("python") >= 2
     assert "sh" in languages
+
+
+RESULTS = re.compile(r"^<!-- results/(\S+) -->\n(.*?)\n<!-- end of results -->$", re.MULTILINE | re.DOTALL)
+
+
+def test_tables_of_measurements_are_those_of_the_results() -> None:
+    """``python benchmarks/tables_in_docs.py`` fills them in."""
+    shown = [found for page in PAGES for found in RESULTS.findall((ROOT / page).read_text(encoding="utf-8"))]
+    assert shown
+    for name, table in shown:
+        assert table == (ROOT / "benchmarks/results" / name).read_text(encoding="utf-8").strip(), name
