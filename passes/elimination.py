@@ -23,7 +23,7 @@ DEFERRED = 256
 """Columns of removals that are put off. Each removal reads W once, each settling reads and writes H⁻¹ and W."""
 
 COMPACTED = 0.85
-"""When so small a share of the units is left, the matrices are cut down to them: (1 − r)/(1 − r³) of the work remains."""
+"""When so small a share r of the units is left, the matrices are cut down to them: (1 − r)/(1 − r³) of the work."""
 
 RIDGE_GROWTH = 10.0
 
@@ -84,7 +84,7 @@ class Surgery:
         pending = slice(self._pending)
         left, right = self._left[:, pending], self._right[pending]
         across = (self.inverse.index_select(0, owned) - left[owned] @ left.T).T  # symmetric, and rows lie together
-        factor = torch.linalg.cholesky(across[owned])
+        factor = damped_factor(across[owned], 0.0)
         new = torch.linalg.solve_triangular(factor.T, across, upper=True, left=False)  # C L⁻ᵀ, so that PPᵀ = C K⁻¹ Cᵀ
         rows = self.weight[owned] - left[owned] @ right
         new_right = torch.linalg.solve_triangular(factor, rows, upper=False)

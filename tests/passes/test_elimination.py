@@ -87,6 +87,17 @@ def test_units_go_in_turn_by_the_error_that_is_left(width: int, seed: int) -> No
     assert len(found.unique()) == len(found)
 
 
+@pytest.mark.parametrize(("deferred", "compacted"), [(1, 0.0), (3, 0.0), (256, 0.0), (3, 0.5), (1, 1.0)])
+@pytest.mark.parametrize("width", [1, 2])
+def test_when_the_matrices_are_brought_up_to_date_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, width: int, deferred: int, compacted: float
+) -> None:
+    monkeypatch.setattr(elimination, "DEFERRED", deferred)
+    monkeypatch.setattr(elimination, "COMPACTED", compacted)
+    shared = problem(12, 5, width)
+    assert torch.allclose(elimination_errors([surgery(*shared)]), in_turn([shared]), rtol=1e-4)
+
+
 def test_of_two_equal_inputs_the_first_to_go_is_cheap_and_the_second_dear() -> None:
     data, weight, _ = problem(6, 4, 1)
     data[:, 1] = data[:, 0]
