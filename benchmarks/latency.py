@@ -14,17 +14,19 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from random import Random
 from statistics import mean, median
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from exporters.latency import LatencyTable, latency_model
-from exporters.latency_timing import Sample, seconds_of, steps_of, time_once
+from exporters.latency_timing import Sample, Step, seconds_of, steps_of, time_once
 from exporters.machine import Machine
 from exporters.onnx_calls import OnnxFolder
 from exporters.onnx_decoder import build_decoder
@@ -87,102 +89,147 @@ def describe(graph: PruningGraph, counts: Counts) -> str:
     return ", ".join(f"{seen[0]}" if len(seen) == 1 else f"{seen[0]} to {seen[-1]}" for seen in widths)
 
 
-def errors(tables: Sequence[LatencyTable], drawn: dict[str, Counts], measured: dict[str, float]) -> dict[str, float]:
-    """Relative error a plan of what the tables predict on average."""
-    return {name: mean(each.seconds(kept) for each in tables) / measured[name] - 1 for name, kept in drawn.items()}
+@dataclass(frozen=True)
+class Run:
+    """What was drawn and taken: kept counts and samples by plan, and a table and a load average each turn."""
 
+    graph: PruningGraph
+    workload: Workload
+    threads: int
+    steps: Sequence[Step]
+    drawn: Mapping[str, Counts]
+    samples: Mapping[str, Sequence[Sample]]
+    tables: Sequence[LatencyTable]
+    loads: Sequence[float]
 
-def fraction_error(one: LatencyTable, drawn: dict[str, Counts], measured: dict[str, float]) -> float:
-    """Worst relative error of what one table predicts as a fraction of dense, which a busy machine blurs less."""
-    dense = one.dense_seconds / measured["dense"]
-    return max(abs(one.seconds(kept) / measured[name] / dense - 1) for name, kept in drawn.items())
+    @cached_property
+    def measured(self) -> dict[str, float]:
+        """Seconds of the workload by plan."""
+        return {name: seconds_of(each, self.steps) for name, each in self.samples.items()}
+
+    def errors(self, tables: Sequence[LatencyTable]) -> dict[str, float]:
+        """Relative error a plan of what the tables predict on average."""
+        predicted = {name: mean(each.seconds(kept) for each in tables) for name, kept in self.drawn.items()}
+        return {name: seconds / self.measured[name] - 1 for name, seconds in predicted.items()}
+
+    def fraction_error(self, one: LatencyTable) -> float:
+        """Worst relative error of what one table predicts as a fraction of dense, which a busy machine blurs less."""
+        dense = one.dense_seconds / self.measured["dense"]
+        return max(abs(one.seconds(kept) / self.measured[name] / dense - 1) for name, kept in self.drawn.items())
+
+    @cached_property
+    def found(self) -> dict[str, float]:
+        """The errors of all tables together."""
+        return self.errors(self.tables)
+
+    @cached_property
+    def sizes(self) -> list[float]:
+        """The sizes of the errors, that of the dense model left out."""
+        return [abs(error) for name, error in self.found.items() if name != "dense"]
+
+    @cached_property
+    def singles(self) -> list[float]:
+        """The worst error of each single table."""
+        return [max(abs(each) for each in self.errors([one]).values()) for one in self.tables]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     for name in ("batch", "prefill", "decode"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Workload(), name))
     parser.add_argument("--name", default="latency", help="name of the result files")
     arguments = parser.parse_args()
-    threads = arguments.threads or os.cpu_count() or 1
     workload = Workload(batch=arguments.batch, prefill=arguments.prefill, decode=arguments.decode)
+    run = measure(workload, arguments.threads, arguments.turns, arguments.seed)
+    OUT.mkdir(exist_ok=True)
+    (OUT / f"{arguments.name}.json").write_text(json.dumps(values(run), indent=1) + "\n")
+    (OUT / f"{arguments.name}.md").write_text(page(run))
+    print(page(run))
+
+
+def measure(workload: Workload, threads: int, turns: int, seed: int) -> Run:
+    """Draw the plans, and in each turn make a table and time every plan."""
     torch.manual_seed(0)
     config = LlamaConfig(**SIZES)
     model = LlamaForCausalLM(config).eval()
     graph = trace(config, model_type=LlamaForCausalLM, options=TraceOptions(custom_code=True))
-    drawn = plans(graph, Random(arguments.seed))
+    drawn = plans(graph, Random(seed))
     steps = steps_of(workload, has_cache=True, takes_images=False)
     samples: dict[str, list[Sample]] = {name: [] for name in drawn}
     tables, loads = [], []
     with tempfile.TemporaryDirectory() as scratch:
         folders = {name: export_plan(model, graph, kept, Path(scratch) / name) for name, kept in drawn.items()}
-        for turn in range(arguments.turns):
+        for turn in range(turns):
             cache = Path(scratch) / f"cache-{turn}"
             tables.append(latency_model(config, graph, workload, threads=threads, cache=cache))
             for name in drawn if turn % 2 == 0 else reversed(drawn):
                 samples[name].append(time_once(folders[name], steps, threads))
             loads.append(os.getloadavg()[0])
-            print(f"turn {turn + 1} of {arguments.turns}, load {loads[-1]:.1f}", file=sys.stderr)
-    measured = {name: seconds_of(each, steps) for name, each in samples.items()}
-    found = errors(tables, drawn, measured)
+            print(f"turn {turn + 1} of {turns}, load {loads[-1]:.1f}", file=sys.stderr)
+    return Run(graph, workload, threads, steps, drawn, samples, tables, loads)
+
+
+def page(run: Run) -> str:
+    """The table for people."""
+    graph = run.graph
     rows = [
         [
             name,
             describe(graph, kept),
             f"{graph.parameters(kept) / 1e6:.1f}M",
-            f"{1000 * measured[name] * (1 + found[name]):.0f}",
-            f"{1000 * measured[name]:.0f}",
-            f"{100 * found[name]:+.1f} %",
+            f"{1000 * run.measured[name] * (1 + run.found[name]):.0f}",
+            f"{1000 * run.measured[name]:.0f}",
+            f"{100 * run.found[name]:+.1f} %",
         ]
-        for name, kept in drawn.items()
+        for name, kept in run.drawn.items()
     ]
-    sizes = {name: abs(error) for name, error in found.items() if name != "dense"}
-    singles = [max(abs(each) for each in errors([one], drawn, measured).values()) for one in tables]
-    fractions = [fraction_error(one, drawn, measured) for one in tables]
-    where = f"{Machine.here().processor}, {threads} thread(s), load average {min(loads):.1f} to {max(loads):.1f}"
-    text = (
-        f"{graph.parameters() / 1e6:.1f}M parameters; {workload}; {where}\n\n"
+    where = f"{Machine.here().processor}, {run.threads} thread(s), "
+    where += f"load average {min(run.loads):.1f} to {max(run.loads):.1f}"
+    return (
+        f"{graph.parameters() / 1e6:.1f}M parameters; {run.workload}; {where}\n\n"
         + table(["plan", "KV groups, channels", "parameters", "predicted ms", "measured ms", "error"], rows)
-        + f"\n\nError over {len(sizes)} plans: worst {100 * max(sizes.values()):.1f} %, "
-        + f"median {100 * median(sizes.values()):.1f} %. Worst of each single table: "
-        + ", ".join(f"{100 * each:.1f} %" for each in singles)
+        + f"\n\nError over {len(run.sizes)} plans: worst {100 * max(run.sizes):.1f} %, "
+        + f"median {100 * median(run.sizes):.1f} %. Worst of each single table: "
+        + ", ".join(f"{100 * each:.1f} %" for each in run.singles)
         + "; of the fraction of dense: "
-        + ", ".join(f"{100 * each:.1f} %" for each in fractions)
+        + ", ".join(f"{100 * run.fraction_error(each):.1f} %" for each in run.tables)
         + ".\n"
     )
-    OUT.mkdir(exist_ok=True)
-    values = {
+
+
+def values(run: Run) -> dict[str, Any]:
+    """The numbers for programs."""
+    plans = {
+        name: {
+            "kept": kept,
+            "measured_s": run.measured[name],
+            "measured_s_by_turn": [seconds_of([each], run.steps) for each in run.samples[name]],
+            "predicted_s_by_turn": [each.seconds(kept) for each in run.tables],
+            "error": run.found[name],
+        }
+        for name, kept in run.drawn.items()
+    }
+    tables = [
+        {"constant_s": each.constant, "curves": {name: asdict(curve) for name, curve in each.curves.items()}}
+        for each in run.tables
+    ]
+    return {
         "versions": versions(),
         "machine": asdict(Machine.here()),
-        "threads": threads,
-        "load_average": loads,
-        "workload": asdict(workload),
+        "threads": run.threads,
+        "load_average": run.loads,
+        "workload": asdict(run.workload),
         "model": SIZES,
-        "plans": {
-            name: {
-                "kept": kept,
-                "measured_s": measured[name],
-                "measured_s_by_turn": [seconds_of([each], steps) for each in samples[name]],
-                "predicted_s_by_turn": [each.seconds(kept) for each in tables],
-                "error": found[name],
-            }
-            for name, kept in drawn.items()
-        },
-        "tables": [
-            {"constant_s": each.constant, "curves": {name: asdict(curve) for name, curve in each.curves.items()}}
-            for each in tables
-        ],
-        "worst_error": max(sizes.values()),
-        "median_error": median(sizes.values()),
-        "worst_error_single_table": singles,
-        "worst_error_single_table_fraction_of_dense": fractions,
+        "plans": plans,
+        "tables": tables,
+        "worst_error": max(run.sizes),
+        "median_error": median(run.sizes),
+        "worst_error_single_table": run.singles,
+        "worst_error_single_table_fraction_of_dense": [run.fraction_error(each) for each in run.tables],
     }
-    (OUT / f"{arguments.name}.json").write_text(json.dumps(values, indent=1) + "\n")
-    (OUT / f"{arguments.name}.md").write_text(text)
-    print(text)
 
 
 if __name__ == "__main__":

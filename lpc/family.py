@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 
@@ -30,6 +31,7 @@ from passes.models import base_model
 from passes.program import Program
 from passes.recall import RecallPass
 from passes.schedule import Schedule
+from passes.snapshots import Snapshot
 from passes.solver import Solver
 from passes.stages import SnapshotOptions
 from passes.target import Layout, Target
@@ -134,19 +136,20 @@ def compress_family(
     snapshots.course(solver, tune.schedule or Schedule(), tune.steps, revival=tune.revival)
     material = prepare(source, data, text)
     job = Job(source, material, material.measure(program.model), progress)
-    program = Sequential(
-        AttachPass(lora, tune.seed),
-        TunePass(target, material.train, tune, progress, collate=material.collate, snapshots=snapshots),
-        progress=progress,
-    )(program).program
-    results = []
-    for snapshot in program.snapshots:
-        made = {**choices(tune, text, target), "snapshots": plain(snapshots), "step": snapshot.step}
-        decide = DecidePass(replace(target, ratio=snapshot.ratio), tune.criterion, made)
-        results.append(job.finish(program, RecallPass(snapshot), decide, tune=tune))
-    return CompactFamily(
-        results=tuple(results), ratios=snapshots.ratios, source=model, trust_remote_code=trust_remote_code
-    )
+    training = TunePass(target, material.train, tune, progress, collate=material.collate, snapshots=snapshots)
+    program = Sequential(AttachPass(lora, tune.seed), training, progress=progress)(program).program
+    made = {**choices(tune, text, target), "snapshots": plain(snapshots)}
+    results = tuple(_result(job, program, snapshot, target, tune, made) for snapshot in program.snapshots)
+    return CompactFamily(results=results, ratios=snapshots.ratios, source=model, trust_remote_code=trust_remote_code)
+
+
+def _result(
+    job: Job, program: Program, snapshot: Snapshot, target: Target, tune: TuneOptions, made: Mapping[str, Any]
+) -> Result:
+    """The model of one snapshot; ``made`` says how all of them were."""
+    told = {**made, "step": snapshot.step}
+    decide = DecidePass(replace(target, ratio=snapshot.ratio), tune.criterion, told)
+    return job.finish(program, RecallPass(snapshot), decide, tune=tune)
 
 
 def _time(stage: Path, folder: Path, ratio: float, options: BenchmarkOptions, progress: Progress) -> Benchmark:

@@ -112,11 +112,7 @@ def trace(
     with the reason when the structure cannot be proven sound to prune.
     """
     family, model_type = family_of(config), model_type or model_class(config)
-    if has_own_sizes(config):
-        raise UnsupportedModelError(
-            "the model is already compact, its layers have sizes of their own (per_layer_config or compact in its "
-            "configuration); prune the source it came from"
-        )
+    _check_dense(config)
     twin = twin_of(model_type, config)
     shapes = {name: tuple(parameter.shape) for name, parameter in twin.named_parameters()}
     matmuls = _matmuls(twin)
@@ -126,8 +122,7 @@ def trace(
     dimensions = [*finder.attention_dimensions(), *(d for block in experts for d in block.dimensions())]
     known = {name for each in attention for name in each.shapes} | {name for each in experts for name in each.shapes}
     _hide_blocks(twin, attention, experts)
-    probe = Probe.of(twin).inputs
-    inputs = {name: value[:1].to("meta") for name, value in probe.items() if name not in UNTRACEABLE_INPUTS}
+    inputs = _traceable_inputs(twin)
     layers = {layer_path(block.path) for block in attention}
     dependencies = Dependencies(twin, inputs)
     found, residual = finder.channel_dimensions(dependencies, layers)
@@ -154,6 +149,20 @@ def trace(
     fresh = twin_of(model_type, config)
     _hide_blocks(fresh, (), experts)
     return DepthFinder(graph, config, model_type, fresh, inputs, finder, experts).found(options.depth)
+
+
+def _check_dense(config: PreTrainedConfig) -> None:
+    if has_own_sizes(config):
+        raise UnsupportedModelError(
+            "the model is already compact, its layers have sizes of their own (per_layer_config or compact in its "
+            "configuration); prune the source it came from"
+        )
+
+
+def _traceable_inputs(twin: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """One row of the probe, on the meta device."""
+    probe = Probe.of(twin).inputs
+    return {name: value[:1].to("meta") for name, value in probe.items() if name not in UNTRACEABLE_INPUTS}
 
 
 def _matmuls(twin: nn.Module) -> tuple[str, ...]:
