@@ -36,6 +36,7 @@ OUT = Path(__file__).parent / "out"
 GRID = OUT / "quality-stories260K.jsonl"
 """Where the grid lies: what is best in it goes among the finalists of all models."""
 
+ALL_RATIOS = "0.2,0.35,0.5"
 RATIOS = {"grid": "0.35", "ablations": "0.35", "samples": "0.35"}
 
 
@@ -76,7 +77,7 @@ def grid_rows() -> list[dict[str, Any]]:
 
 def _run(name: str, path: Path, steps: int, arguments: argparse.Namespace) -> None:
     loaded = load(CORPORA[name])
-    ratios = arguments.ratios or RATIOS.get(arguments.set, "0.2,0.35,0.5")
+    ratios = arguments.ratios or RATIOS.get(arguments.set, ALL_RATIOS)
     recipes = {key: made for key, made in SETS[arguments.set](grid_rows()).items() if re.search(arguments.only, key)}
     _dense(path, loaded)
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
@@ -111,7 +112,8 @@ def _append(path: Path, row: dict[str, Any]) -> None:
 def _summary(name: str, chosen: str, found: list[dict[str, Any]], steps: int) -> str:
     dense = next(row["perplexity"] for row in found if row["key"]["recipe"] == "dense")
     recipes = list(SETS[chosen](grid_rows()))
-    rows = [row for row in found if row["key"]["recipe"] in recipes]
+    ratios = [float(ratio) for ratio in RATIOS.get(chosen, ALL_RATIOS).split(",")]
+    rows = [row for row in found if row["key"]["recipe"] in recipes and row["key"]["ratio"] in ratios]
     parts = [
         f"{name}: held-out token perplexity, dense {dense:.2f}, {steps} steps; mean (lowest–highest) of the seeds\n"
     ]
