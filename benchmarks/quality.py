@@ -114,9 +114,10 @@ def _summary(name: str, chosen: str, found: list[dict[str, Any]], steps: int) ->
     recipes = list(SETS[chosen](grid_rows()))
     ratios = [float(ratio) for ratio in RATIOS.get(chosen, ALL_RATIOS).split(",")]
     rows = [row for row in found if row["key"]["recipe"] in recipes and row["key"]["ratio"] in ratios]
-    parts = [
-        f"{name}: held-out token perplexity, dense {dense:.2f}, {steps} steps; mean (lowest–highest) of the seeds\n"
-    ]
+    taken = "nothing trained" if chosen in ("untrained", "samples") else f"{steps} steps"
+    spread = "± half of the range" if chosen == "grid" else "(lowest–highest)"
+    what = f"held-out token perplexity, dense {dense:.2f}, {taken}; mean {spread} of the seeds"
+    parts = [f"{name}: {what}\n"]
     if chosen == "grid":
         parts.append(grid_table(rows, GRID_CRITERIA))
     else:
