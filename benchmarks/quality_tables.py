@@ -96,4 +96,5 @@ def rises_table(rows: Sequence[Row], names: Sequence[str], dense: float) -> str:
 
 
 def _shares(mine: float, ratio: float, rise: Any) -> list[str]:
-    return [f"{mine / rise(name, ratio):.2f}" for name in ("authors", "authors, own rate")]
+    shares = [mine / rise(name, ratio) for name in ("authors", "authors, own rate")]
+    return ["–" if math.isnan(share) else f"{share:.2f}" for share in shares]
