@@ -122,8 +122,9 @@ class ScorePass(Pass):
 
     def _portions(self, graph: PruningGraph, device: torch.device) -> tuple[PruningGraph, ...]:
         held = criterion_named(self._options.criterion).held
-        room = self._options.statistics_bytes or room_on(device)
-        return (graph,) if held is None else portions(graph, partial(held, graph), room)
+        if held is None:
+            return (graph,)
+        return portions(graph, partial(held, graph), self._options.statistics_bytes or room_on(device))
 
     def _look(
         self, model: AnyModel, graph: PruningGraph, number: int, of: int
