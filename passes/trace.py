@@ -128,27 +128,39 @@ def trace(
     found, residual = finder.channel_dimensions(dependencies, layers)
     dimensions += found
     _check_known(shapes, known, dimensions, residual, layers)
-    routers = [part.parameter for dimension in dimensions for part in dimension.of_role(Role.ROUTE)]
     ordered = sorted(dimensions, key=lambda d: (d.layer, d.kind))
     if options.hidden:
         ordered.append(HiddenFinder(config, shapes, attention, experts).dimension(dependencies, residual, ordered))
-    graph = PruningGraph(
-        family=config.model_type,
-        dtype=dtype or getattr(config, "dtype", None) or torch.float32,
-        shapes=shapes,
-        matmuls=tuple(dict.fromkeys((*matmuls, *routers))),
-        dimensions=tuple(ordered),
-        widths=(),
-        untouched=finder.untouched(),
-        fixed_cache_elements=finder.fixed_cache_elements(),
-        experts_per_token=int(getattr(config, "num_experts_per_tok", 1) or 1),
-    )
+    graph = _graph_of(config, dtype, shapes, matmuls, ordered, finder)
     graph = find_widths(graph, family, config, model_type, finder.head_shapes(), custom_code=options.custom_code)
     if options.depth is None:
         return graph
     fresh = twin_of(model_type, config)
     _hide_blocks(fresh, (), experts)
     return DepthFinder(graph, config, model_type, fresh, inputs, finder, experts).found(options.depth)
+
+
+def _graph_of(
+    config: PreTrainedConfig,
+    dtype: torch.dtype | None,
+    shapes: dict[str, tuple[int, ...]],
+    matmuls: Sequence[str],
+    dimensions: Sequence[Dimension],
+    finder: DimensionFinder,
+) -> PruningGraph:
+    """The graph of these dimensions, whose widths are still to be found."""
+    routers = [part.parameter for dimension in dimensions for part in dimension.of_role(Role.ROUTE)]
+    return PruningGraph(
+        family=config.model_type,
+        dtype=dtype or getattr(config, "dtype", None) or torch.float32,
+        shapes=shapes,
+        matmuls=tuple(dict.fromkeys((*matmuls, *routers))),
+        dimensions=tuple(dimensions),
+        widths=(),
+        untouched=finder.untouched(),
+        fixed_cache_elements=finder.fixed_cache_elements(),
+        experts_per_token=int(getattr(config, "num_experts_per_tok", 1) or 1),
+    )
 
 
 def _check_dense(config: PreTrainedConfig) -> None:
