@@ -137,8 +137,15 @@ class LayerByLayer:
                     state.targets = {
                         module: self._through(state, at, module, state.dense) for module in self._sites(at)
                     }
-                    state.dense = state.calls[at](self._layers[at], state.dense)
+                    state.dense = self._dense_after(state, at)
             self._at = at
+
+    def _dense_after(self, state: _State, at: int) -> torch.Tensor:
+        """The dense hidden states after a layer: those seen with its last projection, which silences nothing."""
+        last = next(reversed(state.targets.values()), None)
+        if last is not None and last.after is not None:
+            return last.after
+        return state.calls[at](self._layers[at], state.dense)
 
     def _sites(self, at: int) -> list[str]:
         """The projections of a layer, in the order in which they run."""
