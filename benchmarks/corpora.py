@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from exporters.checkpoint import reload
+from exporters.hf import reload
 from lpc.data import token_sequences
 from lpc.source import find_tokenizer
 

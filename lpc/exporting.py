@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from exporters.folder import staged_folder
-from exporters.onnx_export import export_onnx, needs_tokenizer
-from exporters.onnx_options import OnnxOptions, OnnxPackage
+from exporters.files import staged_folder
+from exporters.onnx import OnnxOptions, OnnxPackage, export_onnx, needs_tokenizer
 from lpc.source import load_source
 from passes.errors import MissingFileError, TokenizerError
 from passes.models import base_model, check_finite

@@ -12,16 +12,27 @@ from peft import PeftModel
 from torch.utils.data import Subset
 from transformers import PreTrainedModel
 
-from lpc.collate import Collator
-from lpc.data import BlockDataset, Data, split_heldout, token_sequences
-from lpc.instructions import InstructionFormat, find_columns, instruction_rows
-from lpc.perplexity import token_perplexity
-from lpc.rows import Row, RowFormat, Rows, RowsLike, is_rows, open_rows, split_rows
-from lpc.scoring import Score, score_model
+from lpc.data import (
+    BlockDataset,
+    Collator,
+    Data,
+    InstructionFormat,
+    Row,
+    RowFormat,
+    Rows,
+    RowsLike,
+    find_columns,
+    instruction_rows,
+    is_rows,
+    open_rows,
+    split_heldout,
+    split_rows,
+    token_sequences,
+)
+from lpc.evaluation import Score, score_model, token_perplexity
 from lpc.source import Source
 from passes.errors import DataError, OptionError
-from passes.models import base_model
-from passes.tasks import Task, task_of
+from passes.models import Task, base_model, task_of
 
 __all__ = ["DEFAULT_SEQUENCE_LENGTH", "AnyData", "DataOptions", "Material", "prepare", "set_aside"]
 

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedModel
 
 from passes.errors import DataError, MissingFileError, OptionError, UnsupportedModelError
-from passes.tasks import Task, model_class, task_of
+from passes.models import Task, model_class, task_of
 
 __all__ = ["BACKENDS", "Subject", "context_limit", "find_subjects", "weight_dtype"]
 

@@ -1,0 +1,126 @@
+"""Removal errors from Gram matrices, against least squares on the data themselves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from passes.algebra import Surgery, damped_factor, elimination, elimination_errors
+
+RIDGE = 1e-2
+
+
+def problem(inputs: int, outputs: int, width: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Correlated data X [60, inputs], a weight [inputs, outputs] and units [n, width], scattered over the inputs."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(inputs, inputs, generator=generator, dtype=torch.float64)
+    data = torch.randn(60, inputs, generator=generator, dtype=torch.float64) @ mixing
+    weight = torch.randn(inputs, outputs, generator=generator, dtype=torch.float64)
+    return data, weight, torch.randperm(inputs, generator=generator).reshape(-1, width)
+
+
+def surgery(data: torch.Tensor, weight: torch.Tensor, units: torch.Tensor) -> Surgery:
+    gram = data.T @ data / len(data)
+    return Surgery(torch.cholesky_inverse(damped_factor(gram, RIDGE)), weight.clone(), units)
+
+
+def left_by(data: torch.Tensor, weight: torch.Tensor, gone: list[int]) -> float:
+    """The squared error a row of the best weight without some inputs, the ridge being rows of data of its own."""
+    size = float(data.square().sum(0).mean()) / len(data)
+    rows = torch.cat([data / len(data) ** 0.5, (RIDGE * size) ** 0.5 * torch.eye(data.shape[1], dtype=torch.float64)])
+    kept = [j for j in range(data.shape[1]) if j not in gone]
+    best = torch.linalg.lstsq(rows[:, kept], rows @ weight).solution
+    return float((rows @ weight - rows[:, kept] @ best).square().sum())
+
+
+def in_turn(problems: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """The error of each unit at its turn, each candidate being tried by least squares from the start."""
+    gone: list[int] = []
+    so_far, scores = 0.0, torch.zeros(len(problems[0][2]), dtype=torch.float64)
+    while len(gone) < len(scores):
+        tried = {
+            unit: sum(
+                left_by(data, weight, units[[*gone, unit]].flatten().tolist()) for data, weight, units in problems
+            )
+            for unit in range(len(scores))
+            if unit not in gone
+        }
+        unit = min(tried, key=lambda each: tried[each])
+        scores[unit] = max(tried[unit] - so_far, float(scores.max()))
+        so_far = tried[unit]
+        gone.append(unit)
+    return scores
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_the_error_of_a_unit_is_what_least_squares_leaves_without_it(width: int) -> None:
+    data, weight, units = problem(12, 5, width)
+    found = surgery(data, weight, units).errors(torch.arange(len(units)))
+    for unit, error in enumerate(found.tolist()):
+        assert error == pytest.approx(left_by(data, weight, units[unit].tolist()), rel=1e-8)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_what_is_left_is_the_solution_of_least_squares(width: int) -> None:
+    data, weight, units = problem(8, 3, width)
+    under = surgery(data, weight, units)
+    for gone in ([0, 2], [1]):
+        under.remove(torch.tensor(gone))
+    under.settle()
+    kept = units[3:].flatten()
+    gram = data.T @ data / len(data)
+    gram = gram + RIDGE * gram.diagonal().mean() * torch.eye(8)
+    expected = torch.linalg.solve(gram[kept][:, kept], gram[kept] @ weight)
+    assert torch.allclose(under.weight[kept], expected, rtol=1e-8)
+    assert torch.allclose(under.inverse[kept][:, kept], torch.linalg.inv(gram[kept][:, kept]), rtol=1e-8)
+    assert under.weight[units[:3].flatten()].abs().max() < 1e-10
+
+
+@pytest.mark.parametrize(("width", "seed"), [(1, 0), (1, 1), (2, 0), (3, 5)])
+def test_units_go_in_turn_by_the_error_that_is_left(width: int, seed: int) -> None:
+    shared = problem(12, 5, width, seed)
+    problems = [shared, (*problem(12, 4, width, seed + 50)[:2], shared[2])]
+    found = elimination_errors([surgery(*each) for each in problems])
+    expected = in_turn(problems)
+    assert torch.allclose(found, expected, rtol=1e-4)
+    assert len(found.unique()) == len(found)
+
+
+@pytest.mark.parametrize(("deferred", "compacted"), [(1, 0.0), (3, 0.0), (256, 0.0), (3, 0.5), (1, 1.0)])
+@pytest.mark.parametrize("width", [1, 2])
+def test_when_the_matrices_are_brought_up_to_date_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, width: int, deferred: int, compacted: float
+) -> None:
+    monkeypatch.setattr(elimination, "DEFERRED", deferred)
+    monkeypatch.setattr(elimination, "COMPACTED", compacted)
+    shared = problem(12, 5, width)
+    assert torch.allclose(elimination_errors([surgery(*shared)]), in_turn([shared]), rtol=1e-4)
+
+
+def test_of_two_equal_inputs_the_first_to_go_is_cheap_and_the_second_dear() -> None:
+    data, weight, _ = problem(6, 4, 1)
+    data[:, 1] = data[:, 0]
+    twins = elimination_errors([surgery(data, weight, torch.arange(6)[:, None])])[:2].sort().values
+    assert twins[0] < 0.05 * twins[1]
+
+
+def test_many_units_go_several_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elimination, "ELIMINATIONS", 3)
+    data, weight, units = problem(8, 4, 1)
+    alone = surgery(data, weight, units).errors(torch.arange(8))
+    found = elimination_errors([surgery(data, weight, units)])
+    first = alone.argsort()[:3]
+    assert torch.allclose(found[first], alone[first], rtol=1e-6)
+    assert set(found.argsort()[:3].tolist()) == set(first.tolist())
+    rest = surgery(data, weight, units)
+    rest.remove(first)
+    others = [unit for unit in range(8) if unit not in first]
+    left = rest.errors(torch.tensor(others))
+    assert others[int(left.argmin())] == int(found.argsort()[3])
+
+
+def test_the_ridge_grows_until_there_is_a_factor() -> None:
+    assert damped_factor(torch.zeros(3, 3, dtype=torch.float64), 0.0).diagonal().min() > 0
+    ones = torch.ones(3, 3, dtype=torch.float64)
+    factor = damped_factor(ones, 0.0)
+    assert torch.allclose(factor @ factor.T, ones, atol=1e-5)
