@@ -25,7 +25,7 @@ from passes.models.base import (
 from passes.models.batches import Collate, Row, batches, label_count, sample_rows
 from passes.models.fingerprint import fingerprint
 from passes.models.heldout import heldout_loss
-from passes.models.loading import install
+from passes.models.loading import register_auto_classes
 from passes.models.masks import MaskedModel, masked
 from passes.models.parameters import replaced, swapped
 from passes.models.parity import Parity, relative_difference, rounding_tolerance
@@ -68,7 +68,6 @@ __all__ = [
     "fingerprint",
     "has_own_sizes",
     "heldout_loss",
-    "install",
     "label_count",
     "lora_weights",
     "masked",
@@ -78,6 +77,7 @@ __all__ = [
     "plain_name",
     "positions",
     "projections",
+    "register_auto_classes",
     "relative_difference",
     "replaced",
     "respond",
