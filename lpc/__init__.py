@@ -55,6 +55,7 @@ _ERRORS = (
     "OutputExistsError",
     "PassError",
     "PlanError",
+    "PluginError",
     "PostconditionError",
     "PreconditionError",
     "TokenizerError",

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lpc.cli import app as cli
-from passes.criteria import registry
+from passes.criteria import CRITERIA
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
@@ -31,12 +31,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path,
 
 
 @pytest.fixture(autouse=True)
-def _criteria_as_before() -> Iterator[None]:
-    """Pages register criteria of their own."""
-    before = dict(registry._REGISTERED)
-    yield
-    registry._REGISTERED.clear()
-    registry._REGISTERED.update(before)
+def _registries_as_before() -> Iterator[None]:
+    """Pages register entries of their own."""
+    with CRITERIA.restored():
+        yield
 
 
 def _run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:

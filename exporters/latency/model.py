@@ -33,7 +33,7 @@ from exporters.latency.timing import (
     thread_count,
     time_once,
 )
-from exporters.onnx import BUILDER_FAMILIES, DType, OnnxFolder, why_not_builder
+from exporters.onnx import DType, OnnxFolder, has_builder, why_not_builder
 from passes.budget import Workload
 from passes.errors import OptionError, UnsupportedModelError
 from passes.graph import PruningGraph
@@ -108,14 +108,14 @@ def _steps(model_type: type[PreTrainedModel], workload: Workload) -> tuple[Workl
 def _road(
     model_type: type[PreTrainedModel], config: PreTrainedConfig, graph: PruningGraph, dtype: DType, machine: Machine
 ) -> BlockRoute | StockRoute:
-    if config.model_type in BUILDER_FAMILIES and task_of(model_type) is Task.CAUSAL_LM:
+    if has_builder(config) and task_of(model_type) is Task.CAUSAL_LM:
         reason = why_not_builder(twin_of(model_type, config))
         if reason is None:
             weights = torch.float32 if dtype == "float32" else torch.float16
             return BlockRoute.of(model_type, config, graph, weights, machine.cache_bytes)
         logger.info("latency: timing the stock class: %s", reason)
     if dtype != "float32":
-        raise UnsupportedModelError(f"latency in {dtype} is timed for {', '.join(BUILDER_FAMILIES)} only; use float32")
+        raise UnsupportedModelError(f"latency in {dtype} is timed only where the graph builder fits; use float32")
     return StockRoute(model_type, config, graph, machine.cache_bytes)
 
 

@@ -3,7 +3,7 @@
 from exporters.onnx.cache import takes_positions
 from exporters.onnx.calls import Call, Graph, OnnxFolder, call_grid, forward_grid
 from exporters.onnx.causal import trace_decoder
-from exporters.onnx.decoder import BUILDER_FAMILIES, build_decoder, why_not_builder
+from exporters.onnx.decoder import build_decoder, has_builder, why_not_builder
 from exporters.onnx.export import export_onnx, needs_tokenizer
 from exporters.onnx.export_pass import ExportPass, ExportReport
 from exporters.onnx.graph import GraphBuilder
@@ -11,7 +11,6 @@ from exporters.onnx.options import DATA_FILE, MAX_OPSET, MODEL_FILE, DType, Onnx
 from exporters.onnx.single import trace_single
 
 __all__ = [
-    "BUILDER_FAMILIES",
     "DATA_FILE",
     "MAX_OPSET",
     "MODEL_FILE",
@@ -28,6 +27,7 @@ __all__ = [
     "call_grid",
     "export_onnx",
     "forward_grid",
+    "has_builder",
     "needs_tokenizer",
     "takes_positions",
     "trace_decoder",

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 import lpc
 from lpc.material import prepare
 from lpc.source import load_source
-from passes.criteria import Random, registry
+from passes.criteria import CRITERIA, Random
 
 DATA = lpc.DataOptions(heldout_fraction=0.25, samples=1000)
 ROWS = [{"instruction": f"Say {i}.", "response": f"{i} it is" + "!" * (i % 7)} for i in range(24)]
@@ -42,9 +42,9 @@ class Spy(Random):
 @pytest.fixture
 def spy() -> Iterator[str]:
     SEEN.clear()
-    lpc.register_criterion("spy", lambda graph, options, seed: Spy(graph, seed), needs="activations")
-    yield "spy"
-    del registry._REGISTERED["spy"]
+    with CRITERIA.restored():
+        lpc.register_criterion("spy", lambda graph, options, seed: Spy(graph, seed), needs="activations")
+        yield "spy"
 
 
 @pytest.fixture(scope="module")

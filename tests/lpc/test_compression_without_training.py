@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import lpc
 from exporters.files import sha256
 from lpc.data import RowFormat, open_rows, split_heldout, split_rows
-from passes.criteria import Random, registry
+from passes.criteria import CRITERIA, Random
 from passes.models import sample_rows
 
 TEXT = lpc.DataOptions(sequence_length=16, samples=10)
@@ -38,9 +38,9 @@ class Spy(Random):
 @pytest.fixture
 def spy() -> Iterator[str]:
     SEEN.clear()
-    lpc.register_criterion("spy", lambda graph, options, seed: Spy(graph, seed), needs="activations")
-    yield "spy"
-    del registry._REGISTERED["spy"]
+    with CRITERIA.restored():
+        lpc.register_criterion("spy", lambda graph, options, seed: Spy(graph, seed), needs="activations")
+        yield "spy"
 
 
 @pytest.mark.parametrize("criterion", ["loraprune", "taylor", "flap", "obs", "magnitude"])
