@@ -7,15 +7,17 @@ from exporters.onnx.decoder import build_decoder, has_builder, why_not_builder
 from exporters.onnx.export import export_onnx, needs_tokenizer
 from exporters.onnx.export_pass import ExportPass, ExportReport
 from exporters.onnx.graph import GraphBuilder
-from exporters.onnx.options import DATA_FILE, MAX_OPSET, MODEL_FILE, DType, OnnxOptions, OnnxPackage
+from exporters.onnx.options import DATA_FILE, MAX_OPSET, MODEL_FILE, OnnxOptions, OnnxPackage
+from exporters.onnx.precision import FLOAT32, PRECISIONS, Precision, register_precision, torch_type
 from exporters.onnx.single import trace_single
 
 __all__ = [
     "DATA_FILE",
+    "FLOAT32",
     "MAX_OPSET",
     "MODEL_FILE",
+    "PRECISIONS",
     "Call",
-    "DType",
     "ExportPass",
     "ExportReport",
     "Graph",
@@ -23,13 +25,16 @@ __all__ = [
     "OnnxFolder",
     "OnnxOptions",
     "OnnxPackage",
+    "Precision",
     "build_decoder",
     "call_grid",
     "export_onnx",
     "forward_grid",
     "has_builder",
     "needs_tokenizer",
+    "register_precision",
     "takes_positions",
+    "torch_type",
     "trace_decoder",
     "trace_single",
     "why_not_builder",

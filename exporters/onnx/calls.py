@@ -1,4 +1,4 @@
-"""ONNX folders and the calls that are timed on them. Imports no torch: the memory probe runs this file."""
+"""ONNX folders and the calls that are timed on them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
+from exporters.onnx.precision import element_type
 from passes.errors import MissingFileError, ModelError, UnsupportedModelError
 
 Phase = Literal["prefill", "decode", "forward"]
 Feeds = dict[str, NDArray[Any]]
-
-NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,11 +169,11 @@ class Graph:
         values = {name: value for name, value in values.items() if name in self.inputs}
         if self.folder.takes_images:
             drawn = generator.standard_normal((batch, *self._image_shape()), dtype=np.float32)
-            values["pixel_values"] = drawn.astype(NUMPY_TYPES[self.inputs["pixel_values"].type])
+            values["pixel_values"] = drawn.astype(self._type("pixel_values"))
         for name in self.cache_inputs:
             heads, size = self._cache_shape(name)
             drawn = generator.standard_normal((batch, heads, past, size), dtype=np.float32)
-            values[name] = drawn.astype(NUMPY_TYPES[self.inputs[name].type])
+            values[name] = drawn.astype(self._type(name))
         return values
 
     def run(self, feeds: Feeds) -> None:
@@ -197,8 +196,12 @@ class Graph:
     @property
     def kv_bytes_per_token(self) -> int:
         """What one token of one sequence adds to the cache."""
-        sizes = ((self._cache_shape(name), NUMPY_TYPES[self.inputs[name].type]) for name in self.cache_inputs)
-        return sum(heads * size * np.dtype(kind).itemsize for (heads, size), kind in sizes)
+        sizes = ((self._cache_shape(name), self._type(name)) for name in self.cache_inputs)
+        return sum(heads * size * kind.itemsize for (heads, size), kind in sizes)
+
+    def _type(self, name: str) -> np.dtype[Any]:
+        found: np.dtype[Any] = element_type(self.inputs[name].type).numpy()
+        return found
 
     def _image_shape(self) -> tuple[int, ...]:
         shape = self.inputs["pixel_values"].shape[1:]

@@ -26,8 +26,6 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
-MASKED = {torch.float32: -1e30, torch.float16: -3e4}
-"""Finite, so that a row whose keys are all masked (padding) stays finite and cannot spread NaN through the cache."""
 
 
 def has_builder(config: PreTrainedConfig) -> bool:
@@ -141,7 +139,7 @@ def _scaled(graph: GraphBuilder, values: ir.Value, rotary: Any) -> ir.Value:
     if rotary.attention_scaling != 1.0:
         scale = graph.constant("rotary_scaling", np.array(rotary.attention_scaling, np.float32))
         values = graph.op("Mul", values, scale)
-    return values if graph.dtype == torch.float32 else graph.op("Cast", values, to=graph.float_type.value)
+    return values if graph.float_type == ir.DataType.FLOAT else graph.op("Cast", values, to=graph.float_type.value)
 
 
 def _masks(
@@ -155,7 +153,7 @@ def _masks(
     queries = graph.op("Unsqueeze", rows, graph.ints(1))
     real = graph.op("Unsqueeze", graph.op("Cast", mask, to=ir.DataType.BOOL.value), graph.ints(1, 2))
     causal = graph.op("And", graph.op("LessOrEqual", keys, queries), real)
-    zero, masked = graph.floats("float_zero", 0.0), graph.floats("float_masked", MASKED[graph.dtype])
+    zero, masked = graph.floats("float_zero", 0.0), graph.floats("float_masked", graph.masked)
     masks = {}
     for window in dict.fromkeys(windows):
         allowed = causal

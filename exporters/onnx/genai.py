@@ -151,7 +151,7 @@ def verify_greedy(model: PreTrainedModel, folder: Path, options: OnnxOptions) ->
     ]
     answers = _genai_answers(folder, prompts, new)  # after torch is done: GenAI's idle threads spin
     gaps = [greedy_gap(each, got) for each, got in zip(references, answers, strict=True)]
-    parity = require_greedy("genai greedy tokens", "GenAI's", gaps, options.torch_dtype)
+    parity = require_greedy("genai greedy tokens", "GenAI's", gaps, options.precision.tie)
     if parity.value > 0:
         logger.warning("GenAI chose another token than torch, at a tie: %s", parity)
     return parity
