@@ -4,7 +4,7 @@ from exporters.onnx.cache import takes_positions
 from exporters.onnx.calls import Call, Graph, OnnxFolder, call_grid, forward_grid
 from exporters.onnx.causal import trace_decoder
 from exporters.onnx.decoder import build_decoder, has_builder, why_not_builder
-from exporters.onnx.export import export_onnx, needs_tokenizer
+from exporters.onnx.export import check_tokenizer, export_onnx, needs_tokenizer
 from exporters.onnx.export_pass import ExportPass, ExportReport
 from exporters.onnx.graph import GraphBuilder
 from exporters.onnx.options import DATA_FILE, MAX_OPSET, MODEL_FILE, OnnxOptions, OnnxPackage
@@ -28,6 +28,7 @@ __all__ = [
     "Precision",
     "build_decoder",
     "call_grid",
+    "check_tokenizer",
     "export_onnx",
     "forward_grid",
     "has_builder",

@@ -53,6 +53,7 @@ def compress(
     samples: Annotated[int, typer.Option(help="Sequences or rows to rank on, with --one-shot and --steps 0.")] = 128,
     out: o.Out = Path("lpc-out"),
     seed: Annotated[int, typer.Option(help="Seed of LoRA's start and of the data order.")] = 0,
+    export: o.Export = None,
     onnx: o.Onnx = True,
     batch_size: Annotated[int, typer.Option(help="Sequences a step.")] = 8,
     sequence_length: Annotated[
@@ -91,6 +92,7 @@ def compress(
     from passes.tuning import TuneOptions
 
     check_output(out, force=force)
+    exports = o.exports_of(export, onnx)
     family = o.snapshots_of(snapshots, snapshot_steps, benchmark)
     if family is not None and ratio is None and not budget:
         ratio = family.ratios[-1]
@@ -117,7 +119,7 @@ def compress(
             text=text,
             trace=trace,
             trust_remote_code=trust_remote_code,
-            onnx=onnx,
+            export=exports,
             benchmark=benchmark,
             force=force,
             json=json,
@@ -136,7 +138,7 @@ def compress(
             trust_remote_code=trust_remote_code,
             progress=progress,
         )
-        report = result.save(out, onnx=onnx, force=force, progress=progress)
+        report = result.save(out, export=exports, force=force, progress=progress)
     show_report(report, out, as_json=json)
 
 

@@ -64,6 +64,7 @@ def apply(
         Path | None, typer.Option(help="Compensated weights (default: compensation.safetensors beside PLAN).")
     ] = None,
     out: o.Out = Path("lpc-out"),
+    export: o.Export = None,
     onnx: o.Onnx = True,
     trust_remote_code: o.Trust = False,
     force: o.Force = False,
@@ -75,9 +76,10 @@ def apply(
     from lpc.compression import apply as run
 
     check_output(out, force=force)
+    exports = o.exports_of(export, onnx)
     with console.progress_bars() as progress:
         result = run(plan, model, adapter=adapter, compensation=compensation, trust_remote_code=trust_remote_code)
-        report = result.save(out, onnx=onnx, force=force, progress=progress)
+        report = result.save(out, export=exports, force=force, progress=progress)
     show_report(report, out, as_json=json)
 
 

@@ -84,7 +84,7 @@ def answers_loss(model: PreTrainedModel, rows: list[dict[str, str]]) -> float:
 def test_a_file_of_instructions_gives_a_compact_model_measured_on_answers_alone(folder: Path, tmp_path: Path) -> None:
     tune = lpc.TuneOptions(steps=6, batch_size=3, gradient_accumulation=2)
     result = lpc.compress(folder / "model", folder / "rows.jsonl", 0.2, tune=tune, text=DATA)
-    result.save(tmp_path / "out", onnx=False)
+    result.save(tmp_path / "out", export=["hf"])
     measures = result.report.heldout.measures
     heldout = heldout_rows(folder)
     dense = AutoModelForCausalLM.from_pretrained(folder / "model")

@@ -27,7 +27,7 @@ def rounded(path: Path) -> None:
     """Stores the nearest half-precision number of every weight, still in float32."""
     model = ir.load(path)
     for value in model.graph.initializers.values():
-        if value.dtype == ir.DataType.FLOAT:
+        if value.dtype == ir.DataType.FLOAT and len(value.shape) > 1:
             numbers = value.const_value.numpy().astype(np.float16).astype(np.float32)
             value.const_value = ir.tensor(numbers, name=value.name)
     ir.save(model, path, external_data=f"{path.name}.data")
