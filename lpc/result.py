@@ -59,8 +59,8 @@ class Result:
         """Write ``hf``, ``onnx``, ``adapter``, ``plan.json``, ``scores.safetensors``, ``lpc.json`` and ``report.md``.
 
         After a compensation also ``compensation.safetensors``, the weights that it solved; after a recovery also
-        ``recovery``, the adapter that was trained on the compact model. ``export`` names the formats (``EXPORTERS``), or
-        maps their names to options, such as ``OnnxOptions``. Returns the final report.
+        ``recovery``, the adapter that was trained on the compact model. ``export`` names the formats, or maps
+        their names to options (``exporters.registry``). Returns the final report.
 
         The folder appears whole or not at all. Raises OutputExistsError if it holds something (unless ``force``),
         OutputError when the disk refuses, OptionError for an unknown format, TokenizerError if the ONNX package of a
