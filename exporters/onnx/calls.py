@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from exporters.onnx.precision import element_type
 from passes.errors import MissingFileError, ModelError, UnsupportedModelError
+from passes.families import FAMILIES
 
 Phase = Literal["prefill", "decode", "forward"]
 Feeds = dict[str, NDArray[Any]]
@@ -54,7 +55,7 @@ def forward_grid(batches: tuple[int, ...], tokens: tuple[int, ...]) -> list[Call
 
 
 ENDLESS = ("rope_parameters", "rope_theta", "alibi")
-"""Entries of a configuration whose positions go on beyond the context."""
+"""Entries of a configuration (MPT has them in ``attn_config``) whose positions go on beyond the context."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,9 @@ class OnnxFolder:
         config = _read(path.with_name("config.json"))
         inputs = _graph_inputs(path)
         context = next((config[key] for key in ("max_position_embeddings", "n_positions") if config.get(key)), None)
-        endless = config.get("model_type") in ("bloom", "mpt") or any(config.get(key) for key in ENDLESS)
+        family = FAMILIES.get(str(config.get("model_type")))
+        entries = {**config, **(config.get("attn_config") or {})}
+        endless = (family is not None and family.endless) or any(entries.get(key) for key in ENDLESS)
         return cls(
             path=path,
             inputs=inputs,

@@ -48,9 +48,10 @@ class Family:
     same parameters compute, beside those of all types (``passes.graph.MEANINGFUL``): a plan is bound to them.
 
     On the way out: ``onnx_builder``: ``exporters.onnx.decoder`` writes its graph from the weights. ``window``: the
-    entry with the sliding window of all layers, where the attention modules do not say it. ``genai``: its name in
-    GenAI's ``model_type.h``, None for GenAI's generic ``decoder``. ``llama_cpp`` and ``vllm``: how they serve it, None
-    where they do not have it (``exporters.runtimes`` names the sources).
+    entry with the sliding window of all layers, where the attention modules do not say it. ``endless``: its positions
+    go on beyond the context, though no entry says so. ``genai``: its name in GenAI's ``model_type.h``, None for GenAI's
+    generic ``decoder``. ``llama_cpp`` and ``vllm``: how they serve it, None where they do not have it
+    (``exporters.runtimes`` names the sources).
     """
 
     attentions: tuple[AttentionLayout, ...] = (AttentionLayout(),)
@@ -66,6 +67,7 @@ class Family:
     meaningful: tuple[str, ...] = ()
     onnx_builder: bool = False
     window: str | None = None
+    endless: bool = False
     genai: str | None = None
     llama_cpp: Served | None = None
     vllm: Served | None = None

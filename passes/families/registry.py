@@ -156,6 +156,7 @@ _DECODERS = {
         ),
         channels=None,
         meaningful=("apply_residual_connection_post_layernorm", "layer_norm_epsilon"),
+        endless=True,
         llama_cpp=_HAS,
         vllm=_HAS,
         **_DERIVED,
