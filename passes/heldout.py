@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, default_data_collator
 
 from passes.errors import DataError
+from passes.lean_loss import lean_loss
 from passes.models import base_model, evaluation_mode
 from passes.tasks import Task, task_of
 
@@ -31,7 +32,7 @@ def heldout_loss(
         raise DataError("there is no held-out data to choose the best state by")
     device = next(model.parameters()).device
     total, labels = 0.0, 0
-    with evaluation_mode(model):
+    with evaluation_mode(model), lean_loss(model):
         for start in range(0, count, batch_size):
             items = [data[index] for index in range(start, min(start + batch_size, count))]
             batch = {name: value.to(device) for name, value in (collate or default_data_collator)(items).items()}

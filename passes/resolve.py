@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -127,6 +128,10 @@ class Resolver:
             self.tokens = max(self.tokens, equations.rows)
             progress("compensate", number, len(self._sites))
 
+    def outputs(self, batches: Sequence[Batch]) -> Iterator[Mapping[str, Any]]:
+        """What the model gives now; ``batches`` are those that were solved on, with labels if these are wanted."""
+        return self._streams.outputs(batches) if self._streams else (self._sides.model(**batch) for batch in batches)
+
     def _collect(self, site: Site) -> tuple[NormalEquations, Rows]:
         """The sums over all batches, and the rows of the first batch."""
         assert self._streams is not None
@@ -134,14 +139,14 @@ class Resolver:
         for rows in self._streams.rows(site.module):
             first = first or rows
             equations = equations or self._equations(site, rows)
-            equations.add(rows.inputs[:, site.kept], rows.target.double() - rows.pruned.double(), rows.target)
+            equations.add(rows.inputs[:, site.kept], rows.missing, rows.target)
         assert equations is not None
         assert first is not None
         return equations, first
 
     def _equations(self, site: Site, rows: Rows) -> NormalEquations:
         bias = getattr(module_at(self._sides.model, site.module, unwrapped=True), "bias", None)
-        outputs, device = rows.target.shape[1], rows.target.device
+        outputs, device = rows.pruned.shape[1], rows.pruned.device
         return NormalEquations(len(site.kept), outputs, intercept=bias is not None, device=device)
 
     def _write(self, site: Site, equations: NormalEquations, solution: Solution, first: Rows) -> Solved:
@@ -167,11 +172,10 @@ class Resolver:
 
     def _verify(self, site: Site, first: Rows, stored: Solution) -> None:
         """The projection gives on the first batch what the equations say; relative to the size of its products."""
-        assert self._streams is not None
         inputs = first.inputs[:, site.kept].double()
         expected = first.pruned.double() + inputs @ stored.step
         expected = expected if stored.shift is None else expected + stored.shift
-        actual = next(iter(self._streams.rows(site.module))).pruned.double()
+        actual = module_at(self._sides.model, site.module)(first.inputs).double()
         size = float((first.pruned.double().abs() + inputs.abs() @ stored.step.abs()).max())
         difference = float((actual - expected).abs().max()) / max(size, torch.finfo(torch.float32).tiny)
         self.difference = max(self.difference, difference)

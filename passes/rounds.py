@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from passes.budget import LatencyModel
 from passes.calibration import Collate, Row
-from passes.compensate import CompensateOptions, CompensatePass, calibration_batches, solved_weights
+from passes.compensate import CompensateOptions, CompensatePass, calibration_batches, solved_weights, unlabelled
 from passes.compensation import Compensation, Solved
 from passes.errors import OptionError, PreconditionError
 from passes.infra import Pass, PassResult, Progress, plain, silent
@@ -138,7 +138,7 @@ class RoundsPass(Pass):
         model, options = program.model, self._options.compensate
         with masked(model, program.traced, masks) as hooks, evaluation_mode(model):
             sides = Sides(model, hooks, originals)
-            rows = calibration_batches(model, self._data, options, self._collate)
+            rows = unlabelled(model, calibration_batches(model, self._data, options, self._collate))
             sites, skipped = find_sites(sides, program.traced, masks, rows[0])
             resolver = Resolver(sides, rows, sites, residual=options.residual)
             resolver.run(options.ridge, self._progress)

@@ -20,6 +20,7 @@ from passes.errors import DataError, ModelError, OptionError, PreconditionError
 from passes.graph import PruningGraph
 from passes.importance import ImportanceOptions
 from passes.infra import Pass, PassResult, Progress, plain, silent
+from passes.lean_loss import lean_loss
 from passes.masks import masked
 from passes.models import base_model
 from passes.portions import portions, room_on
@@ -112,7 +113,7 @@ class ScorePass(Pass):
         parts = self._portions(graph, next(model.parameters()).device)
         scores: dict[str, torch.Tensor] = {}
         masks = masked(model, graph, program.masks) if program.masks is not None else nullcontext()
-        with _as_it_was(model, frozen=self._needs is not Needs.ADAPTER), masks:
+        with _as_it_was(model, frozen=self._needs is not Needs.ADAPTER), masks, lean_loss(model):
             for number, part in enumerate(parts):
                 found, report = self._look(model, part, number, len(parts))
                 scores |= found

@@ -48,17 +48,32 @@ class Sides:
 
 @dataclass(frozen=True)
 class Rows:
-    """Of one batch, padding left out: what a projection reads under the masks [n, in], gives [n, out], and is to give
-    [n, out].
+    """Of one batch, padding left out: what a projection reads under the masks [n, in], gives [n, out], and what is
+    missing there of what it is to give [n, out]; this in fp32 where the model is in half precision.
     """
 
     inputs: torch.Tensor
     pruned: torch.Tensor
-    target: torch.Tensor
+    missing: torch.Tensor
+
+    @property
+    def target(self) -> torch.Tensor:
+        """What the projection is to give, [n, out]."""
+        return wide(self.pruned) + self.missing
 
     def of(self, real: torch.Tensor | None) -> Rows:
         """Only the rows that are real [rows] bool; None: all."""
-        return self if real is None else Rows(self.inputs[real], self.pruned[real], self.target[real])
+        return self if real is None else Rows(self.inputs[real], self.pruned[real], self.missing[real])
+
+
+def wide(tensor: torch.Tensor) -> torch.Tensor:
+    """Half precision as fp32, in which differences are taken."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def row_of(batch: Batch) -> dict[str, Any]:
+    """The first row of a batch, as a batch of its own."""
+    return {name: value[:1] if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
 
 class Streams(Protocol):
@@ -66,6 +81,10 @@ class Streams(Protocol):
 
     def rows(self, module: str) -> Iterator[Rows]:
         """What a projection sees, a batch at a time. Modules are asked for in the order in which they run."""
+        ...
+
+    def outputs(self, batches: Sequence[Batch]) -> Iterator[Mapping[str, Any]]:
+        """What the model gives after the last projection; ``batches`` are the same, with labels if these are wanted."""
         ...
 
 
@@ -125,4 +144,9 @@ class WholeModel:
             with self._sides.dense():
                 _, dense = captured(site, partial(self._sides.model, **batch))
             inputs, pruned = captured(site, partial(self._sides.model, **batch))
-            yield Rows(inputs, pruned, dense).of(real_rows(self._sides.model, batch, module))
+            missing = wide(dense) - wide(pruned)
+            yield Rows(inputs, pruned, missing).of(real_rows(self._sides.model, batch, module))
+
+    def outputs(self, batches: Sequence[Batch]) -> Iterator[Mapping[str, Any]]:
+        """See Streams."""
+        return (self._sides.model(**batch) for batch in batches)
