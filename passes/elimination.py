@@ -8,7 +8,9 @@ error of the output rises, with H = XᵀX / tokens, by
 Hassibi & Stork 1993 (Optimal Brain Surgeon); for structures Kurtic et al. 2023, arXiv 2302.04089 (ZipLM), eqs. 2 and 3.
 Of what is left the inverse is again exact: H⁻¹ ← H⁻¹ − [H⁻¹]_:S ([H⁻¹]_SS)⁻¹ [H⁻¹]_S:.
 
-Projections of one shape are worked on together, on whatever device they are on, and nothing waits for it.
+Projections of one shape are worked on together, on whatever device they are on, and nothing waits for it. The large
+matrices are written once in many removals: between two of these, units are removed one by one from a pool of those with
+the least errors, for which H⁻¹ and WWᵀ among the pool are enough.
 """
 
 from __future__ import annotations
@@ -17,14 +19,14 @@ from collections.abc import Sequence
 
 import torch
 
-ALONE = 1024
-"""Up to so many units, each is removed by itself."""
+ALONE = 256
+"""Up to so many inputs all units are in one pool: always the one of least error goes."""
 
-STEPS = 256
-"""Of more, those with the least errors go several at a time, in so many steps."""
+POOL = 128
+"""Inputs of the units that are in a pool where there are more."""
 
-DEFERRED = 256
-"""Columns of removals that are put off. Each removal reads W once, each settling reads and writes H⁻¹ and W."""
+POOL_SHARE = 4
+"""One in so many of a pool is removed, then there is a new pool. A pool of fewer is one unit, the one of least error."""
 
 COMPACTED = 0.85
 """When so small a share r of the units is left, the matrices are cut down to them: (1 − r)/(1 − r³) of the work."""
@@ -35,19 +37,15 @@ LEAST_RISE = 1e-6
 
 def work_bytes(inputs: int, outputs: int) -> int:
     """What removing the units of one projection takes at the most, its two matrices included."""
-    wide = min(DEFERRED, inputs)
-    return torch.float64.itemsize * (2 * inputs * (inputs + outputs) + wide * (inputs + outputs))
+    return torch.float64.itemsize * 2 * inputs * (inputs + outputs)
 
 
 class Surgery:
     """Projections of one shape under removal, one each of ``batch`` dimensions; all in fp64.
 
     ``inverse`` H⁻¹ [batch, inputs, inputs], ``weight`` [batch, inputs, outputs], and ``units`` [units, width], the
-    inputs that each unit owns. Inside, the inputs are in the order of the units, those that no unit owns last.
-
-    Removals are put off: what they change is held as factors P and Q, H⁻¹ − PᵀP and W − PᵀQ, until there are
-    ``DEFERRED`` rows of them or ``settle`` is called, so that the large matrices are written once in many removals.
-    ``settle`` leaves in ``inverse`` and ``weight`` what is so far; what was removed is zero in both, to rounding.
+    inputs that each unit owns. Inside, the inputs are in the order of the units, those that no unit owns last. What was
+    removed is zero in both matrices, to rounding.
     """
 
     def __init__(self, inverse: torch.Tensor, weight: torch.Tensor, units: torch.Tensor) -> None:
@@ -58,81 +56,86 @@ class Surgery:
         order = torch.cat([owned, nobody.nonzero()[:, 0]])
         self.inverse = inverse.index_select(1, order).index_select(2, order)
         self.weight = weight.index_select(1, order)
-        self._start()
-
-    def _start(self) -> None:
-        batch, inputs, outputs = self.weight.shape
-        self._left, self._right = (self.weight.new_empty(batch, 0, n) for n in (inputs, outputs))
-        self._pending = 0
-        self._look()
-
-    def _look(self) -> None:
-        """Take the diagonal of H⁻¹ and the squared norms of the rows of W from the matrices."""
-        self._diagonal = self.inverse.diagonal(dim1=1, dim2=2).clone()
-        self._squares = torch.linalg.vector_norm(self.weight, dim=2).square_()
-
-    def settle(self) -> None:
-        """Bring the matrices up to date."""
-        if not self._pending:
-            return
-        left, right = self._left[:, : self._pending], self._right[:, : self._pending]
-        self.inverse.baddbmm_(left.mT, left, alpha=-1)
-        self.weight.baddbmm_(left.mT, right, alpha=-1)
-        self._pending = 0
-        self._look()
 
     def errors(self, gone: torch.Tensor) -> torch.Tensor:
         """How much the squared error would rise without each unit: [batch, units]; of those ``gone`` anything."""
         if self.width == 1:
-            return self._squares[:, : self.units] / self._diagonal[:, : self.units]
-        self.settle()
-        owned = self.units * self.width
-        square = self.inverse[:, :owned, :owned].unflatten(2, (self.units, -1)).unflatten(1, (self.units, -1))
-        blocks = square.diagonal(dim1=1, dim2=3).movedim(3, 1) + torch.diag_embed(
-            gone[:, :, None].expand(-1, -1, self.width).to(square)
-        )
-        rows = self.weight[:, :owned].unflatten(1, (self.units, -1))
-        solved = torch.linalg.solve_triangular(_factor(blocks), rows, upper=False)
-        return solved.square_().sum((2, 3))
+            squares = torch.linalg.vector_norm(self.weight[:, : self.units], dim=2).square_()
+            return squares / self.inverse.diagonal(dim1=1, dim2=2)[:, : self.units]
+        blocks = _blocks(self.inverse, self.units, self.width) + _ones(gone, self.width)
+        rows = self.weight[:, : self.units * self.width].unflatten(1, (self.units, self.width))
+        return torch.linalg.solve_triangular(_factor(blocks), rows, upper=False).square_().sum((2, 3))
+
+    def pool(self, among: torch.Tensor) -> Pool:
+        """The units ``among`` [batch, n] by themselves."""
+        owned = _owned(among, self.width)
+        rows = _rows(self.weight, owned)
+        return Pool(_columns(_rows(self.inverse, owned), owned), rows @ rows.mT, self.width)
 
     def remove(self, gone: torch.Tensor) -> None:
         """Remove the units ``gone`` [batch, n] together."""
-        owned = (gone[:, :, None] * self.width + torch.arange(self.width, device=gone.device)).flatten(1)
-        self._make_room(owned.shape[1])
-        left, right = self._left[:, : self._pending], self._right[:, : self._pending]
-        before = _columns(left, owned).mT
-        across = _rows(self.inverse, owned).baddbmm_(before, left, alpha=-1)  # symmetric, and rows lie together
+        owned = _owned(gone, self.width)
+        across = _rows(self.inverse, owned)  # symmetric, and rows lie together
         factor = _factor(_columns(across, owned))
-        new = torch.linalg.solve_triangular(factor, across, upper=False)  # L⁻¹ Cᵀ, so that PᵀP = C K⁻¹ Cᵀ
-        rows = _rows(self.weight, owned).baddbmm_(before, right, alpha=-1)
-        new_right = torch.linalg.solve_triangular(factor, rows, upper=False)
-        if self.width == 1:
-            turned = (new_right @ self.weight.mT).baddbmm_(new_right @ right.mT, left, alpha=-1)  # QWᵀ before this
-            self._squares -= (new * (2 * turned - (new_right @ new_right.mT) @ new)).sum(1)
-            self._diagonal -= new.square().sum(1)
-        until = self._pending + owned.shape[1]
-        self._left[:, self._pending : until], self._right[:, self._pending : until] = new, new_right
-        self._pending = until
-
-    def _make_room(self, rows: int) -> None:
-        if self._pending + rows > self._left.shape[1]:
-            self.settle()
-        if rows > self._left.shape[1]:
-            batch, inputs, outputs = self.weight.shape
-            room = max(rows, min(DEFERRED, inputs))
-            self._left, self._right = (self.weight.new_empty(batch, room, n) for n in (inputs, outputs))
+        left = torch.linalg.solve_triangular(factor, across, upper=False)  # P = L⁻¹ Cᵀ, and PᵀP = C K⁻¹ Cᵀ
+        right = torch.linalg.solve_triangular(factor, _rows(self.weight, owned), upper=False)
+        self.inverse.baddbmm_(left.mT, left, alpha=-1)
+        self.weight.baddbmm_(left.mT, right, alpha=-1)
 
     def keep(self, stay: torch.Tensor) -> None:
         """Go on with the units ``stay`` [batch, n] alone, the others having been removed."""
-        self.settle()
         batch, inputs, _ = self.weight.shape
-        owned = (stay[:, :, None] * self.width + torch.arange(self.width, device=stay.device)).flatten(1)
         rest = torch.arange(self.units * self.width, inputs, device=stay.device)
-        places = torch.cat([owned, rest.expand(batch, -1)], 1)
+        places = torch.cat([_owned(stay, self.width), rest.expand(batch, -1)], 1)
         self.inverse = _columns(_rows(self.inverse, places), places)
         self.weight = _rows(self.weight, places)
         self.units = stay.shape[1]
-        self._start()
+
+
+class Pool:
+    """Some units of a ``Surgery``: H⁻¹ and WWᵀ [batch, inputs, inputs] among them, under removal one by one."""
+
+    def __init__(self, inverse: torch.Tensor, products: torch.Tensor, width: int) -> None:
+        self.inverse, self.products, self.width = inverse, products, width
+        self.units = inverse.shape[1] // width
+
+    def errors(self, gone: torch.Tensor) -> torch.Tensor:
+        """See ``Surgery``: tr(([H⁻¹]_SS)⁻¹ [WWᵀ]_SS)."""
+        if self.width == 1:
+            return self.products.diagonal(dim1=1, dim2=2) / self.inverse.diagonal(dim1=1, dim2=2)
+        blocks = _blocks(self.inverse, self.units, self.width) + _ones(gone, self.width)
+        solved = torch.cholesky_solve(_blocks(self.products, self.units, self.width), _factor(blocks))
+        return solved.diagonal(dim1=2, dim2=3).sum(2)
+
+    def remove(self, gone: torch.Tensor) -> None:
+        """Remove one unit of each dimension, ``gone`` [batch, 1]."""
+        owned = _owned(gone, self.width)
+        across, products = _columns(self.inverse, owned), _columns(self.products, owned)
+        block = _rows(across, owned)
+        if self.width == 1:
+            step = across / block
+        else:
+            step = torch.cholesky_solve(across.mT, _factor(block)).mT  # T = C K⁻¹, and W ← W − T W_S
+        self.inverse.baddbmm_(step, across.mT, alpha=-1)
+        half = products - step @ _rows(products, owned) / 2
+        self.products.baddbmm_(torch.cat([step, half], 2), torch.cat([half, step], 2).mT, alpha=-1)
+
+
+def _owned(units: torch.Tensor, width: int) -> torch.Tensor:
+    """The inputs of units [batch, n]: [batch, n · width]."""
+    return (units[:, :, None] * width + torch.arange(width, device=units.device)).flatten(1)
+
+
+def _blocks(matrices: torch.Tensor, units: int, width: int) -> torch.Tensor:
+    """The diagonal blocks of [batch, inputs, inputs]: [batch, units, width, width]."""
+    owned = units * width
+    square = matrices[:, :owned, :owned].unflatten(2, (units, width)).unflatten(1, (units, width))
+    return square.diagonal(dim1=1, dim2=3).movedim(3, 1)
+
+
+def _ones(gone: torch.Tensor, width: int) -> torch.Tensor:
+    """What makes the empty blocks of removed units invertible."""
+    return torch.diag_embed(gone[:, :, None].expand(-1, -1, width).double())
 
 
 def _rows(matrices: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -181,23 +184,22 @@ def elimination_errors(surgeries: Sequence[Surgery]) -> torch.Tensor:
     lifted to just above, so that the order of the errors is that of the removals. The projections are used up.
     """
     batch, left = len(surgeries[0].weight), surgeries[0].units
+    units, width = left, max(surgery.width for surgery in surgeries)
     names = torch.arange(left, device=surgeries[0].weight.device).expand(batch, -1)
     gone = torch.zeros_like(names, dtype=torch.bool)
-    together = 1 if left <= ALONE else -(-left // STEPS)
     order: list[torch.Tensor] = []
     errors: list[torch.Tensor] = []
     while left:
-        now = torch.stack([surgery.errors(gone) for surgery in surgeries]).sum(0).masked_fill_(gone, torch.inf)
-        ascending = now.sort(dim=1, stable=True)
-        first = ascending.indices[:, : min(together, left)]
-        order.append(names.gather(1, first))
-        errors.append(ascending.values[:, : first.shape[1]])
-        left -= first.shape[1]
+        size = left if units * width <= ALONE else min(left, max(1, POOL // width))
+        taken, rises = _round(surgeries, gone, size, left)
+        order.append(names.gather(1, taken))
+        errors.append(rises)
+        left -= taken.shape[1]
         if not left:
             break
         for surgery in surgeries:
-            surgery.remove(first)
-        gone = gone.scatter(1, first, True)
+            surgery.remove(taken)
+        gone = gone.scatter(1, taken, True)
         if left <= COMPACTED * names.shape[1]:
             stay = gone.to(torch.uint8).sort(dim=1, stable=True).indices[:, :left]
             for surgery in surgeries:
@@ -205,6 +207,35 @@ def elimination_errors(surgeries: Sequence[Surgery]) -> torch.Tensor:
             names, gone = names.gather(1, stay), torch.zeros_like(stay, dtype=torch.bool)
     lifted = _lifted(torch.cat(errors, 1))
     return torch.empty_like(lifted).scatter_(1, torch.cat(order, 1), lifted)
+
+
+def _round(
+    surgeries: Sequence[Surgery], gone: torch.Tensor, size: int, left: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The units that go next, of a pool of ``size`` or, if nothing else is ``left``, all; and their errors; [batch, n].
+
+    Nothing is removed from the projections yet.
+    """
+    now = _total(surgeries, gone).sort(dim=1, stable=True)
+    among, count = now.indices[:, :size], left if size == left else max(1, size // POOL_SHARE)
+    if count == 1:
+        return among[:, :1], now.values[:, :1]
+    pools = [surgery.pool(among) for surgery in surgeries]
+    out = torch.zeros_like(among, dtype=torch.bool)
+    taken: list[torch.Tensor] = []
+    errors: list[torch.Tensor] = []
+    for _ in range(count):
+        least, first = _total(pools, out).min(1, keepdim=True)
+        taken.append(first)
+        errors.append(least)
+        out = out.scatter(1, first, True)
+        for pool in pools:
+            pool.remove(first)
+    return among.gather(1, torch.cat(taken, 1)), torch.cat(errors, 1)
+
+
+def _total(parts: Sequence[Surgery] | Sequence[Pool], gone: torch.Tensor) -> torch.Tensor:
+    return torch.stack([part.errors(gone) for part in parts]).sum(0).masked_fill_(gone, torch.inf)
 
 
 def _lifted(errors: torch.Tensor) -> torch.Tensor:
