@@ -54,7 +54,7 @@ class Gram:
     @classmethod
     def of(cls, values: torch.Tensor) -> Gram:
         """The sums of values [tokens, width]."""
-        count = torch.tensor(float(len(values)), device=values.device, dtype=torch.float64)
+        count = torch.full((), float(len(values)), device=values.device, dtype=torch.float64)
         return cls(count, values.sum(0, dtype=torch.float64), products(values))
 
     def merge(self, other: Gram) -> None:
