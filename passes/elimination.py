@@ -26,7 +26,7 @@ POOL = 128
 """Inputs of the units that are in a pool where there are more."""
 
 POOL_SHARE = 4
-"""One in so many of a pool is removed, then there is a new pool. A pool of fewer is one unit, the one of least error."""
+"""One in so many of a pool is removed, then there is a new pool; of a pool of fewer the one of least error."""
 
 COMPACTED = 0.85
 """When so small a share r of the units is left, the matrices are cut down to them: (1 − r)/(1 − r³) of the work."""
@@ -44,8 +44,8 @@ class Surgery:
     """Projections of one shape under removal, one each of ``batch`` dimensions; all in fp64.
 
     ``inverse`` H⁻¹ [batch, inputs, inputs], ``weight`` [batch, inputs, outputs], and ``units`` [units, width], the
-    inputs that each unit owns. Inside, the inputs are in the order of the units, those that no unit owns last. What was
-    removed is zero in both matrices, to rounding.
+    inputs that each unit owns. Inside, the inputs are in the order of the units, those that no unit owns last. The
+    matrices are written to; what was removed is zero in both, to rounding.
     """
 
     def __init__(self, inverse: torch.Tensor, weight: torch.Tensor, units: torch.Tensor) -> None:
@@ -54,17 +54,20 @@ class Surgery:
         nobody = torch.ones(weight.shape[1], dtype=torch.bool, device=units.device)
         nobody[owned] = False
         order = torch.cat([owned, nobody.nonzero()[:, 0]])
-        self.inverse = inverse.index_select(1, order).index_select(2, order)
-        self.weight = weight.index_select(1, order)
+        self.inverse, self.weight = inverse, weight
+        if not torch.equal(order, torch.arange(len(order), device=order.device)):
+            self.inverse = inverse.index_select(1, order).index_select(2, order)
+            self.weight = weight.index_select(1, order)
 
     def errors(self, gone: torch.Tensor) -> torch.Tensor:
         """How much the squared error would rise without each unit: [batch, units]; of those ``gone`` anything."""
         if self.width == 1:
-            squares = torch.linalg.vector_norm(self.weight[:, : self.units], dim=2).square_()
+            squares: torch.Tensor = torch.linalg.vector_norm(self.weight[:, : self.units], dim=2).square_()
             return squares / self.inverse.diagonal(dim1=1, dim2=2)[:, : self.units]
         blocks = _blocks(self.inverse, self.units, self.width) + _ones(gone, self.width)
-        rows = self.weight[:, : self.units * self.width].unflatten(1, (self.units, self.width))
-        return torch.linalg.solve_triangular(_factor(blocks), rows, upper=False).square_().sum((2, 3))
+        rows = self.weight[:, : self.units * self.width].reshape(len(gone), self.units, self.width, -1)
+        solved: torch.Tensor = torch.linalg.solve_triangular(_factor(blocks), rows, upper=False)
+        return solved.square_().sum((2, 3))
 
     def pool(self, among: torch.Tensor) -> Pool:
         """The units ``among`` [batch, n] by themselves."""
@@ -112,10 +115,8 @@ class Pool:
         owned = _owned(gone, self.width)
         across, products = _columns(self.inverse, owned), _columns(self.products, owned)
         block = _rows(across, owned)
-        if self.width == 1:
-            step = across / block
-        else:
-            step = torch.cholesky_solve(across.mT, _factor(block)).mT  # T = C K⁻¹, and W ← W − T W_S
+        # T = C K⁻¹, and W ← W − T W_S
+        step = across / block if self.width == 1 else torch.cholesky_solve(across.mT, _factor(block)).mT
         self.inverse.baddbmm_(step, across.mT, alpha=-1)
         half = products - step @ _rows(products, owned) / 2
         self.products.baddbmm_(torch.cat([step, half], 2), torch.cat([half, step], 2).mT, alpha=-1)
@@ -129,7 +130,7 @@ def _owned(units: torch.Tensor, width: int) -> torch.Tensor:
 def _blocks(matrices: torch.Tensor, units: int, width: int) -> torch.Tensor:
     """The diagonal blocks of [batch, inputs, inputs]: [batch, units, width, width]."""
     owned = units * width
-    square = matrices[:, :owned, :owned].unflatten(2, (units, width)).unflatten(1, (units, width))
+    square = matrices[:, :owned, :owned].reshape(-1, units, width, units, width)
     return square.diagonal(dim1=1, dim2=3).movedim(3, 1)
 
 
@@ -170,6 +171,7 @@ def damped_factor(matrices: torch.Tensor, ridge: float) -> torch.Tensor:
     while True:
         damped = matrices.clone()
         damped.diagonal(dim1=-2, dim2=-1).add_((ridges * size)[..., None])
+        factor: torch.Tensor
         factor, failed = torch.linalg.cholesky_ex(damped)
         if not bool(failed.any()):
             return factor
@@ -209,9 +211,7 @@ def elimination_errors(surgeries: Sequence[Surgery]) -> torch.Tensor:
     return torch.empty_like(lifted).scatter_(1, torch.cat(order, 1), lifted)
 
 
-def _round(
-    surgeries: Sequence[Surgery], gone: torch.Tensor, size: int, left: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _round(surgeries: Sequence[Surgery], gone: torch.Tensor, size: int, left: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The units that go next, of a pool of ``size`` or, if nothing else is ``left``, all; and their errors; [batch, n].
 
     Nothing is removed from the projections yet.

@@ -84,7 +84,7 @@ class LayerByLayer:
     ) -> LayerByLayer | None:
         """The streams, if the modules lie in one plain list of layers; see ``LayerStack.try_on``."""
         stack = LayerStack.try_on(sides, row_of(batches[0]), modules)
-        return stack and cls(sides, stack, batches, modules, residual=residual)
+        return cls(sides, stack, batches, modules, residual=residual) if stack is not None else None
 
     @property
     def residual(self) -> frozenset[str]:
@@ -223,16 +223,15 @@ class LayerByLayer:
         """Find out on one row how each projection's output reaches the stream, and take the row on."""
         sites, state = self._sites(at), self._proof
         call = state.calls[at]
-        bare = self._residual and torch.equal(
-            self._watch((), call, state.dense, at, silent=sites)[1], state.dense  # type: ignore[arg-type]
-        )
+        _, alone = self._watch((), call, state.dense, at, silent=sites)
+        bare = alone is not None and torch.equal(alone, state.dense)
         for number, module in enumerate(sites):
             before, later = sites[:number], sites[number + 1 :]
             if not self._residual or not self._is_added(state, at, [*before, module], later):
                 self._added[module] = Added.NO
             else:
-                alone = bare and all(self._added[name] is Added.ALONE for name in before)
-                self._added[module] = Added.ALONE if alone else Added.AMONG
+                bare = bare and all(self._added[name] is Added.ALONE for name in before)
+                self._added[module] = Added.ALONE if bare else Added.AMONG
         state.dense = self._call(at, call, state.dense)
         state.calls[at] = Call((), {})
 

@@ -67,7 +67,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         rows = max(1, CHUNK_ELEMENTS // logits.shape[1])
-        sums = torch.cat([part.float().logsumexp(1) for part in logits.split(rows)])
+        sums = torch.cat([part.float().logsumexp(1) for part in torch.split(logits, rows)])
         chosen = logits.gather(1, targets.clamp_min(0)[:, None])[:, 0].float()
         ctx.save_for_backward(logits, targets, sums)
         ctx.rows = rows
@@ -78,7 +78,7 @@ class _CrossEntropy(torch.autograd.Function):
         logits, targets, sums = ctx.saved_tensors
         gradient = torch.empty_like(logits)
         counts = (targets != IGNORED).float() * gradients[0].float()
-        parts = (tensor.split(ctx.rows) for tensor in (logits, targets, sums, counts, gradient))
+        parts = (torch.split(tensor, ctx.rows) for tensor in (logits, targets, sums, counts, gradient))
         for part, target, total, count, found in zip(*parts, strict=True):
             softmax = (part.float() - total[:, None]).exp_()
             softmax.scatter_add_(1, target.clamp_min(0)[:, None], softmax.new_full((len(target), 1), -1.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -38,7 +39,7 @@ def _bfloat16_units() -> Iterator[None]:
 
     Values that are bf16 lose nothing by it, and the sums stay fp32.
     """
-    matmul = torch.backends.mkldnn.matmul
+    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     was = matmul.fp32_precision
     matmul.fp32_precision = "bf16"
     try:

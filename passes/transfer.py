@@ -15,6 +15,6 @@ def on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     for names in together.values():
         flat = torch.cat([tensors[name].flatten() for name in names]).cpu()
-        parts = flat.split([tensors[name].numel() for name in names])
+        parts = torch.split(flat, [tensors[name].numel() for name in names])
         found |= {name: part.view(tensors[name].shape) for name, part in zip(names, parts, strict=True)}
     return {name: found[name] for name in tensors}

@@ -15,10 +15,10 @@ from passes.criteria.inputs import InputReader
 from passes.elimination import Surgery, damped_factor, elimination_errors, work_bytes
 from passes.graph import Dimension, PruningGraph, Role, Slice
 from passes.importance import ImportanceOptions, Weight
-from passes.transfer import on_cpu
 from passes.models import module_at
 from passes.portions import room_to_work, runs
 from passes.products import DOUBLE_COLUMNS, product
+from passes.transfer import on_cpu
 
 RIDGE = 1e-2
 """λ of both matrices, in units of their mean diagonals: that of ``passes.compensate``."""

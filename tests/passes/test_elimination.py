@@ -22,7 +22,7 @@ def problem(inputs: int, outputs: int, width: int, seed: int = 0) -> tuple[torch
 
 def surgery(data: torch.Tensor, weight: torch.Tensor, units: torch.Tensor) -> Surgery:
     gram = data.T @ data / len(data)
-    return Surgery(torch.cholesky_inverse(damped_factor(gram, RIDGE))[None], weight[None], units)
+    return Surgery(torch.cholesky_inverse(damped_factor(gram, RIDGE))[None], weight[None].clone(), units)
 
 
 def together(problems: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> Surgery:
