@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from workbench import Blocks, build_model, traced
 
 from passes.attach import AttachPass, DetachPass
-from passes.calibration import batches, sample_rows
+from passes.calibration import batches, pieces, sample_rows
 from passes.criteria import CRITERIA, Needs, make_criterion
 from passes.decide import DecidePass
 from passes.errors import DataError, ModelError, OptionError, PassError, PreconditionError
@@ -27,6 +27,7 @@ from passes.score import ScoreOptions, ScorePass
 from passes.shrink import ShrinkPass
 from passes.solver import Solver
 from passes.target import Target
+from passes.tasks import Task
 
 TARGET = Target(ratio=0.3)
 ONCE = ImportanceOptions(smoothing=0.0)
@@ -267,3 +268,23 @@ def test_batches_are_collated_in_order_and_the_last_may_be_smaller() -> None:
     assert [batch["x"].tolist() for batch in found] == [[[1], [2]], [[5]]]
     own = list(batches(rows, (3,), 2, lambda items: {"x": items[0]["x"] * 2}, torch.device("cpu")))
     assert own[0]["x"].tolist() == [6]
+
+
+@pytest.mark.parametrize("name", ["obs", "wanda", "flap"])
+def test_how_many_tokens_are_looked_at_at_a_time_changes_no_score(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    assert CRITERIA[name].additive
+    whole = score(program_for(name), criterion=name, batch_size=6).scores
+    monkeypatch.setattr("passes.score.HOST_TOKENS", 40)
+    for key, expected in whole.items():
+        assert relative(score(program_for(name), criterion=name, batch_size=6).scores[key], expected) < 1e-4
+
+
+def test_pieces_are_whole_rows_and_each_has_labels() -> None:
+    ids = torch.arange(40).view(5, 8)
+    batch = {"input_ids": ids, "labels": ids}
+    found = pieces(batch, Task.CAUSAL_LM, 17)
+    assert [len(piece["labels"]) for piece in found] == [2, 2, 1]
+    assert torch.equal(torch.cat([piece["input_ids"] for piece in found]), ids)
+    assert len(pieces(batch, Task.CAUSAL_LM, 3)) == 5
+    without = {"input_ids": ids, "labels": ids.index_fill(0, torch.tensor([4]), -100)}
+    assert pieces(without, Task.CAUSAL_LM, 17) == [without]
