@@ -20,6 +20,9 @@ from passes.masks import Masks
 from passes.models import module_at, parameter_at
 from passes.streams import Batch, Rows, Sides, real_rows
 
+VERIFIED_ROWS = 256
+"""Rows on which a new weight is tried before the next projection is looked at."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -110,7 +113,7 @@ class Resolver:
         self.solved: list[Solved] = []
         self.tokens = 0
         self.difference = 0.0
-        """The largest difference between what a new weight was to give on the first batch, and what it gave."""
+        """The largest difference between what a new weight was to give on the first rows, and what it gave."""
 
     @property
     def residual(self) -> frozenset[str]:
@@ -171,11 +174,12 @@ class Resolver:
         return Solved(projection=site.module, before=before, after=after, ridge=solution.ridge, changed=True)
 
     def _verify(self, site: Site, first: Rows, stored: Solution) -> None:
-        """The projection gives on the first batch what the equations say; relative to the size of its products."""
-        inputs = first.inputs[:, site.kept].double()
-        expected = first.pruned.double() + inputs @ stored.step
+        """The projection gives on some rows what the equations say; relative to the size of its products."""
+        read, gave = first.inputs[:VERIFIED_ROWS], first.pruned[:VERIFIED_ROWS].double()
+        inputs = read[:, site.kept].double()
+        expected = gave + inputs @ stored.step
         expected = expected if stored.shift is None else expected + stored.shift
-        actual = module_at(self._sides.model, site.module)(first.inputs).double()
-        size = float((first.pruned.double().abs() + inputs.abs() @ stored.step.abs()).max())
+        actual = module_at(self._sides.model, site.module)(read).double()
+        size = float((gave.abs() + inputs.abs() @ stored.step.abs()).max())
         difference = float((actual - expected).abs().max()) / max(size, torch.finfo(torch.float32).tiny)
         self.difference = max(self.difference, difference)
