@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +134,7 @@ def check_adapter(model: PeftModel) -> None:
         if layer.merged or layer.disable_adapters:
             state, remedy = ("merged", "unmerge_adapter()") if layer.merged else ("disabled", "enable_adapter_layers()")
             raise UnsupportedModelError(f"the adapter on {name} is {state}: call {remedy} first, lpc trains it further")
+        check_scaling(name, layer, adapter)
         variant = getattr(layer, "lora_variant", {}).get(adapter)
         if variant is not None:
             raise UnsupportedModelError(
@@ -146,6 +148,19 @@ def check_adapter(model: PeftModel) -> None:
                 f"the adapter covers {name}, whose weight is tied to another, so it cannot be merged: "
                 "take it out of target_modules"
             )
+
+
+def check_scaling(name: str, layer: BaseTunerLayer, adapter: str) -> None:
+    """Raises UnsupportedModelError unless a layer scales B·A as its alpha and rank say, which is all that is saved."""
+    scaling = getattr(layer, "scaling", {}).get(adapter)
+    if scaling is None:
+        return
+    rank, alpha, rooted = (getattr(layer, what)[adapter] for what in ("r", "lora_alpha", "use_rslora"))
+    if scaling != alpha / (math.sqrt(rank) if rooted else rank):
+        raise UnsupportedModelError(
+            f"the adapter on {name} is scaled by {scaling:g}, but its alpha {alpha:g} and rank {rank} say otherwise: "
+            "undo set_scale or scale_layer, an adapter that is saved cannot say it"
+        )
 
 
 def lora_layers(model: PeftModel) -> dict[str, LoraLinear | ParamWrapper]:
@@ -174,13 +189,13 @@ def lora_weights(model: PeftModel) -> dict[str, Projection]:
 def _projection(layer: LoraLinear | ParamWrapper, adapter: str) -> Projection:
     weight = layer.get_param() if isinstance(layer, ParamWrapper) else layer.get_base_layer().weight
     a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-    left, right = _as_stored(layer, a, b)
+    left, right = stored_factors(layer, a, b)
     seen = a.grad is not None and b.grad is not None
-    grad_left, grad_right = _as_stored(layer, a.grad, b.grad) if seen else (None, None)
+    grad_left, grad_right = stored_factors(layer, a.grad, b.grad) if seen else (None, None)
     return Projection(weight, left, right, grad_left, grad_right, layer.scaling[adapter])
 
 
-def _as_stored(layer: LoraLinear | ParamWrapper, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def stored_factors(layer: LoraLinear | ParamWrapper, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The factors left·right of BA in the layout of the parameter; see peft's ParamWrapper.get_delta_factors."""
     if not isinstance(layer, ParamWrapper) or layer.get_param().dim() == 2:
         return (a.mT, b.mT) if layer.fan_in_fan_out else (b, a)
