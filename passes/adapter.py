@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model_state_dict
 from peft.tuners.lora import Linear as LoraLinear
-from peft.tuners.lora import ParamWrapper
+from peft.tuners.lora import LoraLayer, ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import nn
@@ -134,7 +134,8 @@ def check_adapter(model: PeftModel) -> None:
         if layer.merged or layer.disable_adapters:
             state, remedy = ("merged", "unmerge_adapter()") if layer.merged else ("disabled", "enable_adapter_layers()")
             raise UnsupportedModelError(f"the adapter on {name} is {state}: call {remedy} first, lpc trains it further")
-        check_scaling(name, layer, adapter)
+        if isinstance(layer, LoraLayer) and adapter in layer.scaling:
+            _check_scaling(name, layer, adapter)
         variant = getattr(layer, "lora_variant", {}).get(adapter)
         if variant is not None:
             raise UnsupportedModelError(
@@ -150,16 +151,18 @@ def check_adapter(model: PeftModel) -> None:
             )
 
 
-def check_scaling(name: str, layer: BaseTunerLayer, adapter: str) -> None:
-    """Raises UnsupportedModelError unless a layer scales B·A as its alpha and rank say, which is all that is saved."""
-    scaling = getattr(layer, "scaling", {}).get(adapter)
-    if scaling is None:
-        return
-    rank, alpha, rooted = (getattr(layer, what)[adapter] for what in ("r", "lora_alpha", "use_rslora"))
-    if scaling != alpha / (math.sqrt(rank) if rooted else rank):
+def stated_scaling(layer: LoraLayer, adapter: str) -> float:
+    """What B·A is multiplied by, as alpha and rank say: alpha / r, or alpha / sqrt(r) with rsLoRA."""
+    rank, alpha = layer.r[adapter], layer.lora_alpha[adapter]
+    return float(alpha / (math.sqrt(rank) if layer.use_rslora[adapter] else rank))
+
+
+def _check_scaling(name: str, layer: LoraLayer, adapter: str) -> None:
+    stated = stated_scaling(layer, adapter)
+    if layer.scaling[adapter] != stated:
         raise UnsupportedModelError(
-            f"the adapter on {name} is scaled by {scaling:g}, but its alpha {alpha:g} and rank {rank} say otherwise: "
-            "undo set_scale or scale_layer, an adapter that is saved cannot say it"
+            f"the adapter on {name} is scaled by {layer.scaling[adapter]:g}, and its alpha and rank say {stated:g}: undo "
+            "set_scale or scale_layer, an adapter that is saved cannot say it"
         )
 
 

@@ -13,7 +13,7 @@ from peft.tuners.lora import LoraLayer, ParamWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
-from passes.adapter import Adapter, active_adapter, check_scaling, stored_factors
+from passes.adapter import Adapter, active_adapter, stated_scaling, stored_factors
 from passes.errors import ModelError, PostconditionError, PreconditionError
 from passes.infra import Pass, PassResult
 from passes.models import base_model, plain_name
@@ -66,7 +66,6 @@ def merge(model: PeftModel) -> tuple[PreTrainedModel, Parity]:
     worst = 0.0
     with plain_arithmetic():
         for name, layer in layers.items():
-            check_scaling(name, layer, adapter)
             before = wrapped(layer).data
             _merge_layer(name, layer, adapter)
             worst = max(worst, check_sum(name, layer, adapter, before))
@@ -118,11 +117,11 @@ def _merge_layer(name: str, layer: LoraLayer, adapter: str) -> None:
 def check_sum(name: str, layer: LoraLayer, adapter: str, before: torch.Tensor) -> float:
     """How far the worst element of a merged weight is from W0 + s·BA, relative to that: half an epsilon at most.
 
-    The sum is worked out in fp64 from the adapter's own tensors, without peft. Raises PostconditionError if an element
+    The sum is worked out in fp64 from the adapter's own tensors, alpha and rank, without peft. Raises PostconditionError if an element
     is off by more than rounding it once, naming the weight and the number.
     """
     left, right = (wide(each) for each in _factors(layer, adapter))
-    scaling, first = float(layer.scaling[adapter]), wide(before)
+    scaling, first = stated_scaling(layer, adapter), wide(before)
     exact = first + scaling * (left @ right).reshape(first.shape)
     merged = wrapped(layer).data
     kind = torch.finfo(merged.dtype)
