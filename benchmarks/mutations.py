@@ -35,6 +35,7 @@ import passes.shrink
 from exporters.checkpoint import SavePass
 from passes.adapter import LoraOptions, lora_layers
 from passes.attach import AttachPass
+from passes.dimensions import layer_path
 from passes.errors import LpcError
 from passes.graph import Dimension, Kind, PruningGraph, Role
 from passes.infra import Pass, PassResult, Sequential
@@ -86,8 +87,9 @@ class Site:
     @property
     def norm(self) -> str:
         """A tensor that nothing is cut from: a norm of the layer."""
-        layer = self.up.partition(".mlp.")[0]
-        return next(name for name in self.graph.shapes if name.startswith(layer) and len(self.graph.shapes[name]) == 1)
+        layer = f"{layer_path(self.up)}."
+        cut = self.graph.slices_of.keys()
+        return next(n for n, s in self.graph.shapes.items() if n.startswith(layer) and len(s) == 1 and n not in cut)
 
 
 Plant = Callable[[Site], Any]
@@ -287,7 +289,7 @@ MUTATIONS = (
     Mutation("merge", "one adapter passed over", in_layer("merge", lambda self, _: lambda **k: None)),
     Mutation("merge", "one channel of one layer swapped", in_merged(lambda layer, _: swap(layer.get_base_layer().weight))),
     Mutation("merge", "one bit of one weight", in_merged(lambda layer, _: layer.get_base_layer().weight.data[0].mul_(1.01))),
-    Mutation("merge", "a tensor without adapter changed", lambda site: afterwards_merge(site)),
+    Mutation("merge", "a tensor without adapter changed", lambda site: _nudged_on_the_way(passes.merge, "check_sum")),
     Mutation("merge", "one wrapper left on", lambda site: _left_on(site)),
     Mutation("shrink", "one channel of one layer swapped", in_model("shrink", lambda model, site, _: swap(
         model.get_parameter(site.up)))),
@@ -299,8 +301,7 @@ MUTATIONS = (
              lambda site: site.bias is not None),
     Mutation("shrink", "one bit of one weight", in_model("shrink", lambda model, site, _: nudge(
         model.get_parameter(site.down)))),
-    Mutation("shrink", "one bit of a tensor that is not cut", in_model("shrink", lambda model, site, _: nudge(
-        model.get_parameter(site.norm)))),
+    Mutation("shrink", "one bit of a tensor that is not cut", lambda site: _nudged_on_the_way(passes.shrink, "build_compact")),
     Mutation("shrink", "a stale config entry", in_model("shrink", _stale)),
     Mutation("shrink", "an entry of the config that has nothing to do with it", in_model(
         "shrink", lambda model, _, __: setattr(model.config, "rms_norm_eps", 2 * model.config.rms_norm_eps))),
@@ -314,16 +315,16 @@ MUTATIONS = (
 )  # fmt: skip
 
 
-def afterwards_merge(site: Site) -> Any:
-    """One bit of a norm changes while the layers are merged."""
-    original = passes.merge.check_sum
+def _nudged_on_the_way(module: Any, function: str) -> Any:
+    """One bit of a norm changes while a pass does its work."""
+    original = getattr(module, function)
 
-    def check_sum(name: str, layer: Any, adapter: str, before: torch.Tensor) -> float:
-        if name == site.up:
-            nudge(_NORM[0])
-        return original(name, layer, adapter, before)
+    def nudging(*args: Any) -> Any:
+        if _NORM:
+            nudge(_NORM.pop())
+        return original(*args)
 
-    return patched(passes.merge, "check_sum", check_sum)
+    return patched(module, function, nudging)
 
 
 _NORM: list[torch.Tensor] = []

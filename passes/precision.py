@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from passes.errors import PostconditionError
+
 WIDE = torch.float64
 """What is proven by numbers is computed in this dtype, in which no backend takes short cuts."""
 
@@ -85,3 +87,13 @@ def digest(tensor: torch.Tensor) -> bytes:
     """sha256 of a tensor's bytes."""
     data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
     return hashlib.sha256(data.numpy().data).digest()
+
+
+@contextmanager
+def unchanged(name: str, tensors: Callable[[], Iterable[tuple[str, torch.Tensor]]]) -> Iterator[None]:
+    """Raise PostconditionError, naming the pass and the tensor, if one of these has other bytes after the block."""
+    before = {path: digest(tensor) for path, tensor in tensors()}
+    yield
+    for path, tensor in tensors():
+        if digest(tensor) != before.get(path):
+            raise PostconditionError(f"pass {name!r} changed {path}, which it has to leave as it is")

@@ -14,7 +14,7 @@ from passes.infra import Pass, PassResult
 from passes.masks import masked
 from passes.models import base_model
 from passes.parity import Parity
-from passes.precision import widened
+from passes.precision import unchanged, widened
 from passes.program import Program
 
 
@@ -46,7 +46,8 @@ class ShrinkPass(Pass):
         model, graph, plan = base_model(program.model), program.traced, program.plan
         if plan.target_parameters == graph.parameters():
             return PassResult(replace(program, masks=None), modified=False)
-        compact = build_compact(model, graph, plan.kept)
+        with unchanged(self.name, model.named_parameters):  # of which the compact model holds some as they are
+            compact = build_compact(model, graph, plan.kept)
         return PassResult(replace(program, model=compact, masks=None), modified=True)
 
     def ensures(self, before: Program, after: Program) -> tuple[Parity, ...]:
