@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from peft.tuners.lora import LoraModel
 from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -177,8 +177,8 @@ def in_cut(parameter: Callable[[Site], str | None], wrong: Callable[[torch.Tenso
     return plant
 
 
-def in_merged(change: Callable[[Any, Site], None]) -> Plant:
-    """A fault beside the sum of one layer."""
+def in_merged(change: Callable[[torch.Tensor], None]) -> Plant:
+    """A fault in the sum of one layer."""
 
     def plant(site: Site) -> Any:
         original = passes.merge._merge_layer
@@ -186,7 +186,7 @@ def in_merged(change: Callable[[Any, Site], None]) -> Plant:
         def merge_layer(name: str, layer: Any, adapter: str) -> None:
             original(name, layer, adapter)
             if name == site.up:
-                change(layer, site)
+                change(layer.get_base_layer().weight)
 
         return patched(passes.merge, "_merge_layer", merge_layer)
 
@@ -282,13 +282,14 @@ MUTATIONS = (
     Mutation("attach", "an adapter that is not zero", in_model("attach", _not_zero)),
     Mutation("attach", "one channel of one layer swapped", in_model("attach", lambda model, site, _: swap(
         lora_layers(model)[site.up.removesuffix(".weight")].get_base_layer().weight))),
-    Mutation("merge", "a wrong LoRA scaling", in_layer("get_delta_weight", lambda self, delta: lambda *a: 2 * delta(self, *a))),
+    Mutation("merge", "a wrong LoRA scaling", in_layer(
+        "get_delta_weight", lambda self, delta: lambda *a: 2 * delta(self, *a))),
     Mutation("merge", "the scaling of one layer set", in_layer("merge", lambda self, merge: lambda **k: (
         self.scaling.update(default=1.5 * self.scaling["default"]), merge(self, **k))[1])),
     Mutation("merge", "one adapter not merged", in_layer("merge", _skipped)),
     Mutation("merge", "one adapter passed over", in_layer("merge", lambda self, _: lambda **k: None)),
-    Mutation("merge", "one channel of one layer swapped", in_merged(lambda layer, _: swap(layer.get_base_layer().weight))),
-    Mutation("merge", "one bit of one weight", in_merged(lambda layer, _: layer.get_base_layer().weight.data[0].mul_(1.01))),
+    Mutation("merge", "one channel of one layer swapped", in_merged(lambda weight: swap(weight))),
+    Mutation("merge", "one bit of one weight", in_merged(lambda weight: nudge(weight))),
     Mutation("merge", "a tensor without adapter changed", lambda site: _nudged_on_the_way(passes.merge, "check_sum")),
     Mutation("merge", "one wrapper left on", lambda site: _left_on(site)),
     Mutation("shrink", "one channel of one layer swapped", in_model("shrink", lambda model, site, _: swap(
@@ -301,7 +302,8 @@ MUTATIONS = (
              lambda site: site.bias is not None),
     Mutation("shrink", "one bit of one weight", in_model("shrink", lambda model, site, _: nudge(
         model.get_parameter(site.down)))),
-    Mutation("shrink", "one bit of a tensor that is not cut", lambda site: _nudged_on_the_way(passes.shrink, "build_compact")),
+    Mutation("shrink", "one bit of a tensor that is not cut", lambda site: _nudged_on_the_way(
+        passes.shrink, "build_compact")),
     Mutation("shrink", "a stale config entry", in_model("shrink", _stale)),
     Mutation("shrink", "an entry of the config that has nothing to do with it", in_model(
         "shrink", lambda model, _, __: setattr(model.config, "rms_norm_eps", 2 * model.config.rms_norm_eps))),
@@ -366,18 +368,34 @@ class Trained(Pass):
             target_parameters=graph.parameters(kept),
             kept=kept,
         )
-        _NORM[:] = [program.model.get_base_model().get_parameter(Site.of(graph).norm)]  # type: ignore[union-attr, operator]
         return PassResult(replace(program, plan=plan, masks=plan.masks(graph)).expecting_itself(), modified=True)
 
 
-def run(model: PreTrainedModel, mutation: Mutation | None = None) -> tuple[str | None, str]:
-    """The pass that failed, or None, and what it said; without a mutation, the worst numbers. The model is used up."""
-    program = TracePass()(Program.start(model)).program
-    planted = mutation.plant(Site.of(program.traced)) if mutation else nullcontext()
+def start(model: PreTrainedModel) -> Program:
+    """The traced program of a model, which is used up."""
+    return TracePass()(Program.start(model)).program
+
+
+def merged(program: Program) -> Program:
+    """A traced program with its adapter merged, ready to be cut as often as is wanted."""
+    return Sequential(*FIRST, MergePass())(program).program
+
+
+FIRST = (AttachPass(LoraOptions(rank=8, alpha=16)), Trained())
+
+
+def run(program: Program, mutation: Mutation | None = None) -> tuple[str | None, str]:
+    """The pass that failed, or None, and what it said; without a mutation, the worst numbers.
+
+    A traced program is run from attaching on and is used up, a merged one from cutting on.
+    """
+    site = Site.of(program.traced)
+    _NORM[:] = [program.model.get_parameter(site.norm)]
+    planted = mutation.plant(site) if mutation else nullcontext()
     with tempfile.TemporaryDirectory() as folder, planted:
-        steps = (AttachPass(LoraOptions(rank=8, alpha=16)), Trained(), MergePass(), ShrinkPass(), SavePass(Path(folder)))
+        before = () if program.plan else (*FIRST, MergePass())
         try:
-            done = Sequential(*steps)(program).program
+            done = Sequential(*before, ShrinkPass(), SavePass(Path(folder)))(program).program
         except LpcError as error:
             note = next(note for note in error.__notes__ if note.startswith("failing pass: "))
             return note.removeprefix("failing pass: ").partition(";")[0], str(error)
@@ -389,6 +407,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--dtype", default="auto", help="the dtype to load the weights in (default: that of the file)")
+    parser.add_argument("--only", nargs="*", help="the stages to plant in (default: all)")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     logging.getLogger("passes").setLevel(logging.ERROR)
@@ -397,15 +416,17 @@ def main() -> int:
         found: PreTrainedModel = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=arguments.dtype)
         return found.eval()
 
-    model = load()
-    site, dtype, rows = Site.of(TracePass()(Program.start(model)).program.traced), str(model.dtype), []
+    ready = merged(start(load()))
+    site, dtype, rows = Site.of(ready.traced), str(ready.model.dtype), []
     for mutation in (None, *MUTATIONS):
-        if mutation is not None and not mutation.fits(site):
+        wanted = mutation is None or not arguments.only or mutation.stage in arguments.only
+        if not wanted or (mutation is not None and not mutation.fits(site)):
             continue
-        start = time.perf_counter()
-        caught, said = run(load(), mutation)
+        began = time.perf_counter()
+        again = mutation is None or mutation.stage in ("shrink", "save")
+        caught, said = run(ready if again else start(load()), mutation)
         stage, name = (mutation.stage, mutation.name) if mutation else (None, "nothing planted")
-        row = {"planted_in": stage, "fault": name, "caught_by": caught, "seconds": time.perf_counter() - start}
+        row = {"planted_in": stage, "fault": name, "caught_by": caught, "seconds": time.perf_counter() - began}
         rows.append({**row, "said": said})
         print(f"| {stage or '–'} | {name} | {caught or '–'} | {said} |", flush=True)
     missed = [row for row in rows if row["planted_in"] != row["caught_by"]]

@@ -21,7 +21,6 @@ from passes.precision import bit_difference, constant_difference
 from passes.program import Program, respond
 from passes.tasks import model_class
 
-
 LOADED = frozenset({"transformers_version", "architectures", "dtype", "_name_or_path"})
 """Entries of a configuration that transformers writes when it saves or loads."""
 

@@ -275,9 +275,11 @@ def _quality(manifest: Mapping[str, Any]) -> str:
     context = heldout["context_length"]
     windows = f", {heldout['labels']:,} tokens in windows of {context}" if context else ""
     what = f"On {heldout['rows']:,} held-out {'sequences' if context else 'rows'}{windows}"
-    return f"## Quality\n\n{what}, neither scored nor tuned on.\n\n" + table(
-        ["", "dense", "removed, not healed", "pruned and tuned"], heldout_rows(heldout)
-    ) + _merging(heldout.get("merging"))
+    return (
+        f"## Quality\n\n{what}, neither scored nor tuned on.\n\n"
+        + table(["", "dense", "removed, not healed", "pruned and tuned"], heldout_rows(heldout))
+        + _merging(heldout.get("merging"))
+    )
 
 
 def _merging(merging: Mapping[str, Any] | None) -> str:
@@ -285,10 +287,10 @@ def _merging(merging: Mapping[str, Any] | None) -> str:
     if not merging:
         return ""
     shown = (
-        f"{name} {show_measure(name, value)} with the adapter attached, {show_measure(name, merging['merged'][name])} merged"
+        f"{name} {show_measure(name, value)} attached, {show_measure(name, merging['merged'][name])} merged"
         for name, value in merging["attached"].items()
     )
-    return f"\n\nMerging rounds the weights to their dtype: {'; '.join(shown)}."
+    return f"\n\nMerging the adapter rounds the weights to their dtype: {'; '.join(shown)}."
 
 
 def _untouched(manifest: Mapping[str, Any]) -> str:

@@ -161,8 +161,8 @@ def _check_scaling(name: str, layer: LoraLayer, adapter: str) -> None:
     stated = stated_scaling(layer, adapter)
     if layer.scaling[adapter] != stated:
         raise UnsupportedModelError(
-            f"the adapter on {name} is scaled by {layer.scaling[adapter]:g}, and its alpha and rank say {stated:g}: undo "
-            "set_scale or scale_layer, an adapter that is saved cannot say it"
+            f"the adapter on {name} is scaled by {layer.scaling[adapter]:g}, and its alpha and rank say {stated:g}: "
+            "undo set_scale or scale_layer, an adapter that is saved cannot say it"
         )
 
 
@@ -198,7 +198,9 @@ def _projection(layer: LoraLinear | ParamWrapper, adapter: str) -> Projection:
     return Projection(weight, left, right, grad_left, grad_right, layer.scaling[adapter])
 
 
-def stored_factors(layer: LoraLinear | ParamWrapper, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def stored_factors(
+    layer: LoraLinear | ParamWrapper, a: torch.Tensor, b: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The factors left·right of BA in the layout of the parameter; see peft's ParamWrapper.get_delta_factors."""
     if not isinstance(layer, ParamWrapper) or layer.get_param().dim() == 2:
         return (a.mT, b.mT) if layer.fan_in_fan_out else (b, a)

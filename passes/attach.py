@@ -56,7 +56,7 @@ class AttachPass(PreservingPass):
         return PassResult(replace(program, model=model), modified=not brought, report=report)
 
     def ensures(self, before: Program, after: Program) -> tuple[Parity, ...]:
-        """The same response, bit for bit; and a new adapter adds nothing at all, were it too little to be seen there."""
+        """The same response, bit for bit; and a new adapter is zero, also where that would be too little to be seen."""
         parities = super().ensures(before, after)
         assert isinstance(after.model, PeftModel)
         for name, projection in lora_weights(after.model).items():

@@ -106,7 +106,9 @@ class _Comparison:
 
     def finish(self, outputs: Mapping[str, torch.Tensor]) -> Parity:
         """What lies behind the last layer, and whether all layers ran."""
-        missed = [now for now, was in self._gathered.layers.items() if was in self._dense.left and now not in self._visited]
+        missed = [
+            now for now, was in self._gathered.layers.items() if was in self._dense.left and now not in self._visited
+        ]
         if missed or outputs.keys() != self._dense.outputs.keys():
             raise PostconditionError(f"pass 'shrink' failed its verification: {[*missed, *outputs][0]} did not run")
         for name, value in outputs.items():
@@ -180,7 +182,7 @@ class _Run:
         if takes(self._model, "use_cache"):
             inputs["use_cache"] = False
         with ExitStack() as stack, plain_arithmetic(), evaluation_mode(self._model), _any_dtype(self._model):
-            stack.callback(lambda: [each.close() for each in self._open.values()])
+            stack.callback(self._end_all)
             for handle in self._hooks(layers):
                 stack.callback(handle.remove)
             output = self._model(**inputs, return_dict=True)
@@ -235,6 +237,10 @@ class _Run:
     def _widen(self, module: nn.Module, tensors: list[torch.Tensor]) -> None:
         self._open[module] = ExitStack()
         self._open[module].enter_context(widened(tensors, self._value))
+
+    def _end_all(self) -> None:
+        for module in [*self._open]:
+            self._end(module)
 
     def _end(self, module: nn.Module) -> None:
         self._open.pop(module).close()

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -88,7 +88,7 @@ class Gathered:
 
     def cut(self, dense: str) -> torch.Tensor:
         """What is left of the tensor of that name in the dense model, as it was there."""
-        tensor = self.dense.state_dict(keep_vars=True)[dense].detach()
+        tensor = cast(torch.Tensor, self.dense.state_dict(keep_vars=True)[dense]).detach()
         first = self._first_names.get(dense, dense)
         if first in self._gone:
             return tensor[..., :0]
@@ -124,8 +124,8 @@ class Gathered:
             found[id(old)] = new.detach()
         if rounded:
             logger.warning(
-                "the model's %s was rounded when the model was moved to another dtype; the checkpoint computes with the "
-                "exact one (from_pretrained(..., dtype=...) keeps it)",
+                "the model's %s was rounded when the model was moved to another dtype; the checkpoint computes with "
+                "the exact one (from_pretrained(..., dtype=...) keeps it)",
                 rounded[0],
             )
         return found
@@ -194,7 +194,9 @@ def gathered(
         side[key] = side[key] & stays if key in side else stays
     for axis, stacked in lanes.items():
         stay = whole.pop(0, torch.ones(len(tensor), dtype=torch.bool))
-        tensor = torch.stack([_taken(tensor[at], axis - 1, stacked.get(at)) for at in stay.nonzero().flatten().tolist()])
+        tensor = torch.stack(
+            [_taken(tensor[at], axis - 1, stacked.get(at)) for at in stay.nonzero().flatten().tolist()]
+        )
     for axis, stay in whole.items():
         tensor = _taken(tensor, axis, stay)
     return tensor

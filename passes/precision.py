@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -20,7 +20,8 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 @contextmanager
 def plain_arithmetic() -> Iterator[None]:
     """No TF32 or bf16 in the place of fp32, and no autocast, inside the block; all is as it was afterwards."""
-    matmuls: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    cuda, cpu = cast(Any, torch.backends.cuda), cast(Any, torch.backends.mkldnn)
+    matmuls = [cuda.matmul, cpu.matmul]
     was = [each.fp32_precision for each in matmuls]
     with ExitStack() as stack:
         for device in ("cpu", "cuda"):
@@ -37,9 +38,7 @@ def wide(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def widened(
-    tensors: Iterable[torch.Tensor], value: Callable[[torch.Tensor], torch.Tensor] = wide
-) -> Iterator[None]:
+def widened(tensors: Iterable[torch.Tensor], value: Callable[[torch.Tensor], torch.Tensor] = wide) -> Iterator[None]:
     """The floating-point tensors hold other values inside the block, their own in ``WIDE``; afterwards what they held.
 
     The very same storage is put back: nothing is rounded, copied or aligned anew.

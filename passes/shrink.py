@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from peft import PeftModel
 
 from passes.blockwise import compare_blocks, course_of
@@ -36,8 +37,11 @@ class ShrinkPass(Pass):
             raise PreconditionError("pass 'shrink' needs a traced program: run TracePass first")
         if program.plan is None or isinstance(program.model, PeftModel):
             raise PreconditionError("pass 'shrink' needs a plan and a merged model: run DecidePass and MergePass first")
+        planned = program.plan.masks(program.graph)
+        inside = program.graph.inside  # masks inside of what goes whole do not matter
         for name, mask in (program.masks or {}).items():
-            if mask.nonzero().flatten().tolist() != list(program.graph.complete(program.plan.kept)[name]):
+            gone = name in inside and not planned[inside[name][0]][inside[name][1]]
+            if not gone and not torch.equal(mask.cpu(), planned[name]):
                 raise PreconditionError(f"pass 'shrink': the masks of {name} are not those of the plan")
 
     def call(self, program: Program) -> PassResult:

@@ -84,9 +84,7 @@ def test_a_sum_that_is_not_finite_is_refused() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("rank", "rooted", "size"), [(4, False, 0.1), (256, True, 0.1), (256, False, 2.0)])
-def test_sums_are_rounded_once_whatever_the_adapter(
-    dtype: torch.dtype, rank: int, rooted: bool, size: float
-) -> None:
+def test_sums_are_rounded_once_whatever_the_adapter(dtype: torch.dtype, rank: int, rooted: bool, size: float) -> None:
     program = traced(build_model("qwen2").to(dtype))
     config = LoraConfig(target_modules=["q_proj", "down_proj"], r=rank, lora_alpha=64, use_rslora=rooted)
     model = get_peft_model(program.model, config).eval()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from workbench import build_model
 
-from benchmarks.mutations import MUTATIONS, Mutation, run
+from benchmarks.mutations import MUTATIONS, Mutation, run, start
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
@@ -14,11 +14,11 @@ EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtyp
 
 @EACH_DTYPE
 def test_nothing_is_refused_where_nothing_is_planted(dtype: torch.dtype) -> None:
-    assert run(build_model("qwen2").to(dtype))[0] is None
+    assert run(start(build_model("qwen2").to(dtype)))[0] is None
 
 
 @EACH_DTYPE
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda each: f"{each.stage}: {each.name}")
 def test_a_planted_fault_is_caught_by_its_own_pass(mutation: Mutation, dtype: torch.dtype) -> None:
-    caught, said = run(build_model("qwen2").to(dtype), mutation)
+    caught, said = run(start(build_model("qwen2").to(dtype)), mutation)
     assert caught == mutation.stage, said

@@ -13,7 +13,9 @@ def test_arithmetic_is_plain_inside_and_afterwards_as_the_user_had_it(mode: str)
     try:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             with plain_arithmetic():
-                assert torch.backends.cuda.matmul.fp32_precision == torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+                assert (
+                    torch.backends.cuda.matmul.fp32_precision == torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+                )
                 assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
         assert torch.get_float32_matmul_precision() == mode
@@ -36,7 +38,9 @@ def test_widened_tensors_get_their_own_storage_back(fails: bool) -> None:
     assert (parameter.dtype, parameter.data_ptr()) == (torch.bfloat16, place)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool]
+)
 def test_tensors_are_compared_bit_by_bit(dtype: torch.dtype) -> None:
     one = torch.tensor([0, 1, 0, 1]).to(dtype)
     assert bit_difference(one, one.clone()) is None

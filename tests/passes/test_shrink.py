@@ -138,9 +138,7 @@ def test_attributes_follow_the_shapes() -> None:
     assert (shrunk.generation_config.eos_token_id, shrunk.generation_config.top_k) == (256, 7)
 
 
-@pytest.mark.parametrize(
-    "parameter", ["model.layers.1.mlp.down_proj.weight", "model.layers.0.self_attn.q_proj.weight"]
-)
+@pytest.mark.parametrize("parameter", ["model.layers.1.mlp.down_proj.weight", "model.layers.0.self_attn.q_proj.weight"])
 def test_a_wrong_weight_is_caught_with_pass_tensor_and_number(monkeypatch: pytest.MonkeyPatch, parameter: str) -> None:
     original = passes.compact.build_stock
 
@@ -169,7 +167,7 @@ def test_a_tensor_that_both_models_hold_must_not_change(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(passes.compact, "build_stock", wrong)
     program = program_of(2)
-    with pytest.raises(PostconditionError, match="'shrink' changed lm_head.weight, which it has to leave as it is"):
+    with pytest.raises(PostconditionError, match=r"'shrink' changed lm_head\.weight, which it has to leave as it is"):
         ShrinkPass()(planned(program, random_kept(program.traced, 2, 24, seed=0)))
 
 
@@ -184,7 +182,9 @@ def test_a_layer_that_computes_something_else_is_caught_with_its_number(monkeypa
 
     monkeypatch.setattr(passes.compact, "build_stock", wrong)
     program = program_of(0)
-    message = r"'shrink' changed what the model computes: model\.layers\.1 differs .* by \d\.\d\de-0\d on the same inputs"
+    message = (
+        r"'shrink' changed what the model computes: model\.layers\.1 differs .* by \d\.\d\de-0\d on the same inputs"
+    )
     with pytest.raises(PostconditionError, match=message):
         ShrinkPass()(planned(program, random_kept(program.traced, 2, 24, seed=0)))
 
