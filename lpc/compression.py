@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from peft import PeftModel
 
 from exporters.checkpoint import Processor
@@ -15,7 +16,7 @@ from lpc.latency import latency_for, predicted
 from lpc.material import AnyData, DataOptions, Material, prepare, set_aside
 from lpc.ranking import choices, compensation_for, ranking_passes, unattaching_passes
 from lpc.replay import compensated_weights
-from lpc.report import HeldOut, Measure, Report
+from lpc.report import HeldOut, Measure, Merging, Report
 from lpc.result import Result
 from lpc.scoring import Score
 from lpc.source import ModelLike, Source, load_adapter, load_source
@@ -152,10 +153,21 @@ class Job:
         removed = None if own_adapter else _removed(program, self.material)
         self.progress("held-out", 2, 3)
         off = unattaching_passes(tune, own_adapter=own_adapter)
-        program = Sequential(*off, MergePass(), *solve, ShrinkPass(), *after, progress=self.progress)(program).program
+        attached = self._masked(program) if not off and _merging_rounds(program) else None
+        program = Sequential(*off, MergePass(), progress=self.progress)(program).program
+        merged = self._masked(program) if attached and (solve or after) else None
+        program = Sequential(*solve, ShrinkPass(), *after, progress=self.progress)(program).program
         pruned = self.material.measure(program.model)
         self.progress("held-out", 3, 3)
-        return _result(self.source, program, _heldout(self.material, self.dense, removed, pruned))
+        merging = Merging(attached.measures, (merged or pruned).measures) if attached else None
+        heldout = replace(_heldout(self.material, self.dense, removed, pruned), merging=merging)
+        return _result(self.source, program, heldout)
+
+    def _masked(self, program: Program) -> Score:
+        """The measure of a program's model under its masks."""
+        assert program.masks is not None
+        with masked(program.model, program.traced, program.masks):
+            return self.material.measure(program.model)
 
 
 def _tune(tune: TuneOptions, steps: int | None, seed: int | None, criterion: str | None) -> TuneOptions:
@@ -227,6 +239,11 @@ def _removed(program: Program, material: Material) -> Score:
     dense = program.compensation.undone(model) if program.compensation else nullcontext()
     with off, dense, masked(program.model, program.traced, program.masks):
         return material.measure(program.model)
+
+
+def _merging_rounds(program: Program) -> bool:
+    """Whether W + s·BA is rounded to fewer digits than the adapter is trained with."""
+    return isinstance(program.model, PeftModel) and program.traced.dtype.itemsize < torch.float32.itemsize
 
 
 def _result(source: Source, program: Program, heldout: HeldOut | None) -> Result:

@@ -40,18 +40,28 @@ class Measure:
     pruned: float
 
 
+@dataclass(frozen=True)
+class Merging:
+    """What rounding W + s·BA to the weights' dtype costs: measures by name with the adapter attached, and merged."""
+
+    attached: Mapping[str, float]
+    merged: Mapping[str, float]
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
     """Measures on data that were neither scored nor tuned on, by name: loss, perplexity, accuracy.
 
     Taken over ``labels`` labels (tokens, in a language model) of ``rows`` rows. ``context_length``, in tokens, is that
-    of the rows if they were cut from text, else None.
+    of the rows if they were cut from text, else None. ``merging`` is there where a trained adapter was merged into
+    weights of fewer digits than its own.
     """
 
     measures: Mapping[str, Measure]
     rows: int
     labels: int
     context_length: int | None = None
+    merging: Merging | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,9 +275,22 @@ def _quality(manifest: Mapping[str, Any]) -> str:
     context = heldout["context_length"]
     windows = f", {heldout['labels']:,} tokens in windows of {context}" if context else ""
     what = f"On {heldout['rows']:,} held-out {'sequences' if context else 'rows'}{windows}"
-    return f"## Quality\n\n{what}, neither scored nor tuned on.\n\n" + table(
-        ["", "dense", "removed, not healed", "pruned and tuned"], heldout_rows(heldout)
+    return (
+        f"## Quality\n\n{what}, neither scored nor tuned on.\n\n"
+        + table(["", "dense", "removed, not healed", "pruned and tuned"], heldout_rows(heldout))
+        + _merging(heldout.get("merging"))
     )
+
+
+def _merging(merging: Mapping[str, Any] | None) -> str:
+    """What merging cost, for people."""
+    if not merging:
+        return ""
+    shown = (
+        f"{name} {show_measure(name, value)} attached, {show_measure(name, merging['merged'][name])} merged"
+        for name, value in merging["attached"].items()
+    )
+    return f"\n\nMerging the adapter rounds the weights to their dtype: {'; '.join(shown)}."
 
 
 def _untouched(manifest: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model_state_dict
 from peft.tuners.lora import Linear as LoraLinear
-from peft.tuners.lora import ParamWrapper
+from peft.tuners.lora import LoraLayer, ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import nn
@@ -133,6 +134,8 @@ def check_adapter(model: PeftModel) -> None:
         if layer.merged or layer.disable_adapters:
             state, remedy = ("merged", "unmerge_adapter()") if layer.merged else ("disabled", "enable_adapter_layers()")
             raise UnsupportedModelError(f"the adapter on {name} is {state}: call {remedy} first, lpc trains it further")
+        if isinstance(layer, LoraLayer) and adapter in layer.scaling:
+            _check_scaling(name, layer, adapter)
         variant = getattr(layer, "lora_variant", {}).get(adapter)
         if variant is not None:
             raise UnsupportedModelError(
@@ -146,6 +149,21 @@ def check_adapter(model: PeftModel) -> None:
                 f"the adapter covers {name}, whose weight is tied to another, so it cannot be merged: "
                 "take it out of target_modules"
             )
+
+
+def stated_scaling(layer: LoraLayer, adapter: str) -> float:
+    """What B·A is multiplied by, as alpha and rank say: alpha / r, or alpha / sqrt(r) with rsLoRA."""
+    rank, alpha = layer.r[adapter], layer.lora_alpha[adapter]
+    return float(alpha / (math.sqrt(rank) if layer.use_rslora[adapter] else rank))
+
+
+def _check_scaling(name: str, layer: LoraLayer, adapter: str) -> None:
+    stated = stated_scaling(layer, adapter)
+    if layer.scaling[adapter] != stated:
+        raise UnsupportedModelError(
+            f"the adapter on {name} is scaled by {layer.scaling[adapter]:g}, and its alpha and rank say {stated:g}: "
+            "undo set_scale or scale_layer, an adapter that is saved cannot say it"
+        )
 
 
 def lora_layers(model: PeftModel) -> dict[str, LoraLinear | ParamWrapper]:
@@ -174,13 +192,15 @@ def lora_weights(model: PeftModel) -> dict[str, Projection]:
 def _projection(layer: LoraLinear | ParamWrapper, adapter: str) -> Projection:
     weight = layer.get_param() if isinstance(layer, ParamWrapper) else layer.get_base_layer().weight
     a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-    left, right = _as_stored(layer, a, b)
+    left, right = stored_factors(layer, a, b)
     seen = a.grad is not None and b.grad is not None
-    grad_left, grad_right = _as_stored(layer, a.grad, b.grad) if seen else (None, None)
+    grad_left, grad_right = stored_factors(layer, a.grad, b.grad) if seen else (None, None)
     return Projection(weight, left, right, grad_left, grad_right, layer.scaling[adapter])
 
 
-def _as_stored(layer: LoraLinear | ParamWrapper, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def stored_factors(
+    layer: LoraLinear | ParamWrapper, a: torch.Tensor, b: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The factors left·right of BA in the layout of the parameter; see peft's ParamWrapper.get_delta_factors."""
     if not isinstance(layer, ParamWrapper) or layer.get_param().dim() == 2:
         return (a.mT, b.mT) if layer.fan_in_fan_out else (b, a)
