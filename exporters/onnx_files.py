@@ -34,7 +34,7 @@ COMPANIONS = frozenset(
 
 def _is_package(folder: Path) -> bool:
     """Whether a folder holds graphs and no checkpoint, whose configuration would be the checkpoint's."""
-    return any((folder / graph).is_file() for graph in GRAPHS) and not any(folder.glob("*.safetensors"))
+    return any((folder / graph).is_file() for graph in GRAPHS) and not any(folder.glob("model*.safetensors"))
 
 
 PACKAGE = Owned(

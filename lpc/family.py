@@ -77,7 +77,8 @@ class CompactFamily:
         failed: list[LpcError | KeyboardInterrupt] = []
         with staged_folder(folder, force=force, owned=OUTPUT, reads=self._inputs()) as stage:
             for ratio, result in zip(self.ratios, self.results, strict=True):
-                failed += _saved(result, stage / str(ratio), folder / str(ratio), onnx, progress)
+                wanted = onnx if not any(isinstance(error, KeyboardInterrupt) for error in failed) else False
+                failed += _saved(result, stage / str(ratio), folder / str(ratio), wanted, progress)
             if timed is not None and not failed:
                 self._export_dense(stage / DENSE_ONNX, onnx)
                 times = {ratio: _time(stage, folder, ratio, timed, progress) for ratio in self.ratios}
