@@ -173,8 +173,10 @@ def test_foreign_file_that_cannot_be_linked_is_moved_over(tmp_path: Path, monkey
     assert _names(out) == {"notes.txt", "plan.json", "data", "link"}
 
 
-@pytest.mark.parametrize("kind", ["fresh", "force", "two renames"])
-@pytest.mark.parametrize("mode", ["kill", "fail"])
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [("kill", "fresh"), ("kill", "force"), ("kill", "two renames"), ("kill", "no links"), ("fail", "force")],
+)
 def test_output_is_whole_after_a_stop_before_any_change(mode: str, kind: str) -> None:
     run = _python("tests/exporters/kills.py", mode, kind)
     output, errors = run.communicate()

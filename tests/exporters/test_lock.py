@@ -115,6 +115,24 @@ def test_process_is_looked_up_where_the_file_system_knows_no_locks(
     taken.release()
 
 
+def test_lock_that_its_holder_removes_at_that_moment_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def late(descriptor: int) -> bool:
+        if not calls:
+            (tmp_path / "work" / LOCK).unlink()
+        calls.append(descriptor)
+        return True
+
+    monkeypatch.setattr(lock, "_flock", late)
+    taken = acquire(tmp_path / "work", tmp_path / "out")
+    assert len(calls) == 2
+    assert (tmp_path / "work" / LOCK).stat().st_ino == os.fstat(taken.descriptor).st_ino
+    taken.release()
+
+
 def test_released_lock_is_gone_and_can_be_taken_again(tmp_path: Path) -> None:
     for _ in range(2):
         taken = acquire(tmp_path / "work", tmp_path / "out")
