@@ -173,7 +173,7 @@ def _saved(
     except (LpcError, KeyboardInterrupt) as error:
         if not (member / MANIFEST).is_file():
             raise
-        error.__notes__ = [note.replace(str(member), str(shown)) for note in error.__notes__]
+        error.__notes__ = [note.replace(str(member), str(shown)) for note in getattr(error, "__notes__", ())]
         return [error]
     return []
 
