@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from exporters.folder import write_text
 from exporters.machine import processor
 from exporters.onnx_calls import Call, OnnxFolder, call_grid, forward_grid
 from lpc.benchmark_result import Benchmark, BenchmarkOptions, Footprint, ModelName, Run, Skipped
+from lpc.manifest import record
 from lpc.timing import Times, time_models
 from passes.errors import ModelError, OptionError
 from passes.infra import Progress, silent
@@ -75,7 +75,7 @@ def benchmark(
         skipped=tuple(skipped),
         ratios={**_time_ratios(times), **_size_ratios(footprints)},
     )
-    write_text(folder / BENCHMARK_FILE, json.dumps(found.to_json(), indent=1) + "\n")
+    record(folder, {BENCHMARK_FILE: json.dumps(found.to_json(), indent=1) + "\n"})
     return found
 
 

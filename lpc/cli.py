@@ -22,6 +22,7 @@ app = typer.Typer(
 
 @app.command()
 def compress(
+    context: typer.Context,
     model: o.Model,
     data: Annotated[
         list[Path],
@@ -82,15 +83,16 @@ def compress(
     """
     from dataclasses import replace
 
-    from exporters.folder import check_output
     from lpc.cli_family import run_family
+    from lpc.cli_output import hold, least_bytes
     from lpc.compression import DataOptions
     from lpc.compression import compress as run
     from lpc.tables import show_report
     from passes.trace import TraceOptions
     from passes.tune import TuneOptions
 
-    check_output(out, force=force)
+    needs = least_bytes(model, ratio, onnx=onnx)
+    hold(context, out, force=force, reads=(model, *data, prompt_template), writes=(checkpoints,), needs_bytes=needs)
     family = o.snapshots_of(snapshots, snapshot_steps, benchmark)
     if family is not None and ratio is None and not budget:
         ratio = family.ratios[-1]
@@ -160,17 +162,19 @@ def inspect(
 
 @app.command()
 def export(
+    context: typer.Context,
     model: Annotated[Path, typer.Argument(metavar="HF_DIR", help="A checkpoint that lpc or transformers can load.")],
     out: Annotated[Path, typer.Option(help="Output folder.")],
     force: o.Force = False,
     json: o.Json = False,
 ) -> None:
     """Write the verified ONNX package of a checkpoint."""
-    from exporters.folder import check_output
+    from exporters.onnx_files import PACKAGE
+    from lpc.cli_output import hold
     from lpc.exporting import export as run
     from lpc.tables import show_package
 
-    check_output(out, force=force)
+    hold(context, out, force=force, reads=(model,), owned=PACKAGE)
     with console.progress_bars():
         package = run(model, out, force=force)
     show_package(package, out, as_json=json)
@@ -186,12 +190,10 @@ def benchmark(
     """Time prefill and decode in onnxruntime and write DIR/benchmark.json."""
     from lpc.benchmark import BenchmarkOptions
     from lpc.benchmark import benchmark as run
-    from lpc.manifest import refresh
     from lpc.tables import show_benchmark
 
     with console.progress_bars() as progress:
         found = run(folder, against, BenchmarkOptions(repeats=repeats), progress)
-    refresh(folder)
     show_benchmark(found, as_json=json)
 
 
@@ -208,7 +210,7 @@ def evaluate(
     """Evaluate with lm-eval, dense, pruned and ONNX side by side, and write DIR/eval.json."""
     from lpc.evaluate import EvaluateOptions
     from lpc.evaluate import evaluate as run
-    from lpc.manifest import refresh
+    from lpc.manifest import record
     from lpc.tables import show_evaluation
 
     options = EvaluateOptions(
@@ -220,8 +222,7 @@ def evaluate(
     )
     with console.progress_bars() as progress:
         found = run(folder, options, progress=progress)
-    found.write(folder / "eval.json")
-    refresh(folder)
+    record(folder, {"eval.json": found.to_text()})
     show_evaluation(found, as_json=json)
 
 

@@ -64,8 +64,9 @@ def user_errors() -> Iterator[None]:
         for note in getattr(error, "__notes__", ()):
             stderr.print(f"  {note}", markup=False, style="dim")
         sys.exit(USER_ERROR)
-    except KeyboardInterrupt:
-        stderr.print("lpc: interrupted; nothing was left behind")
+    except KeyboardInterrupt as interruption:
+        notes = getattr(interruption, "__notes__", ("nothing was left behind",))
+        stderr.print(f"lpc: interrupted; {'; '.join(notes)}", markup=False)
         sys.exit(INTERRUPTED)
 
 

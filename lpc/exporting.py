@@ -7,7 +7,9 @@ from pathlib import Path
 
 from exporters.folder import staged_folder
 from exporters.onnx_export import export_onnx, needs_tokenizer
+from exporters.onnx_files import PACKAGE
 from exporters.onnx_options import OnnxOptions, OnnxPackage
+from lpc.manifest import complete
 from lpc.source import load_source
 from passes.errors import MissingFileError, TokenizerError
 from passes.models import base_model, check_finite
@@ -21,6 +23,8 @@ def export(
     A causal language model, an encoder with a head, an image classifier, or an encoder-decoder; the first needs its
     tokenizer beside it, the others' tokenizer or image processor is taken along where there is one.
 
+    Where ``out`` is the ``onnx`` that an lpc output lacks, its manifest says from then on that it is there.
+
     Raises MissingFileError, ModelError, UnsupportedModelError, TokenizerError, OutputExistsError, OutputError, and
     PostconditionError when a graph does not compute what torch computes.
     """
@@ -31,6 +35,7 @@ def export(
     plain = base_model(source.model)
     if source.tokenizer is None and needs_tokenizer(plain):
         raise TokenizerError(f"there is no tokenizer in {model}, and an ONNX package needs one: save it there first")
-    with staged_folder(Path(out), force=force) as stage:
+    with staged_folder(Path(out), force=force, owned=PACKAGE, reads=(model,)) as stage:
         package = export_onnx(plain, source.processor, stage, options)
+    complete(Path(out))
     return replace(package, folder=Path(out))

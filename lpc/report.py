@@ -174,7 +174,7 @@ def render(
     evaluation: Mapping[str, Any] | None = None,
 ) -> str:
     """Markdown of ``lpc.json`` and, where they are there, ``benchmark.json`` and ``eval.json``."""
-    sections = [_headline(manifest), _sizes(manifest), _untouched(manifest), _quality(manifest)]
+    sections = [_headline(manifest), _missing(manifest), _sizes(manifest), _untouched(manifest), _quality(manifest)]
     if evaluation:
         sections.append(_evaluation(evaluation))
     if benchmark:
@@ -296,6 +296,11 @@ def _merging(merging: Mapping[str, Any] | None) -> str:
 def _untouched(manifest: Mapping[str, Any]) -> str:
     left = manifest.get("untouched")
     return "## Left whole\n\n" + "\n".join(f"- {part}: {why}" for part, why in left.items()) if left else ""
+
+
+def _missing(manifest: Mapping[str, Any]) -> str:
+    missing = manifest.get("missing")
+    return "## Missing\n\n" + "\n".join(f"- {part}: {why}" for part, why in missing.items()) if missing else ""
 
 
 def _evaluation(evaluation: Mapping[str, Any]) -> str:

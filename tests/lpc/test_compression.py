@@ -217,14 +217,6 @@ def test_text_without_tokenizer_is_refused(tiny_llama: PreTrainedModel, text_fil
         lpc.compress(tiny_llama, data=text_file, ratio=0.3)
 
 
-def test_onnx_without_tokenizer_is_refused_and_writes_nothing(tiny_llama: PreTrainedModel, tmp_path: Path) -> None:
-    data = [list(range(i, i + 100)) for i in range(20)]
-    result = lpc.compress(tiny_llama, data=data, ratio=0.3, tune=TUNE, text=TEXT)
-    with pytest.raises(lpc.TokenizerError, match="onnx=False"):
-        result.save(tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 def test_sequence_longer_than_the_context_is_refused(tiny_llama: PreTrainedModel) -> None:
     with pytest.raises(lpc.OptionError, match="context of 128"):
         lpc.compress(tiny_llama, data=[[1] * 600], ratio=0.3, text=lpc.DataOptions(sequence_length=200))
