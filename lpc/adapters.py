@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
@@ -20,6 +21,12 @@ from passes.models import base_model
 from passes.stored import DTYPES, StoredTensor, headers, read_json
 
 logger = logging.getLogger(__name__)
+
+WHAT = "the tensors that its adapter_config.json asks for"
+OTHER_BASE = (
+    "It was trained on another base or class, or is not whole: name its own base in adapter_config.json "
+    "(base_model_name_or_path), or save it again"
+)
 
 PREFIX = "base_model.model."
 """What peft puts before the name of every tensor of an adapter."""
@@ -48,6 +55,7 @@ def load_adapter(model: PreTrainedModel | PeftModel, folder: str | Path) -> Peft
     path = check_adapter_folder(folder)
     stored = headers(path / ADAPTER_FILE)
     base = cast(PreTrainedModel, model.unload()) if isinstance(model, PeftModel) else base_model(model)
+    embeddings = _embeddings(base)
     try:
         with quiet():
             _check_stored(path, stored, base)
@@ -56,13 +64,14 @@ def load_adapter(model: PreTrainedModel | PeftModel, folder: str | Path) -> Peft
     except LpcError:
         raise
     except Exception as error:
-        _misfit(stored, _injected(base), whole=False).check(_named(path, base), "this adapter", _injected(base))
+        _misfit(stored, _injected(base), whole=False).check(_named(path, base), WHAT, _injected(base), OTHER_BASE)
         raise ModelError(f"the adapter in {path} does not fit the model: {reason(error)}") from error
     wanted = {
         name: tuple(tensor.shape)
         for name, tensor in get_peft_model_state_dict(worn, save_embedding_layers=False).items()
     }
-    _misfit(_without_embeddings(stored, base), wanted, whole=True).check(_named(path, base), "this adapter", wanted)
+    own = _without_embeddings(stored, embeddings)
+    _misfit(own, wanted, whole=True).check(_named(path, base), WHAT, wanted, OTHER_BASE)
     return worn.eval()
 
 
@@ -87,8 +96,10 @@ def plain_or_lora(
     """
     why = beyond_lora(model) if isinstance(model, PeftModel) else None
     why = why or ("the adapter brings embeddings of its own" if embeddings else None)
-    if why is None or not isinstance(model, PeftModel):
+    if not isinstance(model, PeftModel):
         return model, ()
+    if why is None:
+        return model, _without_idle(model)
     try:
         merged = model.merge_and_unload(safe_merge=True)
         if not isinstance(merged, PreTrainedModel):
@@ -103,10 +114,28 @@ def plain_or_lora(
     return merged.requires_grad_(False).eval(), (note,)
 
 
-def more_than_adapters(folder: Path, base: PreTrainedModel) -> bool:
-    """Whether an adapter's file also holds embeddings of the base model."""
-    stored = headers(folder / ADAPTER_FILE)
-    return len(_without_embeddings(stored, base)) < len(stored)
+def _without_idle(model: PeftModel) -> tuple[str, ...]:
+    """Take the adapters that are not active off a copy, which computes nothing by them; a note says which."""
+    idle = [name for name in model.peft_config if name not in model.active_adapters]
+    if not idle or not model.active_adapters:
+        return ()
+    for name in idle:
+        model.delete_adapter(name)
+    note = f"left out, since not active: the adapter {', '.join(idle)}"
+    logger.warning("%s", note)
+    return (note,)
+
+
+def brings_embeddings(folder: Path, base: PreTrainedModel) -> bool:
+    """Whether an adapter's file also holds embeddings, or a head, that are not those of the base model."""
+    with safe_open(folder / ADAPTER_FILE, framework="pt") as file:
+        names = {name.replace(".base_layer.", "."): name for name in file.keys()}  # noqa: SIM118 - not a mapping
+        for name in _embeddings(base):
+            own = base.get_parameter(name)
+            stored = file.get_tensor(names[PREFIX + name]) if PREFIX + name in names else own
+            if stored.shape != own.shape or not torch.equal(stored.to(own), own):
+                return True
+    return False
 
 
 def _check_stored(path: Path, stored: Mapping[str, StoredTensor], base: PreTrainedModel) -> None:
@@ -136,9 +165,9 @@ def _embeddings(base: PreTrainedModel) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _without_embeddings(stored: Mapping[str, StoredTensor], base: PreTrainedModel) -> dict[str, StoredTensor]:
+def _without_embeddings(stored: Mapping[str, StoredTensor], embeddings: Collection[str]) -> dict[str, StoredTensor]:
     """The tensors but for the copies of embeddings that peft saves beside an adapter."""
-    names = {PREFIX + name.replace(".base_layer.", ".") for name in _embeddings(base)}
+    names = {PREFIX + name.replace(".base_layer.", ".") for name in embeddings}
     return {name: tensor for name, tensor in stored.items() if name.replace(".base_layer.", ".") not in names}
 
 

@@ -34,9 +34,9 @@ def check_handed(model: object) -> None:
     elif isinstance(model, PreTrainedModel | PeftModel):
         _check_live(model)
     elif isinstance(model, nn.Module):
-        raise ModelError(f"the model is a {_kind(model)}{_inside(model)}")
+        raise ModelError(f"the model is of the type {_kind(model)}{_inside(model)}")
     else:
-        raise ModelError(f"the model is {'None' if model is None else f'a {_kind(model)}'}: {EXPECTED}")
+        raise ModelError(f"the model is {'None' if model is None else f'of the type {_kind(model)}'}: {EXPECTED}")
 
 
 Live = TypeVar("Live", bound=nn.Module)
@@ -87,10 +87,10 @@ def _check_live(model: PreTrainedModel | PeftModel) -> None:
                 "inside of a PeftModel): hand over the PeftModel around it, or the folder of the adapter"
             )
         if name.rpartition(".")[2] in ("_orig_mod", "_fsdp_wrapped_module"):
-            outer = name.rpartition(".")[0] or "model"
+            outer = name.rpartition(".")[0]
             raise ModelError(
-                f"{outer} inside this {_kind(base)} is a {_kind(base.get_submodule(name.rpartition('.')[0]))}: put the "
-                f"module inside it ({name}) back in its place and hand over the model again"
+                f"{outer} inside this {_kind(base)} is of the type {_kind(base.get_submodule(outer))}: put the module "
+                f"inside it ({name}) back in its place and hand over the model again"
             )
     for name, tensor in base.named_parameters():
         if tensor.is_meta:

@@ -14,13 +14,13 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.utils import cached_file
 
 from exporters.checkpoint import Processor, class_of
-from lpc.adapters import load_adapter, more_than_adapters, named_base, plain_or_lora
+from lpc.adapters import brings_embeddings, load_adapter, named_base, plain_or_lora
 from lpc.handed import check_handed, without_hooks
 from passes.adapter import CONFIG_FILE, check_adapter_folder
 from passes.declared import check_declared
 from passes.errors import LpcError, MissingFileError, ModelError, TokenizerError
 from passes.families import family_of
-from passes.loaded import Place, dense_weights, load_model, quiet, reason, unreadable
+from passes.loaded import Place, dense_weights, keep_own_head, load_model, quiet, reason, unreadable
 from passes.models import base_model
 from passes.stored import read_json
 from passes.tasks import check_loss, check_padding, task_of
@@ -223,6 +223,7 @@ def _copied(model: PreTrainedModel | PeftModel, processor: Processor | None) -> 
             f"this live {type(base).__name__} cannot be copied ({reason(error)}): save it and hand over the folder"
         ) from error
     dense_weights(base_model(copied).config, base_model(copied))
+    keep_own_head(base_model(copied), name)
     _check_supported(base_model(copied))
     plain, notes = plain_or_lora(copied)
     return Source(plain, found, _absolute(name), notes)
@@ -250,7 +251,7 @@ def _load_adapted(folder: Path, processor: Processor | None, trust_remote_code: 
     source = _load_plain(base, own, trust_remote_code)
     if own is None:
         _take_template(folder, source.processor)
-    saved = more_than_adapters(folder, base_model(source.model))
+    saved = brings_embeddings(folder, base_model(source.model))
     model, notes = plain_or_lora(load_adapter(source.model, folder), embeddings=saved)
     return replace(source, model=model, notes=notes)
 

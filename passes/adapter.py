@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from passes.checked import check_numbers
 from passes.errors import MissingFileError, OptionError, UnsupportedModelError
 from passes.graph import Kind, PruningGraph
 from passes.importance import Projection
@@ -43,6 +44,7 @@ class LoraOptions:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.rank < 1:
             raise OptionError(f"the LoRA rank must be at least 1, got {self.rank}")
         if not self.alpha > 0:

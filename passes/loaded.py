@@ -71,9 +71,9 @@ def load_model(kind: type[PreTrainedModel], place: Place, config: PreTrainedConf
         raise
     except Exception as error:
         raise unreadable(place.name, "weights", error) from error
-    _misfit(model, info, config).check(place.name, kind.__name__, model.state_dict().keys())
+    _misfit(model, info, config).check(place.name, f"the weights of {kind.__name__}", model.state_dict().keys())
     dense_weights(model.config, model)
-    _keep_own_head(model, place.name)
+    keep_own_head(model, place.name)
     if stored is not None:
         _say_rounding(place.name, stored, model.dtype)
     return model.eval()
@@ -117,7 +117,7 @@ def _check(
     options = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
     empty: PreTrainedModel
     empty, info = kind.from_pretrained(**arguments, **options)
-    _misfit(empty, info, empty.config).check(name, kind.__name__, empty.state_dict().keys())
+    _misfit(empty, info, empty.config).check(name, f"the weights of {kind.__name__}", empty.state_dict().keys())
     constants = {key for key, _ in empty.named_buffers()}
     for key, tensor in (stored or {}).items():
         if tensor.dtype not in DTYPES and not _is_constant(key, constants):
@@ -184,8 +184,8 @@ def dense_weights(config: PreTrainedConfig, model: PreTrainedModel | None = None
     return found
 
 
-def _keep_own_head(model: PreTrainedModel, name: str) -> None:
-    """A head that config.json says is tied, but that the file holds with other values, is one of its own."""
+def keep_own_head(model: PreTrainedModel, name: str) -> None:
+    """Say in the configuration that the head is not tied, where it says so but the two are not one tensor."""
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
     if (
@@ -194,7 +194,10 @@ def _keep_own_head(model: PreTrainedModel, name: str) -> None:
         and head.weight is not embeddings.weight
         and head.weight.shape == embeddings.weight.shape
     ):
-        logger.warning("%s says tie_word_embeddings, but its head differs from its embedding: both are kept", name)
+        logger.warning(
+            "%s says tie_word_embeddings, but its head is not its embedding: both are kept",
+            name,
+        )
         model.config.tie_word_embeddings = False
         model.config.get_text_config().tie_word_embeddings = False
 
