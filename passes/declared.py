@@ -14,7 +14,7 @@ from passes.errors import ModelError
 LIMITS: tuple[tuple[re.Pattern[str], int], ...] = tuple(
     (re.compile(pattern), limit)
     for pattern, limit in (
-        (r"(^|_)(layers?|layers_block|blocks?|depths?)$", 1_000),
+        (r"(^|_)(layers?|layers_block|blocks?|depths?)$", 256),
         (r"heads?$|groups$", 1 << 12),
         (r"experts?(_|$)", 1 << 12),
         (r"intermediate|ffn|inner|d_ff", 1 << 20),

@@ -30,9 +30,17 @@ class StoredTensor:
     dtype: str
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file of that name: no device or pipe, which would never end, no name that none has."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of a stranger's. Raises MissingFileError or ModelError naming the file."""
-    if not path.is_file():  # neither a device nor a pipe, which would never end
+    if not is_file(path):
         raise MissingFileError(f"there is no file {path}")
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ModelError(f"{path} has {path.stat().st_size >> 20} MiB, more than any such file: it is not read")
@@ -57,8 +65,10 @@ def stored_tensors(folder: Path, weights: str | None = None) -> dict[str, Stored
 
 def headers(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file by name. Raises MissingFileError or ModelError."""
-    if not path.is_file():
-        raise MissingFileError(f"the weights of {path.parent} cannot be loaded: {path.name} is missing, or is no file")
+    if not is_file(path):
+        raise MissingFileError(
+            f"the weights of {path.parent} cannot be loaded: {path.name[:200]} is missing, or is no file"
+        )
     found = {}
     try:
         with safe_open(path, framework="pt") as file:
