@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -55,9 +56,10 @@ def load_adapter(model: PreTrainedModel | PeftModel, folder: str | Path) -> Peft
     path = check_adapter_folder(folder)
     stored = headers(path / ADAPTER_FILE)
     base = cast(PreTrainedModel, model.unload()) if isinstance(model, PeftModel) else base_model(model)
-    embeddings = _embeddings(base)
+    embeddings = _embeddings(base).keys()
     try:
-        with quiet():
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what peft warns of is an error below
             _check_stored(path, stored, base)
             config = PeftConfig.from_pretrained(str(path))
             worn = PeftModel.from_pretrained(base, str(path), is_trainable=True, use_safetensors=True, config=config)
@@ -70,7 +72,7 @@ def load_adapter(model: PreTrainedModel | PeftModel, folder: str | Path) -> Peft
         name: tuple(tensor.shape)
         for name, tensor in get_peft_model_state_dict(worn, save_embedding_layers=False).items()
     }
-    own = _without_embeddings(stored, embeddings)
+    own = _without_embeddings(stored, embeddings - {name.removeprefix(PREFIX) for name in wanted})
     _misfit(own, wanted, whole=True).check(_named(path, base), WHAT, wanted, OTHER_BASE)
     return worn.eval()
 
@@ -128,6 +130,7 @@ def _without_idle(model: PeftModel) -> tuple[str, ...]:
 
 def brings_embeddings(folder: Path, base: PreTrainedModel) -> bool:
     """Whether an adapter's file also holds embeddings, or a head, that are not those of the base model."""
+    headers(folder / ADAPTER_FILE)
     with safe_open(folder / ADAPTER_FILE, framework="pt") as file:
         names = {name.replace(".base_layer.", "."): name for name in file.keys()}  # noqa: SIM118 - not a mapping
         for name in _embeddings(base):

@@ -62,7 +62,8 @@ def load_model(kind: type[PreTrainedModel], place: Place, config: PreTrainedConf
         logger.debug("%s is on the hub: its headers are read once it is here", place.name)
     try:
         with quiet():
-            arguments = {**place.arguments, "use_safetensors": place.gguf is None}
+            arguments = {**place.arguments, "use_safetensors": place.gguf is None, "ignore_mismatched_sizes": True}
+            _check_constants(kind, place.name, config)
             if place.gguf is None:
                 _check(kind, place.name, arguments, stored)
             model: PreTrainedModel
@@ -114,9 +115,8 @@ def _check(
     kind: type[PreTrainedModel], name: str, arguments: Mapping[str, Any], stored: Mapping[str, StoredTensor] | None
 ) -> None:
     """Hold the checkpoint against its class without taking memory."""
-    options = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
     empty: PreTrainedModel
-    empty, info = kind.from_pretrained(**arguments, **options)
+    empty, info = kind.from_pretrained(**arguments, device_map="meta", output_loading_info=True)
     _misfit(empty, info, empty.config).check(name, f"the weights of {kind.__name__}", empty.state_dict().keys())
     constants = {key for key, _ in empty.named_buffers()}
     for key, tensor in (stored or {}).items():
@@ -125,8 +125,13 @@ def _check(
                 f"{name} holds {key} as {tensor.dtype}: lpc prunes weights in floating point (F32, F16, BF16); hand "
                 "over the model that this one was quantised from, or save it dequantised"
             )
-    weights = sum(p.numel() * p.element_size() for p in empty.parameters())
-    beside = sum(b.numel() * b.element_size() for b in empty.buffers())
+
+
+def _check_constants(kind: type[PreTrainedModel], name: str, config: PreTrainedConfig) -> None:
+    """Raise ModelError where the configuration wants more memory for constants than weights give a reason for."""
+    twin = twin_of(kind, config)
+    weights = sum(p.numel() * p.element_size() for p in twin.parameters())
+    beside = sum(b.numel() * b.element_size() for b in twin.buffers())
     if beside > max(BUFFER_BYTES, weights):
         raise ModelError(
             f"the configuration of {name} wants {beside / 2**30:,.1f} GiB of constants beside "

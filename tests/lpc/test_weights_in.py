@@ -94,12 +94,9 @@ def test_a_configuration_that_does_not_fit_its_weights_is_one_error(
 
 
 def test_constants_that_outgrow_the_weights_are_refused_before_they_are_made(tmp_path: Path) -> None:
-    model = zoo.build("gpt2")
-    width = model.config.n_embd
-    model.save_pretrained(tmp_path)
-    rewrite(tmp_path, lambda t: {**t, "transformer.wpe.weight": torch.zeros(100_000, width)})
-    configure(tmp_path, n_positions=100_000)
-    with pytest.raises(ModelError, match="GiB of constants.*number of positions"):
+    zoo.build("gptj").save_pretrained(tmp_path)
+    configure(tmp_path, n_positions=2**25)
+    with pytest.raises(ModelError, match=r"GiB of constants.*number of positions"):
         load_source(tmp_path)
 
 
@@ -141,7 +138,7 @@ def test_code_in_a_folder_is_not_run_and_not_asked_about(folder: Path) -> None:
     ran = folder / "ran"
     (folder / "own.py").write_text(f"open({str(ran)!r}, 'w')\n")
     configure(folder, model_type="own", auto_map={"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"})
-    with pytest.raises(ModelError, match="brings code of its own.*trust_remote_code=True"):
+    with pytest.raises(ModelError, match=r"brings code of its own.*trust_remote_code=True"):
         load_config(folder)
     configure(folder, model_type="llama")
     load_source(folder)
@@ -149,7 +146,7 @@ def test_code_in_a_folder_is_not_run_and_not_asked_about(folder: Path) -> None:
 
 
 def test_a_gguf_file_is_a_source(tmp_path: Path) -> None:
-    model = build_model("llama", tie_word_embeddings=False)
+    model = build_model("llama", tie_word_embeddings=False, head_dim=4)
     path = write_gguf(model, tmp_path / "model.gguf")
     source = load_source(path)
     assert isinstance(source.model, PreTrainedModel)
@@ -160,7 +157,7 @@ def test_a_gguf_file_is_a_source(tmp_path: Path) -> None:
 
 
 def test_a_live_model_that_came_from_gguf_is_dense(tmp_path: Path) -> None:
-    write_gguf(build_model("llama", tie_word_embeddings=False), tmp_path / "model.gguf")
+    write_gguf(build_model("llama", tie_word_embeddings=False, head_dim=4), tmp_path / "model.gguf")
     live = type(build_model("llama")).from_pretrained(tmp_path, gguf_file="model.gguf")
     source = load_source(live)
     assert "quantization_config" not in source.model.config.to_dict()
@@ -194,6 +191,14 @@ def rewrite_adapter(adapter: Path, change: Any) -> None:
     save_file(change(load_file(path)), path)
 
 
+def renamed(old: str, new: str) -> Any:
+    return lambda tensors: {name.replace(old, new): tensor for name, tensor in tensors.items()}
+
+
+def narrower(tensors: Tensors) -> Tensors:
+    return {name: tensor[:, :16].clone() if "lora_A" in name else tensor for name, tensor in tensors.items()}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -204,7 +209,10 @@ def rewrite_adapter(adapter: Path, change: Any) -> None:
         ),
         (prefixed("module."), r"8 tensors have no place.*'module\.'"),
         (lambda t: {k.replace("layers.1", "layers.7"): v for k, v in t.items()}, r"no place \(.*layers\.7"),
-        (lambda t: {k: v[:, :16] if "lora_A" in k else v for k, v in t.items()}, r"shape \[4, 16\] where \[4, 32\]"),
+        (
+            lambda t: {k: v[:, :16].clone() if "lora_A" in k else v for k, v in t.items()},
+            r"shape \[4, 16\] where \[4, 32\]",
+        ),
         (lambda _: {}, "is empty"),
         (lambda t: {k: v.to(torch.int8) for k, v in t.items()}, "as I8: save it in floating point"),
         (
@@ -243,7 +251,7 @@ def test_an_adapter_is_no_base(adapter: Path) -> None:
     second = adapter.parent / "b"
     get_peft_model(build_model("llama"), LoraConfig(**LORA)).save_pretrained(str(second))
     name_base(second, str(adapter))
-    with pytest.raises(ModelError, match="is an adapter itself: merge that first"):
+    with pytest.raises(ModelError, match="is itself an adapter: merge that one first"):
         load_source(second)
 
 
@@ -288,7 +296,7 @@ def test_embeddings_that_came_with_an_adapter_are_merged_as_well(adapter: Path) 
 
 def test_an_adapter_that_cannot_be_merged_is_refused(tmp_path: Path) -> None:
     model = get_peft_model(build_model("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
-    with pytest.raises(ModelError, match="PromptTuningConfig.*peft cannot merge it"):
+    with pytest.raises(ModelError, match=r"PromptTuningConfig.*peft cannot merge it"):
         load_source(model)
 
 
