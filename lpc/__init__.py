@@ -1,7 +1,8 @@
 """lpc: a compiler that makes trained transformers smaller.
 
 ``import lpc`` is light: torch and transformers are imported when a name that needs them is first used (PEP 562). It has
-transformers' classes load checkpoints whose layers have sizes of their own (``passes.loading``).
+transformers' classes load checkpoints whose layers have sizes of their own (``passes.loading``), and keeps onnxruntime
+from reporting home (``exporters.telemetry``).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from exporters.telemetry import switch_off as _switch_off
 from passes.loading import install as _install
 
 if TYPE_CHECKING:
@@ -106,6 +108,7 @@ __version__ = "0.1.0"
 __all__ = ["__version__", *sorted(_HOMES)]
 
 _install()
+_switch_off()
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 
 from exporters.checkpoint import Processor
+from lpc.adapters import check_not_blank, load_adapter
 from lpc.latency import latency_for, predicted
 from lpc.material import AnyData, DataOptions, Material, prepare, set_aside
 from lpc.ranking import choices, compensation_for, ranking_passes, unattaching_passes
@@ -19,13 +20,14 @@ from lpc.replay import compensated_weights
 from lpc.report import HeldOut, Measure, Merging, Report
 from lpc.result import Result
 from lpc.scoring import Score
-from lpc.source import ModelLike, Source, load_adapter, load_source
+from lpc.source import ModelLike, Source, load_source
 from passes.adapter import LoraOptions
 from passes.budget import Budget
 from passes.compensate import CompensateOptions, CompensatePass
 from passes.decide import DecidePass, ReplayPass
 from passes.errors import OptionError
 from passes.infra import Pass, Progress, Sequential, silent
+from passes.keeping import caller_state_kept
 from passes.masks import masked
 from passes.merge import MergePass
 from passes.plan import Plan
@@ -48,6 +50,7 @@ DEFAULT_TEXT = DataOptions()
 DEFAULT_TRACE = TraceOptions()
 
 
+@caller_state_kept()
 def compress(
     model: ModelLike,
     data: AnyData,
@@ -188,6 +191,7 @@ def target_from(
     return target
 
 
+@caller_state_kept()
 def apply(
     plan: Plan | str | Path,
     model: ModelLike,
@@ -214,7 +218,9 @@ def apply(
     else:
         source = load_source(model, tokenizer, trust_remote_code=trust_remote_code)
         if adapter is not None:
-            source = replace(source, model=load_adapter(source.model, adapter))
+            worn_model = load_adapter(source.model, adapter)
+            check_not_blank(adapter)
+            source = replace(source, model=worn_model)
     again: list[Pass] = [RecompensatePass(solved)] if solved else []
     first, after = (again, []) if plan.compensated_first else ([], again)
     steps = [TracePass(options_for(plan.kept)), ReplayPass(plan), *first, MergePass(), *after, ShrinkPass()]
@@ -248,5 +254,5 @@ def _merging_rounds(program: Program) -> bool:
 
 def _result(source: Source, program: Program, heldout: HeldOut | None) -> Result:
     assert program.plan is not None
-    report = Report.of(source.name, program.traced, program.plan, program.history, heldout)
+    report = Report.of(source.name, program.traced, program.plan, program.history, heldout, source.notes)
     return Result(program=program, report=report, processor=source.processor)

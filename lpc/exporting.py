@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from peft import PeftModel
+
 from exporters.folder import staged_folder
 from exporters.onnx_export import export_onnx, needs_tokenizer
 from exporters.onnx_files import PACKAGE
@@ -32,7 +34,8 @@ def export(
         raise MissingFileError(f"there is no checkpoint folder {model}")
     source = load_source(model)
     check_finite(source.model)
-    plain = base_model(source.model)
+    dense = source.model.merge_and_unload() if isinstance(source.model, PeftModel) else source.model
+    plain = base_model(dense)
     if source.tokenizer is None and needs_tokenizer(plain):
         raise TokenizerError(f"there is no tokenizer in {model}, and an ONNX package needs one: save it there first")
     with staged_folder(Path(out), force=force, owned=PACKAGE, reads=(model,)) as stage:

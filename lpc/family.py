@@ -28,6 +28,7 @@ from passes.attach import AttachPass
 from passes.decide import DecidePass
 from passes.errors import LpcError, OptionError, UnsupportedModelError
 from passes.infra import Progress, Sequential, plain, silent
+from passes.keeping import caller_state_kept
 from passes.models import base_model
 from passes.program import Program
 from passes.recall import RecallPass
@@ -105,6 +106,7 @@ class CompactFamily:
         export_onnx(base_model(dense), source.processor, folder, onnx if isinstance(onnx, OnnxOptions) else None)
 
 
+@caller_state_kept()
 def compress_family(
     model: ModelLike,
     data: AnyData,

@@ -78,7 +78,7 @@ class PredictedLatency:
 class Report:
     """What was done to which model, what it cost, and, of a saved one, where it runs (``compatibility``).
 
-    ``latency`` is there if the budget limited it.
+    ``latency`` is there if the budget limited it; ``notes`` say what was done to the source before anything else.
     """
 
     source: str
@@ -94,10 +94,17 @@ class Report:
     passes: tuple[PassRecord, ...]
     compatibility: tuple[Verdict, ...] = ()
     latency: PredictedLatency | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(
-        cls, source: str, graph: PruningGraph, plan: Plan, passes: tuple[PassRecord, ...], heldout: HeldOut | None
+        cls,
+        source: str,
+        graph: PruningGraph,
+        plan: Plan,
+        passes: tuple[PassRecord, ...],
+        heldout: HeldOut | None,
+        notes: tuple[str, ...] = (),
     ) -> Report:
         """The report of a finished pipeline."""
         counts = plan.counts()
@@ -113,6 +120,7 @@ class Report:
             untouched=untouched(graph),
             heldout=heldout,
             passes=passes,
+            notes=notes,
         )
 
     @property
@@ -128,6 +136,7 @@ class Report:
             "target": {"parameters": self.pruned.parameters},
             "budget": dict(self.asked),
             "layout": self.layout,
+            "notes": list(self.notes),
             "ratio": {"asked": self.asked_ratio, "achieved": self.achieved_ratio},
             "cost": {"dense": plain(self.dense), "pruned": plain(self.pruned)},
             "latency": plain(self.latency),
@@ -204,6 +213,7 @@ def _headline(manifest: Mapping[str, Any]) -> str:
         f"# {source['path'].rstrip('/').rpartition('/')[2]}, compressed by lpc\n\n"
         f"{source['parameters']:,} → {target['parameters']:,} parameters: {achieved:.1%} removed "
         f"(asked: {asked}), {manifest['layout']} widths. Source: `{source['path']}` ({source['family']})."
+        + "".join(f"\n\nNote: {note}." for note in manifest.get("notes", ()))
     )
 
 

@@ -9,13 +9,14 @@ from typing import Any, TypeAlias
 
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.loss.loss_utils import LOSS_MAPPING
 
 from exporters.checkpoint import reload
 from lpc.collate import Collator
 from lpc.perplexity import exp
 from lpc.rows import IGNORED, Row, RowFormat, Rows, RowsLike, open_rows
+from lpc.source import load_config
 from passes.errors import DataError, MissingFileError, ModelError, OptionError, UnsupportedModelError
 from passes.models import base_model, evaluation_mode
 from passes.tasks import Task, model_class, task_of
@@ -94,7 +95,7 @@ def score_model(model: PreTrainedModel | PeftModel, rows: Rows, *, batch_size: i
 def _score_onnx(folder: Path, data: RowsLike, batch_size: int) -> Score:
     import onnxruntime
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = load_config(folder)
     kind = model_class(config)
     task, rows = task_of(kind), open_rows(data, RowFormat.of(kind, config))
     try:

@@ -19,11 +19,15 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from passes.checked import check_numbers
 from passes.errors import MissingFileError, OptionError, UnsupportedModelError
 from passes.graph import Kind, PruningGraph
 from passes.importance import Projection
 from passes.models import base_model, module_at, plain_name
 from passes.tasks import Task, task_of
+
+CONFIG_FILE, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
+"""The files of a folder in peft's format."""
 
 ADAPTER, GRADIENT = "adapter", "gradient"
 """How a dimension is scored: by the gradients of its adapter, or, where it wears none, by its weights' own."""
@@ -41,6 +45,7 @@ class LoraOptions:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.rank < 1:
             raise OptionError(f"the LoRA rank must be at least 1, got {self.rank}")
         if not self.alpha > 0:
@@ -103,25 +108,35 @@ def active_adapter(model: PeftModel) -> str:
     names = list(model.active_adapters)
     if len(names) != 1:
         raise UnsupportedModelError(f"the model has {len(names)} active adapters; activate exactly one: {names}")
-    config: Any = model.peft_config[names[0]]
-    if not isinstance(config, LoraConfig):
-        raise UnsupportedModelError(
-            f"the adapter is {type(config).__name__}; lpc reads importance from LoRA adapters only"
-        )
-    extras = {
-        "use_dora": False,
-        "bias": "none",
-        "modules_to_save": None,
-        "layer_replication": None,
-        "lora_bias": False,
-        "trainable_token_indices": None,
-    }
-    for name, plain in extras.items():
-        if (getattr(config, name, plain) or plain) != plain:
-            raise UnsupportedModelError(
-                f"the adapter sets {name}={getattr(config, name)!r}; lpc supports plain LoRA, with {name}={plain!r}"
-            )
+    why = beyond_lora(model)
+    if why is not None:
+        raise UnsupportedModelError(f"{why}; lpc supports plain LoRA, so call merge_and_unload() first")
     return str(names[0])
+
+
+PLAIN: Mapping[str, Any] = {
+    "use_dora": False,
+    "bias": "none",
+    "modules_to_save": None,
+    "layer_replication": None,
+    "lora_bias": False,
+    "trainable_token_indices": None,
+}
+"""The entries of peft's configuration that make an adapter more than A and B, and their values where it is not."""
+
+
+def beyond_lora(model: PeftModel) -> str | None:
+    """What the active adapters are beside one plain LoRA, as the start of a sentence; None if they are one."""
+    names = list(model.active_adapters)
+    if len(names) > 1:
+        return f"the model has {len(names)} active adapters ({', '.join(names)})"
+    config: Any = model.peft_config[names[0]] if names else None
+    if config is not None and not isinstance(config, LoraConfig):
+        return f"the adapter is of the kind {type(config).__name__}"
+    for name, value in PLAIN.items():
+        if (getattr(config, name, value) or value) != value:
+            return f"the adapter sets {name}={getattr(config, name)!r}"
+    return None
 
 
 def check_adapter(model: PeftModel) -> None:
@@ -256,15 +271,13 @@ class Adapter:
     def save(self, folder: Path) -> None:
         """Write ``adapter_config.json`` and ``adapter_model.safetensors``; ``PeftModel.from_pretrained`` loads them."""
         self.config.save_pretrained(str(folder))
-        save_file(
-            {name: value.contiguous() for name, value in self.state.items()}, folder / "adapter_model.safetensors"
-        )
+        save_file({name: value.contiguous() for name, value in self.state.items()}, folder / ADAPTER_FILE)
 
 
 def check_adapter_folder(folder: str | Path) -> Path:
     """The folder as a path. Raises MissingFileError unless it holds a safetensors adapter in peft's format."""
     folder = Path(folder)
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
+    for name in (CONFIG_FILE, ADAPTER_FILE):
         if not (folder / name).is_file():
             raise MissingFileError(f"there is no {name} in {folder}: name a folder that peft's save_pretrained wrote")
     return folder

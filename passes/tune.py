@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 
 from passes.budget import LatencyModel
 from passes.calibration import Collate
+from passes.checked import check_numbers
 from passes.criteria import AUTO, best_criterion, criterion_named, make_criterion
 from passes.distill import DistillOptions
 from passes.errors import MissingFileError, OptionError, PreconditionError
@@ -74,6 +75,7 @@ class TuneOptions:
     resume: bool = False
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         for name, least in (("steps", 0), ("batch_size", 1), ("gradient_accumulation", 1)):
             if getattr(self, name) < least:
                 raise OptionError(f"{name} must be at least {least}, got {getattr(self, name)}")
