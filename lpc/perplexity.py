@@ -23,9 +23,12 @@ class Perplexity:
     context_length: int
 
 
-def token_perplexity(model: torch.nn.Module, blocks: torch.Tensor, batch_size: int = 8) -> Perplexity:
-    """Perplexity of tokens 2..L of each block ``[n, L]``; no block sees another.
+def token_perplexity(
+    model: torch.nn.Module, blocks: torch.Tensor, batch_size: int = 8, *, scored: int | None = None
+) -> Perplexity:
+    """Perplexity of tokens 2..L of each block ``[n, L]``, or of the last ``scored`` ones; no block sees another.
 
+    Blocks are taken as they are: they must begin as the model's texts do (`lpc.data.token_sequences` sees to that).
     ``model`` is a causal `transformers` model (or a PEFT one); it comes back with the training flags it had. The
     logits are read as float32 and summed in float64. A NaN in the model gives a NaN. Raises `DataError` for blocks
     without a token to predict, `OptionError` for a batch size below 1.
@@ -34,15 +37,18 @@ def token_perplexity(model: torch.nn.Module, blocks: torch.Tensor, batch_size: i
         raise DataError(f"perplexity needs blocks [n, L] with n >= 1 and L >= 2, not {list(blocks.shape)}")
     if batch_size < 1:
         raise OptionError(f"batch_size {batch_size}: it must be at least 1")
+    if scored is not None and not 1 <= scored < blocks.shape[1]:
+        raise OptionError(f"scored {scored}: it must lie between 1 and {blocks.shape[1] - 1}")
+    count = blocks.shape[1] - 1 if scored is None else scored
     device = next(model.parameters()).device
     total = 0.0
     with evaluation_mode(model), torch.no_grad():
         for start in range(0, len(blocks), batch_size):
             ids = blocks[start : start + batch_size].to(device)
-            logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-            losses = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+            logits = model(input_ids=ids, use_cache=False).logits[:, -count - 1 : -1].float()
+            losses = cross_entropy(logits.flatten(0, 1), ids[:, -count:].flatten(), reduction="none")
             total += float(losses.double().sum())
-    tokens = blocks.shape[0] * (blocks.shape[1] - 1)
+    tokens = blocks.shape[0] * count
     return Perplexity(exp(total / tokens), tokens, blocks.shape[1])
 
 
