@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lpc.documents import listed, split_documents
 from lpc.frame import TextFrame, check_size, highest_id
-from lpc.labels import LABEL_ALIASES
+from lpc.labels import IGNORED, LABEL_ALIASES
 from lpc.records import Records, open_records
 from passes.errors import DataError, OptionError, TokenizerError
 
@@ -52,27 +52,31 @@ class TokenBlocks:
     ``tensor`` is ``[n, sequence_length]``, int64; ``tokens`` counts all tokens of the documents and those around them,
     of which the last ``dropped_tokens``, too few for a block, are not in the tensor. What a block that begins inside a
     document gets in front is not counted.
+
+    ``labels`` are the tokens, but -100 for what such a block got in front and for the first token behind it: that no
+    document begins with it, so nothing is learnt or measured by it.
     """
 
     tensor: torch.Tensor
+    labels: torch.Tensor
     documents: int
     tokens: int
     dropped_tokens: int
 
 
 class BlockDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """Blocks ``[n, sequence_length]`` as the transformers Trainer wants them: every token is an input and a label."""
+    """Blocks ``[n, sequence_length]`` as the transformers Trainer wants them; without labels every token is one."""
 
-    def __init__(self, blocks: torch.Tensor) -> None:
-        self._blocks = blocks
+    def __init__(self, blocks: torch.Tensor, labels: torch.Tensor | None = None) -> None:
+        self.blocks, self.labels = blocks, blocks if labels is None else labels
 
     def __len__(self) -> int:
         """The number of blocks."""
-        return len(self._blocks)
+        return len(self.blocks)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """``input_ids`` and ``labels``, both ``[sequence_length]``."""
-        return {"input_ids": self._blocks[index], "labels": self._blocks[index]}
+        return {"input_ids": self.blocks[index], "labels": self.labels[index]}
 
 
 def token_sequences(
@@ -157,33 +161,37 @@ def _blocks(stream: torch.Tensor, documents: int, frame: TextFrame, length: int,
             f"sequence_length {length}: a sequence needs at least {max(2, len(frame.opening) + 1)} tokens, one to "
             "predict and one before it"
         )
-    rows, end = _cut(stream, frame.opening, length)
+    rows, continued, end = _cut(stream, frame.opening, length)
     if not rows:
         raise DataError(
             f"the data has {len(stream)} tokens and one sequence needs {length}: "
             f"give more text or a shorter sequence_length{remark}"
         )
-    return TokenBlocks(
-        tensor=torch.stack(rows), documents=documents, tokens=len(stream), dropped_tokens=len(stream) - end
-    )
+    blocks = torch.stack(rows)
+    labels = blocks.clone()
+    labels[torch.tensor(continued), : len(frame.opening) + 1] = IGNORED
+    dropped = len(stream) - end
+    return TokenBlocks(tensor=blocks, labels=labels, documents=documents, tokens=len(stream), dropped_tokens=dropped)
 
 
-def _cut(stream: torch.Tensor, opening: tuple[int, ...], length: int) -> tuple[list[torch.Tensor], int]:
-    """Blocks that all begin with ``opening``, and where in the stream the last one ends.
+def _cut(stream: torch.Tensor, opening: tuple[int, ...], length: int) -> tuple[list[torch.Tensor], list[bool], int]:
+    """Blocks that all begin with ``opening``, which of them got one, and where in the stream the last one ends.
 
-    A block that begins where a document does has the document's opening; the others get one. A cut inside an opening
-    goes back to its beginning.
+    A block that begins where a document does has the document's opening. A cut inside an opening goes back to its
+    beginning.
     """
     first = torch.tensor(opening, dtype=torch.int64)
     rows: list[torch.Tensor] = []
-    begin = end = 0
+    continued: list[bool] = []
+    end = 0
     while True:
         begin = next((at for at in range(end, end - len(opening), -1) if _stands(first, stream, at)), end)
-        opened = len(opening) > 0 and not _stands(first, stream, begin)
-        stop = begin + length - len(opening) * opened
+        continues = len(opening) > 0 and not _stands(first, stream, begin)
+        stop = begin + length - len(opening) * continues
         if stop > len(stream):
-            return rows, end
-        rows.append(torch.cat([first, stream[begin:stop]]) if opened else stream[begin:stop])
+            return rows, continued, end
+        rows.append(torch.cat([first, stream[begin:stop]]) if continues else stream[begin:stop])
+        continued.append(continues)
         end = stop
 
 

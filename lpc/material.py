@@ -13,7 +13,7 @@ from torch.utils.data import Subset
 from transformers import PreTrainedModel
 
 from lpc.collate import Collator
-from lpc.data import BlockDataset, Data, split_heldout
+from lpc.data import BlockDataset, Data, TokenBlocks, split_heldout
 from lpc.frame import check_size
 from lpc.instructions import InstructionFormat
 from lpc.perplexity import token_perplexity
@@ -94,7 +94,7 @@ def prepare(source: Source, data: AnyData, options: DataOptions) -> Material:
     found = read_data(data, reading)
     if isinstance(found, Rows):
         return _of_rows(model, found, options)
-    return _of_blocks(source, found.tensor, options)
+    return _of_blocks(source, found, options)
 
 
 def _of_rows(model: PreTrainedModel, rows: Rows, options: DataOptions) -> Material:
@@ -114,11 +114,13 @@ def _of_rows(model: PreTrainedModel, rows: Rows, options: DataOptions) -> Materi
     return Material(train, collate, measure, measure_dense, None)
 
 
-def _of_blocks(source: Source, blocks: torch.Tensor, options: DataOptions) -> Material:
-    train, heldout = split_heldout(blocks, min(options.heldout_fraction, options.heldout_sequences / len(blocks)))
+def _of_blocks(source: Source, blocks: TokenBlocks, options: DataOptions) -> Material:
+    fraction = min(options.heldout_fraction, options.heldout_sequences / len(blocks.tensor))
+    train, heldout = split_heldout(blocks.tensor, fraction)
+    train_labels, labels = split_heldout(blocks.labels, fraction)
 
     def measure(model: PreTrainedModel | PeftModel) -> Score:
-        found = token_perplexity(model, heldout)
+        found = token_perplexity(model, heldout, labels=labels)
         loss = math.log(found.value)
         return Score(loss=loss, accuracy=None, perplexity=found.value, rows=len(heldout), labels=found.tokens)
 
@@ -127,7 +129,7 @@ def _of_blocks(source: Source, blocks: torch.Tensor, options: DataOptions) -> Ma
         warn_of_text(model, source.tokenizer, heldout, score.loss)
         return score
 
-    return Material(BlockDataset(train), None, measure, measure_dense, blocks.shape[1])
+    return Material(BlockDataset(train, train_labels), None, measure, measure_dense, blocks.tensor.shape[1])
 
 
 def set_aside(

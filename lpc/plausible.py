@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lpc.frame import TextFrame
+from lpc.labels import IGNORED
 from lpc.perplexity import exp, token_perplexity
 
 __all__ = ["warn_of_loss", "warn_of_text"]
@@ -81,4 +82,7 @@ def warn_of_text(
 def _perplexity(model: torch.nn.Module, begin: list[int], content: torch.Tensor) -> float:
     """Perplexity of all but the first token of ``content`` ``[n, L]`` behind some tokens."""
     before = torch.tensor(begin, dtype=content.dtype).expand(len(content), len(begin))
-    return token_perplexity(model, torch.cat([before, content], dim=1), scored=content.shape[1] - 1).value
+    blocks = torch.cat([before, content], dim=1)
+    labels = blocks.clone()
+    labels[:, : len(begin) + 1] = IGNORED
+    return token_perplexity(model, blocks, labels=labels).value
