@@ -110,7 +110,7 @@ def is_ids(first: object) -> bool:
     """Whether records are sequences of token ids without labels, by the first of them."""
     if isinstance(first, Mapping):
         return "input_ids" in first and not {"labels", *LABEL_ALIASES} & set(first)
-    return isinstance(first, Sequence | torch.Tensor | np.ndarray) and not isinstance(first, str)
+    return isinstance(first, Sequence | torch.Tensor | np.ndarray) and not isinstance(first, str | bytes)
 
 
 def text_blocks(
@@ -219,7 +219,7 @@ def _ids(where: str, item: object) -> torch.Tensor:
     """One sequence of token ids, ``[tokens]``, int64."""
     if isinstance(item, torch.Tensor | np.ndarray):
         item = item.tolist()
-    if not isinstance(item, Sequence) or isinstance(item, str):
+    if not isinstance(item, Sequence) or isinstance(item, str | bytes):
         raise DataError(
             f"{where} is a {type(item).__name__}: data must be paths, texts, rows or token-id sequences, one kind only"
         )
@@ -227,7 +227,7 @@ def _ids(where: str, item: object) -> torch.Tensor:
         raise DataError(f"{where} is a sequence that holds something other than token ids")
     try:
         return torch.tensor(item, dtype=torch.int64)
-    except (OverflowError, RuntimeError) as error:
+    except (OverflowError, RuntimeError, ValueError) as error:
         raise DataError(f"{where} holds a number that is no token id: it is beyond 64 bits") from error
 
 

@@ -99,13 +99,13 @@ def _open(data: object) -> Records:
         return data
     if isinstance(data, str | Path):
         return _from_paths([data])
-    if isinstance(data, torch.Tensor | np.ndarray) and data.ndim > 0:
-        return Records(source=data)
     if isinstance(data, list | tuple):
         if data and all(isinstance(item, str | Path) for item in data):
             return _from_strings(data)
         return Records(source=data)
-    if isinstance(data, bytes | Mapping) or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+    is_number = isinstance(data, torch.Tensor | np.ndarray) and data.ndim == 0
+    has_rows = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    if isinstance(data, bytes | Mapping) or is_number or not has_rows:
         raise DataError(
             f"data of type {type(data).__name__}: give a path, a list of paths, texts or rows, a datasets.Dataset "
             "(one split, not streamed), a torch data set with a length, or a list of token-id sequences"

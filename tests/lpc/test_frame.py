@@ -33,9 +33,7 @@ def by_bytes(single: str | None = None, **options: object) -> PreTrainedTokenize
     if single is not None:
         ids = [(mark, backend.token_to_id(mark)) for mark in MARKS]
         backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=ids)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, **{"bos_token": "<s>", "eos_token": "</s>", **options}
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **{"bos_token": "<s>", "eos_token": "</s>", **options})
 
 
 def pieces(bos: str, eos: str) -> tuple[dict[str, int], list[tuple[str, str]]]:
