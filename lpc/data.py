@@ -131,7 +131,7 @@ def text_blocks(
         raise DataError(f"{records.name} holds no text: it is empty or has white space only")
     frame = TextFrame.of(tokenizer)
     stream = _tokenize(documents, tokenizer, frame)
-    return _blocks(stream, len(documents), frame, sequence_length, records.remark)
+    return _blocks(stream, len(documents), frame, sequence_length, records)
 
 
 def id_blocks(
@@ -151,10 +151,10 @@ def id_blocks(
     for index, sequence in enumerate(sequences):
         _check_ids(records.where(index), sequence, size)
     frame = TextFrame() if tokenizer is None else TextFrame.of(tokenizer)
-    return _blocks(torch.cat(sequences), len(sequences), frame, sequence_length, records.remark)
+    return _blocks(torch.cat(sequences), len(sequences), frame, sequence_length, records)
 
 
-def _blocks(stream: torch.Tensor, documents: int, frame: TextFrame, length: int, remark: str) -> TokenBlocks:
+def _blocks(stream: torch.Tensor, documents: int, frame: TextFrame, length: int, records: Records) -> TokenBlocks:
     room = length - len(frame.opening)
     if length < 2 or room < 1:
         raise OptionError(
@@ -164,8 +164,8 @@ def _blocks(stream: torch.Tensor, documents: int, frame: TextFrame, length: int,
     rows, continued, end = _cut(stream, frame.opening, length)
     if not rows:
         raise DataError(
-            f"the data has {len(stream)} tokens and one sequence needs {length}: "
-            f"give more text or a shorter sequence_length{remark}"
+            f"{records.name} has {len(stream)} tokens and one sequence needs {length}: "
+            f"give more text or a shorter sequence_length{records.remark}"
         )
     blocks = torch.stack(rows)
     labels = blocks.clone()

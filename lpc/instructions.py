@@ -152,7 +152,9 @@ def instruction_rows(
             rows.answers_cut,
         )
     if len(rows) == 0:
-        raise DataError(f"no row has an answer within sequence_length {length}: raise it, or check the columns")
+        raise DataError(
+            f"{records.name}: no row has an answer within sequence_length {length}: raise it, or check the columns"
+        )
     return rows
 
 

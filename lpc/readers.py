@@ -92,8 +92,8 @@ def reader_of(records: Records, reading: Reading) -> Reader:
     pairs = ", ".join(f"{prompt} and {answer}" for prompt, answer in PAIRS)
     if reading.instructions is not None and found is not INSTRUCTIONS:
         raise DataError(
-            f"instruction data have the columns {pairs}, or {' or '.join(CHATS)}, in a .jsonl file, a list of dicts or "
-            f"a data set; found: {names}"
+            f"{records.where(0)}: instruction data have the columns {pairs}, or {' or '.join(CHATS)}, in a .jsonl "
+            f"file, a list of dicts or a data set; found: {names}"
         )
     if found is None:
         raise DataError(

@@ -115,7 +115,7 @@ def test_the_readers_are_a_closed_set_and_each_takes_something() -> None:
     how, names = reading(), {expected for expected, _ in KINDS.values()}
     assert {reader.name for reader in READERS} == names
     for expected, row in KINDS.values():
-        assert [reader.name for reader in READERS if reader.takes(row, how)][0] == expected
+        assert next(reader.name for reader in READERS if reader.takes(row, how)) == expected
 
 
 def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def test_plain_text_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize("data", [["a text"], [{"a": "b"}], [[1, 2]], [{"input_ids": [1], "prompt": "a"}]])
 def test_a_format_for_data_that_are_no_instructions_is_refused(data: object) -> None:
-    with pytest.raises(DataError, match="instruction data have the columns .* or messages or conversations.* found: "):
+    with pytest.raises(DataError, match=r"the columns .* or messages or conversations.* found: "):
         read_data(data, reading(instructions=InstructionFormat()))
 
 
