@@ -16,7 +16,7 @@ __all__ = ["warn_of_loss", "warn_of_text"]
 
 logger = logging.getLogger(__name__)
 
-SAMPLE = 8
+SAMPLE = 4
 """Sequences that are measured with another beginning."""
 
 FAR_BETTER = 0.8

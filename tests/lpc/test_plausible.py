@@ -7,13 +7,16 @@ import math
 
 import pytest
 import torch
+import zoo
 from conftest import build_model, build_tokenizer
 from test_frame import by_bytes
 from transformers import PreTrainedModel
 
 import lpc
 from lpc.data import token_sequences
+from lpc.material import prepare
 from lpc.plausible import warn_of_loss, warn_of_text
+from lpc.source import load_source
 
 TEXT = "The cat sat on the mat and the dog ran round the tree. " * 40
 
@@ -85,6 +88,19 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused_before_the_data_
     for data in (["a"], "absent.txt", [{"input_ids": [1, 2], "labels": [1, 2]}]):
         with pytest.raises(lpc.TokenizerError, match=r"the model has 272 tokens and the tokenizer 1 beyond .*'<x15>'"):
             lpc.compress(build_model("llama"), data, 0.2, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("name", ["bert-sequence-classification", "qwen2", "t5"])
+def test_one_added_pad_token_is_refused_for_any_model_until_its_embedding_has_a_row_for_it(name: str) -> None:
+    tokenizer, model = build_tokenizer(), zoo.build(name)
+    tokenizer.add_tokens([f"<x{index}>" for index in range(15)])
+    rows = [{"input_ids": [1, 2, 3], "labels": 1 if "classification" in name else [1, 2, 3]}] * 4
+    prepare(load_source(model, tokenizer), rows, lpc.DataOptions())
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    with pytest.raises(lpc.TokenizerError, match=r"the tokenizer 1 beyond .*'<pad>', 272"):
+        prepare(load_source(model, tokenizer), rows, lpc.DataOptions())
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    prepare(load_source(model, tokenizer), rows, lpc.DataOptions())
 
 
 def test_short_blocks_are_measured_without_a_second_beginning(caplog: pytest.LogCaptureFixture) -> None:
