@@ -155,11 +155,11 @@ def id_blocks(
 
 
 def _blocks(stream: torch.Tensor, documents: int, frame: TextFrame, length: int, records: Records) -> TokenBlocks:
-    room = length - len(frame.opening)
-    if length < 2 or room < 1:
+    least = len(frame.opening) + 2
+    if length < least:
         raise OptionError(
-            f"sequence_length {length}: a sequence needs at least {max(2, len(frame.opening) + 1)} tokens, one to "
-            "predict and one before it"
+            f"sequence_length {length}: a sequence needs at least {least} tokens, one to predict, one before it, and "
+            f"{len(frame.opening)} with which the tokenizer begins a text"
         )
     rows, continued, end = _cut(stream, frame.opening, length)
     if not rows:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from conftest import build_model
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     GemmaTokenizer,
@@ -18,6 +19,8 @@ from transformers import (
 
 from lpc.data import token_sequences
 from lpc.frame import TextFrame, check_size, highest_id
+from lpc.material import DataOptions, prepare
+from lpc.source import load_source
 from passes.errors import DataError, OptionError, TokenizerError
 
 MARKS = ("<s>", "</s>", "<g>")
@@ -167,8 +170,8 @@ def test_a_long_document_in_pieces_has_one_opening_and_one_closing(monkeypatch: 
 
 
 def test_a_sequence_without_room_behind_its_opening_raises() -> None:
-    with pytest.raises(OptionError, match="sequence_length 2: a sequence needs at least 3 tokens"):
-        token_sequences(TEXTS, by_bytes("<g> <s> $A"), sequence_length=2)
+    with pytest.raises(OptionError, match="sequence_length 3: a sequence needs at least 4 tokens"):
+        token_sequences(TEXTS, by_bytes("<g> <s> $A"), sequence_length=3)
 
 
 def test_a_tokenizer_that_writes_a_text_otherwise_with_special_tokens_raises() -> None:
@@ -198,3 +201,19 @@ def test_one_token_beyond_the_vocabulary_is_refused_even_behind_a_gap() -> None:
 
 def test_blocks_are_whole_numbers() -> None:
     assert token_sequences(TEXTS, by_bytes("<s> $A"), sequence_length=8).tensor.dtype is torch.int64
+
+
+def test_what_bears_no_label_is_neither_tuned_on_nor_measured() -> None:
+    tokenizer, model = by_bytes("<s> $A"), build_model("llama")
+    text = "The cat sat on the mat. " * 20
+    material = prepare(load_source(model, tokenizer), [text], DataOptions(sequence_length=16, heldout_fraction=0.25))
+    blocks = token_sequences([text], tokenizer, sequence_length=16)
+    count = len(material.train)  # type: ignore[arg-type]
+    assert torch.equal(torch.stack([material.train[index]["labels"] for index in range(count)]), blocks.labels[:count])
+    assert int((blocks.labels == -100).sum()) == 2 * (len(blocks.tensor) - 1)
+    score, held = material.measure(model), blocks.tensor[count:]
+    with torch.no_grad():
+        logits = model(input_ids=held).logits[:, 1:-1].log_softmax(-1)
+    losses = -logits.gather(-1, held[:, 2:, None])
+    assert (score.rows, score.labels) == (len(held), losses.numel())
+    assert score.loss == pytest.approx(losses.double().mean().item(), rel=1e-5)
