@@ -112,7 +112,7 @@ def compress(
     Solver.of(target, program.traced, latency)
     material = prepare(source, data, text)
     train, aside = set_aside(material.train) if recover else (material.train, None)
-    job = Job(source, material, material.measure(program.model), progress)
+    job = Job(source, material, material.measure_dense(program.model), progress)
     progress("held-out", 1, 3)
     first = bool(tune.steps) and tune.one_shot
     solve: list[Pass] = []

@@ -146,7 +146,7 @@ def compress_family(
     solver = Solver.of(target, program.traced)
     snapshots.course(solver, tune.schedule or Schedule(), tune.steps, revival=tune.revival)
     material = prepare(source, data, text)
-    job = Job(source, material, material.measure(program.model), progress)
+    job = Job(source, material, material.measure_dense(program.model), progress)
     training = TunePass(target, material.train, tune, progress, collate=material.collate, snapshots=snapshots)
     program = Sequential(AttachPass(lora, tune.seed), training, progress=progress)(program).program
     made = {**choices(tune, text, target), "snapshots": plain(snapshots)}
