@@ -12,11 +12,10 @@ from peft import PeftModel
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
-from passes.calibration import Collate, batches, sample_rows
+from passes.calibration import Collate, batches, label_count, sample_rows
 from passes.compensation import Compensation, Solved
 from passes.errors import DataError, OptionError, PostconditionError, PreconditionError
 from passes.graph import Kind
-from passes.heldout import label_count
 from passes.infra import Pass, PassResult, Progress, plain, silent
 from passes.lean_loss import lean_loss
 from passes.masks import masked

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from peft import PeftModel
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, default_data_collator
 
+from passes.calibration import label_count
 from passes.errors import DataError
 from passes.lean_loss import lean_loss
 from passes.models import base_model, evaluation_mode
-from passes.tasks import Task, task_of
+from passes.tasks import task_of
 
 
 @torch.no_grad()
@@ -40,11 +40,3 @@ def heldout_loss(
             total += float(model(**batch)["loss"]) * weight if weight else 0.0
             labels += weight
     return total / max(labels, 1)
-
-
-def label_count(task: Task, batch: Mapping[str, Any]) -> int:
-    """Over how many labels the model's loss on a batch is the mean."""
-    if task in (Task.SEQUENCE_CLASSIFICATION, Task.IMAGE_CLASSIFICATION, Task.QUESTION_ANSWERING):
-        return len(batch[task.label_names[0]])
-    labels = batch["labels"][:, 1:] if task is Task.CAUSAL_LM else batch["labels"]
-    return int((labels != -100).sum())
