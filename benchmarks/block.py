@@ -27,17 +27,15 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from exporters.machine import Machine
-from exporters.onnx_calls import Call, Graph, OnnxFolder, call_grid
-from exporters.onnx_decoder import build_decoder
-from exporters.onnx_graph import GraphBuilder
-from exporters.onnx_options import DATA_FILE, MAX_OPSET, MODEL_FILE
-from lpc.manifest import versions
+from exporters.files import MODEL_FILE
+from exporters.latency.machine import Machine
+from exporters.onnx import DATA_FILE, MAX_OPSET, Call, Graph, GraphBuilder, OnnxFolder, build_decoder, call_grid
 from lpc.report import table
+from lpc.versions import versions
+from passes.budget import Solver, Target
 from passes.graph import PruningGraph
-from passes.solver import Solver
-from passes.stock import compact_config, stock_class
-from passes.target import Target
+from passes.models import stock_class
+from passes.shrink import compact_config
 from passes.trace import trace
 
 OUT = Path(__file__).parent / "out"

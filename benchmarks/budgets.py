@@ -22,15 +22,13 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from lpc.manifest import versions
 from lpc.report import table
-from passes.budget import Budget, count_of
-from passes.compact import build_compact
+from lpc.versions import versions
+from passes.budget import Budget, Layout, Solver, Target, best_units
 from passes.errors import UnreachableBudgetError
-from passes.graph import PruningGraph
+from passes.graph import PruningGraph, count_of
 from passes.models import count_parameters
-from passes.solver import Solver, best_units
-from passes.target import Layout, Target
+from passes.shrink import build_compact
 from passes.trace import TraceOptions, trace
 
 ROOT = Path(__file__).parents[1]

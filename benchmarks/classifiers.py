@@ -36,10 +36,10 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 import lpc
-from lpc.collate import Collator
-from lpc.manifest import versions
+from lpc.data import Collator
 from lpc.report import table
-from passes.tasks import task_of
+from lpc.versions import versions
+from passes.models import task_of
 
 OUT = Path(__file__).parent / "out"
 LEARNING_RATE = 0.003

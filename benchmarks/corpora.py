@@ -9,8 +9,9 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from exporters.checkpoint import reload
-from lpc.data import BlockDataset, token_sequences
+from exporters.hf import reload
+from lpc.data import BlockDataset
+from lpc.data.text import token_sequences
 from lpc.source import find_tokenizer
 
 

@@ -29,21 +29,18 @@ from cost_run import model_page, run_model
 from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-from exporters.machine import Machine
-from lpc.manifest import versions
+from exporters.latency.machine import Machine
 from lpc.ranking import BEFORE_TUNING
 from lpc.report import table
-from passes.adapter import LoraOptions
-from passes.attach import AttachPass
-from passes.compensate import CompensatePass
-from passes.infra import Pass, Sequential
-from passes.instruments import measured
-from passes.program import Program
-from passes.schedule import Schedule
-from passes.score import ScoreOptions, ScorePass
-from passes.target import Target
+from lpc.versions import versions
+from passes.budget import Target
+from passes.compensation import CompensatePass
+from passes.decide import ScoreOptions, ScorePass
+from passes.models import LoraOptions
+from passes.pipeline import Pass, Program, Sequential
+from passes.pipeline.records import measured
 from passes.trace import TracePass
-from passes.tune import TuneOptions, TunePass
+from passes.tuning import AttachPass, Schedule, TuneOptions, TunePass
 
 OUT = Path(__file__).parent / "out"
 TARGET = Target(ratio=0.3)

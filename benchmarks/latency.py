@@ -25,18 +25,17 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from exporters.latency import LatencyTable, latency_model
-from exporters.latency_timing import Sample, Step, seconds_of, steps_of, time_once
-from exporters.machine import Machine
-from exporters.onnx_calls import OnnxFolder
-from exporters.onnx_decoder import build_decoder
-from exporters.onnx_graph import GraphBuilder
-from exporters.onnx_options import DATA_FILE, MAX_OPSET, MODEL_FILE
-from lpc.manifest import versions
+from exporters.files import MODEL_FILE
+from exporters.latency import latency_model
+from exporters.latency.machine import Machine
+from exporters.latency.table import LatencyTable
+from exporters.latency.timing import Sample, WorkloadStep, seconds_of, steps_of, time_once
+from exporters.onnx import DATA_FILE, MAX_OPSET, GraphBuilder, OnnxFolder, build_decoder
 from lpc.report import table
+from lpc.versions import versions
 from passes.budget import Workload
-from passes.compact import build_compact
 from passes.graph import PruningGraph
+from passes.shrink import build_compact
 from passes.trace import TraceOptions, trace
 
 OUT = Path(__file__).parent / "out"
@@ -96,7 +95,7 @@ class Run:
     graph: PruningGraph
     workload: Workload
     threads: int
-    steps: Sequence[Step]
+    steps: Sequence[WorkloadStep]
     drawn: Mapping[str, Counts]
     samples: Mapping[str, Sequence[Sample]]
     tables: Sequence[LatencyTable]

@@ -23,27 +23,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import passes.compact
+import passes.merge
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-import passes.compact
-import passes.merge
 import passes.shrink
-from exporters.checkpoint import SavePass
-from passes.adapter import LoraOptions, lora_layers
-from passes.attach import AttachPass
-from passes.dimensions import layer_path
+from exporters.hf import SavePass
 from passes.errors import LpcError
-from passes.graph import Dimension, Kind, PruningGraph, Role
-from passes.infra import Pass, PassResult, Sequential
-from passes.merge import MergePass
-from passes.plan import Plan, fingerprint
-from passes.program import Program
+from passes.graph import Dimension, Kind, Plan, PruningGraph, Role, layer_path
+from passes.models import LoraOptions, fingerprint
+from passes.models.adapter import lora_layers
+from passes.pipeline import Pass, PassResult, Program, Sequential
 from passes.shrink import ShrinkPass
 from passes.trace import TracePass
+from passes.tuning import AttachPass, MergePass
 
 RESULTS = Path(__file__).parent / "results" / "mutations.json"
 PASSES: dict[str, type[Pass]] = {"attach": AttachPass, "merge": MergePass, "shrink": ShrinkPass, "save": SavePass}

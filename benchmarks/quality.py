@@ -28,9 +28,9 @@ from quality_recipes import GRID_CRITERIA, SETS
 from quality_tables import grid_table, recipes_table, rises_table
 from transformers.utils import logging as transformers_logging
 
-from lpc.manifest import versions
-from lpc.perplexity import token_perplexity
-from passes.infra import plain
+from lpc.evaluation import token_perplexity
+from lpc.versions import versions
+from passes.pipeline import plain
 
 OUT = Path(__file__).parent / "out"
 GRID = OUT / "quality-stories260K.jsonl"

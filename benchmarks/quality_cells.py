@@ -9,19 +9,15 @@ from typing import Any
 
 from corpora import Loaded
 
-from lpc.perplexity import token_perplexity
-from passes.adapter import LoraOptions
-from passes.attach import AttachPass, DetachPass
-from passes.compensate import CompensateOptions, CompensatePass
-from passes.decide import DecidePass
-from passes.infra import Pass, Sequential, plain
-from passes.merge import MergePass
-from passes.program import Program
-from passes.score import ScoreOptions, ScorePass
+from lpc.evaluation import token_perplexity
+from passes.budget import Layout, Target
+from passes.compensation import CompensateOptions, CompensatePass
+from passes.decide import DecidePass, ScoreOptions, ScorePass
+from passes.models import LoraOptions
+from passes.pipeline import Pass, Program, Sequential, plain
 from passes.shrink import ShrinkPass
-from passes.target import Layout, Target
 from passes.trace import TraceOptions, TracePass
-from passes.tune import TuneOptions, TunePass
+from passes.tuning import AttachPass, DetachPass, MergePass, TuneOptions, TunePass
 
 EVALUATED_AT_ONCE = 20
 

@@ -9,14 +9,11 @@ from typing import Any
 
 from quality_cells import Recipe
 
-from passes.adapter import LoraOptions
-from passes.compensate import CompensateOptions
-from passes.criteria import CRITERIA
-from passes.distill import DistillOptions
-from passes.importance import ImportanceOptions
-from passes.schedule import ONE_SHOT, Schedule
-from passes.target import Layout
-from passes.tune import TuneOptions
+from passes.budget import Layout
+from passes.compensation import CompensateOptions
+from passes.criteria import CRITERIA, ImportanceOptions
+from passes.models import LoraOptions
+from passes.tuning import ONE_SHOT, DistillOptions, Schedule, TuneOptions
 
 Recipes = Mapping[str, Recipe]
 Row = Mapping[str, Any]

@@ -21,17 +21,14 @@ import torch
 from corpora import CORPORA, Loaded, load
 from transformers.utils import logging as transformers_logging
 
-from lpc.manifest import versions
 from lpc.report import table
-from passes.attach import AttachPass
-from passes.importance import ImportanceOptions
-from passes.infra import Sequential
-from passes.program import Program
-from passes.schedule import Schedule
-from passes.score import ScoreOptions, ScorePass
-from passes.target import Target
+from lpc.versions import versions
+from passes.budget import Target
+from passes.criteria import ImportanceOptions
+from passes.decide import ScoreOptions, ScorePass
+from passes.pipeline import Program, Sequential
 from passes.trace import TracePass
-from passes.tune import TuneOptions, TunePass
+from passes.tuning import AttachPass, Schedule, TuneOptions, TunePass
 
 OUT = Path(__file__).parent / "out"
 RATIOS = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)

@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from lpc.benchmark import BenchmarkOptions, benchmark
 from lpc.compression import compress
 from lpc.exporting import export
-from lpc.manifest import versions
 from lpc.report import speed_rows, table
 from lpc.source import load_config
-from passes.tune import TuneOptions
+from lpc.speed import BenchmarkOptions, benchmark
+from lpc.versions import versions
+from passes.tuning import TuneOptions
 
 OUT = Path(__file__).parent / "out"
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 from transformers import LlamaConfig
 
-from lpc.manifest import versions
 from lpc.report import table
+from lpc.versions import versions
 from passes.trace import trace
 
 RUNS = 5

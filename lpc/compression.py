@@ -11,34 +11,25 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from exporters.checkpoint import Processor
-from lpc.adapters import check_not_blank, load_adapter
+from exporters.hf import Processor
+from lpc.evaluation import Score
 from lpc.latency import latency_for, predicted
 from lpc.material import AnyData, DataOptions, Material, prepare, set_aside
 from lpc.ranking import choices, compensation_for, ranking_passes, unattaching_passes
 from lpc.replay import compensated_weights
 from lpc.report import HeldOut, Measure, Merging, Report
 from lpc.result import Result
-from lpc.scoring import Score
-from lpc.source import ModelLike, Source, load_source
-from passes.adapter import LoraOptions
-from passes.budget import Budget
-from passes.compensate import CompensateOptions, CompensatePass
+from lpc.source import ModelLike, Source, check_not_blank, load_adapter, load_source
+from passes.budget import Budget, Layout, Solver, Target
+from passes.compensation import CompensateOptions, CompensatePass, RecompensatePass
 from passes.decide import DecidePass, ReplayPass
 from passes.errors import OptionError
-from passes.infra import Pass, Progress, Sequential, silent
-from passes.keeping import caller_state_kept
-from passes.masks import masked
-from passes.merge import MergePass
-from passes.plan import Plan
-from passes.program import Program
-from passes.recompensate import RecompensatePass
-from passes.recover import RecoverOptions, RecoverPass
+from passes.graph import Plan
+from passes.models import LoraOptions, masked
+from passes.pipeline import Pass, Program, Progress, Sequential, caller_state_kept, silent
 from passes.shrink import ShrinkPass
-from passes.solver import Solver
-from passes.target import Layout, Target
 from passes.trace import TraceOptions, TracePass, options_for
-from passes.tune import TuneOptions
+from passes.tuning import MergePass, RecoverOptions, RecoverPass, TuneOptions
 
 __all__ = ["DataOptions", "apply", "compress"]
 

@@ -7,11 +7,9 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from exporters.folder import staged_folder
-from exporters.onnx_export import export_onnx, needs_tokenizer
-from exporters.onnx_files import PACKAGE
-from exporters.onnx_options import OnnxOptions, OnnxPackage
-from lpc.manifest import complete
+from exporters.files import PACKAGE, staged_folder
+from exporters.onnx import OnnxOptions, OnnxPackage, export_onnx, needs_tokenizer
+from lpc.report import complete
 from lpc.source import load_source
 from passes.errors import MissingFileError, TokenizerError
 from passes.models import base_model, check_finite

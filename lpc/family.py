@@ -10,36 +10,25 @@ from typing import Any
 
 from peft import PeftModel
 
-from exporters.checkpoint import Processor
-from exporters.folder import staged_folder
-from exporters.onnx_export import export_onnx
-from exporters.onnx_options import OnnxOptions
-from lpc.benchmark import BENCHMARK_FILE, Benchmark, BenchmarkOptions, benchmark
+from exporters.files import staged_folder
+from exporters.hf import Processor
+from exporters.onnx import OnnxOptions, export_onnx
 from lpc.compression import DEFAULT_LORA, DEFAULT_TEXT, DEFAULT_TRACE, DEFAULT_TUNE, Job, target_from
 from lpc.family_report import DENSE_ONNX, FamilyReport
-from lpc.manifest import record
 from lpc.material import AnyData, DataOptions, prepare
 from lpc.owned import MANIFEST, OUTPUT
 from lpc.ranking import choices
+from lpc.report import record
 from lpc.result import Result
 from lpc.source import ModelLike, load_source
-from passes.adapter import LoraOptions
-from passes.attach import AttachPass
+from lpc.speed import BENCHMARK_FILE, Benchmark, BenchmarkOptions, benchmark
+from passes.budget import Layout, Solver, Target
 from passes.decide import DecidePass
 from passes.errors import LpcError, OptionError, UnsupportedModelError
-from passes.infra import Progress, Sequential, plain, silent
-from passes.keeping import caller_state_kept
-from passes.models import base_model
-from passes.program import Program
-from passes.recall import RecallPass
-from passes.schedule import Schedule
-from passes.snapshots import Snapshot
-from passes.solver import Solver
-from passes.stages import SnapshotOptions
-from passes.target import Layout, Target
-from passes.tasks import Task, task_of
+from passes.models import LoraOptions, Task, base_model, task_of
+from passes.pipeline import Program, Progress, Sequential, Snapshot, caller_state_kept, plain, silent
 from passes.trace import TraceOptions, TracePass
-from passes.tune import TuneOptions, TunePass
+from passes.tuning import AttachPass, RecallPass, Schedule, SnapshotOptions, TuneOptions, TunePass
 
 QUICK = BenchmarkOptions(batches=(1,), prefill_tokens=(128,), decode_pasts=(128,))
 """What is timed where the user does not say: one prefill and one decode step."""

@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from exporters.folder import write_text
-from lpc.benchmark_result import Benchmark, Run
-from lpc.curve import Panel, Point, draw
-from lpc.report import Report, show_measure, table
+from exporters.files import write_text
+from lpc.report import Panel, Point, Report, draw, show_measure, table
+from lpc.speed import Benchmark, Run
 
 SCHEMA_VERSION = 1
 FAMILY, REPORT, CURVE, DENSE_ONNX = "family.json", "report.md", "curve.svg", "dense-onnx"
@@ -26,7 +25,7 @@ MILLISECONDS = ((1.0, "ms"),)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Member:
+class FamilyMember:
     """The dense model (``ratio`` 0), or the one at a ratio.
 
     ``measures`` are those on held-out data, ``removed`` the same with the units gone and nothing healed; ``onnx_bytes``
@@ -56,7 +55,7 @@ class FamilyReport:
     source: str
     family: str
     layout: str
-    members: tuple[Member, ...]
+    members: tuple[FamilyMember, ...]
 
     @classmethod
     def of(cls, reports: Mapping[float, Report], folder: Path, times: Mapping[float, Benchmark]) -> FamilyReport:
@@ -138,11 +137,11 @@ class FamilyReport:
 
 def _member(
     ratio: float, folder: str | None, report: Report, onnx_bytes: int | None, latency: Mapping[str, float]
-) -> Member:
+) -> FamilyMember:
     assert report.heldout is not None
     measures, cost = report.heldout.measures, report.pruned if ratio else report.dense
     removed = {name: measure.removed for name, measure in measures.items() if measure.removed is not None}
-    return Member(
+    return FamilyMember(
         ratio=ratio,
         folder=folder,
         parameters=cost.parameters,

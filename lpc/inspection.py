@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lpc.report import untouched
 from lpc.source import load_config
-from passes.bundles import default_multiple, reachable_counts
+from passes.budget import default_multiple, largest_ratio, reachable_counts
 from passes.graph import Cost, Dimension, Kind, PruningGraph, Width
-from passes.infra import plain
-from passes.solver import largest_ratio
-from passes.tasks import model_class, task_of
+from passes.models import model_class, task_of
+from passes.pipeline import plain
 from passes.trace import TraceOptions, trace
 
 
@@ -92,17 +92,6 @@ def inspect(
         widths=widths,
         untouched=untouched(graph),
     )
-
-
-def untouched(graph: PruningGraph) -> dict[str, str]:
-    """What nothing is removed from, and why."""
-    sliced = set(graph.slices_of)
-    rest = sum(graph.numel(name, {}) for name in graph.shapes if name not in sliced)
-    share = rest / graph.parameters()
-    if graph.of_kind(Kind.HIDDEN):
-        return {**graph.untouched, "vocabulary": "all tokens stay"}
-    others = f"the hidden size and the vocabulary stay ({share:.1%} of the parameters)"
-    return {**graph.untouched, "embeddings, norms and the task's head": others}
 
 
 def _prunable(graph: PruningGraph) -> float:

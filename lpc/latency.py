@@ -7,10 +7,9 @@ from transformers import PreTrainedModel
 
 from lpc.report import PredictedLatency
 from passes.budget import Budget, LatencyModel
-from passes.graph import PruningGraph
-from passes.infra import Progress, silent
+from passes.graph import Plan, PruningGraph
 from passes.models import base_model
-from passes.plan import Plan
+from passes.pipeline import Progress, silent
 
 
 def latency_for(
@@ -19,7 +18,7 @@ def latency_for(
     """The latency model for a budget that limits latency, else None. Raises UnsupportedModelError."""
     if budget.latency is None:
         return None
-    from exporters.latency import latency_model  # loads onnxruntime
+    from exporters.latency import latency_model
 
     return latency_model(base_model(model), graph, budget.at, runtime=budget.runtime, progress=progress)
 

@@ -12,19 +12,26 @@ from peft import PeftModel
 from torch.utils.data import Subset
 from transformers import PreTrainedModel
 
-from lpc.collate import Collator
-from lpc.data import BlockDataset, Data, TokenBlocks, split_heldout
-from lpc.frame import check_size
-from lpc.instructions import InstructionFormat
-from lpc.perplexity import token_perplexity
-from lpc.plausible import warn_of_loss, warn_of_text
-from lpc.readers import Reading, read_data
-from lpc.rows import Row, RowFormat, Rows, RowsLike, split_rows
-from lpc.scoring import Score, score_model
+from lpc.data import (
+    BlockDataset,
+    Collator,
+    Data,
+    InstructionFormat,
+    Reading,
+    Row,
+    RowFormat,
+    Rows,
+    RowsLike,
+    TokenBlocks,
+    check_size,
+    read_data,
+    split_heldout,
+    split_rows,
+)
+from lpc.evaluation import Score, score_model, token_perplexity, warn_of_loss, warn_of_text
 from lpc.source import Source
 from passes.errors import DataError, OptionError
-from passes.models import base_model
-from passes.tasks import Task
+from passes.models import Task, base_model
 
 __all__ = ["AnyData", "DataOptions", "Material", "prepare", "set_aside"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from exporters.place import Owned
+from exporters.files import Owned
 
 MANIFEST, FAMILY = "lpc.json", "family.json"
 RATIO = re.compile(r"0\.\d+")

@@ -9,14 +9,13 @@ from typing import Any
 
 from lpc.latency import latency_for
 from lpc.source import ModelLike, load_source
+from passes.budget import Layout, Solver, Target
+from passes.criteria import SavedScores
 from passes.decide import DecidePass
 from passes.errors import PlanError
-from passes.infra import Progress, plain, silent
-from passes.plan import Plan, fingerprint
-from passes.program import Program
-from passes.scores import SavedScores
-from passes.solver import Solver
-from passes.target import Layout, Target
+from passes.graph import Plan
+from passes.models import fingerprint
+from passes.pipeline import Program, Progress, plain, silent
 from passes.trace import TracePass, options_for
 
 

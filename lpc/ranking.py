@@ -6,16 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lpc.material import DataOptions, Material
-from passes.adapter import LoraOptions
-from passes.attach import AttachPass, DetachPass
-from passes.budget import LatencyModel
-from passes.compensate import CompensateOptions
+from passes.budget import LatencyModel, Target
+from passes.compensation import CompensateOptions
 from passes.criteria import Needs, criterion_named
+from passes.decide import ScoreOptions, ScorePass
 from passes.graph import Kind, PruningGraph
-from passes.infra import Pass, Progress, plain
-from passes.score import ScoreOptions, ScorePass
-from passes.target import Target
-from passes.tune import TuneOptions, TunePass
+from passes.models import LoraOptions
+from passes.pipeline import Pass, Progress, plain
+from passes.tuning import AttachPass, DetachPass, TuneOptions, TunePass
 
 BEFORE_TUNING = CompensateOptions(ridge=1.0)
 """Gently: what tuning starts from should not be far from the dense weights (docs/quality.md)."""

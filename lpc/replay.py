@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from passes.compensation import WEIGHTS_FILE, load_weights
 from passes.errors import PlanError
-from passes.plan import Plan
+from passes.graph import Plan
+from passes.pipeline import WEIGHTS_FILE, load_weights
 
 logger = logging.getLogger(__name__)
 

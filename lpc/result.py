@@ -11,22 +11,17 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from exporters.checkpoint import Processor, SavePass
-from exporters.compatibility import compatibility
-from exporters.folder import staged_folder
-from exporters.onnx_export import needs_tokenizer
-from exporters.onnx_options import OnnxOptions
-from exporters.onnx_pass import ExportPass
-from lpc.manifest import write_manifest
+from exporters.files import staged_folder
+from exporters.hf import Processor, SavePass
+from exporters.onnx import ExportPass, OnnxOptions, needs_tokenizer
+from exporters.runtimes import compatibility
 from lpc.owned import OUTPUT
-from lpc.report import Report
-from passes.compensation import WEIGHTS_FILE
+from lpc.report import Report, write_manifest
+from passes.criteria import SCORES_FILE, SavedScores
 from passes.errors import LpcError, TokenizerError
-from passes.infra import Progress, Sequential, silent
+from passes.graph import Plan
 from passes.models import base_model
-from passes.plan import Plan
-from passes.program import Program
-from passes.scores import SCORES_FILE, SavedScores
+from passes.pipeline import WEIGHTS_FILE, Program, Progress, Sequential, silent
 
 logger = logging.getLogger(__name__)
 

@@ -19,10 +19,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import lpc
-from exporters.folder import check_output
-from lpc.console import progress_bars, user_errors
-from lpc.data import token_sequences
-from lpc.perplexity import token_perplexity
+from exporters.files.folder import check_output
+from lpc.cli.console import progress_bars, user_errors
+from lpc.data.text import token_sequences
+from lpc.evaluation import token_perplexity
 
 METHODS = ("paper", "code", "lpc")
 BATCH = 128

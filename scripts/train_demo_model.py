@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lpc.demo_text import HELDOUT_ONE_IN, corpus
+from lpc.demo.text import HELDOUT_ONE_IN, corpus
 
 END = "<|endoftext|>"
 OUT = Path(__file__).resolve().parent.parent / "lpc" / "assets" / "demo-model"

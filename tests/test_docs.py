@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lpc import cli
+from lpc.cli import app as cli
 from passes.criteria import registry
 
 ROOT = Path(__file__).parent.parent

@@ -6,8 +6,8 @@ import torch
 import zoo
 from transformers import PreTrainedModel
 
-from passes.compact import build_compact
 from passes.graph import PruningGraph
+from passes.shrink import build_compact
 from passes.trace import TraceOptions, trace
 
 

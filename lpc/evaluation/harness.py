@@ -35,10 +35,10 @@ from lm_eval.tasks import TaskManager
 from tqdm.std import tqdm  # type: ignore[import-untyped]
 from transformers.utils import logging as transformers_logging
 
-from exporters.checkpoint import reload
-from lpc.evaluation.rows import RowTask
+from exporters.hf import reload
+from lpc.evaluation.perplexity import exp
 from lpc.evaluation.subjects import Subject
-from lpc.perplexity import exp
+from lpc.evaluation.tasks import RowTask
 from lpc.source import find_tokenizer
 from passes.errors import DataError, LpcError, ModelError, OptionError, TokenizerError
 

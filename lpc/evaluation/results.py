@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from exporters.folder import write_text
+from exporters.files import write_text
 
 __all__ = ["Agreement", "Evaluation", "ModelRun", "TaskScore", "TextScore"]
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from lpc.source import load_config
 from passes.errors import DataError, MissingFileError, OptionError, UnsupportedModelError
-from passes.tasks import Task, model_class, task_of
+from passes.models import Task, model_class, task_of
 
 __all__ = ["BACKENDS", "Subject", "context_limit", "find_subjects", "weight_dtype"]
 

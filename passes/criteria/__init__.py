@@ -1,12 +1,15 @@
-"""Criteria: how units are ranked. Each gives scores [units] a dimension; the lowest go first. One file an idea."""
+"""How units are ranked: one file a criterion (``loraprune``, ``obs``, ...), behind one interface."""
 
-from passes.criteria.base import Criterion, Needs, mean_over_ranks
+from passes.criteria.base import AnyModel, Criterion, Needs, mean_over_ranks
 from passes.criteria.fisher import Fisher
 from passes.criteria.flap import Flap
+from passes.criteria.importance import ImportanceOptions
 from passes.criteria.loraprune import LoRAPrune
 from passes.criteria.magnitude import Magnitude
 from passes.criteria.mask_fisher import MaskFisher
+from passes.criteria.measured_depth import DEPTH_SCORES, MeasuredDepth
 from passes.criteria.obs import Obs
+from passes.criteria.portions import portions, room_on
 from passes.criteria.random import Random
 from passes.criteria.registry import (
     AUTO,
@@ -19,23 +22,30 @@ from passes.criteria.registry import (
     make_criterion,
     register_criterion,
 )
+from passes.criteria.saved import SCORES_FILE, SavedScores
 from passes.criteria.taylor import Taylor
 from passes.criteria.wanda import Wanda
 
 __all__ = [
     "AUTO",
     "CRITERIA",
+    "DEPTH_SCORES",
+    "SCORES_FILE",
+    "AnyModel",
     "Criterion",
     "CriterionEntry",
     "CriterionFactory",
     "Fisher",
     "Flap",
+    "ImportanceOptions",
     "LoRAPrune",
     "Magnitude",
     "MaskFisher",
+    "MeasuredDepth",
     "Needs",
     "Obs",
     "Random",
+    "SavedScores",
     "ScoreFunction",
     "Taylor",
     "Wanda",
@@ -43,5 +53,7 @@ __all__ = [
     "criterion_named",
     "make_criterion",
     "mean_over_ranks",
+    "portions",
     "register_criterion",
+    "room_on",
 ]

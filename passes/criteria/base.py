@@ -11,10 +11,9 @@ from peft import PeftModel
 from torch import distributed
 from transformers import PreTrainedModel
 
-from passes.adapter import lora_weights
+from passes.criteria.importance import MovingAverage
 from passes.graph import PruningGraph
-from passes.importance import DenseWeight, MovingAverage, Weight
-from passes.models import parameter_at
+from passes.models import DenseWeight, Weight, lora_weights, parameter_at
 
 AnyModel: TypeAlias = "PreTrainedModel | PeftModel"
 

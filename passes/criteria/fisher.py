@@ -7,11 +7,12 @@ from functools import partial
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from passes.algebra import on_cpu
 from passes.criteria.base import AnyModel, Averaged, mean_over_ranks, merged_weights, weight_names
 from passes.criteria.gradients import Graded, TrueGradients
+from passes.criteria.importance import ImportanceOptions, axis_sums
 from passes.graph import PruningGraph, Slice
-from passes.importance import ImportanceOptions, Weight, Window, axis_sums
-from passes.transfer import on_cpu
+from passes.models import Weight, Window
 
 
 def _elements(weight: Weight, window: Window) -> torch.Tensor:

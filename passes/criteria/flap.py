@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from passes.criteria.importance import axis_sums
 from passes.criteria.inputs import InputCriterion, Moments
 from passes.graph import Slice
-from passes.importance import Weight, Window, axis_sums
+from passes.models import Weight, Window
 
 
 def _squared(weight: Weight, window: Window) -> torch.Tensor:

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from passes.criteria.base import AnyModel, mean_over_ranks
-from passes.importance import DenseWeight, Weight, Window
-from passes.models import parameter_at
+from passes.models import DenseWeight, Weight, Window, parameter_at
 
 
 class TrueGradients:

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from passes.algebra import on_cpu
 from passes.criteria.base import AnyModel, Averaged, merged_weights, sum_over_ranks
+from passes.criteria.importance import ImportanceOptions, unit_sums
 from passes.errors import DataError, UnsupportedModelError
 from passes.graph import Dimension, PruningGraph, Role, Slice
-from passes.importance import ImportanceOptions, Weight, unit_sums
-from passes.models import base_model, module_at
-from passes.transfer import on_cpu
+from passes.models import Weight, base_model, module_at
 
 Consumers = Mapping[str, tuple[tuple[Dimension, Slice], ...]]
 """By the module's name: the slices of its weight that read units, with their dimensions."""
@@ -47,7 +47,7 @@ def consumers(graph: PruningGraph) -> Consumers:
     return {module: tuple(places) for module, places in found.items()}
 
 
-class Batch:
+class InputBatch:
     """What the inputs of the running forward pass say: how many rows there are, and which tokens are padding.
 
     ``attention_mask`` says it, in the decoder of an encoder-decoder ``decoder_attention_mask`` or else labels of -100.
@@ -177,11 +177,11 @@ class InputReader(Averaged, ABC, Generic[S]):
         self._consumers = consumers(graph)
         self._seen: dict[str, S] = {}
         self._handles: list[RemovableHandle] = []
-        self._batch: Batch | None = None
+        self._batch: InputBatch | None = None
 
     def begin(self, model: AnyModel) -> None:
         """Watch the inputs."""
-        self._batch = Batch(model)
+        self._batch = InputBatch(model)
         for name in self._consumers:
             hook = partial(self._see, name)
             module = module_at(model, name)

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 import torch
 from peft import PeftModel
 
-from passes.adapter import ADAPTER, GRADIENT, projections, scored_by
 from passes.criteria.base import Averaged
 from passes.criteria.gradients import TrueGradients
+from passes.criteria.importance import ImportanceOptions, importance, unit_scores
 from passes.graph import PruningGraph
-from passes.importance import DenseWeight, ImportanceOptions, Weight, Window, importance, unit_scores
-from passes.models import parameter_at
+from passes.models import ADAPTER, GRADIENT, DenseWeight, Weight, Window, parameter_at, projections, scored_by
 
 AUTHORS_CODE = {"form": "abs", "normalise": True, "quadratic": True}
 """``ImportanceOptions`` of the authors' code (compute_sensitivity in loraprune/utils.py), which also lets no masked

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from passes.criteria.base import AnyModel, Stateless, merged_weights, weight_names
+from passes.criteria.importance import unit_scores
 from passes.graph import PruningGraph
-from passes.importance import Weight, Window, unit_scores
+from passes.models import Weight, Window
 
 
 class Magnitude(Stateless):

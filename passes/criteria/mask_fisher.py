@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from passes.algebra import on_cpu
 from passes.criteria.base import AnyModel, Averaged, mean_over_ranks
-from passes.criteria.inputs import Batch, consumers
+from passes.criteria.importance import ImportanceOptions, unit_sums
+from passes.criteria.inputs import InputBatch, consumers
 from passes.graph import PruningGraph
-from passes.importance import ImportanceOptions, unit_sums
 from passes.models import module_at
-from passes.transfer import on_cpu
 
 
 class MaskFisher(Averaged):
@@ -34,7 +34,7 @@ class MaskFisher(Averaged):
         super().__init__(graph, options.smoothing)
         self._consumers = consumers(graph)
         self._handles: list[RemovableHandle] = []
-        self._batch: Batch | None = None
+        self._batch: InputBatch | None = None
         self._inputs: dict[str, torch.Tensor] = {}
         self._clear()
 
@@ -46,7 +46,7 @@ class MaskFisher(Averaged):
 
     def begin(self, model: AnyModel) -> None:
         """Watch the inputs and their gradients; to be called when the masks are on."""
-        self._batch = Batch(model)
+        self._batch = InputBatch(model)
         for name in self._consumers:
             module = module_at(model, name)
             self._handles += [

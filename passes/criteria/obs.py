@@ -10,18 +10,16 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from passes.algebra import DOUBLE_COLUMNS, Surgery, damped_factor, elimination_errors, on_cpu, product, work_bytes
 from passes.criteria.base import AnyModel, mean_over_ranks, sum_over_ranks
+from passes.criteria.importance import ImportanceOptions
 from passes.criteria.inputs import InputReader
-from passes.elimination import Surgery, damped_factor, elimination_errors, work_bytes
+from passes.criteria.portions import room_to_work, runs
 from passes.graph import Dimension, PruningGraph, Role, Slice
-from passes.importance import ImportanceOptions, Weight
-from passes.models import module_at
-from passes.portions import room_to_work, runs
-from passes.products import DOUBLE_COLUMNS, product
-from passes.transfer import on_cpu
+from passes.models import Weight, module_at
 
 RIDGE = 1e-2
-"""λ of both matrices, in units of their mean diagonals: that of ``passes.compensate``."""
+"""λ of both matrices, in units of their mean diagonals: that of ``passes.compensation.compensate``."""
 
 
 def products(values: torch.Tensor) -> torch.Tensor:
@@ -80,7 +78,7 @@ class Obs(InputReader[Gram]):
     Of a projection with inputs X and outputs whose gradients are g a token, G = E[xxᵀ] and F = E[ggᵀ]. F measures the
     error of the output in terms of the loss: G ⊗ F is its Hessian in the projection's weight, Kronecker-factored
     (Martens & Grosse 2015, arXiv 1503.05671; for pruning van der Ouderaa et al. 2023, arXiv 2312.17244, LLM Surgeon).
-    Always the unit of least error goes first (``passes.elimination``), and W and H⁻¹ are what the units that went
+    Always the unit of least error goes first (``passes.algebra.elimination``), and W and H⁻¹ are what the units that went
     before left of them, with H = G + λ · mean(diag G) · I and F likewise:
 
         ½ tr(W_Sᵀ ([H⁻¹]_SS)⁻¹ W_S F)          S: the unit's inputs
@@ -93,7 +91,7 @@ class Obs(InputReader[Gram]):
     Inputs are read as the masks let them through: what stays must stand for what is masked already. Of a unit that is
     masked nothing is let through, and its score is 0.
 
-    Memory: ``held_bytes`` for all dimensions of the graph at the same time; ``passes.score`` gives it one portion after
+    Memory: ``held_bytes`` for all dimensions of the graph at the same time; ``passes.decide.score`` gives it one portion after
     another. Time: O(inputs³ + outputs³) a projection, at each ``observe``.
     """
 

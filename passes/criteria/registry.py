@@ -12,6 +12,7 @@ import torch
 from passes.criteria.base import AnyModel, Criterion, Needs, Stateless
 from passes.criteria.fisher import Fisher
 from passes.criteria.flap import Flap
+from passes.criteria.importance import ImportanceOptions
 from passes.criteria.loraprune import AUTHORS_CODE, LoRAPrune
 from passes.criteria.magnitude import Magnitude
 from passes.criteria.mask_fisher import MaskFisher
@@ -21,7 +22,6 @@ from passes.criteria.taylor import Taylor
 from passes.criteria.wanda import Wanda
 from passes.errors import OptionError, UnsupportedModelError
 from passes.graph import Dimension, Kind, PruningGraph
-from passes.importance import ImportanceOptions
 
 AUTO = "auto"
 """The name that stands for the criterion that was measured best (docs/quality.md), of those that rank a model."""

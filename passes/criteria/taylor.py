@@ -6,8 +6,9 @@ import torch
 
 from passes.criteria.base import AnyModel, Averaged, merged_weights, weight_names
 from passes.criteria.gradients import Graded, TrueGradients
+from passes.criteria.importance import ImportanceOptions, importance, unit_scores
 from passes.graph import PruningGraph
-from passes.importance import ImportanceOptions, Weight, Window, importance, unit_scores
+from passes.models import Weight, Window
 
 
 class Taylor(Averaged):

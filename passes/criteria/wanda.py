@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from passes.criteria.importance import axis_sums
 from passes.criteria.inputs import InputCriterion, Moments
-from passes.importance import Weight, Window, axis_sums
+from passes.models import Weight, Window
 
 
 def _absolute(weight: Weight, window: Window) -> torch.Tensor:

@@ -18,8 +18,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from exporters import swap
-from exporters.folder import Owned, claimed, staged_folder
+from exporters.files import Owned, claimed, staged_folder, swap
 from passes.errors import OutputError
 
 TRACEME, SYSCALL, SETOPTIONS, SYSCALL_INFO = 0, 24, 0x4200, 0x420E

@@ -14,7 +14,7 @@ import torch
 from conftest import build_model, build_tokenizer
 from transformers import PreTrainedModel
 
-from exporters.onnx_export import OnnxOptions, OnnxPackage, export_onnx
+from exporters.onnx import OnnxOptions, OnnxPackage, export_onnx
 
 PRUNED_MISTRAL = {
     "hidden_size": 64,

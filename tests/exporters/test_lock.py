@@ -10,16 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from exporters import lock
-from exporters.folder import claimed, staged_folder
-from exporters.lock import LOCK, Owner, acquire
-from exporters.swap import NEW
+from exporters.files import claimed, lock, staged_folder
+from exporters.files.lock import LOCK, Owner, acquire
+from exporters.files.swap import NEW
 from passes.errors import OutputError
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from exporters.folder import staged_folder
+from exporters.files.folder import staged_folder
 with staged_folder(Path(sys.argv[1])) as stage:
     (stage / "half").write_text("1")
     print("held", flush=True)

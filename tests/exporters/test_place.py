@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from exporters import place
-from exporters.folder import Owned, check_output, claimed
+from exporters.files import Owned, claimed, place
+from exporters.files.folder import check_output
 from passes.errors import OutputError, OutputExistsError
 
 OWNED = Owned(names=frozenset({"hf", "plan.json"}), is_made=lambda folder: (folder / "plan.json").is_file())

@@ -16,8 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 import lpc
 from lpc.material import prepare
 from lpc.source import load_source
-from passes.criteria import registry
-from passes.criteria.random import Random
+from passes.criteria import Random, registry
 
 DATA = lpc.DataOptions(heldout_fraction=0.25, samples=1000)
 ROWS = [{"instruction": f"Say {i}.", "response": f"{i} it is" + "!" * (i % 7)} for i in range(24)]

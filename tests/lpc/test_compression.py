@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 import lpc
-from exporters.folder import sha256
+from exporters.files import sha256
 
 TUNE = lpc.TuneOptions(steps=6, batch_size=2, schedule=lpc.Schedule(every=1))
 TEXT = lpc.DataOptions(sequence_length=32)

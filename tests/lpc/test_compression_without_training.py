@@ -13,12 +13,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import lpc
-from exporters.folder import sha256
-from lpc.data import split_heldout
-from lpc.rows import RowFormat, open_rows, split_rows
-from passes.calibration import sample_rows
-from passes.criteria import registry
-from passes.criteria.random import Random
+from exporters.files import sha256
+from lpc.data import RowFormat, open_rows, split_heldout, split_rows
+from passes.criteria import Random, registry
+from passes.models import sample_rows
 
 TEXT = lpc.DataOptions(sequence_length=16, samples=10)
 DATA = [[(7 * i + j) % 250 for j in range(100)] for i in range(20)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lpc import console
+from lpc.cli import console
 from passes.errors import ModelError, visible
 
 EVIL = "\x1b]0;owned\x07\x1b[31mred\u202etxt\u2028\x9b1m\ud800"

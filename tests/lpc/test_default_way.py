@@ -11,8 +11,8 @@ import zoo
 from typer.testing import CliRunner
 
 import lpc
-from exporters.folder import sha256
-from lpc.cli import app
+from exporters.files import sha256
+from lpc.cli.app import app
 
 TEXT = lpc.DataOptions(sequence_length=32, samples=12)
 SOLVE = lpc.CompensateOptions(samples=12, guard=False)

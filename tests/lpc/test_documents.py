@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lpc.documents import listed, read_documents, read_jsonl, read_text
+from lpc.data import read_documents, read_jsonl, read_text
+from lpc.data.documents import listed
 from passes.errors import DataError, MissingFileError
 
 

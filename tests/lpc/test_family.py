@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 import lpc
-from exporters.folder import sha256
-from exporters.onnx_pass import ExportPass
-from lpc import cli
-from lpc.benchmark_result import BenchmarkOptions
+from exporters.files import sha256
+from exporters.onnx import ExportPass
+from lpc.cli import app as cli
 from lpc.family_report import FamilyReport
 from lpc.result import Result
+from lpc.speed import BenchmarkOptions
 
 RATIOS = (0.1, 0.2, 0.4)
 TUNE = lpc.TuneOptions(steps=15, batch_size=2)

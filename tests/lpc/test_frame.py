@@ -17,8 +17,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lpc.data import token_sequences
-from lpc.frame import TextFrame, check_size, highest_id
+from lpc.data import TextFrame, check_size
+from lpc.data.frame import highest_id
+from lpc.data.text import token_sequences
 from lpc.material import DataOptions, prepare
 from lpc.source import load_source
 from passes.errors import DataError, OptionError, TokenizerError
@@ -159,7 +160,7 @@ def test_blocks_of_token_ids_begin_as_a_text_where_the_tokenizer_is_known() -> N
 
 
 def test_a_long_document_in_pieces_has_one_opening_and_one_closing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lpc import data as data_module
+    from lpc.data import text as data_module
 
     monkeypatch.setattr(data_module, "PIECE_CHARS", 7)
     monkeypatch.setattr(data_module, "BATCH_CHARS", 20)

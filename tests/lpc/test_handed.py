@@ -15,9 +15,9 @@ from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher, Llam
 
 import lpc
 from lpc.source import load_source
-from passes.adapter import LoraOptions
 from passes.errors import ModelError, OptionError, TokenizerError, UnsupportedModelError
-from passes.keeping import caller_state_kept
+from passes.models import LoraOptions
+from passes.pipeline import caller_state_kept
 from passes.trace import trace
 
 

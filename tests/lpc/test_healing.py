@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import lpc
-from lpc.cli import app
+from lpc.cli.app import app
+from lpc.data import RowFormat, open_rows
 from lpc.material import set_aside
-from lpc.rows import RowFormat, open_rows
-from passes.tasks import Task
+from passes.models import Task
 
 LORA = lpc.LoraOptions(rank=4)
 KL = lpc.DistillOptions(weight=0.3, temperature=2.0, hidden_weight=0.0)

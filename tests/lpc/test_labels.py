@@ -12,9 +12,8 @@ import pytest
 import torch
 import zoo
 
-from lpc.collate import Collator
-from lpc.rows import RowFormat, open_rows
-from lpc.scoring import score
+from lpc.data import Collator, RowFormat, open_rows
+from lpc.evaluation import score
 from passes.errors import DataError
 
 CLASSIFIER, ALONG, ENDS = "bert-sequence-classification", "bert-token-classification", "bert-question-answering"

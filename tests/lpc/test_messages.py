@@ -8,10 +8,11 @@ import pytest
 from conftest import build_tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from lpc.answers import AnsweredRows
-from lpc.instructions import Columns, InstructionFormat, instruction_rows
-from lpc.messages import messages_of
-from lpc.records import open_records
+from lpc.data import InstructionFormat
+from lpc.data.answers import AnsweredRows
+from lpc.data.instructions import Columns, instruction_rows
+from lpc.data.messages import messages_of
+from lpc.data.records import open_records
 from passes.errors import DataError
 
 PLAIN = (

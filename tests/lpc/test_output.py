@@ -13,14 +13,15 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import lpc
-from exporters.checkpoint import SavePass
-from exporters.folder import UPDATE, claimed, sha256
-from exporters.onnx_pass import ExportPass
-from lpc import cli
-from lpc.cli_output import least_bytes
+from exporters.files import UPDATE, claimed, sha256
+from exporters.hf import SavePass
+from exporters.onnx import ExportPass
+from lpc.cli import app as cli
+from lpc.cli.output import least_bytes
 from lpc.exporting import export
-from lpc.manifest import record, refresh
 from lpc.owned import OUTPUT
+from lpc.report import record
+from lpc.report.manifest import refresh
 
 ARTIFACTS = {"adapter", "plan.json", "scores.safetensors", "lpc.json", "report.md"}
 TUNE = lpc.TuneOptions(steps=3, batch_size=2)
@@ -177,7 +178,7 @@ def test_second_command_is_refused_at_its_start(
     tiny_model_folder: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from exporters.folder import claimed\n"
+        "import sys, time; from pathlib import Path; from exporters.files.folder import claimed\n"
         f"with claimed(Path({str(tmp_path / 'out')!r})): print('held', flush=True); time.sleep(60)"
     )
     root = Path(__file__).parent.parent.parent

@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import lpc
-from lpc.cli import app
+from lpc.cli.app import app
+from passes.criteria import SavedScores
 from passes.errors import MissingFileError, OptionError, PlanError
-from passes.plan import Plan
-from passes.scores import SavedScores
+from passes.graph import Plan
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from test_frame import by_bytes
 from transformers import PreTrainedModel
 
 import lpc
-from lpc.data import token_sequences
+from lpc.data.text import token_sequences
+from lpc.evaluation import warn_of_loss, warn_of_text
 from lpc.material import prepare
-from lpc.plausible import warn_of_loss, warn_of_text
 from lpc.source import load_source
 
 TEXT = "The cat sat on the mat and the dog ran round the tree. " * 40

@@ -15,12 +15,10 @@ import torch
 import zoo
 from conftest import build_tokenizer
 
-from lpc import records as records_module
-from lpc.data import TokenBlocks
-from lpc.instructions import InstructionFormat
-from lpc.readers import READERS, Reading, read_data, reader_of
-from lpc.records import open_records
-from lpc.rows import RowFormat, Rows
+from lpc.data import InstructionFormat, Reading, RowFormat, Rows, TokenBlocks, read_data
+from lpc.data import records as records_module
+from lpc.data.readers import READERS, reader_of
+from lpc.data.records import open_records
 from passes.errors import DataError, LpcError, MissingFileError, OptionError
 
 TEMPLATE = (

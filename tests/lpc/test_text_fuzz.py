@@ -20,12 +20,20 @@ from conftest import build_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lpc.data import TokenBlocks, token_sequences
-from lpc.documents import listed, read_documents, read_jsonl, read_text, split_documents
-from lpc.evaluation.rows import RowTask, read_rows
-from lpc.instructions import InstructionFormat
-from lpc.readers import Reading, read_data
-from lpc.rows import RowFormat, Rows
+from lpc.data import (
+    InstructionFormat,
+    Reading,
+    RowFormat,
+    Rows,
+    TokenBlocks,
+    read_data,
+    read_documents,
+    read_jsonl,
+    read_text,
+)
+from lpc.data.documents import listed, split_documents
+from lpc.data.text import token_sequences
+from lpc.evaluation.tasks import RowTask, read_rows
 from passes.errors import DataError, LpcError
 
 CORPUS = sorted((Path(__file__).parent.parent / "corpus").iterdir())

@@ -14,8 +14,7 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertForPreTraining, PreTrainedModel
 
-from lpc.adapters import check_not_blank, load_adapter
-from lpc.source import load_config, load_source
+from lpc.source import check_not_blank, load_adapter, load_config, load_source
 from passes.errors import LpcError, MissingFileError, ModelError
 
 Tensors = dict[str, torch.Tensor]

@@ -1,4 +1,4 @@
-"""docs/compatibility.md, written from the targets of ``exporters.compatibility``; a test holds the two together.
+"""docs/compatibility.md, written from the targets of ``exporters.runtimes.compatibility``; a test holds the two together.
 
     python tests/matrix/compatibility_page.py
 
@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "compatibility.md"
 sys.path.insert(0, str(ROOT))
 
-from exporters.compatibility import TARGETS
-from exporters.compatibility_verdict import Target
-from lpc.report import text_table
+from exporters.runtimes.compatibility import TARGETS
+from exporters.runtimes.verdict import Runtime
+from lpc.report.report import text_table
 
 HEAD = """# Where it runs
 
@@ -48,7 +48,7 @@ def page() -> str:
     return HEAD + "".join(section(target) for target in TARGETS)
 
 
-def section(target: Target) -> str:
+def section(target: Runtime) -> str:
     rows = [[check.needs, check.otherwise, check.source] for check in target.checks]
     table = text_table(["it needs", "or else", "source"], rows)
     return f"\n## {target.name}\n\nAt best: {target.meaning}.\n\n{table}\n"

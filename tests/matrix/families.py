@@ -32,25 +32,22 @@ from conftest import build_tokenizer
 from matrix_importance import importance_error
 from matrix_page import page
 from matrix_sizes import real_sizes
+from onnx_outcome import ExportOutcome, try_export
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from exporters.checkpoint import first_different_tensor, reload, save_checkpoint
-from exporters.modelling import needs_modelling_file
-from exporters.onnx_options import OnnxOptions
-from exporters.onnx_outcome import ExportOutcome, try_export
-from lpc.inspection import untouched
-from passes.adapter import LoraOptions
-from passes.attach import AttachPass
-from passes.bundles import reachable_counts
-from passes.compact import build_compact
+from exporters.hf import needs_modelling_file, reload
+from exporters.hf.checkpoint import first_different_tensor, save_checkpoint
+from exporters.onnx import OnnxOptions
+from lpc.report import untouched
+from passes.budget import reachable_counts
 from passes.errors import LpcError
 from passes.graph import PruningGraph, Width
-from passes.masks import masked
-from passes.models import count_parameters
-from passes.probe import Probe, respond
-from passes.program import Program
+from passes.models import LoraOptions, Probe, count_parameters, masked, respond
+from passes.pipeline import Program
+from passes.shrink import build_compact
 from passes.trace import TraceOptions, TracePass, trace
+from passes.tuning import AttachPass
 
 OUT = ROOT / "benchmarks" / "out" / "families.json"
 RESULTS = ROOT / "benchmarks" / "results" / "families.json"

@@ -10,10 +10,9 @@ from handmade import RANK, SCALING, by_loops, exact, factors, materialised, rand
 from peft import get_peft_model
 from transformers.pytorch_utils import Conv1D
 
-from passes.adapter import LoraOptions
-from passes.criteria import LoRAPrune
+from passes.criteria import ImportanceOptions, LoRAPrune
 from passes.graph import PruningGraph
-from passes.importance import ImportanceOptions
+from passes.models import LoraOptions
 
 
 def importance_error(name: str, graph: PruningGraph) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import psutil
 from real_configs import REAL
 
-from passes.instruments import measured
+from passes.pipeline.records import measured
 from passes.trace import trace
 
 

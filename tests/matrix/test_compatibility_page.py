@@ -8,7 +8,7 @@ from pathlib import Path
 
 from compatibility_page import PAGE, page, section
 
-from exporters.compatibility import TARGETS
+from exporters.runtimes.compatibility import TARGETS
 
 ROOT = Path(__file__).parents[2]
 OUR_FILE = re.compile(r"^(?:exporters|passes|tests)/[\w/]+\.py")

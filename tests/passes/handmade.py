@@ -11,8 +11,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from passes.adapter import LoraOptions
 from passes.graph import Dimension, Kind, PruningGraph, Role, Slice
+from passes.models import LoraOptions
 
 RANK, SCALING = 3, 2.0
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from workbench import random_units
 
 from passes.graph import PruningGraph
-from passes.masks import masked
+from passes.models import masked
 from passes.trace import TraceOptions, trace
 
 Kept = Mapping[str, tuple[int, ...]]

@@ -7,8 +7,8 @@ import torch
 import zoo
 from workbench import build_model
 
-from passes.blockwise import HEAD, course_of, per_token
-from passes.probe import Probe
+from passes.models import Probe
+from passes.shrink.blockwise import HEAD, course_of, per_token
 
 
 def test_a_course_is_wide_and_leaves_the_model_as_it_was() -> None:

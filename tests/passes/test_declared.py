@@ -8,8 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from real_configs import REAL
 
-from passes.declared import check_declared
 from passes.errors import ModelError
+from passes.models import check_declared
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from passes.errors import ModelError
-from passes.fit import Misfit
+from passes.models import Misfit
 
 WANTED = ("model.embed.weight", "model.layers.0.up.weight", "model.layers.1.up.weight", "lm_head.weight")
 

@@ -10,8 +10,9 @@ import zoo
 from transformers.loss.loss_utils import ForCausalLMLoss
 from workbench import build_model
 
-from passes import lean_loss as module
-from passes.lean_loss import causal_loss, lean_loss
+from passes.models import lean_loss
+from passes.models import lean_loss as module
+from passes.models.lean_loss import causal_loss
 
 
 def logits_and_labels(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

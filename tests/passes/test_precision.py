@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from passes.precision import bit_difference, constant_difference, digest, plain_arithmetic, widened
+from passes.models import bit_difference, constant_difference, plain_arithmetic, widened
+from passes.models.precision import digest
 
 
 @pytest.mark.parametrize("mode", ["highest", "high", "medium"])

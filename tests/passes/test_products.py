@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from passes import products
-from passes.products import product
+from passes.algebra import product, products
 
 
 def rows(width: int, dtype: torch.dtype, seed: int) -> torch.Tensor:

@@ -9,9 +9,9 @@ import torch
 from conftest import build_model
 from safetensors.torch import save_file
 
-from passes.compensation import load_weights
+from passes.criteria import SavedScores
 from passes.errors import MissingFileError, PlanError
-from passes.scores import SavedScores
+from passes.pipeline import load_weights
 from passes.trace import trace
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
 from passes.errors import LpcError, MissingFileError, ModelError
-from passes.stored import INDEX, MAX_JSON_BYTES, WEIGHTS, StoredTensor, headers, read_json, stored_tensors
+from passes.models import StoredTensor, headers, read_json
+from passes.models.stored import INDEX, MAX_JSON_BYTES, WEIGHTS, stored_tensors
 
 GOOD = save({"a": torch.zeros(2, 3), "b": torch.zeros(1, dtype=torch.bfloat16)})
 HUGE = b'{"a":{"dtype":"F32","shape":[1000000000,1000000000],"data_offsets":[0,4000000000000000000]}}'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from passes.transfer import on_cpu
+from passes.algebra import on_cpu
 
 
 def test_tensors_come_back_by_name_in_order_and_shape() -> None:

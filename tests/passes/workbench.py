@@ -15,19 +15,16 @@ from safetensors.torch import load_file
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from passes.adapter import LoraOptions, lora_layers, projections
-from passes.attach import AttachPass
-from passes.budget import Budget
-from passes.graph import PruningGraph
-from passes.importance import ImportanceOptions, importance, unit_scores
-from passes.plan import Plan, fingerprint
-from passes.program import Program
-from passes.schedule import Schedule
-from passes.solver import Solver
-from passes.target import Target
+from passes.budget import Budget, Solver, Target
+from passes.criteria import ImportanceOptions
+from passes.criteria.importance import importance, unit_scores
+from passes.graph import Plan, PruningGraph
+from passes.models import LoraOptions, fingerprint, projections
+from passes.models.adapter import lora_layers
+from passes.pipeline import Program
 from passes.trace import TracePass
-from passes.tune import TuneOptions, TunePass
-from passes.tuning import STATE_FILE
+from passes.tuning import AttachPass, Schedule, TuneOptions, TunePass
+from passes.tuning.callback import STATE_FILE
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 EVERY_STEP = Schedule(warmup=0.1, cooldown=0.4, every=1)

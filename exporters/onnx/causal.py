@@ -1,0 +1,150 @@
+"""A causal language model as one graph with its cache, and the package around it."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.export import Dim
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from exporters.files import MODEL_FILE
+from exporters.onnx.cache import cache_tensors, fill_cache, flat_shapes, takes_positions
+from exporters.onnx.decoder import build_decoder, why_not_builder
+from exporters.onnx.genai import GENAI_CONFIG, GenaiRefusedError, verify_greedy, write_genai_config
+from exporters.onnx.graph import GraphBuilder
+from exporters.onnx.options import (
+    BATCH,
+    DATA_FILE,
+    PAST,
+    SEQUENCE,
+    TOTAL,
+    OnnxOptions,
+    OnnxPackage,
+    input_names,
+    past_names,
+    present_names,
+)
+from exporters.onnx.package import finish, write_companions
+from exporters.onnx.session import open_checked
+from exporters.onnx.torch_route import Tracing, trace_to_onnx
+from exporters.onnx.verify.causal import verify_onnx
+from passes.errors import UnsupportedModelError
+from passes.models import Parity
+
+logger = logging.getLogger(__name__)
+
+Route = Literal["builder", "torch"]
+SAMPLE_BATCH, SAMPLE_TOKENS, SAMPLE_PAST = 2, 3, 4
+
+
+class FlatCache(nn.Module):
+    """The model with its cache as flat tensors: ``(ids, mask[, positions], *past) -> (logits, *present)``."""
+
+    def __init__(self, model: PreTrainedModel, *, positions: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.positions = positions
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *rest: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Shapes as in ``onnx_decoder.build_decoder``; past and present hold key and value of each layer in turn."""
+        more = {"position_ids": rest[0]} if self.positions else {}
+        past = rest[1:] if self.positions else rest
+        output = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, past_key_values=fill_cache(past), use_cache=True, **more
+        )
+        return (output.logits, *cache_tensors(output.past_key_values))
+
+
+def export_causal(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, options: OnnxOptions
+) -> OnnxPackage:
+    """Write and verify the package of a causal language model that is fp32, on CPU and in eval mode."""
+    road = _road(model, options)
+    layers = len(flat_shapes(model)) // 2
+    positions = takes_positions(model)
+    path = folder / MODEL_FILE
+    if road == "torch":
+        parameters = trace_decoder(options.cast(model), path, opset=options.opset, positions=positions)
+    else:
+        parameters = _build(model, path, options)
+    write_companions(model, tokenizer, folder, options)
+    generation = model.generation_config or GenerationConfig.from_model_config(copy.deepcopy(model.config))
+    generation.save_pretrained(folder)
+    graph = open_checked(path, input_names(layers, positions=positions), ["logits", *present_names(layers)])
+    parity = verify_onnx(model, graph, options.tolerance)
+    no_genai, greedy = _genai_side(model, tokenizer, folder, options)
+    return finish(
+        folder,
+        options,
+        kind="decoder",
+        route=road,
+        parameters=parameters,
+        kv_bytes_per_token=graph.bytes_per_token(past_names(layers)),
+        no_genai=no_genai,
+        parity=(*parity, *greedy),
+    )
+
+
+def trace_decoder(model: PreTrainedModel, path: Path, *, opset: int, positions: bool) -> int:
+    """The decoder's graph by ``torch.onnx.export``; the number of its weights. Raises ``UnsupportedModelError``."""
+    sample = _sample(model, positions=positions)
+    tokens, cache = {0: Dim(BATCH), 1: Dim(SEQUENCE)}, {0: Dim(BATCH), 2: Dim(PAST)}
+    first = 3 if positions else 2
+    layers = (len(sample) - first) // 2
+    rest = ((tokens,) if positions else ()) + tuple(dict(cache) for _ in range(2 * layers))
+    tracing = Tracing(
+        sample=sample,
+        inputs=tuple(input_names(layers, positions=positions)),
+        outputs=("logits", *present_names(layers)),
+        dynamic=(tokens, {0: Dim(BATCH), 1: Dim(TOTAL)}, rest),
+    )
+    return trace_to_onnx(model, FlatCache(model, positions=positions), tracing, path, opset=opset)
+
+
+@torch.no_grad()
+def _sample(model: PreTrainedModel, *, positions: bool) -> tuple[torch.Tensor, ...]:
+    ids = torch.ones(SAMPLE_BATCH, SAMPLE_PAST, dtype=torch.int64)
+    past = cache_tensors(model(input_ids=ids, past_key_values=DynamicCache(), use_cache=True).past_key_values)
+    mask = torch.ones(SAMPLE_BATCH, SAMPLE_PAST + SAMPLE_TOKENS, dtype=torch.int64)
+    mask[0, 0] = 0
+    new = ids[:, :SAMPLE_TOKENS].clone()
+    steps = (mask.cumsum(-1) - 1).clamp_min(0)[:, SAMPLE_PAST:]
+    return (new, mask, steps, *past) if positions else (new, mask, *past)
+
+
+def _road(model: PreTrainedModel, options: OnnxOptions) -> Route:
+    reason = why_not_builder(model)
+    if options.route == "builder" and reason is not None:
+        raise UnsupportedModelError(f"the ONNX graph builder does not know this model: {reason}; use route='auto'")
+    if options.route == "torch" or reason is not None:
+        logger.info("exporting through torch.onnx: %s", reason or "as asked")
+        return "torch"
+    return "builder"
+
+
+def _build(model: PreTrainedModel, path: Path, options: OnnxOptions) -> int:
+    graph = GraphBuilder(options.torch_dtype)
+    decoder = build_decoder(model, graph)
+    return graph.save(path, decoder.inputs, decoder.outputs, opset=options.opset, data_file=DATA_FILE)
+
+
+def _genai_side(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, options: OnnxOptions
+) -> tuple[str | None, tuple[Parity, ...]]:
+    """Write ``genai_config.json`` and compare greedy tokens; where GenAI refuses the graph, why, and no such file."""
+    write_genai_config(model, tokenizer, folder)
+    if not options.greedy_prompts:
+        return None, ()
+    try:
+        return None, (verify_greedy(model, folder, options),)
+    except GenaiRefusedError as refusal:
+        (folder / GENAI_CONFIG).unlink()
+        logger.warning("onnxruntime-genai does not run this graph, so there is no %s: %s", GENAI_CONFIG, refusal)
+        return str(refusal), ()

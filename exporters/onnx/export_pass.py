@@ -1,0 +1,61 @@
+"""Export as a pass: the compact model's ONNX package, verified against torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from exporters.hf import Processor
+from exporters.onnx.export import export_onnx
+from exporters.onnx.options import OnnxOptions
+from passes.models import base_model
+from passes.pipeline import Pass, PassResult, Program, plain
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """How the graphs were made, and what one token of one sequence adds to the cache, in bytes (0 without one).
+
+    ``no_genai``: why onnxruntime-genai cannot serve them, or None if it can.
+    """
+
+    kind: str
+    opset: int
+    dtype: str
+    route: str
+    kv_bytes_per_token: int
+    no_genai: str | None
+
+
+@dataclass(frozen=True)
+class ExportPass(Pass):
+    """Writes the ONNX package into ``folder``. Leaves the model as it is.
+
+    ``processor`` is the tokenizer or an image processor; only a causal language model cannot do without. Ensures that
+    onnxruntime (and GenAI, where it serves the model) answers as torch does.
+    """
+
+    folder: Path
+    processor: Processor | None = None
+    onnx: OnnxOptions = OnnxOptions()
+    name = "export"
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The ONNX options."""
+        return {"onnx": plain(self.onnx)}
+
+    def call(self, program: Program) -> PassResult:
+        """Export and verify."""
+        package = export_onnx(base_model(program.model), self.processor, self.folder, self.onnx)
+        report = ExportReport(
+            kind=package.kind,
+            opset=package.opset,
+            dtype=package.dtype,
+            route=package.route,
+            kv_bytes_per_token=package.kv_bytes_per_token,
+            no_genai=package.no_genai,
+        )
+        return PassResult(program, modified=False, report=report, parity=package.parity)

@@ -1,0 +1,74 @@
+"""Greedy generation with torch, and how far another engine's tokens are from it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from passes.errors import PostconditionError
+from passes.models import Parity, rounding_tolerance
+
+
+@torch.no_grad()
+def torch_greedy(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], new: int, *, eos: Any) -> Any:
+    """``model.generate``'s output for exactly ``new`` tokens, plain greedy whatever the generation config says.
+
+    ``eos`` (ids or None) is suppressed until then.
+    """
+    own = model.generation_config
+    settings = GenerationConfig(
+        max_new_tokens=new,
+        min_new_tokens=new,
+        do_sample=False,
+        num_beams=1,
+        eos_token_id=eos,
+        pad_token_id=0,
+        decoder_start_token_id=getattr(own, "decoder_start_token_id", None),
+        bos_token_id=getattr(own, "bos_token_id", None),
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    with _generation_config(model, settings):
+        return model.generate(**inputs, generation_config=settings)
+
+
+@contextmanager
+def _generation_config(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
+    """``generate`` fills what a config leaves open (forced tokens, n-gram bans) from the model's own: hide that one."""
+    own = model.generation_config
+    model.generation_config = copy.deepcopy(settings)
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def greedy_gap(reference: Any, got: Sequence[int]) -> float:
+    """0 if ``got`` is the continuation that ``generate`` gave, else the relative gap of the two tokens' logits.
+
+    ``reference`` is ``torch_greedy``'s output for one sequence; ``got`` holds the whole sequence, or its beginning.
+    """
+    wanted, logits = reference.sequences[0].tolist(), reference.logits
+    start = len(wanted) - len(logits)
+    for index in range(start, len(wanted)):
+        if index >= len(got):
+            return float("inf")
+        if got[index] != wanted[index]:
+            row = logits[index - start][0]
+            return float((row[wanted[index]] - row[got[index]]).abs() / row.abs().max())
+    return 0.0
+
+
+def require_greedy(name: str, engine: str, gaps: Sequence[float], dtype: torch.dtype) -> Parity:
+    """The worst gap as a parity: a tie within rounding passes, anything else raises ``PostconditionError``."""
+    worst = max(range(len(gaps)), key=gaps.__getitem__)
+    parity = Parity(name, gaps[worst], rounding_tolerance(dtype))
+    if not parity.holds:
+        message = f"export: {engine} tokens differ from generate's on probe prompt {worst}, and not by a tie: {parity}"
+        raise PostconditionError(message)
+    return parity

@@ -1,0 +1,189 @@
+"""An encoder-decoder as two graphs: the encoder with the cross-attention keys, and the decoder with its cache.
+
+Names follow optimum (``encoder_model.onnx``, ``decoder_model.onnx``, ``past_key_values.0.decoder.key``); the encoder
+graph gives the cross-attention cache as ``present.0.encoder.key``, so one decoder graph does the first and every later
+step, and the cross-attention projections run once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim
+from transformers import EncoderDecoderCache, GenerationConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from exporters.files import DECODER_FILE, ENCODER_FILE
+from exporters.hf import Processor
+from exporters.onnx.cache import RUN_ERRORS, cache_tensors, fill_cross_cache, plain_shapes
+from exporters.onnx.options import (
+    BATCH,
+    ENCODER_SEQUENCE,
+    PAST,
+    SEQUENCE,
+    OnnxOptions,
+    OnnxPackage,
+    cross_names,
+    seq2seq_past_names,
+    seq2seq_present_names,
+)
+from exporters.onnx.package import finish, write_companions
+from exporters.onnx.session import OnnxModel, open_checked
+from exporters.onnx.torch_route import Tracing, trace_to_onnx
+from exporters.onnx.verify.seq2seq import verify_decoder, verify_encoder, verify_generation
+from passes.errors import UnsupportedModelError
+
+NO_GENAI = "onnxruntime-genai serves no text-to-text encoder-decoder"
+SAMPLE_BATCH, SAMPLE_TOKENS, SAMPLE_PAST, SAMPLE_TEXT = 2, 3, 4, 5
+
+
+class EncoderGraph(nn.Module):
+    """``(input_ids, attention_mask) -> (last_hidden_state, cross-attention key and value of each decoder layer)``."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Shapes: (batch, tokens) in, (batch, tokens, hidden) and (batch, heads, tokens, head_dim) out."""
+        model: Any = self.model
+        hidden = model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        cache = fill_cross_cache((), ())
+        model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
+            attention_mask=attention_mask,
+            decoder_input_ids=input_ids[:, :1],  # any token: only the cross-attention's keys and values are kept
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return (hidden, *cache_tensors(cache.cross_attention_cache))
+
+
+class DecoderGraph(nn.Module):
+    """``(input_ids, encoder_attention_mask, *past) -> (logits, *present)``.
+
+    ``past`` holds four tensors a layer: own key and value (batch, heads, past, head_dim), and the encoder's.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: torch.Tensor, encoder_attention_mask: torch.Tensor, *past: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Logits (batch, new tokens, vocabulary), and own key and value of each layer with the new tokens appended."""
+        own = [tensor for layer in range(0, len(past), 4) for tensor in past[layer : layer + 2]]
+        cross = [tensor for layer in range(0, len(past), 4) for tensor in past[layer + 2 : layer + 4]]
+        output = self.model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=cross[0][:, 0]),  # only its length is read
+            attention_mask=encoder_attention_mask,
+            decoder_input_ids=input_ids,
+            past_key_values=fill_cross_cache(own, cross),
+            use_cache=True,
+        )
+        return (output.logits, *cache_tensors(output.past_key_values.self_attention_cache))
+
+
+def export_seq2seq(
+    model: PreTrainedModel, processor: Processor | None, folder: Path, options: OnnxOptions
+) -> OnnxPackage:
+    """Write and verify the package of an encoder-decoder that is fp32, on CPU and in eval mode.
+
+    Raises ``UnsupportedModelError`` if its cache is not two plain lists of keys and values, or it cannot be traced.
+    """
+    exported = options.cast(model)
+    sample = _sample(exported)
+    layers = len(sample.past) // 4
+    encoder, decoder = folder / ENCODER_FILE, folder / DECODER_FILE
+    parameters = trace_to_onnx(exported, EncoderGraph(exported), _encoder(sample), encoder, opset=options.opset)
+    parameters += trace_to_onnx(exported, DecoderGraph(exported), _decoder(sample), decoder, opset=options.opset)
+    write_companions(model, processor, folder, options)
+    generation = model.generation_config or GenerationConfig.from_model_config(model.config)
+    generation.save_pretrained(folder)
+    outputs = ["last_hidden_state", *cross_names(layers)]
+    encoding = open_checked(encoder, ["input_ids", "attention_mask"], outputs)
+    pasts = seq2seq_past_names(layers)
+    inputs = ["input_ids", "encoder_attention_mask", *pasts]
+    decoding = open_checked(decoder, inputs, ["logits", *seq2seq_present_names(layers)])
+    return finish(
+        folder,
+        options,
+        kind="encoder-decoder",
+        parameters=parameters,
+        kv_bytes_per_token=decoding.bytes_per_token([name for name in pasts if ".decoder." in name]),
+        parity=_verify(model, encoding, decoding, options),
+        no_genai=NO_GENAI,
+    )
+
+
+def _verify(model: PreTrainedModel, encoder: OnnxModel, decoder: OnnxModel, options: OnnxOptions) -> Any:
+    parity = verify_encoder(model, encoder, options.tolerance)
+    parity += verify_decoder(model, decoder, options.tolerance)
+    if options.greedy_prompts:
+        parity += (verify_generation(model, encoder, decoder, options),)
+    return parity
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sample:
+    text: torch.Tensor
+    mask: torch.Tensor
+    tokens: torch.Tensor
+    past: tuple[torch.Tensor, ...]
+
+
+@torch.no_grad()
+def _sample(model: PreTrainedModel) -> _Sample:
+    """Inputs to trace both graphs with; one row is padded."""
+    text = torch.ones(SAMPLE_BATCH, SAMPLE_TEXT, dtype=torch.int64)
+    mask = torch.ones_like(text)
+    mask[0, -1] = 0
+    start = torch.ones(SAMPLE_BATCH, SAMPLE_PAST, dtype=torch.int64)
+    cache = fill_cross_cache((), ())
+    try:
+        returned: Any = model(
+            input_ids=text, attention_mask=mask, decoder_input_ids=start, past_key_values=cache, use_cache=True
+        ).past_key_values
+    except RUN_ERRORS as error:
+        raise UnsupportedModelError(f"{type(model).__name__} does not run with a plain cache: {error}") from error
+    if type(returned) is not EncoderDecoderCache:
+        raise UnsupportedModelError(f"{type(model).__name__} keeps {type(returned).__name__}, not two plain caches")
+    sides = (returned.self_attention_cache, returned.cross_attention_cache)
+    for each in sides:
+        plain_shapes(model, each)
+    own, cross = (cache_tensors(each) for each in sides)
+    return _Sample(text=text, mask=mask, tokens=start[:, :SAMPLE_TOKENS].clone(), past=interleave(own, cross))
+
+
+def interleave(own: tuple[torch.Tensor, ...], cross: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Key and value of the decoder's own and of the cross-attention cache, layer by layer."""
+    layers = range(0, len(cross), 2)
+    return tuple(each for index in layers for each in (*own[index : index + 2], *cross[index : index + 2]))
+
+
+def _encoder(sample: _Sample) -> Tracing:
+    text = {0: Dim(BATCH), 1: Dim(ENCODER_SEQUENCE)}
+    return Tracing(
+        sample=(sample.text, sample.mask),
+        inputs=("input_ids", "attention_mask"),
+        outputs=("last_hidden_state", *cross_names(len(sample.past) // 4)),
+        dynamic=(text, text),
+    )
+
+
+def _decoder(sample: _Sample) -> Tracing:
+    layers = len(sample.past) // 4
+    own, cross = {0: Dim(BATCH), 2: Dim(PAST)}, {0: Dim(BATCH), 2: Dim(ENCODER_SEQUENCE)}
+    pasts = tuple(dict(each) for _ in range(layers) for each in (own, own, cross, cross))
+    tokens, mask = {0: Dim(BATCH), 1: Dim(SEQUENCE)}, {0: Dim(BATCH), 1: Dim(ENCODER_SEQUENCE)}
+    return Tracing(
+        sample=(sample.tokens, sample.mask, *sample.past),
+        inputs=("input_ids", "encoder_attention_mask", *seq2seq_past_names(layers)),
+        outputs=("logits", *seq2seq_present_names(layers)),
+        dynamic=(tokens, mask, pasts),
+    )

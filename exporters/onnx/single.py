@@ -1,0 +1,143 @@
+"""Models without a cache as one graph: encoders with any head, ViT, decoders with a classification head."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim
+from transformers import PreTrainedModel
+
+from exporters.files import MODEL_FILE
+from exporters.hf import Processor
+from exporters.onnx.cache import RUN_ERRORS
+from exporters.onnx.options import BATCH, SEQUENCE, OnnxOptions, OnnxPackage
+from exporters.onnx.package import finish, write_companions
+from exporters.onnx.session import open_checked
+from exporters.onnx.torch_route import Tracing, trace_to_onnx
+from exporters.onnx.verify.probes import vocabulary
+from exporters.onnx.verify.single import verify_single
+from passes.errors import UnsupportedModelError
+
+NO_GENAI = "onnxruntime-genai serves models that generate text"
+SAMPLE_BATCH, SAMPLE_TOKENS = 2, 5
+
+
+class NamedInputs(nn.Module):
+    """The model called with flat tensors in the order of ``inputs``, returning those of its output named ``outputs``.
+
+    With ``counting`` the positions that the model would count for itself are given row by row: rotary angles of a
+    batch of one, broadcast over the others, would be fused to an operator that does not broadcast.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, inputs: tuple[str, ...], outputs: tuple[str, ...], *, counting: bool
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.inputs, self.outputs, self.counting = inputs, outputs, counting
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Logits, or whatever ``outputs`` names."""
+        named = dict(zip(self.inputs, tensors, strict=True))
+        if self.counting:
+            named["position_ids"] = counted(tensors[0])
+        output = self.model(**named)
+        return tuple(output[name] for name in self.outputs)
+
+
+def counted(ids: torch.Tensor) -> torch.Tensor:
+    """Positions (batch, tokens) from 0 on in every row."""
+    return torch.arange(ids.shape[1]).expand(ids.shape)
+
+
+def export_single(
+    model: PreTrainedModel, processor: Processor | None, folder: Path, options: OnnxOptions
+) -> OnnxPackage:
+    """Write and verify the package of a model that is fp32, on CPU and in eval mode.
+
+    Raises ``UnsupportedModelError`` if the model does not run on a padded batch, or cannot be traced.
+    """
+    exported, path = options.cast(model), folder / MODEL_FILE
+    parameters = trace_single(model, path, opset=options.opset, exported=exported)
+    sample = sample_inputs(model)
+    inputs, outputs = tuple(sample), output_names(model, sample)
+    write_companions(model, processor, folder, options)
+    graph = open_checked(path, inputs, outputs)
+    parity = verify_single(model, graph, options.tolerance)
+    return finish(folder, options, kind="single", parameters=parameters, parity=parity, no_genai=NO_GENAI)
+
+
+def trace_single(model: PreTrainedModel, path: Path, *, opset: int, exported: PreTrainedModel | None = None) -> int:
+    """The model's graph by ``torch.onnx.export``; the number of its weights. Raises ``UnsupportedModelError``.
+
+    ``exported``: the model in the graph's type, if that is not fp32.
+    """
+    sample, exported = sample_inputs(model), exported or model
+    inputs, outputs = tuple(sample), output_names(model, sample)
+    dtype = next(exported.parameters()).dtype
+    tracing = Tracing(
+        sample=tuple(each.to(dtype) if each.is_floating_point() else each for each in sample.values()),
+        inputs=inputs,
+        outputs=outputs,
+        dynamic=(tuple(_dynamic(name) for name in inputs),),
+    )
+    wrapper = NamedInputs(exported, inputs, outputs, counting=counts_from_zero(model, sample))
+    return trace_to_onnx(exported, wrapper, tracing, path, opset=opset)
+
+
+def sample_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Inputs to trace with, by name, in the order of the graph's."""
+    if model.main_input_name == "pixel_values":
+        return {"pixel_values": torch.randn(SAMPLE_BATCH, *image_shape(model))}
+    ids = torch.arange(SAMPLE_BATCH * SAMPLE_TOKENS).reshape(SAMPLE_BATCH, SAMPLE_TOKENS) % vocabulary(model)
+    mask = torch.ones_like(ids)
+    mask[0, -1] = 0
+    sample = {"input_ids": ids, "attention_mask": mask}
+    if takes_token_types(model):
+        sample["token_type_ids"] = ids % 2
+    return sample
+
+
+def output_names(model: PreTrainedModel, sample: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    """The tensors of the model's output, named as in transformers: logits, or start_logits and end_logits."""
+    try:
+        with torch.no_grad():
+            output = model(**sample)
+    except RUN_ERRORS as error:
+        raise UnsupportedModelError(f"{type(model).__name__} does not run on a padded batch: {error}") from error
+    return tuple(name for name, value in output.items() if isinstance(value, torch.Tensor))
+
+
+@torch.no_grad()
+def counts_from_zero(model: PreTrainedModel, sample: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the model takes ``position_ids`` and, without them, counts 0, 1, 2, ... in every row."""
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return False
+    alone, given = model(**sample), model(**sample, position_ids=counted(sample["input_ids"]))
+    tensors = [name for name, value in alone.items() if isinstance(value, torch.Tensor)]
+    return all(torch.equal(alone[name], given[name]) for name in tensors)
+
+
+def takes_token_types(model: PreTrainedModel) -> bool:
+    """Whether the model has more than one token type, so that ``token_type_ids`` matter."""
+    if "token_type_ids" not in inspect.signature(model.forward).parameters:
+        return False
+    tables = [module for name, module in model.named_modules() if name.endswith("token_type_embeddings")]
+    return any(int(table.weight.shape[0]) > 1 for table in tables if isinstance(table, nn.Embedding))
+
+
+def image_shape(model: PreTrainedModel) -> tuple[int, int, int]:
+    """Channels, height and width of the images that the model takes."""
+    config: Any = model.config
+    size = config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(config.num_channels), int(height), int(width)
+
+
+def _dynamic(name: str) -> dict[int, Dim]:
+    return {0: Dim(BATCH)} if name == "pixel_values" else {0: Dim(BATCH), 1: Dim(SEQUENCE)}

@@ -1,0 +1,110 @@
+"""Does a decoder's graph compute what torch computes? Prefill, decode, both paddings, chunks, one token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from exporters.onnx.cache import cache_tensors, fill_cache
+from exporters.onnx.options import present_names
+from exporters.onnx.session import OnnxModel
+from exporters.onnx.verify.parity import require_parity
+from exporters.onnx.verify.probes import padded, probe_ids, probe_length
+from passes.models import Parity
+
+Answer = dict[str, torch.Tensor]
+"""``logits`` (batch, n, vocabulary) and the ``present`` caches after the step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeStep:
+    """One call: ``ids`` (batch, n), ``mask`` (batch, past + n), ``past`` key and value of each layer or nothing."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    past: tuple[torch.Tensor, ...] = ()
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """Position of each new token, counted over real tokens; padding gets 0."""
+        return (self.mask.cumsum(-1) - 1).clamp_min(0)[:, -self.ids.shape[1] :]
+
+
+def onnx_answer(graph: OnnxModel, step: ProbeStep) -> Answer:
+    """What the graph computes for the step; without a past, caches of length zero go in."""
+    feeds = {"input_ids": step.ids, "attention_mask": step.mask}
+    if "position_ids" in graph.shapes:
+        feeds["position_ids"] = step.positions
+    names = [each.name for each in graph.inputs if each.name.startswith("past_key_values")]
+    if step.past:
+        return graph(feeds | dict(zip(names, step.past, strict=True)))
+    return graph(feeds | graph.empty(names, len(step.ids)))
+
+
+@torch.no_grad()
+def torch_answer(model: PreTrainedModel, step: ProbeStep, *, positions: bool) -> Answer:
+    """What torch computes for the step."""
+    more = {"position_ids": step.positions} if positions else {}
+    cache = fill_cache(step.past) if step.past else DynamicCache()
+    output = model(input_ids=step.ids, attention_mask=step.mask, past_key_values=cache, use_cache=True, **more)
+    present = cache_tensors(output.past_key_values)
+    names = present_names(len(present) // 2)
+    return {"logits": output.logits.float()} | dict(zip(names, (each.float() for each in present), strict=True))
+
+
+def verify_onnx(model: PreTrainedModel, graph: OnnxModel, tolerance: float) -> tuple[Parity, ...]:
+    """Compare the graph with an fp32 ``model`` in eval mode on CPU; return the parities, all within ``tolerance``.
+
+    Raises ``PostconditionError`` naming the case, the first layer whose cache differs, and the number.
+    """
+    positions = "position_ids" in graph.shapes
+    parities = []
+    for case, step in probe_steps(model, positions=positions):
+        actual, expected = onnx_answer(graph, step), torch_answer(model, step, positions=positions)
+        parities.append(_compare(f"onnx {case}", step, actual, expected, tolerance))
+    return (*parities, _verify_chunks(model, graph, tolerance))
+
+
+def probe_steps(model: PreTrainedModel, *, positions: bool) -> Iterator[tuple[str, ProbeStep]]:
+    """Named probes on random token ids; caches are torch's own."""
+    ids = probe_ids(model, 3, probe_length(model))
+    ones = torch.ones_like(ids)
+    left = padded(ids, left=True)
+    yield "prefill", ProbeStep(ids=ids[:2], mask=ones[:2])
+    yield "single token, empty past", ProbeStep(ids=ids[:1, :1], mask=ones[:1, :1])
+    yield "decode", _decode(model, ids, ones, positions)
+    yield "left padding", ProbeStep(ids=ids, mask=left)
+    yield "left padding, decode", _decode(model, ids, left, positions)
+    yield "right padding", ProbeStep(ids=ids, mask=padded(ids, left=False))
+
+
+def _decode(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, positions: bool) -> ProbeStep:
+    """The last token of ``ids``, with torch's cache of the others."""
+    before = torch_answer(model, ProbeStep(ids=ids[:, :-1], mask=mask[:, :-1]), positions=positions)
+    return ProbeStep(ids=ids[:, -1:], mask=mask, past=tuple(before.values())[1:])
+
+
+def _verify_chunks(model: PreTrainedModel, graph: OnnxModel, tolerance: float) -> Parity:
+    """The graph fed in three chunks with its own cache, the first of length zero, against one torch pass."""
+    ids = probe_ids(model, 2, probe_length(model))
+    ones, cut = torch.ones_like(ids), ids.shape[1] // 2
+    past: tuple[torch.Tensor, ...] = ()
+    pieces = []
+    for start, end in ((0, cut), (cut, ids.shape[1] - 1), (ids.shape[1] - 1, ids.shape[1])):
+        answer = onnx_answer(graph, ProbeStep(ids=ids[:, start:end], mask=ones[:, :end], past=past))
+        past = tuple(answer.values())[1:]
+        pieces.append(answer["logits"])
+    whole = ProbeStep(ids=ids, mask=ones)
+    expected = torch_answer(model, whole, positions="position_ids" in graph.shapes)
+    actual = dict(zip(expected, (torch.cat(pieces, dim=1), *past), strict=True))
+    return _compare("onnx chunked prefill from an empty past", whole, actual, expected, tolerance)
+
+
+def _compare(name: str, step: ProbeStep, actual: Answer, expected: Answer, tolerance: float) -> Parity:
+    """Logits and caches where the mask is 1."""
+    keys = step.mask.bool()
+    rows = dict.fromkeys(expected, keys) | {"logits": keys[:, -step.ids.shape[1] :]}
+    return require_parity(name, actual, expected, rows, tolerance)

@@ -1,0 +1,160 @@
+"""What the commands print: tables for people, or one JSON object."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lpc.cli.console import print_json, print_line, print_table
+from lpc.evaluation import evaluation_rows
+from lpc.report import Report, heldout_rows, runs_on, size_rows, speed_rows
+
+if TYPE_CHECKING:
+    from exporters.onnx import OnnxPackage
+    from lpc.demo import Demo
+    from lpc.evaluation import Evaluation
+    from lpc.family_report import FamilyReport
+    from lpc.inspection import Inspection
+    from lpc.planning import PlanDifference
+    from lpc.speed import Benchmark
+    from passes.graph import Plan
+
+
+def show_report(report: Report, out: Path, *, as_json: bool) -> None:
+    """The end of ``lpc compress``."""
+    values = report.to_json()
+    if as_json:
+        print_json({**values, "out": str(out)})
+        return
+    title = f"{report.achieved_ratio:.1%} of the parameters removed"
+    print_table(title, ["", "dense", "pruned", "ratio"], size_rows(values))
+    for part, why in report.untouched.items():
+        print_line(f"left whole: {part}: {why}")
+    if report.heldout is not None:
+        header = ["", "dense", "removed", "tuned"]
+        print_table(f"on {report.heldout.rows:,} held-out rows", header, heldout_rows(values["heldout"]))
+    for line in runs_on(values):
+        print_line(line)
+    worst = max(values["parity"].items(), key=lambda item: item[1]["value"] / max(item[1]["tolerance"], 1e-30))
+    print_line(
+        f"verified: {len(values['parity'])} parities hold; the tightest is {worst[0]}, "
+        f"{worst[1]['value']:.1e} of {worst[1]['tolerance']:.0e} allowed"
+    )
+    print_line(f"written to {out}: open {out}/report.md")
+
+
+def show_plan(plan: Plan, out: Path, *, as_json: bool) -> None:
+    """``lpc plan``."""
+    if as_json:
+        print_json({**json.loads(plan.to_json()), "out": str(out), "achieved_ratio": plan.achieved_ratio})
+        return
+    rows = [[name, f"{len(units):,}"] for name, units in plan.kept.items()]
+    print_table(f"{plan.achieved_ratio:.1%} of the parameters go", ["dimension", "units kept"], rows)
+    print_line(f"written to {out}: lpc apply {out} MODEL makes the model")
+
+
+def show_difference(difference: PlanDifference, *, as_json: bool) -> None:
+    """``lpc diff``."""
+    if as_json:
+        print_json(difference.to_json())
+        return
+    if not difference.same_source:
+        print_line("the plans are for different models")
+    for name, (first, second) in difference.fields.items():
+        print_line(f"{name}: {first} | {second}")
+    rows = [[d.name, f"{d.first:,}", f"{d.second:,}", f"{d.both:,}", f"{d.overlap:.3f}"] for d in difference.dimensions]
+    print_table("units kept", ["dimension", "first", "second", "both", "overlap"], rows)
+    first, second = difference.parameters
+    same = "the same decision" if difference.is_same_decision else "different decisions"
+    print_line(f"{first:,} and {second:,} parameters: {same}")
+
+
+def show_family(report: FamilyReport, out: Path, *, as_json: bool) -> None:
+    """The end of ``lpc compress --snapshots``."""
+    if as_json:
+        print_json({**report.to_json(), "out": str(out)})
+        return
+    print_table("one run, a family of models", *report.rows())
+    print_line(f"written to {out}: open {out}/report.md")
+
+
+def show_inspection(inspection: Inspection, *, as_json: bool) -> None:
+    """``lpc inspect``."""
+    if as_json:
+        print_json(inspection.to_json())
+        return
+    cost = inspection.cost
+    print_line(
+        f"{inspection.model}: {inspection.model_class} ({inspection.family}, {inspection.task}), "
+        f"{cost.parameters:,} parameters, {cost.macs:,} MACs and {cost.kv_cache_bytes:,} KV-cache bytes a token"
+    )
+    rows = [
+        [w.width, str(w.dimensions), f"{w.units:,}", f"{w.least:,}", f"{w.unit_parameters:,}", f"{w.share:.1%}"]
+        for w in inspection.widths
+    ]
+    header = ["dimension", "how many", "units", "at least", "parameters a unit", "share of all"]
+    print_table("prunable dimensions", header, rows)
+    for width in inspection.widths:
+        print_line(f"a unit of {width.width} takes, in the first layer:")
+        for part in width.slices:
+            print_line(f"  {part}")
+    for part, why in inspection.untouched.items():
+        print_line(f"left whole: {part}: {why}")
+    rounded = f"; MLP widths are rounded to {inspection.multiple}" if inspection.multiple else ""
+    print_line(
+        f"{inspection.prunable:.1%} of the parameters belong to units that can go, "
+        f"at most {inspection.largest_ratio:.4f} of all can be removed{rounded}"
+    )
+
+
+def show_package(package: OnnxPackage, out: Path, *, as_json: bool) -> None:
+    """``lpc export``."""
+    parity = {p.name: {"value": p.value, "tolerance": p.tolerance} for p in package.parity}
+    if as_json:
+        print_json({"out": str(out), "files": package.files, "opset": package.opset, "parity": parity})
+        return
+    rows = [[p.name, f"{p.value:.1e}", f"{p.tolerance:.0e}"] for p in package.parity]
+    print_table("onnxruntime against torch", ["step", "difference", "allowed"], rows)
+    print_line(f"written to {out}: {', '.join(package.files)}")
+
+
+def show_benchmark(benchmark: Benchmark, *, as_json: bool) -> None:
+    """``lpc benchmark``."""
+    values = benchmark.to_json()
+    if as_json:
+        print_json(values)
+        return
+    print_table("onnxruntime, milliseconds (median)", ["", "dense", "pruned", "ratio"], speed_rows(values))
+    for each in benchmark.skipped:
+        print_line(f"left out: {each.phase}, batch {each.batch}, {each.tokens} tokens, past {each.past}: {each.reason}")
+    for name, footprint in benchmark.models.items():
+        print_line(
+            f"{name}: {footprint.file_bytes:,} bytes on disk, loads in {footprint.load_s:.2f} s, "
+            f"{(footprint.peak_memory_bytes - footprint.baseline_bytes) / 2**20:.1f} MiB at peak over an idle process, "
+            f"{footprint.kv_bytes_per_token:,} KV-cache bytes a token"
+        )
+
+
+def show_evaluation(evaluation: Evaluation, *, as_json: bool) -> None:
+    """``lpc evaluate``."""
+    values = evaluation.to_json()
+    if as_json:
+        print_json(values)
+        return
+    header, rows = evaluation_rows(values)
+    print_table("lm-eval", header, rows)
+    if evaluation.agreements:
+        worst = max(evaluation.agreements, key=lambda agreement: agreement.worst)
+        print_line(f"torch and ONNX agree: {worst}")
+
+
+def show_demo(demo: Demo, out: Path, *, as_json: bool) -> None:
+    """``lpc demo``."""
+    if as_json:
+        report, benchmark, evaluation = (part.to_json() for part in (demo.report, demo.benchmark, demo.evaluation))
+        print_json({"out": str(out), "report": report, "benchmark": benchmark, "evaluation": evaluation})
+        return
+    show_benchmark(demo.benchmark, as_json=False)
+    show_evaluation(demo.evaluation, as_json=False)
+    show_report(demo.report, out, as_json=False)

@@ -1,0 +1,60 @@
+"""The demo: the whole way on the embedded model, with text that every Python installation carries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from exporters.files import claimed, write_text
+from lpc.compression import compress
+from lpc.demo.text import corpus
+from lpc.evaluation import EvaluateOptions, Evaluation, evaluate
+from lpc.exporting import export
+from lpc.material import DataOptions
+from lpc.owned import OUTPUT
+from lpc.report import Report, record
+from lpc.speed import Benchmark, BenchmarkOptions, benchmark
+from passes.pipeline import Progress, silent
+from passes.tuning import TuneOptions
+
+RATIO = 0.3
+STEPS = 200
+SEQUENCE_LENGTH = 128
+EVALUATED_DOCUMENTS = 60
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo measured."""
+
+    report: Report
+    benchmark: Benchmark
+    evaluation: Evaluation
+
+
+def run(out: Path, *, force: bool = False, progress: Progress = silent) -> Demo:
+    """Compress, export, benchmark and evaluate; leaves ``out`` as ``lpc compress`` would, with all reports in it.
+
+    Besides, ``out/dense-onnx`` holds the dense model's ONNX package that the benchmark compares with, and
+    ``out/heldout.txt`` the text of the evaluation. Raises OutputExistsError, OutputError, PostconditionError.
+    """
+    text = corpus()
+    model_files = as_file(files("lpc") / "assets" / "demo-model")
+    with claimed(out, force=force, owned=OUTPUT), model_files as model:
+        result = compress(
+            model,
+            data=list(text.train),
+            ratio=RATIO,
+            tune=TuneOptions(steps=STEPS),
+            text=DataOptions(sequence_length=SEQUENCE_LENGTH),
+            progress=progress,
+        )
+        report = result.save(out, force=force, progress=progress)
+        export(model, out / "dense-onnx", force=True)
+        write_text(out / "heldout.txt", "\n<|endoftext|>\n".join(text.heldout) + "\n")
+        timed = benchmark(out, out / "dense-onnx", BenchmarkOptions(), progress)
+        options = EvaluateOptions(text=out / "heldout.txt", limit=EVALUATED_DOCUMENTS)
+        evaluation = evaluate(out, options, dense=model, progress=progress)
+        record(out, {"eval.json": evaluation.to_text()})
+    return Demo(report, timed, evaluation)

@@ -1,0 +1,219 @@
+"""Loss, accuracy and perplexity of a model on rows: a live model, a checkpoint, or an ONNX folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.loss.loss_utils import LOSS_MAPPING
+
+from exporters.hf import reload
+from lpc.data import IGNORED, Collator, Row, RowFormat, Rows, RowsLike, open_rows
+from lpc.evaluation.perplexity import exp
+from lpc.source import load_config
+from passes.errors import DataError, MissingFileError, ModelError, OptionError, UnsupportedModelError
+from passes.models import Task, base_model, evaluation_mode, model_class, task_of
+
+__all__ = ["Score", "score", "score_model"]
+
+Outputs: TypeAlias = "Mapping[str, torch.Tensor]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """How well a model does on rows.
+
+    ``loss`` is the model's own: the mean over ``labels`` labels in nats (for regression the mean squared error). In
+    question answering the logits of padding are left out, so that it does not depend on the batches. ``accuracy`` is
+    the share of labels that the largest logit names, for question answering of rows whose start and end are both
+    right; None where labels are no classes. ``perplexity`` is exp(loss) for language models, else None.
+    """
+
+    loss: float
+    accuracy: float | None
+    perplexity: float | None
+    rows: int
+    labels: int
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """The measures that there are, by name."""
+        values = {"loss": self.loss, "accuracy": self.accuracy, "perplexity": self.perplexity}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def score(model: PreTrainedModel | PeftModel | str | Path, rows: RowsLike, *, batch_size: int = 8) -> Score:
+    """Score a model on rows with its inputs and labels.
+
+    ``model`` is live, a checkpoint folder (``OUT/hf``) or an ONNX folder (``OUT/onnx``, run by onnxruntime on the CPU).
+    A live model comes back as it was. Raises OptionError, MissingFileError, DataError, ModelError, and
+    UnsupportedModelError for an ONNX folder whose graph needs more than the rows' inputs.
+    """
+    if batch_size < 1:
+        raise OptionError(f"batch_size {batch_size}: it must be at least 1")
+    if isinstance(model, str | Path):
+        folder = Path(model)
+        if not (folder / "config.json").is_file():
+            raise MissingFileError(
+                f"there is no config.json in {folder}: name OUT/hf or OUT/onnx, or another such folder"
+            )
+        if (folder / "model.onnx").is_file():
+            return _score_onnx(folder, rows, batch_size)
+        if any(folder.glob("*.onnx")):
+            raise UnsupportedModelError(
+                f"{folder} holds the graphs of an encoder-decoder, which score does not run: score OUT/hf instead"
+            )
+        model = reload(folder)
+    base = base_model(model)
+    return score_model(model, open_rows(rows, RowFormat.of(type(base), base.config)), batch_size=batch_size)
+
+
+def score_model(model: PreTrainedModel | PeftModel, rows: Rows, *, batch_size: int = 8) -> Score:
+    """Score a live model, which comes back in its modes. Raises DataError if no row has a label, ModelError."""
+    base = base_model(model)
+    parameter = next(p for p in model.parameters() if p.is_floating_point())
+    collate = Collator.of(base.config, task_of(base), parameter.dtype)
+
+    def run(batch: Row) -> tuple[Outputs, float]:
+        output = model(**{name: value.to(parameter.device) for name, value in batch.items()})
+        outputs = {name: value.cpu() for name, value in output.items() if name.endswith("logits")}
+        if rows.format.task is Task.QUESTION_ANSWERING:
+            return _off_padding(outputs, base.config, batch)
+        return outputs, float(output.loss)
+
+    with evaluation_mode(model), torch.no_grad():
+        return _total(run, _batches(rows, collate, batch_size), rows.format, len(rows))
+
+
+def _score_onnx(folder: Path, data: RowsLike, batch_size: int) -> Score:
+    import onnxruntime
+
+    config = load_config(folder)
+    kind = model_class(config)
+    task, rows = task_of(kind), open_rows(data, RowFormat.of(kind, config))
+    try:
+        session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors share no other base class
+        raise ModelError(f"onnxruntime cannot load {folder / 'model.onnx'}: {error}") from error
+    inputs, names = [each.name for each in session.get_inputs()], [each.name for each in session.get_outputs()]
+
+    def run(batch: Row) -> tuple[Outputs, float]:
+        if "token_type_ids" in inputs and "token_type_ids" not in batch:  # the model itself takes zeros then
+            batch = {**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])}
+        _check_inputs(folder, task, inputs, batch)
+        found = session.run(None, {name: batch[name].numpy() for name in inputs})
+        outputs = {name: torch.from_numpy(value) for name, value in zip(names, found, strict=True)}
+        if task is Task.QUESTION_ANSWERING:
+            return _off_padding(outputs, config, batch)
+        return outputs, float(_loss(task, config, outputs, batch))
+
+    collate = Collator.of(config, task, _image_dtype(session))
+    return _total(run, _batches(rows, collate, batch_size), rows.format, len(rows))
+
+
+def _image_dtype(session: Any) -> torch.dtype:
+    types = {each.name: each.type for each in session.get_inputs()}
+    return torch.float16 if types.get("pixel_values") == "tensor(float16)" else torch.float32
+
+
+def _check_inputs(folder: Path, task: Task, wanted: Iterable[str], batch: Row) -> None:
+    missing = [name for name in wanted if name not in batch]
+    if any(name.startswith("past_key_values") for name in missing):
+        raise UnsupportedModelError(
+            f"{folder} holds a decoder with a cache ({task}), which score does not run: use lpc evaluate for it"
+        )
+    if missing:
+        raise DataError(f"the graph in {folder} wants {', '.join(missing)}, which the rows do not have")
+
+
+def _off_padding(outputs: Outputs, config: PreTrainedConfig, batch: Row) -> tuple[Outputs, float]:
+    """Logits without those of padding, and the loss from them; the model's own loss grows with the padding."""
+    padding = batch["attention_mask"] == 0
+    found = {name: value.float().masked_fill(padding, -torch.inf) for name, value in outputs.items()}
+    return found, float(_loss(Task.QUESTION_ANSWERING, config, found, batch))
+
+
+def _loss(task: Task, config: PreTrainedConfig, outputs: Outputs, batch: Row) -> torch.Tensor:
+    """The loss that transformers' own model computes from these outputs."""
+    if task is Task.QUESTION_ANSWERING:
+        ends = (batch["start_positions"], batch["end_positions"])
+        value = LOSS_MAPPING["ForQuestionAnswering"](outputs["start_logits"], outputs["end_logits"], *ends)
+    elif task in (Task.SEQUENCE_CLASSIFICATION, Task.IMAGE_CLASSIFICATION):
+        value = LOSS_MAPPING["ForSequenceClassification"](batch["labels"], outputs["logits"].float(), config)
+    elif task is Task.TOKEN_CLASSIFICATION:
+        value = LOSS_MAPPING["ForTokenClassification"](outputs["logits"], batch["labels"], config)
+    else:
+        value = LOSS_MAPPING["ForMaskedLM"](outputs["logits"], batch["labels"], outputs["logits"].shape[-1])
+    assert isinstance(value, torch.Tensor)
+    return value
+
+
+def _batches(rows: Rows, collate: Collator, size: int) -> Iterable[Row]:
+    for start in range(0, len(rows), size):
+        yield collate([rows[index] for index in range(start, min(start + size, len(rows)))])
+
+
+@dataclass
+class _Sums:
+    loss: float = 0.0
+    labels: int = 0
+    right: int = 0
+    has_classes: bool = field(default=True)
+
+
+def _total(
+    run: Callable[[Row], tuple[Outputs, float]], batches: Iterable[Row], row_format: RowFormat, rows: int
+) -> Score:
+    sums, task = _Sums(), row_format.task
+    for batch in batches:
+        labels = _labels(task, batch)
+        if labels == 0:
+            continue
+        outputs, loss = run(batch)
+        sums.loss += loss * labels
+        sums.labels += labels
+        right = _right(task, outputs, batch)
+        sums.has_classes &= right is not None
+        sums.right += right or 0
+    if sums.labels == 0:
+        raise DataError("no row has a label other than -100")
+    loss = sums.loss / sums.labels
+    return Score(
+        loss=loss,
+        accuracy=sums.right / sums.labels if sums.has_classes else None,
+        perplexity=exp(loss) if task in (Task.CAUSAL_LM, Task.MASKED_LM, Task.SEQ2SEQ_LM) else None,
+        rows=rows,
+        labels=sums.labels,
+    )
+
+
+def _labels(task: Task, batch: Row) -> int:
+    """How many labels the loss of a batch is the mean of."""
+    if task is Task.QUESTION_ANSWERING:
+        return len(batch["start_positions"])
+    labels = batch["labels"]
+    if task is Task.CAUSAL_LM:
+        labels = labels[:, 1:]
+    if task in (Task.SEQUENCE_CLASSIFICATION, Task.IMAGE_CLASSIFICATION):
+        return len(labels)
+    return int((labels != IGNORED).sum())
+
+
+def _right(task: Task, outputs: Outputs, batch: Row) -> int | None:
+    """How many labels of a batch are predicted; None where labels are no classes, or are a whole language's."""
+    if task in (Task.CAUSAL_LM, Task.SEQ2SEQ_LM):
+        return None
+    if task is Task.QUESTION_ANSWERING:
+        found = [outputs[f"{end}_logits"].argmax(-1) == batch[f"{end}_positions"].view(-1) for end in ("start", "end")]
+        return int((found[0] & found[1]).sum())
+    logits, labels = outputs["logits"], batch["labels"]
+    if logits.shape[-1] == 1 or labels.is_floating_point():
+        return None
+    if task in (Task.SEQUENCE_CLASSIFICATION, Task.IMAGE_CLASSIFICATION):
+        return int((logits.argmax(-1) == labels.view(-1)).sum()) if labels.numel() == len(logits) else None
+    return int(((logits.argmax(-1) == labels) & (labels != IGNORED)).sum())

@@ -1,0 +1,39 @@
+"""What a run tells: the report, the manifest, curves."""
+
+from lpc.report.curve import Panel, Point, draw
+from lpc.report.manifest import complete, record, write_manifest
+from lpc.report.report import (
+    HeldOut,
+    Measure,
+    Merging,
+    PredictedLatency,
+    Report,
+    heldout_rows,
+    runs_on,
+    show_measure,
+    size_rows,
+    speed_rows,
+    table,
+)
+from lpc.report.untouched import untouched
+
+__all__ = [
+    "HeldOut",
+    "Measure",
+    "Merging",
+    "Panel",
+    "Point",
+    "PredictedLatency",
+    "Report",
+    "complete",
+    "draw",
+    "heldout_rows",
+    "record",
+    "runs_on",
+    "show_measure",
+    "size_rows",
+    "speed_rows",
+    "table",
+    "untouched",
+    "write_manifest",
+]

@@ -1,0 +1,194 @@
+"""The budget: what the compact model may cost at most, in one measure or several at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, TypeAlias
+
+from passes.errors import OptionError
+from passes.graph import Kept
+
+Amount: TypeAlias = "float | int | str"
+"""A fraction of the dense model (a float between 0 and 1), or an absolute amount: a number or a text such as 3.5B."""
+
+MEASURES = ("parameters", "macs", "weight_bytes", "kv_cache_bytes", "latency")
+RUNTIMES = ("onnxruntime-cpu",)
+
+_COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+_BYTES = {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
+_TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+_SUFFIXES = {
+    "parameters": _COUNTS, "macs": _COUNTS, "weight_bytes": _BYTES, "kv_cache_bytes": _BYTES, "latency": _TIMES,
+}  # fmt: skip
+_AMOUNT = re.compile(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What a served model does for one batch: read ``prefill`` tokens at once, then write ``decode`` tokens one by one.
+
+    Its latency is the seconds of that: one prefill call and ``decode`` calls of one token, at the mean past length
+    ``prefill + decode // 2``.
+    """
+
+    batch: int = 1
+    prefill: int = 128
+    decode: int = 32
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise OptionError(f"a workload's batch must be at least 1, got {self.batch}")
+        if self.prefill < 0 or self.decode < 0 or not self.prefill + self.decode:
+            raise OptionError(
+                f"a workload's prefill and decode are numbers of tokens, got {self.prefill} and {self.decode}"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Workload:
+        """``BATCHxPREFILL+DECODE``, such as 1x128+32. Raises OptionError."""
+        found = re.fullmatch(r"(\d+)x(\d+)\+(\d+)", text.strip())
+        if found is None:
+            raise OptionError(f"workload {text!r}: write it as BATCHxPREFILL+DECODE, such as 1x128+32")
+        batch, prefill, decode = map(int, found.groups())
+        return cls(batch=batch, prefill=prefill, decode=decode)
+
+    def __str__(self) -> str:
+        return f"{self.batch}x{self.prefill}+{self.decode}"
+
+
+class LatencyModel(Protocol):
+    """Predicts the seconds that a workload takes on one machine and runtime, for any choice of kept counts.
+
+    The prediction is additive: a constant (embedding and head), and a term a dimension that depends on its kept count
+    alone (a layer's attention by its heads, a layer's MLP by its channels).
+    """
+
+    def seconds(self, kept: Kept) -> float:
+        """Seconds of the workload."""
+        ...
+
+    def dimension_seconds(self, name: str, count: float) -> float:
+        """The term of one dimension that keeps ``count`` units, 0 for dimensions that do not enter."""
+        ...
+
+
+@dataclass(frozen=True)
+class Limit:
+    """At most ``bound`` of a measure, in its own unit (parameters, MACs a token, bytes, seconds)."""
+
+    measure: str
+    bound: float
+    asked: str
+
+    def __str__(self) -> str:
+        return self.asked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What the compact model may cost at most; several limits hold together.
+
+    An amount is a fraction of the dense model (a float between 0 and 1) or absolute: a whole number, or a text with a
+    unit ("3.5B" parameters or MACs a token; "7GB" of weights; "64KiB" of key-value cache a token; "12ms").
+    ``latency`` is that of the workload ``at`` on this machine, in ``runtime``; see docs/latency.md.
+    """
+
+    parameters: Amount | None = None
+    macs: Amount | None = None
+    weight_bytes: Amount | None = None
+    kv_cache_bytes: Amount | None = None
+    latency: Amount | None = None
+    at: Workload = Workload()
+    runtime: str = RUNTIMES[0]
+
+    def __post_init__(self) -> None:
+        if not self.asked:
+            raise OptionError(f"a budget limits at least one of {', '.join(MEASURES)}")
+        for measure, amount in self.asked.items():
+            _check_amount(measure, amount)
+        if self.runtime not in RUNTIMES:
+            raise OptionError(f"runtime {self.runtime!r} is unknown: latency is measured on {', '.join(RUNTIMES)}")
+
+    @classmethod
+    def removing(cls, ratio: float) -> Budget:
+        """The budget that removes ``ratio`` of the parameters. Raises OptionError unless 0 < ratio < 1."""
+        if not 0 < ratio < 1:
+            raise OptionError(
+                f"ratio must lie strictly between 0 and 1, got {ratio}: 0.3 removes 30 % of the parameters"
+            )
+        return cls(parameters=1 - ratio)
+
+    @classmethod
+    def parse(cls, texts: Iterable[str], at: Workload = Workload(), runtime: str = RUNTIMES[0]) -> Budget:
+        """A budget from texts such as ``parameters=0.5`` and ``latency=12ms``. Raises OptionError."""
+        amounts: dict[str, Amount] = {}
+        for text in texts:
+            measure, equals, amount = text.partition("=")
+            if not equals or measure not in MEASURES:
+                raise OptionError(f"budget {text!r}: write MEASURE=AMOUNT, with one of {', '.join(MEASURES)}")
+            if measure in amounts:
+                raise OptionError(f"the budget limits {measure} twice: {amounts[measure]} and {amount}")
+            amounts[measure] = _as_fraction(amount)
+        values: dict[str, Any] = dict(amounts)
+        return cls(**values, at=at, runtime=runtime)
+
+    @property
+    def asked(self) -> dict[str, Amount]:
+        """The amounts as they were asked for, by measure."""
+        amounts = {f.name: getattr(self, f.name) for f in fields(self) if f.name in MEASURES}
+        return {measure: amount for measure, amount in amounts.items() if amount is not None}
+
+    def limits(self, dense: Mapping[str, float]) -> tuple[Limit, ...]:
+        """The absolute limits, given what the dense model costs in each measure."""
+        return tuple(
+            Limit(measure, _absolute(measure, amount, dense[measure]), f"{measure}={amount}")
+            for measure, amount in self.asked.items()
+        )
+
+
+def _as_fraction(text: str) -> Amount:
+    """A bare number is a whole amount or, with a decimal point, a fraction, as in Python."""
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _check_amount(measure: str, amount: Amount) -> None:
+    if isinstance(amount, bool) or not isinstance(amount, float | int | str):
+        raise OptionError(f"{measure}={amount!r} is not an amount: give a fraction, a number or a text with a unit")
+    if isinstance(amount, float) and not 0 < amount < 1:
+        raise OptionError(
+            f"{measure}={amount} is not a fraction: it must lie strictly between 0 and 1; give absolute amounts as a "
+            f"whole number or a text such as {_example(measure)}"
+        )
+    if measure == "latency" and isinstance(amount, int):
+        raise OptionError(
+            f"latency={amount} has no unit: write it as in {_example(measure)}, or a fraction such as 0.5"
+        )
+    if not isinstance(amount, float) and not _parsed(measure, amount) > 0:
+        raise OptionError(f"{measure}={amount} must be positive")
+
+
+def _parsed(measure: str, amount: int | str) -> float:
+    if isinstance(amount, int):
+        return float(amount)
+    found, suffixes = _AMOUNT.fullmatch(amount.strip()), _SUFFIXES[measure]
+    if found is None or found[2].lower() not in suffixes:
+        raise OptionError(f"{measure}={amount!r} cannot be read: write it as in {_example(measure)}")
+    return float(found[1]) * suffixes[found[2].lower()]
+
+
+def _example(measure: str) -> str:
+    return {"latency": '"12ms"', "weight_bytes": '"7GB"', "kv_cache_bytes": '"64KiB"'}.get(measure, '"3.5B"')
+
+
+def _absolute(measure: str, amount: Amount, dense: float) -> float:
+    if isinstance(amount, float):
+        # Without rounding, the floating-point error of a fraction can exclude a size that meets it exactly.
+        return round(amount * dense, 3) if measure != "latency" else amount * dense
+    return _parsed(measure, amount)

@@ -1,0 +1,230 @@
+"""Compensate: solve the projections that read removed units anew, by least squares on calibration activations."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel
+
+from passes.compensation.solve import Resolver, find_sites
+from passes.compensation.streams import ModelInputs, Sides
+from passes.errors import DataError, OptionError, PostconditionError, PreconditionError
+from passes.graph import COMPENSATED, Kind
+from passes.models import (
+    Collate,
+    Parity,
+    Task,
+    base_model,
+    batches,
+    evaluation_mode,
+    fingerprint,
+    label_count,
+    lean_loss,
+    masked,
+    parameter_at,
+    rounding_tolerance,
+    sample_rows,
+    takes,
+    task_of,
+)
+from passes.pipeline import Compensation, Pass, PassResult, Program, Progress, Solved, plain, silent
+
+logger = logging.getLogger(__name__)
+
+ERROR_SLACK = 1e-6
+"""How much the error may seem to rise, relative to itself, by rounding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompensateOptions:
+    """How much calibration data is used, and how.
+
+    ``samples`` sequences (rows) of the data, drawn without replacement by ``seed``, in batches of ``batch_size``.
+    ``ridge``: λ, in units of the mean squared activation. ``residual``: where the structure allows,
+    the target makes good what the residual stream lacks already (``passes.compensation.layer_by_layer``); else it is what the dense
+    projection gives. ``guard``: where the data bear labels, take everything back
+    if the model's own loss on them has risen.
+    """
+
+    samples: int = 128
+    batch_size: int = 8
+    ridge: float = 1e-2
+    residual: bool = True
+    guard: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "batch_size"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.ridge <= 1:
+            raise OptionError(f"ridge must lie between 0 and 1, got {self.ridge}")
+
+
+@dataclass(frozen=True)
+class CompensateReport:
+    """Each projection's error before and after on the calibration data, in order of depth.
+
+    ``skipped`` names the projections that were left as they are, and why. ``layer_by_layer``: whether activations were
+    streamed through one layer at a time; ``residual`` names the projections whose target made good what the residual
+    stream lacked. ``loss_before`` and ``loss_after`` are the model's own on the calibration
+    data, where these bear labels; if it rose, everything was ``undone``.
+    """
+
+    tokens: int
+    projections: tuple[Solved, ...]
+    skipped: Mapping[str, str]
+    layer_by_layer: bool
+    residual: tuple[str, ...] = ()
+    loss_before: float | None = None
+    loss_after: float | None = None
+    undone: bool = False
+
+
+class CompensatePass(Pass):
+    """Re-solves, in order of depth, every projection that reads removed units.
+
+    It is for models that were not tuned since their units were masked: tuning finds a better place than the dense
+    model's outputs, and being drawn back to them costs (docs/recovery.md has numbers). ``CompensateOptions.guard`` sees
+    to it.
+
+    The inputs X' are those of the pruned model, compensated so far; the target Y is what the same projection gives in
+    the dense model: masks off, adapter off, weights as they were. ``passes.algebra.least_squares`` has the formula. Only
+    weights of kept units change, and biases where there are any, so that shrinking still cuts what is masked.
+
+    ``data`` yields the model's inputs; ``collate`` makes a batch of them (default: stack). ``keep_originals``: the
+    program carries the old weights, for a teacher that is to be the dense model (``passes.tuning.distill``).
+    """
+
+    name = "compensate"
+
+    def __init__(
+        self,
+        data: Dataset[dict[str, torch.Tensor]],
+        options: CompensateOptions = CompensateOptions(),
+        progress: Progress = silent,
+        collate: Collate | None = None,
+        *,
+        keep_originals: bool = False,
+    ) -> None:
+        self._data, self._options, self._progress, self._collate = data, options, progress, collate
+        self._keep_originals = keep_originals
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The options as plain values."""
+        return dict(plain(self._options))
+
+    def requires(self, program: Program) -> None:
+        """A traced program with masks, not compensated before."""
+        if program.graph is None or program.masks is None:
+            raise PreconditionError("pass 'compensate' needs masks: run TunePass or ReplayPass first")
+        if program.compensation is not None:
+            raise PreconditionError("pass 'compensate' has run on this program already")
+        whole = [d.name for d in program.graph.dimensions if d.kind.is_depth or d.kind is Kind.HIDDEN]
+        if whole:
+            raise OptionError(
+                f"compensation solves for heads, channels and experts, not where {whole[0]} go: leave it out"
+            )
+
+    @torch.no_grad()
+    def call(self, program: Program) -> PassResult:
+        """Solve, and write the new weights into the working copy; take them back if the model's loss has risen."""
+        assert program.masks is not None
+        model, graph, source = program.model, program.traced, fingerprint(program.model)
+        with masked(model, graph, program.masks) as hooks, evaluation_mode(model):
+            labelled = calibration_batches(model, self._data, self._options, self._collate)
+            guard = self._options.guard and set(task_of(base_model(model)).label_names) <= set(labelled[0])
+            before = _mean_loss(model, labelled, (model(**batch) for batch in labelled)) if guard else None
+            sides, rows = Sides(model, hooks, {}), unlabelled(model, labelled)
+            sites, skipped = find_sites(sides, graph, program.masks, rows[0])
+            resolver = Resolver(sides, rows, sites, residual=self._options.residual)
+            resolver.run(self._options.ridge, self._progress)
+            after = _mean_loss(model, labelled, resolver.outputs(labelled)) if guard else None
+            undone = before is not None and after is not None and not after <= before
+            if undone:
+                sides.undo()
+        report = CompensateReport(
+            resolver.tokens,
+            tuple(resolver.solved),
+            skipped,
+            resolver.layer_by_layer,
+            tuple(sorted(resolver.residual)),
+            before,
+            after,
+            undone,
+        )
+        if undone:
+            logger.warning(
+                "compensation was taken back: the loss on its own data rose from %.4f to %.4f", before, after
+            )
+            return PassResult(program, modified=False, report=report)
+        originals = sides.originals if self._keep_originals else {}
+        weights = solved_weights(model, sides.originals)
+        done = Compensation(report.projections, originals, weights, source, self.options)
+        plan = program.plan and replace(program.plan, options={**program.plan.options, COMPENSATED: self.options})
+        solved = replace(program, plan=plan, compensation=done).expecting_itself()
+        parity = Parity("compensate", resolver.difference, rounding_tolerance(graph.dtype))
+        return PassResult(solved, modified=bool(sides.originals), report=report, parity=(parity,))
+
+    def ensures(self, before: Program, after: Program) -> tuple[Parity, ...]:
+        """No projection's error on the calibration data has risen."""
+        for solved in after.compensation.solved if after.compensation else ():
+            if not solved.after <= solved.before * (1 + ERROR_SLACK):
+                raise PostconditionError(
+                    f"pass 'compensate' made {solved.projection} worse on its own calibration data: relative error "
+                    f"{solved.after:.6f} after {solved.before:.6f}"
+                )
+        return ()
+
+
+def calibration_rows(data: Dataset[dict[str, torch.Tensor]], options: CompensateOptions) -> tuple[int, ...]:
+    """Which rows a compensation looks at. Raises DataError if there are none."""
+    rows = sample_rows(len(data), options.samples, options.seed)  # type: ignore[arg-type]
+    if not rows:
+        raise DataError("there is no calibration data")
+    return rows
+
+
+def calibration_batches(
+    model: PreTrainedModel | PeftModel,
+    data: Dataset[dict[str, torch.Tensor]],
+    options: CompensateOptions,
+    collate: Collate | None,
+) -> list[ModelInputs]:
+    """These rows in batches on the model's device, labels included where there are any."""
+    more = {"use_cache": False} if takes(base_model(model), "use_cache") else {}
+    device = next(model.parameters()).device
+    made = batches(data, calibration_rows(data, options), options.batch_size, collate, device)
+    return [{**batch, **more} for batch in made]
+
+
+def unlabelled(model: PreTrainedModel | PeftModel, batches: Sequence[ModelInputs]) -> list[ModelInputs]:
+    """The batches without labels, unless the inputs follow from these."""
+    task = task_of(base_model(model))
+    unwanted = () if task is Task.SEQ2SEQ_LM else task.label_names
+    return [{name: value for name, value in batch.items() if name not in unwanted} for batch in batches]
+
+
+def _mean_loss(
+    model: PreTrainedModel | PeftModel, batches: Sequence[ModelInputs], outputs: Iterable[Mapping[str, Any]]
+) -> float:
+    """The mean over all labels of the model's own loss on the batches."""
+    task, total, labels = task_of(base_model(model)), 0.0, 0
+    with lean_loss(model):
+        for batch, output in zip(batches, outputs, strict=True):
+            count = label_count(task, batch)
+            total += float(output["loss"]) * count if count else 0.0
+            labels += count
+    return total / max(labels, 1)
+
+
+def solved_weights(model: PreTrainedModel | PeftModel, names: Collection[str]) -> dict[str, torch.Tensor]:
+    """Copies of these parameters, by plain name, on the CPU."""
+    return {name: parameter_at(model, name).detach().cpu().clone() for name in names}

@@ -1,0 +1,7 @@
+"""From data to a plan: scoring on calibration data, deciding, replaying."""
+
+from passes.decide.decide import DecidePass
+from passes.decide.replay import ReplayPass
+from passes.decide.score import ScoreOptions, ScorePass
+
+__all__ = ["DecidePass", "ReplayPass", "ScoreOptions", "ScorePass"]

@@ -1,0 +1,209 @@
+"""Score: rank the units without training, from calibration data alone, and mask the lowest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from torch.utils.data import Dataset
+
+from passes.budget import LatencyModel, Solver, Target
+from passes.criteria import (
+    AnyModel,
+    Criterion,
+    ImportanceOptions,
+    Needs,
+    criterion_named,
+    make_criterion,
+    portions,
+    room_on,
+)
+from passes.errors import DataError, ModelError, OptionError, PreconditionError
+from passes.graph import PruningGraph
+from passes.models import (
+    Collate,
+    Row,
+    base_model,
+    batches,
+    label_count,
+    lean_loss,
+    masked,
+    pieces,
+    sample_rows,
+    takes,
+    task_of,
+)
+from passes.pipeline import Pass, PassResult, Program, Progress, plain, silent
+
+HOST_TOKENS = 1024
+"""So many tokens are looked at at a time on a processor, where that is as fast as more and takes less memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """What the scores are made of.
+
+    ``samples`` rows of the data, chosen by ``seed``, in batches of ``batch_size``. The whole sample is looked at once:
+    nothing is averaged over steps, so λ (``importance.smoothing``) has no effect. ``seed`` is also that of the
+    criterion random. ``statistics_bytes``: what a criterion may hold at once of what it saw; if the model needs more,
+    its dimensions are ranked in portions, for each of which the sample is run again, with the same result. None: half
+    of what is free on a CUDA device, else 8 GiB.
+    """
+
+    criterion: str = "loraprune"
+    samples: int = 128
+    batch_size: int = 8
+    seed: int = 0
+    importance: ImportanceOptions = ImportanceOptions()
+    statistics_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "batch_size", "statistics_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise OptionError(f"{name} must be at least 1, got {value}")
+        criterion_named(self.criterion)
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """How many rows were scored, in how many batches, the model's mean loss on them, and in how many portions.
+
+    Rows and batches are 0, and the loss None, for a criterion that looks at the weights alone.
+    """
+
+    rows: int
+    batches: int
+    loss: float | None
+    portions: int = 1
+
+
+class ScorePass(Pass):
+    """Scores units on calibration data in evaluation mode, trains nothing, and masks down to the target.
+
+    ``data``, ``collate`` and ``latency`` are as in ``TunePass``. The model runs under the program's masks, if it has
+    any. It comes back as it was: the same weights, the same flags, no gradients. The loss is the mean over labels.
+    """
+
+    name = "score"
+
+    def __init__(
+        self,
+        target: Target,
+        data: Dataset[Row],
+        options: ScoreOptions = ScoreOptions(),
+        progress: Progress = silent,
+        collate: Collate | None = None,
+        latency: LatencyModel | None = None,
+    ) -> None:
+        self._target, self._data, self._options, self._progress = target, data, options, progress
+        self._collate, self._latency = collate, latency
+        self._needs = criterion_named(options.criterion).needs
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Target and options as plain values."""
+        return {"target": plain(self._target), **plain(self._options)}
+
+    def requires(self, program: Program) -> None:
+        """A traced program; with an adapter, if the criterion reads its gradients."""
+        if program.graph is None:
+            raise PreconditionError("pass 'score' needs a traced program: run TracePass first")
+        if self._needs is Needs.ADAPTER and not isinstance(program.model, PeftModel):
+            raise PreconditionError(
+                f"the criterion {self._options.criterion!r} reads the gradients of an adapter: run AttachPass first"
+            )
+
+    def call(self, program: Program) -> PassResult:
+        """Score, and leave scores and masks in the program."""
+        graph, model = program.traced, program.model
+        solver = Solver.of(self._target, graph, self._latency)
+        parts = self._portions(graph, next(model.parameters()).device)
+        scores: dict[str, torch.Tensor] = {}
+        masks = masked(model, graph, program.masks) if program.masks is not None else nullcontext()
+        with _as_it_was(model, frozen=self._needs is not Needs.ADAPTER), masks, lean_loss(model):
+            for number, part in enumerate(parts):
+                found, report = self._look(model, part, number, len(parts))
+                scores |= found
+        report = replace(report, portions=len(parts))
+        scored = replace(program, masks=solver.masks(scores), scores=scores).expecting_itself()
+        return PassResult(scored, modified=False, report=report)
+
+    def _portions(self, graph: PruningGraph, device: torch.device) -> tuple[PruningGraph, ...]:
+        held = criterion_named(self._options.criterion).held
+        if held is None:
+            return (graph,)
+        return portions(graph, partial(held, graph), self._options.statistics_bytes or room_on(device))
+
+    def _look(
+        self, model: AnyModel, graph: PruningGraph, number: int, of: int
+    ) -> tuple[dict[str, torch.Tensor], ScoreReport]:
+        """The scores of one portion of the graph, which is the ``number``th ``of`` so many."""
+        options = self._options
+        importance = replace(options.importance, smoothing=0.0)
+        criterion = make_criterion(options.criterion, graph, importance, options.seed)
+        try:
+            criterion.begin(model)
+            report = self._run(model, number, of)
+            self._observe(criterion, model)
+        finally:
+            criterion.end(model)
+        return {name: score.clone() for name, score in criterion.scores.items()}, report
+
+    def _observe(self, criterion: Criterion, model: AnyModel) -> None:
+        if not criterion.observe(model):
+            raise ModelError(
+                f"the scores of the criterion {self._options.criterion!r} are not finite: check the data, or load the "
+                "model in fp32 or bf16"
+            )
+
+    def _run(self, model: AnyModel, number: int, of: int) -> ScoreReport:
+        """The forward and, where the criterion needs them, the backward passes over the sample."""
+        if self._needs is Needs.WEIGHTS:
+            return ScoreReport(0, 0, None)
+        options, count = self._options, len(cast(Any, self._data))
+        rows = sample_rows(count, options.samples, options.seed)
+        if not rows:
+            raise DataError("the calibration data has no row")
+        device, task = next(model.parameters()).device, task_of(base_model(model))
+        backward = self._needs is not Needs.ACTIVATIONS
+        quiet = {"use_cache": False} if takes(base_model(model), "use_cache") else {}
+        sample = list(batches(self._data, rows, options.batch_size, self._collate, device))
+        if device.type == "cpu" and criterion_named(options.criterion).additive:
+            sample = [piece for batch in sample for piece in pieces(batch, task, HOST_TOKENS)]
+        labels = sum(label_count(task, batch) for batch in sample)
+        total, done = 0.0, 0
+        for batch in sample:
+            with torch.set_grad_enabled(backward):
+                # each label has the same weight, whatever the batches
+                share = model(**batch, **quiet).loss * (label_count(task, batch) / max(labels, 1))
+            if backward:
+                share.backward()
+            total, done = total + float(share.detach()), done + len(next(iter(batch.values())))
+            self._progress("score", number * len(rows) + done, of * len(rows))
+        return ScoreReport(len(rows), -(-len(rows) // options.batch_size), total)
+
+
+@contextmanager
+def _as_it_was(model: AnyModel, *, frozen: bool) -> Iterator[None]:
+    """In evaluation mode, and with ``frozen`` asking for no gradient; afterwards with the flags that it had."""
+    training = [module for module in model.modules() if module.training]
+    asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval()
+    try:
+        if frozen:
+            model.requires_grad_(False)
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        for parameter in asked:
+            parameter.requires_grad_(True)

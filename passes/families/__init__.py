@@ -1,0 +1,18 @@
+"""What lpc knows of model types: attention layouts, experts, one entry a family."""
+
+from passes.families.attention import AttentionBlock, AttentionLayout, Packing, unit_kind
+from passes.families.experts import ExpertsBlock
+from passes.families.registry import FAMILIES, Family, attention_blocks, family_of, register_attention
+
+__all__ = [
+    "FAMILIES",
+    "AttentionBlock",
+    "AttentionLayout",
+    "ExpertsBlock",
+    "Family",
+    "Packing",
+    "attention_blocks",
+    "family_of",
+    "register_attention",
+    "unit_kind",
+]

@@ -1,0 +1,34 @@
+"""What can be removed and what it costs: dimensions, units, slices, masks, kept units, the plan. Knows no torch model."""
+
+from passes.graph.graph import Cost, Dimension, PruningGraph, Slice, Stream, Width
+from passes.graph.kept import Kept, count_of
+from passes.graph.kinds import Kind, Role
+from passes.graph.masks import Masks, full_masks
+from passes.graph.names import LANE, layer_path, layer_prefix, layerless
+from passes.graph.plan import COMPENSATED, MEANINGFUL, MEANINGFUL_WHERE_SET, Plan
+from passes.graph.renumber import Renumbering, present
+
+__all__ = [
+    "COMPENSATED",
+    "LANE",
+    "MEANINGFUL",
+    "MEANINGFUL_WHERE_SET",
+    "Cost",
+    "Dimension",
+    "Kept",
+    "Kind",
+    "Masks",
+    "Plan",
+    "PruningGraph",
+    "Renumbering",
+    "Role",
+    "Slice",
+    "Stream",
+    "Width",
+    "count_of",
+    "full_masks",
+    "layer_path",
+    "layer_prefix",
+    "layerless",
+    "present",
+]

@@ -1,0 +1,72 @@
+"""Stock transformers classes: the twin without weights, the configuration of a compact model, and building it.
+
+Uniform widths fit the source's own class, where that class builds its sizes from its configuration. Stock Llama refuses
+a head count that does not divide the hidden size, although nothing in the model needs that; such a model is written as
+Mistral without a sliding window, which has the same state-dict keys and computes the same function.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+import transformers
+from transformers import MistralConfig, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+ROPE_BY_LENGTH = ("dynamic", "longrope")
+"""The kinds of rotary embedding whose frequencies depend on how long the input is, not on what has which shape."""
+
+
+def twin_of(model_type: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of a configuration on the meta device: names and shapes, no memory.
+
+    Its forward pass reads no values, which meta tensors do not have: it is for following shapes, not for numbers.
+    """
+    with torch.device("meta"):
+        # Eager attention: the others inspect the values of masks.
+        twin = cast(Any, model_type)._from_config(_valueless(config), attn_implementation="eager")
+    twin.config.pad_token_id = None  # or GPT-2 looks for it in the values of its input
+    return cast(PreTrainedModel, twin)
+
+
+def _valueless(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A copy under which transformers decides nothing by the values of positions."""
+    config = copy.deepcopy(config)
+    text: Any = config.get_text_config()
+    if getattr(text, "use_cache", None) is False:
+        text.use_cache = True  # without a cache, positions are searched for packed sequences
+    rope = getattr(text, "rope_parameters", None)
+    if isinstance(rope, dict):
+        nested = rope.values() if all(isinstance(value, dict) for value in rope.values()) else (rope,)
+        for entries in nested:
+            if entries.get("rope_type") in ROPE_BY_LENGTH:
+                entries["rope_type"] = "default"
+    return config
+
+
+def stock_class(model_type: type[PreTrainedModel], config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The class that a compact configuration is for: the source's own, or Mistral's in place of Llama's."""
+    if isinstance(config, MistralConfig) and model_type.__name__.startswith("Llama"):
+        name = model_type.__name__.replace("Llama", "Mistral", 1)
+        return cast("type[PreTrainedModel]", getattr(transformers, name))
+    return model_type
+
+
+def build_stock(config: PreTrainedConfig, state: Mapping[str, torch.Tensor], like: PreTrainedModel) -> PreTrainedModel:
+    """The stock model of ``config`` that holds exactly the tensors of ``state``; everything else as in ``like``."""
+    cls = cast(Any, stock_class(type(like), config))
+    with no_init_weights():
+        model = cls._from_config(config, attn_implementation=like.config._attn_implementation)
+    return filled(model, state, like)
+
+
+def filled(model: PreTrainedModel, state: Mapping[str, torch.Tensor], like: PreTrainedModel) -> PreTrainedModel:
+    """``model`` with the tensors of ``state`` as its own, and everything that is no tensor as in ``like``."""
+    model.load_state_dict(state, assign=True)
+    model.tie_weights()
+    if getattr(like, "generation_config", None) is not None:
+        model.generation_config = like.generation_config
+    return model.requires_grad_(False).train(like.training)

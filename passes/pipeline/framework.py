@@ -1,0 +1,161 @@
+"""The pass infrastructure: how a pass is written, checked and composed."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from passes.errors import LpcError, PassError, PostconditionError, PreconditionError
+from passes.models import Parity
+from passes.pipeline.program import Program
+from passes.pipeline.records import PassRecord, measured
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+"""Told the stage's name, the steps done and the steps in total."""
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """A Progress that shows nothing."""
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """A pass's program, whether its model differs from the one that came in, and the pass's own numbers.
+
+    ``report`` is a frozen dataclass, or None; ``parity`` holds numbers that the pass could only measure on its way.
+    """
+
+    program: Program
+    modified: bool
+    report: object | None = None
+    parity: tuple[Parity, ...] = ()
+
+
+class Pass(ABC):
+    """One verb on a program.
+
+    Subclasses implement ``call`` and keep no state between calls; options are dataclass fields or constructor
+    arguments. The framework runs ``requires`` before and ``ensures`` after, measures, and appends a PassRecord to the
+    program's history.
+    """
+
+    name: ClassVar[str]
+
+    def requires(self, program: Program) -> None:  # noqa: B027 - most passes need nothing
+        """Raise PreconditionError if the program cannot be given to this pass."""
+
+    @abstractmethod
+    def call(self, program: Program) -> PassResult:
+        """Do the work and return the new program."""
+
+    def ensures(self, before: Program, after: Program) -> tuple[Parity, ...]:
+        """The parities that must hold between the program that came in and the one that goes out."""
+        return ()
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The options as plain values, for the record."""
+        return plain(self) if dataclasses.is_dataclass(self) else {}
+
+    def __call__(self, program: Program) -> PassResult:
+        """Check, run, verify and record. Raises LpcError; anything else becomes a PassError that names the pass."""
+        parities: tuple[Parity, ...] = ()
+        with measured() as measurement:
+            try:
+                self.requires(program)
+                result = self.call(program)
+                parities = (*result.parity, *self.ensures(program, result.program))
+            except LpcError:
+                raise
+            except Exception as error:
+                raise PassError(f"pass {self.name!r} failed: {type(error).__name__}: {error}") from error
+        check_parities(self.name, parities)
+        record = PassRecord(
+            name=self.name,
+            options=self.options,
+            seconds=measurement.seconds,
+            peak_memory_bytes=measurement.peak_memory_bytes,
+            modified=result.modified,
+            parity=parities,
+            report=result.report,
+        )
+        logger.info("%s: %.2f s, modified=%s", self.name, measurement.seconds, result.modified)
+        return replace(result, program=replace(result.program, history=(*result.program.history, record)))
+
+
+class PreservingPass(Pass):
+    """A pass that must not change what the program computes: its response on the probe stays the same, bit for bit."""
+
+    def requires(self, program: Program) -> None:
+        """The program must be traced and know what it computes."""
+        if program.graph is None or program.expected is None:
+            raise PreconditionError(f"pass {self.name!r} needs a traced program: run TracePass first")
+
+    def ensures(self, before: Program, after: Program) -> tuple[Parity, ...]:
+        """The program's response equals the expected one."""
+        assert before.expected is not None
+        actual = after.respond(before.expected)
+        parity = actual.compare(self.name, before.expected, tolerance=0.0)
+        if not parity.holds:
+            place = actual.first_difference(before.expected, tolerance=0.0)
+            raise PostconditionError(f"pass {self.name!r} changed what the model computes: {parity}; {place}")
+        return (parity,)
+
+
+class Sequential(Pass):
+    """Passes one after another; itself a pass. An error names the failing pass and those already run."""
+
+    name = "sequential"
+
+    def __init__(self, *passes: Pass, progress: Progress = silent) -> None:
+        self.passes = passes
+        self._progress = progress
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The names of the passes."""
+        return {"passes": [pass_.name for pass_ in self.passes]}
+
+    def __call__(self, program: Program) -> PassResult:
+        """Run the passes; each records itself, the sequence adds no record of its own."""
+        return self.call(program)
+
+    def call(self, program: Program) -> PassResult:
+        """Run the passes in order."""
+        modified = False
+        for position, pass_ in enumerate(self.passes):
+            self._progress(pass_.name, 0, 1)
+            try:
+                result = pass_(program)
+            except LpcError as error:
+                done = ", ".join(p.name for p in self.passes[:position]) or "none"
+                error.add_note(f"failing pass: {pass_.name}; already run: {done}")
+                raise
+            program, modified = result.program, modified or result.modified
+            self._progress(pass_.name, 1, 1)
+        return PassResult(program, modified)
+
+
+def check_parities(name: str, parities: tuple[Parity, ...]) -> None:
+    """Raise PostconditionError naming the pass and the first parity that does not hold."""
+    for parity in parities:
+        if not parity.holds:
+            raise PostconditionError(f"pass {name!r} failed its verification: {parity}")
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, tuples and enums as dicts, lists and strings, ready for JSON; callables are left out."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.metadata.get("record", True)}
+        return {name: plain(item) for name, item in fields.items()}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

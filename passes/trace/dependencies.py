@@ -1,0 +1,128 @@
+"""torch-pruning on the twin: which linear layers are coupled through MLPs and the residual stream.
+
+Attention blocks and mixtures of experts are opaque nodes, because torch-pruning cannot see through grouped-query
+attention (VainF/Torch-Pruning#527) or into stacked expert tensors.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+
+class Opaque(nn.Module):
+    """Stands for a block in the trace: hidden states in, hidden states out.
+
+    With ``run`` the block itself runs beside, for its other outputs and for their number.
+    """
+
+    def __init__(self, block: nn.Module, hidden_size: int, *, run: bool = True) -> None:
+        super().__init__()
+        object.__setattr__(self, "block", block)  # not a submodule: its inside is not traced
+        self.scale = nn.Parameter(torch.empty(hidden_size, device="meta"))
+        self._run = run
+        self._first = next(iter(inspect.signature(block.forward).parameters))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The hidden states, scaled, in place of the block's first output."""
+        hidden_states = args[0] if args else kwargs[self._first]
+        node = hidden_states * self.scale
+        if not self._run:
+            return node
+        with torch.no_grad():
+            outputs = self.block(*args, **kwargs)
+        return (node, *outputs[1:]) if isinstance(outputs, tuple) else node
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["block"], name)  # models ask blocks for their attributes
+
+
+class _Elementwise(tp.BasePruningFunc):  # type: ignore[misc]
+    """Tells torch-pruning the width of a norm or an opaque block, whose outputs are coupled with its inputs."""
+
+    def prune_out_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
+        return layer  # the twin itself is never cut
+
+    prune_in_channels = prune_out_channels  # torch-pruning tells by this identity that inputs and outputs are coupled
+
+    def get_out_channels(self, layer: nn.Module) -> int:
+        return int(next(layer.parameters(recurse=False)).shape[-1])
+
+    get_in_channels = get_out_channels
+
+
+class _TransposedLinear(tp.BasePruningFunc):  # type: ignore[misc]
+    """The same for Conv1D, whose weight is stored [in, out]."""
+
+    def prune_out_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
+        return layer
+
+    def prune_in_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
+        return layer
+
+    def get_out_channels(self, layer: nn.Module) -> int:
+        return int(layer.get_parameter("weight").shape[1])
+
+    def get_in_channels(self, layer: nn.Module) -> int:
+        return int(layer.get_parameter("weight").shape[0])
+
+
+@dataclass(frozen=True)
+class CoupledModule:
+    """A module coupled with a root's outputs: ``produces`` them, or consumes them; and the indices asked for."""
+
+    name: str
+    module: nn.Module
+    produces: bool
+    indices: tuple[int, ...]
+
+
+class Dependencies:
+    """torch-pruning's dependency graph of a twin whose opaque blocks are in place."""
+
+    def __init__(self, twin: nn.Module, inputs: Mapping[str, torch.Tensor]) -> None:
+        self.twin = twin
+        norms = {type(m) for m in twin.modules() if [p.dim() for p in m.parameters()] == [1] and not list(m.children())}
+        self._graph = tp.DependencyGraph().build_dependency(
+            twin,
+            example_inputs=dict(inputs),
+            forward_fn=lambda model, kwargs: _tensors(model(**kwargs)),
+            customized_pruners={Conv1D: _TransposedLinear(), **{kind: _Elementwise() for kind in norms | {Opaque}}},
+            verbose=False,
+        )
+        self._names = {module: name for name, module in twin.named_modules()}
+
+    def members(self, module: nn.Module, units: tuple[int, ...]) -> Iterator[CoupledModule]:
+        """The modules with parameters that are coupled with these outputs of ``module``, itself included."""
+        for dependency, indices in self._graph.get_pruning_group(module, self._root(module), idxs=list(units)):
+            member = dependency.target.module
+            if member in self._names and any(True for _ in member.parameters(recurse=False)):
+                produces = bool(self._graph.is_out_channel_pruning_fn(dependency.handler))
+                yield CoupledModule(self._names[member], member, produces, tuple(sorted(indices)))
+
+    def _root(self, module: nn.Module) -> Any:
+        return self._graph.get_pruner_of_module(module).prune_out_channels
+
+    def is_traced(self, module: nn.Module) -> bool:
+        """Whether the forward pass went through the module."""
+        return module in self._graph.module2node
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    return [value for value in output.values() if isinstance(value, torch.Tensor) and value.requires_grad]
+
+
+def outputs_of(module: nn.Module) -> int:
+    """The outputs of a Linear or Conv1D."""
+    shape = module.get_parameter("weight").shape
+    return int(shape[1] if isinstance(module, Conv1D) else shape[0])

@@ -1,0 +1,214 @@
+"""Trace: find the dimensions of a model, on a twin without weights.
+
+The twin is the model's own class on the meta device, so an 8B model costs no memory. The inside of attention comes from
+``passes.families.attention``, experts from ``passes.families.experts``, MLPs and the residual stream from torch-pruning. Every parameter
+of a layer must be accounted for, otherwise the model is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from passes.errors import OptionError, UnsupportedModelError
+from passes.families import AttentionBlock, ExpertsBlock, Family, attention_blocks, family_of
+from passes.graph import Dimension, Kind, PruningGraph, Role, layer_path
+from passes.models import Probe, base_model, has_own_sizes, model_class, plain_name, task_of, twin_of
+from passes.pipeline import Pass, PassResult, Program
+from passes.trace.dependencies import CoupledModule, Dependencies, Opaque
+from passes.trace.depth import DepthFinder, check_depth, depth_of
+from passes.trace.dimensions import DimensionFinder
+from passes.trace.hidden import HiddenFinder
+from passes.trace.widths import find_widths
+
+UNTRACEABLE_INPUTS = ("attention_mask", "decoder_attention_mask", "position_ids")
+"""transformers inspects their values, which meta tensors do not have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceOptions:
+    """Which dimensions to look for.
+
+    ``query_heads``: keep every KV head and prune the query heads inside its group, as many in each. ``custom_code``:
+    also allow sizes that no stock class can hold; the checkpoint then carries a modelling file. ``depth``: also whole
+    ``layers`` as units, or ``blocks``, the attention and the MLP of each layer; without some of the latter the
+    checkpoint carries a modelling file. ``hidden``: also the hidden size, whose channels all layers share.
+    """
+
+    query_heads: bool = False
+    custom_code: bool = False
+    depth: str | None = None
+    hidden: bool = False
+
+    def __post_init__(self) -> None:
+        check_depth(self.depth)
+        if self.depth is not None and self.hidden:
+            raise OptionError("depth and hidden cannot go in one run: prune one, then the result by the other")
+
+
+def options_for(dimensions: Iterable[str], *, custom_code: bool = True) -> TraceOptions:
+    """The options under which a model has the dimensions of these names, such as those of a plan."""
+    names = list(dimensions)
+    return TraceOptions(
+        query_heads=any(f".{Kind.QUERY_HEADS}" in name for name in names),
+        custom_code=custom_code,
+        depth=depth_of(names),
+        hidden=str(Kind.HIDDEN) in names,
+    )
+
+
+@dataclass(frozen=True)
+class TracePass(Pass):
+    """Finds the program's pruning graph. Leaves the model as it is."""
+
+    trace_options: TraceOptions = TraceOptions()
+    name = "trace"
+
+    def call(self, program: Program) -> PassResult:
+        """Trace the twin of the program's model and check that it has the model's own parameters."""
+        model = base_model(program.model)
+        dtype = next(model.parameters()).dtype
+        graph = trace(model.config, dtype, model_type=type(model), options=self.trace_options)
+        adapted = isinstance(program.model, PeftModel)
+        shapes = {
+            plain_name(name): tuple(parameter.shape)
+            for name, parameter in model.named_parameters()
+            if not (adapted and ".lora_" in name)
+        }
+        odd = sorted(name for name in {*graph.shapes, *shapes} if shapes.get(name) != graph.shapes.get(name))
+        if odd:
+            raise UnsupportedModelError(
+                f"this {type(model).__name__} is not what its configuration says: {odd[0]} "
+                f"has shape {shapes.get(odd[0])}, expected {graph.shapes.get(odd[0])}"
+            )
+        return PassResult(replace(program, graph=graph), modified=False)
+
+
+@torch.enable_grad()  # torch-pruning follows autograd, even if the caller is in no_grad
+def trace(
+    config: PreTrainedConfig,
+    dtype: torch.dtype | None = None,
+    *,
+    model_type: type[PreTrainedModel] | None = None,
+    options: TraceOptions = TraceOptions(),
+) -> PruningGraph:
+    """The pruning graph of a configuration; allocates no weights.
+
+    ``dtype`` is that of the weights (default: the configuration's, else fp32) and only enters the byte costs.
+    ``model_type`` is the model's class (default: the one that the configuration names). Raises UnsupportedModelError
+    with the reason when the structure cannot be proven sound to prune.
+    """
+    family, model_type = family_of(config), model_type or model_class(config)
+    _check_dense(config)
+    twin = twin_of(model_type, config)
+    shapes = {name: tuple(parameter.shape) for name, parameter in twin.named_parameters()}
+    matmuls = _matmuls(twin)
+    attention = list(attention_blocks(twin, family))
+    experts = list(_expert_blocks(twin, family))
+    finder = DimensionFinder(family, task_of(model_type), attention, options.query_heads)
+    dimensions = [*finder.attention_dimensions(), *(d for block in experts for d in block.dimensions())]
+    known = {name for each in attention for name in each.shapes} | {name for each in experts for name in each.shapes}
+    _hide_blocks(twin, attention, experts)
+    inputs = _traceable_inputs(twin)
+    layers = {layer_path(block.path) for block in attention}
+    dependencies = Dependencies(twin, inputs)
+    found, residual = finder.channel_dimensions(dependencies, layers)
+    dimensions += found
+    _check_known(shapes, known, dimensions, residual, layers)
+    ordered = sorted(dimensions, key=lambda d: (d.layer, d.kind))
+    if options.hidden:
+        ordered.append(HiddenFinder(config, shapes, attention, experts).dimension(dependencies, residual, ordered))
+    graph = _graph_of(config, dtype, shapes, matmuls, ordered, finder)
+    graph = find_widths(graph, family, config, model_type, finder.head_shapes(), custom_code=options.custom_code)
+    if options.depth is None:
+        return graph
+    fresh = twin_of(model_type, config)
+    _hide_blocks(fresh, (), experts)
+    return DepthFinder(graph, config, model_type, fresh, inputs, finder, experts).found(options.depth)
+
+
+def _graph_of(
+    config: PreTrainedConfig,
+    dtype: torch.dtype | None,
+    shapes: dict[str, tuple[int, ...]],
+    matmuls: Sequence[str],
+    dimensions: Sequence[Dimension],
+    finder: DimensionFinder,
+) -> PruningGraph:
+    """The graph of these dimensions, whose widths are still to be found."""
+    routers = [part.parameter for dimension in dimensions for part in dimension.of_role(Role.ROUTE)]
+    return PruningGraph(
+        family=config.model_type,
+        dtype=dtype or getattr(config, "dtype", None) or torch.float32,
+        shapes=shapes,
+        matmuls=tuple(dict.fromkeys((*matmuls, *routers))),
+        dimensions=tuple(dimensions),
+        widths=(),
+        untouched=finder.untouched(),
+        fixed_cache_elements=finder.fixed_cache_elements(),
+        experts_per_token=int(getattr(config, "num_experts_per_tok", 1) or 1),
+    )
+
+
+def _check_dense(config: PreTrainedConfig) -> None:
+    if has_own_sizes(config):
+        raise UnsupportedModelError(
+            "the model is already compact, its layers have sizes of their own (per_layer_config or compact in its "
+            "configuration); prune the source it came from"
+        )
+
+
+def _traceable_inputs(twin: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """One row of the probe, on the meta device."""
+    probe = Probe.of(twin).inputs
+    return {name: value[:1].to("meta") for name, value in probe.items() if name not in UNTRACEABLE_INPUTS}
+
+
+def _matmuls(twin: nn.Module) -> tuple[str, ...]:
+    """The weights that multiply activations: those of linear layers and stacks of experts; routers are to be added."""
+    names = {id(parameter): name for name, parameter in twin.named_parameters()}
+    linears = [m.get_parameter("weight") for m in twin.modules() if isinstance(m, nn.Linear | Conv1D)]
+    stacks = [parameter for parameter in twin.parameters() if parameter.dim() == 3 and parameter.shape[0] > 1]
+    return tuple(dict.fromkeys(names[id(weight)] for weight in (*linears, *stacks)))
+
+
+def _expert_blocks(twin: nn.Module, family: Family) -> Iterator[ExpertsBlock]:
+    if family.experts is not None:
+        for path, module in twin.named_modules():
+            if isinstance(getattr(module, "experts", None), nn.Module):
+                yield ExpertsBlock.read(twin, path)
+
+
+def _hide_blocks(twin: PreTrainedModel, attention: Sequence[AttentionBlock], experts: Sequence[ExpertsBlock]) -> None:
+    """Make the blocks whose inside is described opaque to the trace."""
+    hidden = twin.config.hidden_size
+    for block in attention:
+        twin.set_submodule(block.path, Opaque(twin.get_submodule(block.path), hidden))
+        if block.output_outside is not None:  # its inputs, all heads' values, need not be as many as hidden states
+            outside = twin.get_submodule(block.output_outside)
+            twin.set_submodule(block.output_outside, Opaque(outside, hidden, run=False))
+    for mixture in experts:
+        twin.set_submodule(mixture.path, Opaque(twin.get_submodule(mixture.path), hidden, run=False))
+
+
+def _check_known(
+    shapes: Mapping[str, tuple[int, ...]],
+    described: set[str],
+    dimensions: Sequence[Dimension],
+    residual: Sequence[CoupledModule],
+    layers: set[str],
+) -> None:
+    """Raise UnsupportedModelError if a layer has a parameter that nothing accounts for."""
+    known = described | {part.parameter for dimension in dimensions for part in dimension.slices}
+    known |= {f"{member.name}.{name}" for member in residual for name, _ in member.module.named_parameters()}
+    unknown = sorted(name for name in set(shapes) - known if layer_path(name) in layers)
+    if unknown:
+        raise UnsupportedModelError(
+            f"{unknown[0]} with shape {shapes[unknown[0]]} is coupled with nothing that the trace knows"
+        )

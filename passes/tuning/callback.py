@@ -1,0 +1,228 @@
+"""The Trainer callback that scores, re-masks and clips; and the state a checkpoint needs to go on from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from passes.budget import Solver
+from passes.criteria import Criterion
+from passes.errors import MissingFileError, ModelError, OptionError
+from passes.graph import Masks, PruningGraph, full_masks
+from passes.models import Adapter, MaskedModel
+from passes.pipeline import Progress, Snapshot, load_snapshots, plain, silent
+from passes.tuning.schedule import Schedule
+from passes.tuning.stages import SnapshotOptions, StagedRun, one_stage
+
+STATE_FILE = "lpc_state.safetensors"
+
+
+@dataclass(frozen=True)
+class Event:
+    """A re-masking after ``step`` optimizer steps: how many units each dimension of a width keeps from then on, in the
+    mean, by the width's name; and how many units came back.
+    """
+
+    step: int
+    widths: Mapping[str, float]
+    revived: int
+
+
+def mean_widths(graph: PruningGraph, masks: Masks) -> dict[str, float]:
+    """How many units a dimension of each width keeps, in the mean."""
+    kept = {width.name: [int(masks[d.name].sum()) for d in graph.of_width(width.name)] for width in graph.widths}
+    return {name: sum(counts) / len(counts) for name, counts in kept.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningPolicy:
+    """When and how far to mask. ``revival``: a masked unit may come back (the paper's notes; the code forbids it).
+
+    ``snapshots``: ratios at which to leave a model on the way to the solver's own target.
+    """
+
+    solver: Solver = field(metadata={"record": False})
+    schedule: Schedule
+    revival: bool = True
+    max_grad_norm: float = 1.0
+    snapshots: SnapshotOptions | None = None
+
+    def __post_init__(self) -> None:
+        if not self.max_grad_norm >= 0:
+            raise OptionError(f"max_grad_norm must be 0 (no clipping) or positive, got {self.max_grad_norm}")
+
+    def course(self, steps: int) -> StagedRun:
+        """What is due after each of the steps. Raises OptionError if they are too few for the snapshots."""
+        if self.snapshots is None:
+            return StagedRun(one_stage(self.solver, self.schedule, steps))
+        return self.snapshots.course(self.solver, self.schedule, steps, revival=self.revival)
+
+
+@dataclass
+class PruningState:
+    """What changes while training: masks, the scores that they were chosen by, events and snapshots so far, and steps
+    whose gradients were not finite (fp16 scaling).
+    """
+
+    masks: dict[str, torch.Tensor]
+    chosen_by: dict[str, torch.Tensor] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    snapshots: list[Snapshot] = field(default_factory=list)
+    skipped: int = 0
+
+
+class PruningCallback(TrainerCallback):  # type: ignore[misc]
+    """Prunes progressively while a transformers Trainer trains the adapters.
+
+    Until the last event, before each optimizer step, the criterion sees the accumulated, all-reduced, unscaled and
+    unclipped gradients, and only then are they clipped here: so the Trainer itself must not clip (``max_grad_norm=0``).
+    After a step at which an event is due, the masks are set anew. The state is saved beside each Trainer checkpoint.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        graph: PruningGraph,
+        criterion: Criterion,
+        policy: PruningPolicy,
+        progress: Progress = silent,
+        start: PruningState | None = None,
+    ) -> None:
+        self._model, self._graph, self._criterion, self._policy = model, graph, criterion, policy
+        self._progress = progress
+        self._course: StagedRun | None = None
+        self._hooks: MaskedModel | None = None
+        self.state = start or PruningState(full_masks(graph))
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Lay out the events and put the masks on."""
+        if args.max_grad_norm:
+            raise OptionError(
+                f"the Trainer clips at {args.max_grad_norm} before scores are read; set its max_grad_norm=0 "
+                "and give the value to PruningPolicy"
+            )
+        self._course = self._policy.course(state.max_steps)
+        self._hooks = MaskedModel(self._model, self._graph)
+        self._hooks.set(self.state.masks)
+        if self._course.last_event:
+            self._criterion.begin(self._model)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Show the gradients to the criterion, then clip them."""
+        if not self._observe(state.global_step + 1, kwargs.get("optimizer")):
+            if not args.fp16:
+                raise ModelError(
+                    f"the gradients of step {state.global_step + 1} are not finite: lower the learning rate, "
+                    "or check the data"
+                )
+            self.state.skipped += 1
+        if self._policy.max_grad_norm:
+            trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+            torch.nn.utils.clip_grad_norm_(trained, self._policy.max_grad_norm)
+
+    def _observe(self, step: int, optimizer: Any) -> bool:
+        """Score, as long as an event is to come; whether the gradients are finite."""
+        if self._course is None or step <= self._course.last_event:
+            # accelerate's optimizer unscales the gradients of its own parameters only
+            scaler = getattr(optimizer, "scaler", None)
+            return self._criterion.observe(self._model, scaler.get_scale() if scaler is not None else 1.0)
+        self._criterion.end(self._model)
+        grads = [p.grad for p in self._model.parameters() if p.requires_grad and p.grad is not None]
+        return bool(torch.isfinite(torch.nn.utils.get_total_norm(grads)))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Take a snapshot if one is due, then re-mask if an event is; where a stage ends, the next one's first is."""
+        assert self._course is not None
+        step, ratio = state.global_step, self._course.ends.get(state.global_step)
+        if ratio is not None and self._policy.snapshots is not None:
+            self.state.snapshots.append(self._snapshot(ratio, step))
+        among = None if self._policy.revival else self.state.masks
+        masks = self._course.masks(step, self._criterion.scores, among=among)
+        if masks is not None:
+            self._mask(step, masks)
+        self._progress("tune", step, state.max_steps)
+
+    def _snapshot(self, ratio: float, step: int) -> Snapshot:
+        return Snapshot(ratio, step, self.state.masks, self.state.chosen_by, Adapter.of(self._model))
+
+    def _mask(self, step: int, masks: dict[str, torch.Tensor]) -> None:
+        revived = sum(int((mask & ~self.state.masks[name]).sum()) for name, mask in masks.items())
+        self.state.events.append(Event(step, mean_widths(self._graph, masks), revived))
+        self.state.masks = masks
+        self.state.chosen_by = {name: score.clone() for name, score in self._criterion.scores.items()}
+        assert self._hooks is not None
+        self._hooks.set(masks)
+
+    def masks_off(self) -> AbstractContextManager[None]:
+        """A context in which the masks let everything through."""
+        return self._hooks.off() if self._hooks is not None else nullcontext()
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Take the masks off; the program carries them from here."""
+        self.close()
+
+    def close(self) -> None:
+        """Take off what this callback put on the model; also to be called when training fails."""
+        if self._hooks is not None:
+            self._hooks.remove()
+        self._criterion.end(self._model)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Save scores, masks, events and snapshots beside the checkpoint that the Trainer just wrote."""
+        if state.is_world_process_zero:
+            self.save(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+
+    def save(self, folder: Path) -> None:
+        """Write the state into a checkpoint folder."""
+        tensors = {f"score.{name}": score for name, score in self._criterion.scores.items()}
+        tensors |= {f"mask.{name}": mask for name, mask in self.state.masks.items()}
+        tensors |= {f"chosen_by.{name}": score for name, score in self.state.chosen_by.items()}
+        names = [width.name for width in self._graph.widths]
+        rows = [[e.step, e.revived, *(e.widths[name] for name in names)] for e in self.state.events]
+        tensors["events"] = torch.tensor(rows, dtype=torch.float64).reshape(-1, 2 + len(names))
+        tensors["skipped"] = torch.tensor([self.state.skipped])
+        save_file(tensors, folder / STATE_FILE, metadata={"run": self._run()})
+        for snapshot in self.state.snapshots:
+            snapshot.save(folder)
+
+    def _run(self) -> str:
+        target = plain(self._policy.solver.target)
+        run = {"criterion": type(self._criterion).__name__, "target": target, **plain(self._policy)}
+        return json.dumps(run, sort_keys=True)
+
+    def restore(self, folder: Path) -> None:
+        """Go on from a checkpoint folder.
+
+        Raises MissingFileError if it was not written by this callback, OptionError if by a run with other options.
+        """
+        if not (folder / STATE_FILE).is_file():
+            raise MissingFileError(f"there is no {STATE_FILE} in {folder}: it is not a checkpoint of a pruning run")
+        with safe_open(folder / STATE_FILE, framework="pt") as file:
+            run = (file.metadata() or {}).get("run")
+        if run != self._run():
+            raise OptionError(f"{folder} is from a run with other options ({run}); go on with those, or start anew")
+        tensors = load_file(folder / STATE_FILE)
+        for dimension in self._graph.dimensions:
+            self._criterion.scores[dimension.name].copy_(tensors[f"score.{dimension.name}"])
+            self.state.masks[dimension.name] = tensors[f"mask.{dimension.name}"]
+            if f"chosen_by.{dimension.name}" in tensors:
+                self.state.chosen_by[dimension.name] = tensors[f"chosen_by.{dimension.name}"]
+        names = [width.name for width in self._graph.widths]
+        self.state.events = [
+            Event(int(step), dict(zip(names, counts, strict=True)), int(revived))
+            for step, revived, *counts in tensors["events"].tolist()
+        ]
+        self.state.skipped = int(tensors["skipped"])
+        self.state.snapshots = load_snapshots(folder, Adapter.of(self._model).config)

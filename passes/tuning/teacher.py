@@ -1,0 +1,75 @@
+"""The teacher of self-distillation: the dense model that the tuned one came from, inside the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from passes.models import evaluation_mode, parameter_at, replaced, swapped
+
+Teacher: TypeAlias = "Callable[[Mapping[str, Any]], Mapping[str, Any]]"
+"""Answers a batch with a model's outputs, by name."""
+
+
+class FrozenBase:
+    """Answers as the model did before tuning: masks off, no dropout, no gradients, and no second copy in memory.
+
+    The adapter is off, or, where it was there before (its B is not zero), as it was when this object was made.
+    ``masks_off`` is a context in which masks let everything through; ``originals`` are weights that a compensation has
+    replaced, by plain name.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        masks_off: Callable[[], AbstractContextManager[None]],
+        originals: Mapping[str, torch.Tensor],
+    ) -> None:
+        self._model, self._masks_off, self._originals = model, masks_off, originals
+        adapter = [(name, p) for name, p in model.named_parameters() if p.requires_grad and ".lora_" in name]
+        trained = any(bool(parameter.any()) for name, parameter in adapter if ".lora_B." in name)
+        self._start = [(parameter, parameter.detach().clone()) for _, parameter in adapter] if trained else []
+
+    def __call__(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The dense model's outputs."""
+        with self.on():
+            outputs: Mapping[str, Any] = self._model(**inputs)
+        return outputs
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """The model is the teacher, inside the block."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(evaluation_mode(self._model))
+            stack.enter_context(self._masks_off())
+            stack.enter_context(swapped(self._start) if self._start else self._model.disable_adapter())
+            stack.enter_context(replaced(self._model, self._there()))
+            yield
+
+    def _there(self) -> Mapping[str, torch.Tensor]:
+        """The originals where the model is, brought there once."""
+        device = next(self._model.parameters()).device
+        if any(tensor.device != device for tensor in self._originals.values()):
+            self._originals = {
+                name: tensor.to(parameter_at(self._model, name).device) for name, tensor in self._originals.items()
+            }
+        return self._originals
+
+
+class OtherModel:
+    """A second model in memory as the teacher. It comes back with the training flags it had."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def __call__(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The model's outputs."""
+        with torch.no_grad(), evaluation_mode(self._model):
+            outputs: Mapping[str, Any] = self._model(**inputs)
+        return outputs

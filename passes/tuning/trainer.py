@@ -1,0 +1,81 @@
+"""What all training shares: a Trainer that leaves the caller's random states and the model's configuration alone."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+
+from passes.tuning.distill import DistillOptions, DistillTrainer
+from passes.tuning.rates import RatedTrainer
+from passes.tuning.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """How a training went: (step, mean loss since the last entry), and seconds in all and in the teacher's passes."""
+
+    losses: tuple[tuple[int, float], ...]
+    seconds: float
+    teacher_seconds: float
+
+    @property
+    def teacher_share(self) -> float:
+        """The share of the time that the teacher took."""
+        return self.teacher_seconds / self.seconds
+
+
+def train(
+    model: PeftModel,
+    arguments: TrainingArguments,
+    callback: TrainerCallback,
+    *,
+    rates: Sequence[float] | None = None,
+    teacher: Teacher | None = None,
+    distill: DistillOptions | None = None,
+    resume_from: Path | None = None,
+    **data: Any,
+) -> TrainingRun:
+    """Train with the transformers Trainer, against a teacher if there is one. ``data``: as the Trainer takes it.
+
+    ``rates``: the factor on the peak rate at each step (default: the curve that the arguments name).
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_random_states_kept())
+        stack.enter_context(torch.enable_grad())
+        # The Trainer switches this off for good, and the configuration goes into the saved checkpoint.
+        if hasattr(model.config, "use_cache"):
+            stack.callback(setattr, model.config, "use_cache", model.config.use_cache)
+        values = {"factors": rates, "model": model, "args": arguments, "callbacks": [callback], **data}
+        if teacher is not None and distill is not None:
+            trainer = DistillTrainer(teacher=teacher, distill=distill, **values)
+        else:
+            trainer = RatedTrainer(**values)
+        trainer.remove_callback(PrinterCallback)
+        start = time.perf_counter()
+        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        seconds = time.perf_counter() - start
+    history: Sequence[dict[str, float]] = trainer.state.log_history
+    losses = tuple((int(row["step"]), float(row["loss"])) for row in history if "loss" in row)
+    return TrainingRun(losses, seconds, getattr(trainer, "teacher_seconds", 0.0))
+
+
+@contextmanager
+def _random_states_kept() -> Iterator[None]:
+    """The Trainer seeds Python's, numpy's and torch's global generators; the caller's own states come back."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)

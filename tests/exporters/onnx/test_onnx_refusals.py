@@ -1,0 +1,120 @@
+"""What cannot be exported, what GenAI cannot serve, and how that is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import zoo
+from conftest import build_model, build_tokenizer
+from onnx_outcome import try_export
+from transformers import BertConfig, BertModel, MambaConfig, MambaForCausalLM
+
+from exporters.onnx import OnnxOptions, export_onnx, takes_positions
+from exporters.onnx import causal as onnx_causal
+from exporters.onnx.cache import plain_shapes
+from exporters.onnx.experts import NAME, traceable_experts
+from exporters.onnx.export import kind_of
+from exporters.onnx.genai import GenaiRefusedError
+from exporters.onnx.greedy import greedy_gap
+from exporters.onnx.single import takes_token_types
+from passes.errors import UnsupportedModelError
+
+SMALL = {"vocab_size": 272, "hidden_size": 16, "num_hidden_layers": 1}
+
+
+@pytest.mark.filterwarnings("ignore")  # Mamba tells that its kernels are not installed
+def test_model_without_keys_and_values_is_refused_with_the_reason() -> None:
+    model = MambaForCausalLM(MambaConfig(**SMALL, state_size=4)).eval()
+    outcome = try_export(model, build_tokenizer())
+    assert outcome.worst_parity is None
+    assert "MambaForCausalLM (mamba) does not run with a plain cache" in str(outcome.refused)
+
+
+def test_windowed_cache_is_refused_with_the_layer() -> None:
+    model = zoo.build("gemma2")
+    with torch.no_grad():
+        cache = model(torch.ones(1, 3, dtype=torch.int64)).past_key_values
+    with pytest.raises(UnsupportedModelError, match="layer 0 keeps a DynamicSlidingWindowLayer"):
+        plain_shapes(model, cache)
+
+
+def test_classifier_that_cannot_pad_is_refused(tmp_path: Path) -> None:
+    model = zoo.build("llama-sequence-classification", pad_token_id=None)
+    with pytest.raises(UnsupportedModelError, match="no padding token is defined"):
+        export_onnx(model, None, tmp_path)
+
+
+def test_model_without_a_head_is_refused(tmp_path: Path) -> None:
+    model = BertModel(BertConfig(**SMALL, num_attention_heads=2, intermediate_size=16)).eval()
+    with pytest.raises(UnsupportedModelError, match="BertModel has no task"):
+        export_onnx(model, None, tmp_path)
+
+
+def test_builder_is_refused_for_what_is_no_decoder(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="knows only causal language models, not BertForMaskedLM"):
+        export_onnx(zoo.build("bert"), None, tmp_path, OnnxOptions(route="builder"))
+
+
+def test_package_says_so_when_genai_refuses_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise GenaiRefusedError("unknown input alibi")
+
+    monkeypatch.setattr(onnx_causal, "verify_greedy", refuse)
+    package = export_onnx(build_model("llama"), build_tokenizer(), tmp_path)
+    assert package.no_genai == "unknown input alibi"
+    assert "genai_config.json" not in package.files
+    assert {parity.name for parity in package.parity}.isdisjoint({"genai greedy tokens"})
+
+
+def test_outcome_gives_the_worst_parity() -> None:
+    outcome = try_export(build_model("qwen3"), build_tokenizer(), OnnxOptions(greedy_prompts=0))
+    assert outcome.kind == "decoder"
+    assert outcome.refused is None
+    assert outcome.no_genai is None
+    assert 0 < (outcome.worst_parity or 0) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("gpt2", "decoder"), ("vit", "single"), ("bert", "single"), ("bart", "encoder-decoder")]
+)
+def test_kind_follows_the_task(name: str, kind: str) -> None:
+    assert kind_of(zoo.build(name)) == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("gpt2", True), ("llama", True), ("bloom", False), ("falcon-mha-alibi", False)]
+)
+def test_positions_are_an_input_where_the_logits_depend_on_them(name: str, expected: bool) -> None:
+    assert takes_positions(zoo.build(name)) is expected
+
+
+def test_token_types_are_an_input_where_there_is_more_than_one() -> None:
+    assert takes_token_types(zoo.build("bert"))
+    assert not takes_token_types(zoo.build("roberta", type_vocab_size=1))
+    assert not takes_token_types(zoo.build("distilbert"))
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_unrolled_experts_equal_eager_ones_and_are_put_back(name: str) -> None:
+    model = zoo.build(name)
+    batch = zoo.inputs(model, zoo.ZOO[name])
+    model.set_experts_implementation("eager")
+    with torch.no_grad():
+        expected = model(**batch).logits
+        with traceable_experts(model):
+            assert model.config._experts_implementation == NAME
+            actual = model(**batch).logits
+    assert model.config._experts_implementation == "eager"
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_greedy_gap_is_infinite_when_tokens_are_missing() -> None:
+    class Reference:
+        sequences = torch.tensor([[5, 1, 2]])
+        logits = (torch.tensor([[0.0, 4.0, 3.0]]), torch.tensor([[0.0, 1.0, 2.0]]))
+
+    assert greedy_gap(Reference, [5, 1, 2]) == 0.0
+    assert greedy_gap(Reference, [5, 2, 2]) == 0.25
+    assert greedy_gap(Reference, [5, 1]) == float("inf")

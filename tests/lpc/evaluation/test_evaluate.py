@@ -1,0 +1,433 @@
+from __future__ import annotations
+
+import json
+import logging
+import math
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+import zoo
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from exporters.onnx import export_onnx
+from lpc.evaluation import EvaluateOptions, Evaluation, evaluate, evaluation_rows, harness
+from lpc.evaluation import evaluate as evaluate_module
+from lpc.evaluation.results import Agreement, ModelRun
+from lpc.evaluation.subjects import find_subjects
+from lpc.evaluation.tasks import read_rows
+from passes.errors import (
+    DataError,
+    LpcError,
+    MissingFileError,
+    ModelError,
+    OptionError,
+    PostconditionError,
+    TokenizerError,
+    UnsupportedModelError,
+)
+
+CONTEXT = 32
+CHOICES = [
+    {"query": "The cat sat on the", "choices": ["mat", "dog and the tree"], "gold": 0},
+    {"query": "The dog ran round the", "choices": ["cat", "tree", "mat"], "gold": 1},
+]
+BEGINNINGS = [{"context_options": ["The cat and the", "The dog"], "continuation": "sat on the mat", "gold": 1}]
+ENDINGS = [{"context": "The cat sat on the", "continuation": "mat"}]
+HELLASWAG = [
+    {
+        "ctx_a": "A man stands. [title] He",
+        "ctx_b": "runs",
+        "activity_label": "Running",
+        "endings": ["away [step] fast.", "home."],
+        "label": "1",
+    }
+]
+TASKS = {"choices": CHOICES, "beginnings": BEGINNINGS, "endings": ENDINGS, "hellaswag": HELLASWAG}
+
+TASK_YAML = """
+task: mine
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+process_docs: !function functions.upper
+output_type: multiple_choice
+doc_to_text: query
+doc_to_choice: choices
+doc_to_target: gold
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+metadata: {{version: 1.0}}
+"""
+FUNCTIONS = "def upper(docs):\n    return docs.map(lambda row: {**row, 'query': row['query'].upper()})\n"
+
+
+def write_rows(path: Path, rows: list[dict[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def output_folder(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``lpc compress`` leaves: hf/, onnx/ and a manifest that names the source (here the same model)."""
+    folder = tmp_path_factory.mktemp("evaluate") / "out"
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_folder)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
+    model.save_pretrained(folder / "hf")
+    tokenizer.save_pretrained(folder / "hf")
+    export_onnx(model, tokenizer, folder / "onnx")
+    (folder / "lpc.json").write_text(json.dumps({"source": {"path": str(tiny_model_folder)}}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def everything(
+    output_folder: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Evaluation, list[tuple[str, int, int]]]:
+    """One evaluation of everything at once, and the progress it told; its documents are longer than the context."""
+    folder = tmp_path_factory.mktemp("tasks")
+    paths = tuple(str(write_rows(folder / f"{name}.jsonl", rows)) for name, rows in TASKS.items())
+    told: list[tuple[str, int, int]] = []
+    options = EvaluateOptions(text=text_file, tasks=paths, limit=2, context_length=CONTEXT)
+    return evaluate(output_folder, options, progress=lambda *step: told.append(step)), told
+
+
+def log_likelihood(model: PreTrainedModel, context: list[int], continuation: list[int]) -> float:
+    """Of the continuation, token by token."""
+    total = 0.0
+    with torch.no_grad():
+        for position, token in enumerate(continuation):
+            ids = torch.tensor([context + continuation[:position]])
+            total += float(model(input_ids=ids).logits[0, -1].double().log_softmax(-1)[token])
+    return total
+
+
+def run_of(evaluation: Evaluation, backend: str, model: str = "pruned") -> ModelRun:
+    return next(run for run in evaluation.runs if (run.model, run.backend) == (model, backend))
+
+
+def test_dense_pruned_and_onnx_are_side_by_side(everything: tuple[Evaluation, list[tuple[str, int, int]]]) -> None:
+    evaluation, told = everything
+    runs = [(run.model, run.backend) for run in evaluation.runs]
+    assert runs == [("dense", "hf"), ("pruned", "hf"), ("pruned", "onnx"), ("pruned", "genai")]
+    assert told == [("evaluate", done, 4) for done in range(5)]
+    assert all(run.warnings == () and run.context_length == CONTEXT for run in evaluation.runs)
+
+
+def test_token_perplexity_equals_a_direct_computation_when_documents_exceed_the_context(
+    everything: tuple[Evaluation, list[tuple[str, int, int]]],
+    tiny_model_folder: Path,
+    tiny_tokenizer: PreTrainedTokenizerBase,
+    text_file: Path,
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_folder)
+    documents = [part.strip() for part in text_file.read_text().split("<|endoftext|>")[:2]]
+    total, tokens = 0.0, 0
+    for document in documents:
+        ids = tiny_tokenizer.encode(document)
+        tokens += len(ids)
+        # the first window scores CONTEXT tokens after bos; the later ones, too, but the last reaches further back
+        done = 0
+        while done < len(ids):
+            end = min(done + CONTEXT, len(ids))
+            before = [256, *ids][done : done + 1]
+            if done and end - done < CONTEXT:
+                before = ids[end - CONTEXT - 1 : done]
+            total += log_likelihood(model, before, ids[done:end])
+            done = end
+    text = run_of(everything[0], "hf").text
+    assert text is not None
+    assert (text.documents, text.tokens) == (2, tokens)
+    assert text.log_likelihood == pytest.approx(total, rel=1e-5)
+    assert text.token_perplexity == pytest.approx(math.exp(-total / tokens), rel=1e-5)
+    assert text.words == sum(len(document.split()) for document in documents)
+    assert text.word_perplexity == pytest.approx(math.exp(-total / text.words), rel=1e-4)
+    assert text.byte_perplexity == pytest.approx(math.exp(-total / tokens), rel=1e-5)  # one token a byte
+
+
+@pytest.mark.parametrize("backend", ["onnx", "genai"])
+def test_onnx_agrees_with_torch_when_windows_are_full(
+    everything: tuple[Evaluation, list[tuple[str, int, int]]], backend: str
+) -> None:
+    evaluation, _ = everything
+    agreements = [each for each in evaluation.agreements if each.backend == backend]
+    assert {each.task for each in agreements} == {"text", *TASKS}
+    assert max(max(each.total, each.worst) for each in agreements) < 1e-5
+    assert next(each.requests for each in agreements if each.task == "choices") == 5
+
+
+def test_bos_that_the_tokenizer_adds_changes_nothing(
+    everything: tuple[Evaluation, list[tuple[str, int, int]]], output_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    adding = AutoTokenizer.from_pretrained(output_folder / "hf")
+    end = "<|endoftext|>"
+    adding.backend_tokenizer.post_processor = TemplateProcessing(single=f"{end} $A", special_tokens=[(end, 256)])
+    for part in ("hf", "onnx"):
+        (tmp_path / part).mkdir()
+        for file in (output_folder / part).iterdir():
+            if not file.name.startswith("tokenizer"):
+                (tmp_path / part / file.name).symlink_to(file)
+        adding.save_pretrained(tmp_path / part)
+    assert AutoTokenizer.from_pretrained(tmp_path / "hf")("a")["input_ids"][0] == 256
+    found = evaluate(tmp_path, EvaluateOptions(text=text_file, limit=2, context_length=CONTEXT))
+    assert [run.text for run in found.runs[:2]] == [run_of(everything[0], each).text for each in ("hf", "onnx")]
+
+
+def test_choices_are_scored_by_their_log_likelihood(
+    everything: tuple[Evaluation, list[tuple[str, int, int]]],
+    tiny_model_folder: Path,
+    tiny_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_folder)
+
+    def score(question: str, answer: str) -> float:
+        return log_likelihood(model, tiny_tokenizer.encode(question), tiny_tokenizer.encode(f" {answer}"))
+
+    def best(scores: list[float]) -> int:
+        return scores.index(max(scores))
+
+    plain = [best([score(row["query"], c) for c in row["choices"]]) == row["gold"] for row in CHOICES]
+    normed = [best([score(row["query"], c) / len(c) for c in row["choices"]]) == row["gold"] for row in CHOICES]
+    begun = [best([score(b, r["continuation"]) for b in r["context_options"]]) == r["gold"] for r in BEGINNINGS]
+    values = {(s.task, s.metric): s.value for s in run_of(everything[0], "hf").scores}
+    assert values["choices", "acc"] == sum(plain) / 2
+    assert values["choices", "acc_norm"] == sum(normed) / 2
+    assert values["beginnings", "acc"] == sum(begun)
+    assert values["endings", "perplexity"] == pytest.approx(
+        math.exp(-score(ENDINGS[0]["context"], ENDINGS[0]["continuation"])), rel=1e-4
+    )
+
+
+def test_eval_json_keeps_what_lm_eval_says_and_where_it_comes_from(
+    everything: tuple[Evaluation, list[tuple[str, int, int]]], tmp_path: Path, text_file: Path
+) -> None:
+    everything[0].write(tmp_path / "eval.json")
+    values = json.loads((tmp_path / "eval.json").read_text())
+    run = values["runs"][1]["lm_eval"]
+    assert values["schema_version"] == 1
+    assert values["limit"] == 2
+    assert len(values["text_sha256"]) == 64
+    assert {"lm-eval", "torch", "onnxruntime"} <= values["versions"].keys()
+    assert run["results"]["choices"]["acc_norm,none"] == run_of(everything[0], "hf").scores[1].value
+    assert run["n-samples"]["text"] == {"original": 40, "effective": 2}
+    assert run["n-shot"]["choices"] == 0
+    assert run["configs"]["text"]["output_type"] == "loglikelihood_rolling"
+    assert "samples" not in run
+
+
+def test_table_has_a_column_a_run(everything: tuple[Evaluation, list[tuple[str, int, int]]]) -> None:
+    header, rows = evaluation_rows(everything[0].to_json())
+    assert header == ["", "dense hf", "pruned hf", "pruned onnx", "pruned genai"]
+    assert all(len(row) == 5 for row in rows)
+    assert rows[0][0] == f"token perplexity (context {CONTEXT})"
+    assert "endings acc" in [row[0] for row in rows]
+
+
+def test_numbers_that_are_not_finite_are_null_in_json(
+    everything: tuple[Evaluation, list[tuple[str, int, int]]], tmp_path: Path
+) -> None:
+    run = everything[0].runs[0]
+    assert run.text is not None
+    endless = replace(run, text=replace(run.text, word_perplexity=math.inf))
+    replace(everything[0], runs=(endless,)).write(tmp_path / "eval.json")
+    assert json.loads((tmp_path / "eval.json").read_text())["runs"][0]["text"]["word_perplexity"] is None
+
+
+def test_task_from_include_path_leaves_the_cache_alone(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    include = tmp_path / "tasks"
+    include.mkdir()
+    file = write_rows(tmp_path / "rows.jsonl", CHOICES)
+    (include / "mine.yaml").write_text(TASK_YAML.format(file=file))
+    (include / "functions.py").write_text(FUNCTIONS)
+    found = evaluate(tiny_model_folder, EvaluateOptions(tasks=("mine",), include_path=include))
+    assert [(score.task, score.metric, score.samples) for score in found.runs[0].scores] == [("mine", "acc", 2)]
+    assert (found.runs[0].model, found.runs[0].text, found.agreements) == ("model", None, ())
+    assert not cache.exists()
+    assert cache == datasets.config.HF_DATASETS_CACHE
+
+
+def test_evaluation_is_silent(
+    tiny_model_folder: Path, text_file: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    logger = logging.getLogger("lm_eval")
+    before = (logger.level, logger.propagate, list(logger.handlers))
+    evaluate(tiny_model_folder, EvaluateOptions(text=text_file, limit=1))
+    assert capfd.readouterr() == ("", "")
+    assert (logger.level, logger.propagate, list(logger.handlers)) == before
+
+
+def test_live_dense_model_is_scored_and_stays_as_it_was(
+    output_folder: Path, tiny_llama: PreTrainedModel, text_file: Path
+) -> None:
+    tiny_llama.train()
+    before = {name: value.clone() for name, value in tiny_llama.state_dict().items()}
+    found = evaluate(output_folder, EvaluateOptions(text=text_file, limit=1, backend="hf"), dense=tiny_llama)
+    dense, pruned = (run_of(found, "hf", name).text for name in ("dense", "pruned"))
+    assert dense is not None
+    assert dense == pruned
+    assert tiny_llama.training
+    assert all(torch.equal(before[name], value) for name, value in tiny_llama.state_dict().items())
+
+
+def test_truncated_requests_are_counted(output_folder: Path, tmp_path: Path) -> None:
+    rows = [{"query": "word " * 20, "choices": ["yes", "no"], "gold": 0}]
+    options = EvaluateOptions(tasks=(str(write_rows(tmp_path / "long.jsonl", rows)),), context_length=CONTEXT)
+    found = evaluate(output_folder, options)
+    assert [run.truncated for run in found.runs] == [2, 2, 2, 2]
+    assert all(each.worst < 1e-5 for each in found.agreements)
+
+
+def test_disagreement_of_backends_raises_with_the_numbers(
+    output_folder: Path, text_file: Path, tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    folder = tmp_path / "broken"
+    model = AutoModelForCausalLM.from_pretrained(output_folder / "hf")
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight *= 1.2
+    model.save_pretrained(folder / "hf")
+    tiny_tokenizer.save_pretrained(folder / "hf")
+    (folder / "onnx").symlink_to(output_folder / "onnx")
+    with pytest.raises(PostconditionError, match=r"text: log-likelihoods of model by onnx differ .* 1e-03 allowed"):
+        evaluate(folder, EvaluateOptions(text=text_file, limit=1))
+
+
+def test_agreement_with_nan_does_not_hold() -> None:
+    agreement = Agreement(
+        model="m", backend="onnx", reference="hf", task="t", requests=1, total=math.nan, worst=0.0, tolerance=1e-3
+    )
+    assert not agreement.holds
+
+
+def test_nan_weights_raise(tiny_llama: PreTrainedModel, output_folder: Path, text_file: Path) -> None:
+    with torch.no_grad():
+        tiny_llama.model.norm.weight[0] = math.nan
+    with pytest.raises(ModelError, match="not finite"):
+        evaluate(output_folder, EvaluateOptions(text=text_file, limit=1, backend="hf"), dense=tiny_llama)
+
+
+def test_source_that_is_gone_is_left_out(output_folder: Path, tmp_path: Path) -> None:
+    for source in ("/no/such/folder", "owner/hub-model"):
+        (tmp_path / "lpc.json").write_text(json.dumps({"source": {"path": source}}))
+        (tmp_path / "hf").unlink(missing_ok=True)
+        (tmp_path / "hf").symlink_to(output_folder / "hf")
+        assert [(s.model, s.backend) for s in find_subjects(tmp_path, "all", None)] == [("pruned", "hf")]
+
+
+def test_plain_onnx_folder_is_evaluated_by_both_runtimes(output_folder: Path) -> None:
+    found = find_subjects(output_folder / "onnx", "all", None)
+    assert [(s.model, s.backend) for s in found] == [("model", "onnx"), ("model", "genai")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"text": None}, OptionError, "nothing to evaluate"),
+        ({"backend": "tf"}, OptionError, "backend 'tf'"),
+        ({"limit": 0}, OptionError, "limit 0"),
+        ({"context_length": 4096}, OptionError, "at most 128"),
+        ({"include_path": Path("no-such")}, MissingFileError, "no-such"),
+        ({"text": Path("no.txt")}, MissingFileError, "no such file"),
+        ({"tasks": ("no.jsonl",)}, MissingFileError, "no such file"),
+    ],
+)
+def test_impossible_options_raise(
+    output_folder: Path, text_file: Path, changes: dict[str, object], error: type[LpcError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        evaluate(output_folder, EvaluateOptions(**{"text": text_file, "limit": 1, **changes}))  # type: ignore[arg-type]
+
+
+def test_unknown_task_raises_with_what_there_is(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # without lm-eval's own tasks: reading their 10,000 files takes 20 s
+    local = partial(harness.TaskManager, include_defaults=False)
+    monkeypatch.setattr(harness, "TaskManager", lambda include_path, include_defaults=True: local(None, include_path))
+    (tmp_path / "functions.py").write_text(FUNCTIONS)
+    (tmp_path / "mine.yaml").write_text(TASK_YAML.format(file="rows.jsonl"))
+    with pytest.raises(OptionError, match=r"unknown task no_such_task.*it defines: mine"):
+        evaluate(tiny_model_folder, EvaluateOptions(tasks=("no_such_task",), include_path=tmp_path))
+
+
+def test_two_tasks_of_one_name_raise(tiny_model_folder: Path, tmp_path: Path) -> None:
+    path = str(write_rows(tmp_path / "same.jsonl", CHOICES))
+    with pytest.raises(OptionError, match="two tasks are named same"):
+        evaluate(tiny_model_folder, EvaluateOptions(tasks=(path, path)))
+
+
+def test_missing_parts_raise(output_folder: Path, tiny_model_folder: Path, text_file: Path, tmp_path: Path) -> None:
+    options = EvaluateOptions(text=text_file, limit=1)
+    with pytest.raises(MissingFileError, match="no such folder"):
+        evaluate(tmp_path / "none", options)
+    with pytest.raises(OptionError, match="backend all cannot run"):
+        evaluate(tmp_path, options)
+    with pytest.raises(OptionError, match="backend genai cannot run"):
+        evaluate(tiny_model_folder, replace(options, backend="genai"))
+    AutoModelForCausalLM.from_pretrained(tiny_model_folder).save_pretrained(tmp_path)
+    with pytest.raises(TokenizerError, match="no tokenizer"):
+        evaluate(tmp_path, options)
+
+
+def test_models_of_other_tasks_are_refused_with_the_remedy(text_file: Path, tmp_path: Path) -> None:
+    for name in ("bert-sequence-classification", "t5"):
+        zoo.build(name).save_pretrained(tmp_path / name / "hf")
+        with pytest.raises(UnsupportedModelError, match=r"causal language models only: use lpc\.score"):
+            evaluate(tmp_path / name, EvaluateOptions(text=text_file))
+
+
+def test_broken_graph_raises_with_the_folder(tmp_path: Path, output_folder: Path, text_file: Path) -> None:
+    for file in (output_folder / "onnx").iterdir():
+        (tmp_path / file.name).write_bytes(b"broken" if file.suffix == ".onnx" else file.read_bytes())
+    with pytest.raises(ModelError, match="cannot be loaded for backend onnx"):
+        evaluate(tmp_path, EvaluateOptions(text=text_file, limit=1, backend="onnx"))
+
+
+def test_generating_task_is_refused_by_the_onnx_backend(output_folder: Path, tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", [{"question": "a", "answer": "b"}])
+    (tmp_path / "talk.yaml").write_text(
+        f"task: talk\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {file}}}}}\ntest_split: test\n"
+        "output_type: generate_until\ndoc_to_text: question\ndoc_to_target: answer\n"
+        "generation_kwargs: {until: [b], max_gen_toks: 2}\n"
+        "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n"
+    )
+    options = EvaluateOptions(tasks=("talk",), include_path=tmp_path)
+    with pytest.raises(OptionError, match="task talk generates text"):
+        evaluate(output_folder, options)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"question": "a"}, "line 2: fields question; a task row has one of"),
+        ({**CHOICES[0], "gold": 2}, "line 2: the gold answer must be a number from 0 to 1, not 2"),
+        ({**CHOICES[0], "gold": True}, "line 2: the gold answer"),
+        ({**CHOICES[0], "choices": ["one"]}, "line 2: `choices` must be a list of at least two"),
+        ({**CHOICES[0], "choices": ["one", ""]}, "line 2: `choices` must be a string with text"),
+        ({**CHOICES[0], "query": 3}, "line 2: `query` must be a string"),
+        (BEGINNINGS[0], "line 2: fields"),
+    ],
+)
+def test_bad_task_row_raises_with_its_line(tmp_path: Path, row: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_rows(write_rows(tmp_path / "rows.jsonl", [CHOICES[0], row]))
+
+
+def test_hellaswag_rows_become_lm_evals_prompt(tmp_path: Path) -> None:
+    from lm_eval.tasks.hellaswag.utils import process_docs
+
+    task = read_rows(write_rows(tmp_path / "hellaswag.jsonl", HELLASWAG))
+    theirs = process_docs(datasets.Dataset.from_list(HELLASWAG))[0]
+    assert task.rows[0] == {key: theirs[key] for key in ("query", "choices", "gold")}
+
+
+def test_context_defaults_to_what_all_models_allow(output_folder: Path) -> None:
+    subjects = find_subjects(output_folder, "all", None)
+    options = EvaluateOptions(tasks=("x",))
+    assert evaluate_module._context_length(options, subjects) == 128

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import zoo
+from conftest import build_model, build_tokenizer
+
+from exporters.onnx import Call, Graph, OnnxFolder, OnnxOptions, export_onnx
+from lpc.report import speed_rows
+from lpc.speed import BenchmarkOptions, benchmark
+from passes.errors import MissingFileError, ModelError, OptionError, UnsupportedModelError
+
+SMALL = BenchmarkOptions(
+    beyond_context=False, repeats=2, warmup=1, threads=1, batches=(1, 2), prefill_tokens=(6,), decode_pasts=(3, 500)
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An lpc output with half the KV heads, and the ONNX folder of the dense model."""
+    root = tmp_path_factory.mktemp("benchmark")
+    pruned = build_model("mistral", num_attention_heads=4, num_key_value_heads=2, sliding_window=None)
+    for model, folder in ((pruned, root / "pruned" / "onnx"), (build_model("llama"), root / "dense")):
+        export_onnx(model, build_tokenizer(), folder, OnnxOptions(greedy_prompts=0))
+    return root / "pruned", root / "dense"
+
+
+def test_benchmark_writes_the_promised_json(folders: tuple[Path, Path]) -> None:
+    pruned, dense = folders
+    seen: list[tuple[str, int, int]] = []
+    found = benchmark(pruned, dense, SMALL, lambda *step: seen.append(step))
+    written = json.loads((pruned / "benchmark.json").read_text(encoding="utf-8"))
+    assert written == json.loads(json.dumps(found.to_json()))
+    assert written["schema_version"] == 1
+    assert {(r["model"], r["phase"], r["batch"], r["tokens"], r["past"]) for r in written["runs"]} == {
+        (model, *call)
+        for model in ("dense", "pruned")
+        for call in (("prefill", 1, 6, 0), ("prefill", 2, 6, 0), ("decode", 1, 1, 3), ("decode", 2, 1, 3))
+    }
+    for run in written["runs"]:
+        assert 0 < run["ms_p10"] <= run["ms_median"] <= run["ms_p90"]
+        assert run["tokens_per_s"] == pytest.approx(1000 * run["batch"] * run["tokens"] / run["ms_median"])
+    assert seen[-1] == ("benchmark", 10, 10)
+
+
+def test_benchmark_compares_sizes_and_names_what_it_left_out(folders: tuple[Path, Path]) -> None:
+    pruned, dense = folders
+    found = benchmark(pruned, dense, SMALL)
+    assert found.ratios["kv_bytes_per_token"] == 0.5
+    assert found.models["dense"].kv_bytes_per_token == 2 * 2 * 4 * 8 * 4
+    sizes = {path: sum(each.stat().st_size for each in path.glob("model.onnx*")) for path in (pruned / "onnx", dense)}
+    assert found.ratios["file_bytes"] == sizes[pruned / "onnx"] / sizes[dense]
+    assert {"prefill_b1_t6_p0", "decode_b2_t1_p3", "load_s", "peak_memory_bytes"} <= set(found.ratios)
+    assert [(each.batch, each.past) for each in found.skipped] == [(1, 500), (2, 500)]
+    assert found.skipped[0].reason == "501 tokens are more than the model's context of 128"
+
+
+def test_benchmark_alone_has_no_ratios_and_may_go_beyond_the_context(folders: tuple[Path, Path]) -> None:
+    options = BenchmarkOptions(
+        repeats=1, warmup=0, batches=(1,), prefill_tokens=(), decode_pasts=(500,), beyond_context=True
+    )
+    found = benchmark(folders[1], options=options)
+    assert [(run.model, run.past) for run in found.runs] == [("pruned", 500)]
+    assert found.runs[0].beyond_context
+    assert not found.ratios
+    assert not found.skipped
+
+
+def test_feeds_fit_the_graph(folders: tuple[Path, Path]) -> None:
+    decoder = Graph(OnnxFolder.find(folders[0]), threads=1)
+    feeds = decoder.feeds(Call(phase="decode", batch=2, tokens=1, past=3))
+    assert feeds["past_key_values.1.value"].shape == (2, 2, 3, 8)
+    assert feeds["attention_mask"].shape == (2, 4)
+    assert feeds["position_ids"].tolist() == [[3], [3]]
+
+
+def test_benchmark_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match="no ONNX model in"):
+        benchmark(tmp_path)
+
+
+def test_benchmark_says_when_onnxruntime_refuses_the_model(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"not a model")
+    with pytest.raises(ModelError, match="cannot be read as an ONNX graph"):
+        benchmark(tmp_path, options=SMALL)
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Packages of models without a cache: a dense and a narrower text classifier, and an image classifier."""
+    root = tmp_path_factory.mktemp("single")
+    models = {
+        "dense": zoo.build("bert-sequence-classification"),
+        "narrow": zoo.build("bert-sequence-classification", intermediate_size=16),
+        "vit": zoo.build("vit"),
+    }
+    for name, model in models.items():
+        export_onnx(model, None, root / name)
+    return {name: root / name for name in models}
+
+
+def test_an_encoder_is_timed_at_its_one_call_within_its_context(single: dict[str, Path]) -> None:
+    options = BenchmarkOptions(repeats=2, warmup=0, threads=1, batches=(1, 2), prefill_tokens=(8, 512))
+    found = benchmark(single["narrow"], single["dense"], options)
+    assert {(run.model, run.phase, run.batch, run.tokens, run.past) for run in found.runs} == {
+        (model, "forward", batch, 8, 0) for model in ("dense", "pruned") for batch in (1, 2)
+    }
+    assert [(each.batch, each.tokens) for each in found.skipped] == [(1, 512), (2, 512)]
+    assert set(found.ratios) >= {"forward_b1_t8_p0", "file_bytes"}
+    assert "kv_bytes_per_token" not in found.ratios
+    assert found.models["dense"].kv_bytes_per_token == 0
+
+
+def test_an_encoder_for_which_every_length_is_too_long_is_timed_at_its_context(single: dict[str, Path]) -> None:
+    options = BenchmarkOptions(repeats=1, warmup=0, batches=(1,), prefill_tokens=(200,))
+    assert [run.tokens for run in benchmark(single["dense"], options=options).runs] == [128]
+
+
+def test_an_image_model_is_timed_on_images(single: dict[str, Path]) -> None:
+    found = benchmark(single["vit"], options=BenchmarkOptions(repeats=1, warmup=0, batches=(1, 3)))
+    assert [(run.phase, run.batch, run.tokens, run.tokens_per_s) for run in found.runs] == [
+        ("forward", 1, 0, 0),
+        ("forward", 3, 0, 0),
+    ]
+    assert speed_rows(found.to_json())[0][0] == "forward, batch 1, 1 image a row"
+
+
+def test_models_of_two_kinds_are_not_compared(single: dict[str, Path]) -> None:
+    with pytest.raises(OptionError, match="not of one kind"):
+        benchmark(single["vit"], single["dense"], SMALL)
+
+
+def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "encoder_model.onnx").write_bytes(b"")
+    with pytest.raises(UnsupportedModelError, match=r"encoder_model\.onnx and decoder_model\.onnx"):
+        benchmark(tmp_path)
+
+
+def test_positions_from_a_table_end_and_rotary_ones_do_not(folders: tuple[Path, Path], single: dict[str, Path]) -> None:
+    assert OnnxFolder.find(single["dense"]).bounded
+    assert not OnnxFolder.find(folders[1]).bounded
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"repeats": 0}, {"threads": 0}, {"batches": ()}, {"batches": (0,)}, {"prefill_tokens": (), "decode_pasts": ()}],
+)
+def test_options_refuse_impossible_values(options: dict[str, object]) -> None:
+    with pytest.raises(OptionError):
+        BenchmarkOptions(**options)

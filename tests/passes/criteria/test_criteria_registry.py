@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import zoo
+from handmade import graph_of, worn
+from workbench import build_model
+
+from passes.criteria import CRITERIA, ImportanceOptions, Needs, Random, make_criterion, register_criterion, registry
+from passes.errors import OptionError
+from passes.trace import TraceOptions, trace
+from passes.tuning import TuneOptions
+
+OPTIONS = ImportanceOptions()
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    before = dict(registry._REGISTERED)
+    yield
+    registry._REGISTERED.clear()
+    registry._REGISTERED.update(before)
+
+
+def first_weights(model, graph):
+    """The largest weight of each unit's first slice."""
+    return {d.name: torch.arange(1.0, d.size + 1) for d in graph.dimensions}
+
+
+def test_every_criterion_has_a_line_of_its_own() -> None:
+    lines = [entry.description for entry in CRITERIA.values()]
+    assert len(set(lines)) == len(lines) == 11
+    assert all(line and "\n" not in line for line in lines)
+    assert all(name == entry.name for name, entry in CRITERIA.items())
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_a_criterion_reads_the_options_that_it_says(name: str) -> None:
+    model, graph = worn("llama")
+    base = ImportanceOptions(form="square", normalise=False, quadratic=False, smoothing=0.5)
+    changes = {"form": "abs", "normalise": True, "quadratic": True, "smoothing": 0.25}
+
+    def scores(options: ImportanceOptions) -> torch.Tensor:
+        criterion = make_criterion(name, graph, options, 0)
+        criterion.begin(model)
+        batch = zoo.inputs("llama", zoo.ZOO["llama"])
+        model.zero_grad()
+        model(**batch, **zoo.labels(zoo.ZOO["llama"], batch)).loss.backward()
+        assert criterion.observe(model)
+        criterion.end(model)
+        return torch.cat(list(criterion.scores.values()))
+
+    plain = scores(base)
+    read = {key for key, value in changes.items() if not torch.equal(plain, scores(replace(base, **{key: value})))}
+    assert read == set(CRITERIA[name].reads)
+
+
+def test_a_function_of_the_user_s_own_is_a_criterion() -> None:
+    register_criterion("mine", function=first_weights)
+    assert CRITERIA["mine"].description == "The largest weight of each unit's first slice."
+    assert TuneOptions(criterion="mine").criterion == "mine"
+    model, graph = worn("llama")
+    criterion = make_criterion("mine", graph, OPTIONS, 0)
+    criterion.begin(model)
+    assert criterion.observe(model)
+    criterion.end(model)
+    assert criterion.scores["layers.0.kv_groups"].tolist() == [1, 2, 3, 4]
+
+
+def test_a_factory_of_the_user_s_own_is_a_criterion() -> None:
+    register_criterion(
+        "dice", lambda graph, options, seed: Random(graph, seed + 1), description="another seed", needs="activations"
+    )
+    graph = graph_of("llama", zoo.build("llama"))
+    mine, theirs = make_criterion("dice", graph, OPTIONS, 1), make_criterion("random", graph, OPTIONS, 2)
+    assert all(torch.equal(score, theirs.scores[name]) for name, score in mine.scores.items())
+    assert (CRITERIA["dice"].description, CRITERIA["dice"].needs) == ("another seed", Needs.ACTIVATIONS)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "match"),
+    [
+        ("taylor", {"function": first_weights}, "'taylor' is taken"),
+        ("", {"function": first_weights}, "empty"),
+        ("mine", {}, "either a factory or a function"),
+        ("mine", {"function": first_weights, "factory": Random}, "either a factory or a function"),
+        ("mine", {"function": first_weights, "needs": "luck"}, "'luck'.*weights, activations, gradients, adapter"),
+    ],
+)
+def test_an_impossible_registration_is_refused(name: str, more: dict[str, object], match: str) -> None:
+    with pytest.raises(OptionError, match=match):
+        register_criterion(name, **more)
+    assert "mine" not in CRITERIA
+
+
+@pytest.mark.parametrize(
+    ("answer", "match"),
+    [
+        ({}, r"gave nothing for layers\.0\.kv_groups.*\[4\]"),
+        ({"layers.0.kv_groups": torch.ones(3)}, r"gave \[3\] for layers\.0\.kv_groups"),
+        ({"layers.0.kv_groups": torch.tensor([1, 2, 3, -1.0])}, "below 0"),
+        ({"layers.0.kv_groups": torch.tensor([1, 2, 3, float("nan")])}, "not finite"),
+    ],
+)
+def test_an_answer_that_is_no_score_of_every_unit_is_refused(answer: dict[str, torch.Tensor], match: str) -> None:
+    register_criterion("mine", function=lambda model, graph: answer)
+    model, graph = worn("llama")
+    with pytest.raises(OptionError, match=match):
+        make_criterion("mine", graph, OPTIONS, 0).observe(model)
+
+
+def test_the_documentation_lists_every_criterion() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "criteria.md").read_text(encoding="utf-8")
+    for name, entry in CRITERIA.items():
+        assert f"| `{name}` | {entry.description.replace('|', chr(92) + '|')} | {entry.needs} |" in page
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in CRITERIA.values() if entry.widths_only])
+@pytest.mark.parametrize("options", [{"depth": "layers"}, {"hidden": True}])
+def test_criteria_that_rank_widths_only_refuse_layers_and_the_hidden_size(
+    name: str, options: dict[str, object]
+) -> None:
+    graph = trace(build_model("llama").config, options=TraceOptions(**options))
+    with pytest.raises(OptionError, match=f"'{name}' does not rank (layers|hidden): choose one of .*loraprune"):
+        make_criterion(name, graph, ImportanceOptions(), 0)
