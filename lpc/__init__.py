@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from passes.families import register_attention as register_attention
     from passes.graph import Plan as Plan
     from passes.models import LoraOptions as LoraOptions
+    from passes.models import register_auto_classes as register_auto_classes
     from passes.trace import TraceOptions as TraceOptions
     from passes.tuning import ONE_SHOT as ONE_SHOT
     from passes.tuning import DistillOptions as DistillOptions
@@ -93,6 +94,7 @@ _HOMES = {
     "Workload": "passes.budget",
     "apply": "lpc.compression",
     "compress": "lpc.compression",
+    "register_auto_classes": "passes.models",
     "compress_family": "lpc.family",
     "diff": "lpc.planning",
     "load": "lpc.source",

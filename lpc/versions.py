@@ -1,4 +1,4 @@
-"""TODO lpc.versions."""
+"""Versions of the packages that a result depends on."""
 
 from __future__ import annotations
 

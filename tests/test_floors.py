@@ -12,22 +12,45 @@ import pytest
 import lpc
 
 ROOT = Path(__file__).parent.parent
-FORBIDDEN = {"passes": {"lpc", "exporters"}, "exporters": {"lpc"}, "lpc": set()}
+PACKAGES = ("passes", "exporters", "lpc")
+ROOMS = sorted(
+    f"{package}.{path.parent.name}" for package in PACKAGES for path in (ROOT / package).glob("*/__init__.py")
+)
+"""Imports between floors and rooms run downward: ``lint-imports`` keeps that (pyproject.toml)."""
 
 
-def _imported(path: Path) -> set[str]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
-    names += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    return {name.split(".")[0] for name in names}
+def _room(module: str) -> str:
+    return ".".join(module.split(".")[:2])
 
 
-@pytest.mark.parametrize("package", FORBIDDEN)
-def test_imports_go_only_downward(package: str) -> None:
-    files = list((ROOT / package).rglob("*.py"))
-    assert files
-    for path in files:
-        assert not _imported(path) & FORBIDDEN[package], path
+def _imports(path: Path) -> list[ast.ImportFrom]:
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return [
+        node for node in nodes if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in PACKAGES
+    ]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_another_room_is_entered_by_its_surface(package: str) -> None:
+    for path in (ROOT / package).rglob("*.py"):
+        own = _room(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        for node in _imports(path):
+            assert node.module is not None
+            if _room(node.module) in ROOMS and _room(node.module) != own:
+                assert node.module in ROOMS, f"{path}:{node.lineno}: import from {_room(node.module)}, not a file in it"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_says_what_it_is_in_a_line_and_names_its_surface(room: str) -> None:
+    tree = ast.parse((ROOT / room.replace(".", "/") / "__init__.py").read_text(encoding="utf-8"))
+    said = ast.get_docstring(tree)
+    assert said
+    assert "\n" not in said
+    named = {
+        alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    surface = [ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign)]
+    assert {*surface[0]} == named if named else not surface
 
 
 def test_import_lpc_pulls_in_neither_torch_nor_transformers() -> None:

@@ -1,4 +1,4 @@
-"""TODO lpc.report.untouched."""
+"""What of a model pruning cannot touch, in words."""
 
 from __future__ import annotations
 

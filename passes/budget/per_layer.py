@@ -32,8 +32,8 @@ EXCHANGES = 400
 class LayerAllocation:
     """Counts a bundle that keep as much importance as the greedy search finds within the limits.
 
-    ``scores`` [units] a dimension must be comparable across dimensions (``passes.budget.comparison``); the best units of each
-    dimension are what its count keeps. ``polish``: also give back and exchange; needed for a final result only.
+    ``scores`` [units] a dimension must be comparable across dimensions (``passes.budget.comparison``); the best units
+    of each dimension are what its count keeps. ``polish``: also give back and exchange; for a final result only.
 
     Tables are [bundles, counts], of importance kept and for each limit of cost saved against dense; ``_now`` points at
     the current count of each bundle. Rows are padded on the right with their last entry, which is never a step.

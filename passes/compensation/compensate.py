@@ -47,8 +47,8 @@ class CompensateOptions:
 
     ``samples`` sequences (rows) of the data, drawn without replacement by ``seed``, in batches of ``batch_size``.
     ``ridge``: λ, in units of the mean squared activation. ``residual``: where the structure allows,
-    the target makes good what the residual stream lacks already (``passes.compensation.layer_by_layer``); else it is what the dense
-    projection gives. ``guard``: where the data bear labels, take everything back
+    the target makes good what the residual stream lacks already (``passes.compensation.layer_by_layer``); else it is
+    what the dense projection gives. ``guard``: where the data bear labels, take everything back
     if the model's own loss on them has risen.
     """
 
@@ -95,8 +95,8 @@ class CompensatePass(Pass):
     to it.
 
     The inputs X' are those of the pruned model, compensated so far; the target Y is what the same projection gives in
-    the dense model: masks off, adapter off, weights as they were. ``passes.algebra.least_squares`` has the formula. Only
-    weights of kept units change, and biases where there are any, so that shrinking still cuts what is masked.
+    the dense model: masks off, adapter off, weights as they were. ``passes.algebra.least_squares`` has the formula.
+    Only weights of kept units change, and biases where there are any, so that shrinking still cuts what is masked.
 
     ``data`` yields the model's inputs; ``collate`` makes a batch of them (default: stack). ``keep_originals``: the
     program carries the old weights, for a teacher that is to be the dense model (``passes.tuning.distill``).

@@ -78,8 +78,8 @@ class Obs(InputReader[Gram]):
     Of a projection with inputs X and outputs whose gradients are g a token, G = E[xxᵀ] and F = E[ggᵀ]. F measures the
     error of the output in terms of the loss: G ⊗ F is its Hessian in the projection's weight, Kronecker-factored
     (Martens & Grosse 2015, arXiv 1503.05671; for pruning van der Ouderaa et al. 2023, arXiv 2312.17244, LLM Surgeon).
-    Always the unit of least error goes first (``passes.algebra.elimination``), and W and H⁻¹ are what the units that went
-    before left of them, with H = G + λ · mean(diag G) · I and F likewise:
+    Always the unit of least error goes first (``passes.algebra.elimination``), and W and H⁻¹ are what the units that
+    went before left of them, with H = G + λ · mean(diag G) · I and F likewise:
 
         ½ tr(W_Sᵀ ([H⁻¹]_SS)⁻¹ W_S F)          S: the unit's inputs
 
@@ -91,8 +91,8 @@ class Obs(InputReader[Gram]):
     Inputs are read as the masks let them through: what stays must stand for what is masked already. Of a unit that is
     masked nothing is let through, and its score is 0.
 
-    Memory: ``held_bytes`` for all dimensions of the graph at the same time; ``passes.decide.score`` gives it one portion after
-    another. Time: O(inputs³ + outputs³) a projection, at each ``observe``.
+    Memory: ``held_bytes`` for all dimensions of the graph at the same time; ``passes.decide.score`` gives it one
+    portion after another. Time: O(inputs³ + outputs³) a projection, at each ``observe``.
     """
 
     _before_masks = False

@@ -1,4 +1,4 @@
-"""TODO passes.decide.replay."""
+"""Replay: a plan made before is used again, without data and without scores."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ class Family:
 
     ``attentions``: the kinds of attention blocks it has. ``heads``, ``kv_heads``, ``head_dim`` and ``channels`` are the
     configuration's entries that a stock class builds its sizes from, None where it has none: then a compact model of
-    other sizes needs a modelling file (``passes.shrink.build``). ``{stack}`` in a name is encoder or decoder. ``experts``
-    and ``expert_channels`` likewise. ``epsilon`` is the entry that RMS norms build theirs from. ``refused`` maps
+    other sizes needs a modelling file (``passes.shrink``). ``{stack}`` in a name is encoder or decoder. ``experts`` and
+    ``expert_channels`` likewise. ``epsilon`` is the entry that RMS norms build theirs from. ``refused`` maps
     configuration entries to values that are not supported.
     """
 

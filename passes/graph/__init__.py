@@ -1,4 +1,4 @@
-"""What can be removed and what it costs: dimensions, units, slices, masks, kept units, the plan. Knows no torch model."""
+"""What can be removed and what it costs: dimensions, units, slices, masks, the plan. Knows no torch model."""
 
 from passes.graph.graph import Cost, Dimension, PruningGraph, Slice, Stream, Width
 from passes.graph.kept import Kept, count_of

@@ -58,7 +58,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Stream:
-    """What must be known of the residual stream, beside its slices, to make it narrower (see ``passes.shrink.rescale``).
+    """What must be known of the residual stream, beside its slices, to make it narrower (``passes.shrink.rescale``).
 
     ``embedding``: the parameter of the token embedding. ``final_norm``: that of the norm whose output the head reads.
     ``companions``: norms of other values that have the same entry of the configuration as their epsilon, each with the
@@ -113,7 +113,7 @@ class Width:
 
     ``counts``: the kept counts, ascending, that are allowed; the last is the dense one. ``stock``: those that the stock
     class holds. ``entries`` are the configuration's entries that say the width, with the factor that each has;
-    ``epsilon`` is the one that must grow as the width shrinks (see ``passes.shrink.rescale``).
+    ``epsilon`` is the one that must grow as the width shrinks (``passes.shrink.rescale``).
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""TODO passes.graph.kept."""
+"""Kept: how many units, or which ones, stay in each dimension."""
 
 from __future__ import annotations
 

@@ -55,4 +55,4 @@ class Role(StrEnum):
     ROUTE = "route"
     """The rows of a router that choose the units: cut with them, scored by nothing."""
     NORM = "norm"
-    """The weight of an RMS norm over all units together, with what it takes to stay exact (see ``passes.shrink.rescale``)."""
+    """The weight of an RMS norm over all units together, with what keeps it exact (``passes.shrink.rescale``)."""

@@ -1,4 +1,4 @@
-"""TODO passes.graph.masks."""
+"""Masks: which units a forward pass lets through."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO passes.graph.names."""
+"""Names of layers and dimensions, taken apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO passes.graph.renumber."""
+"""Renumber: the names that layers, parameters and dimensions have once whole layers are gone."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from passes.models.fit import Misfit
 from passes.models.heldout import heldout_loss
 from passes.models.lean_loss import lean_loss
 from passes.models.loaded import Place, dense_weights, keep_own_head, load_model, quiet, reason, unreadable
-from passes.models.loading import install
+from passes.models.loading import register_auto_classes
 from passes.models.masks import MaskedModel, masked
 from passes.models.parameters import replaced, swapped
 from passes.models.parity import Parity, relative_difference, rounding_tolerance
@@ -56,6 +56,7 @@ from passes.models.tasks import AUTO_CLASSES, Task, check_loss, check_padding, m
 from passes.models.weights import DenseWeight, Weight, Window, stacked
 
 __all__ = [
+    "register_auto_classes",
     "ADAPTER",
     "ADAPTER_FILE",
     "AUTO_CLASSES",
@@ -103,7 +104,6 @@ __all__ = [
     "has_own_sizes",
     "headers",
     "heldout_loss",
-    "install",
     "keep_own_head",
     "label_count",
     "lean_loss",

@@ -1,4 +1,4 @@
-"""TODO passes.models.fingerprint."""
+"""The fingerprint of a model: what a plan is bound to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO passes.models.parameters."""
+"""Other tensors behind a model's own parameters, for the length of a block."""
 
 from __future__ import annotations
 

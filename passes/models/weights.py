@@ -1,4 +1,4 @@
-"""TODO passes.models.weights."""
+"""Weights as scores see them: W0 + s·BA with what stands for its gradient, window by window."""
 
 from __future__ import annotations
 
@@ -79,4 +79,5 @@ class DenseWeight:
 
 
 def stacked(tensor: torch.Tensor) -> torch.Tensor:
+    """A weight as a stack [entries, rows, columns]; a single matrix has one entry."""
     return tensor if tensor.dim() == 3 else tensor.unsqueeze(0)

@@ -41,7 +41,7 @@ class Compensation:
     """The projections that were solved, in order of depth, and how.
 
     ``weights`` are the parameters that were changed as they are after it, by plain name, on the CPU; ``originals`` as
-    they were, empty if they were not to be kept. ``source`` is the fingerprint of the model before (``passes.graph.plan``),
+    they were, empty if they were not to be kept. ``source`` is the fingerprint of the model before,
     for a plan that is made afterwards.
     """
 

@@ -1,8 +1,8 @@
 """Trace: find the dimensions of a model, on a twin without weights.
 
 The twin is the model's own class on the meta device, so an 8B model costs no memory. The inside of attention comes from
-``passes.families.attention``, experts from ``passes.families.experts``, MLPs and the residual stream from torch-pruning. Every parameter
-of a layer must be accounted for, otherwise the model is refused.
+``passes.families.attention``, experts from ``passes.families.experts``, MLPs and the residual stream from
+torch-pruning. Every parameter of a layer must be accounted for, otherwise the model is refused.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""docs/compatibility.md, written from the targets of ``exporters.runtimes.compatibility``; a test holds the two together.
+"""docs/compatibility.md, written from ``exporters.runtimes.compatibility``; a test holds the two together.
 
     python tests/matrix/compatibility_page.py
 

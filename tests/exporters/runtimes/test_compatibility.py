@@ -14,7 +14,6 @@ import zoo
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from uneven import uneven
 
 from exporters.hf import SavePass
 from exporters.hf.checkpoint import save_checkpoint
@@ -27,7 +26,7 @@ from exporters.runtimes.verdict import BY_RULE, RUN_HERE, Evidence
 from exporters.runtimes.vllm import GPUS, tensor_parallel
 from passes.errors import OptionError
 from passes.graph import Kind
-from passes.models import AUTO_CLASSES, Parity, Task, loading
+from passes.models import AUTO_CLASSES, Parity, Task
 from passes.models import FILE as MODELLING_FILE
 from passes.pipeline import PassRecord, Program, Sequential
 from passes.shrink import build_compact
@@ -74,10 +73,7 @@ def verdicts(model: PreTrainedModel, evidence: Evidence = EXPORTED) -> dict[str,
 
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
-def test_transformers_says_what_the_auto_class_does_in_fact(
-    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loading, "_class_for", lambda cls, config: cls)  # as if lpc had not been imported
+def test_transformers_says_what_the_auto_class_does_in_fact(case: str, tmp_path: Path) -> None:
     model = CASES[case]()
     save_checkpoint(model, None, tmp_path)
     auto = getattr(transformers, AUTO_CLASSES[Shape.of(model).task])
@@ -118,14 +114,6 @@ def test_shape_names_what_differs_by_layer() -> None:
     assert (shape.heads, shape.uniform, shape.needs_file) == ((3, 2), False, True)
     assert shape.differs is not None
     assert shape.differs.startswith("transformer.h.*.attn.c_attn.weight: [32, 24], [32, 36]")
-
-
-def test_the_stock_class_is_judged_by_itself_once_lpc_has_taught_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(PreTrainedModel, "__new__", PreTrainedModel.__new__)  # put back afterwards
-    loading.install()
-    shape = Shape.of(uneven("llama"))
-    assert shape.not_stock is not None
-    assert shape.needs_file
 
 
 @pytest.mark.parametrize("name", zoo.ZOO)

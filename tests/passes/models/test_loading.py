@@ -1,4 +1,4 @@
-"""After ``import lpc``, transformers' classes load compact checkpoints; for all else nothing has changed."""
+"""After ``lpc.register_auto_classes``, auto classes load compact checkpoints; for all else nothing changes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,11 @@ import torch
 import transformers
 import zoo
 from shrinking import outputs
-from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from uneven import uneven
 
 import lpc
-from passes.models import loading
+from passes.models import AUTO_CLASSES
 
 CASES = {
     "llama": "AutoModelForCausalLM",
@@ -28,33 +29,30 @@ CASES = {
 }
 
 
-def test_importing_lpc_is_enough() -> None:
-    assert lpc.__version__
-    assert loading.is_installed()
-
-
-def test_a_second_time_changes_nothing() -> None:
-    before, finders = PreTrainedModel.__new__, list(sys.meta_path)
-    loading.install()
-    assert PreTrainedModel.__new__ is before
-    assert sys.meta_path == finders
+@pytest.fixture(autouse=True)
+def _registered_as_before() -> Iterator[None]:
+    autos = [getattr(transformers, name) for name in (*AUTO_CLASSES.values(), "AutoModel")]
+    before = [(auto, dict(auto._model_mapping._extra_content)) for auto in autos]
+    yield
+    for auto, content in before:
+        auto._model_mapping._extra_content = content
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_auto_classes_and_stock_classes_load_compact_checkpoints(name: str, tmp_path: Path) -> None:
+def test_auto_classes_load_compact_checkpoints(name: str, tmp_path: Path) -> None:
     model = uneven(name, custom_code=True)
     model.save_pretrained(tmp_path)
-    stock = zoo.ZOO[name].model_class
-    for kind in (getattr(transformers, CASES[name]), stock):
-        loaded = kind.from_pretrained(tmp_path).eval()
-        assert type(loaded) is type(model)
-        assert torch.equal(outputs(loaded, name), outputs(model, name))
+    lpc.register_auto_classes(tmp_path)
+    loaded = getattr(transformers, CASES[name]).from_pretrained(tmp_path).eval()
+    assert type(loaded) is type(model)
+    assert torch.equal(outputs(loaded, name), outputs(model, name))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "vit"])
 def test_the_model_without_its_head_loads_too(name: str, tmp_path: Path) -> None:
     model = uneven(name, custom_code=True)
     model.save_pretrained(tmp_path)
+    lpc.register_auto_classes(tmp_path)
     bare = transformers.AutoModel.from_pretrained(tmp_path)
     inner = model.base_model
     assert type(bare).__name__ == f"Compact{type(inner).__name__}"
@@ -68,6 +66,8 @@ def test_the_models_inside_are_stock() -> None:
 
 
 def test_stock_models_are_as_before(tmp_path: Path) -> None:
+    uneven("llama").save_pretrained(tmp_path / "compact")
+    lpc.register_auto_classes(tmp_path / "compact")
     model = zoo.build("llama")
     assert type(model) is LlamaForCausalLM
     assert type(model.model) is transformers.LlamaModel
@@ -76,7 +76,7 @@ def test_stock_models_are_as_before(tmp_path: Path) -> None:
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert type(loaded) is LlamaForCausalLM
     assert torch.equal(outputs(loaded, "llama"), outputs(model, "llama"))
-    assert {each.name for each in tmp_path.iterdir()} == {
+    assert {each.name for each in tmp_path.iterdir() if each.is_file()} == {
         "config.json",
         "generation_config.json",
         "model.safetensors",
@@ -89,22 +89,28 @@ def test_per_layer_configurations_of_others_are_left_to_transformers() -> None:
     assert type(LlamaForCausalLM(config)) is LlamaForCausalLM
 
 
-BEFORE_TRANSFORMERS = """
+def test_a_checkpoint_of_the_usual_sizes_registers_nothing(tmp_path: Path) -> None:
+    zoo.build("llama").save_pretrained(tmp_path)
+    lpc.register_auto_classes(tmp_path)
+    assert LlamaConfig not in transformers.AutoModelForCausalLM._model_mapping._extra_content
+
+
+UNASKED = """
 import sys
-import lpc
-from passes import loading
-assert not {"torch", "transformers"} & set(sys.modules) and not loading.is_installed()
-loading.install()
-assert [type(each).__name__ for each in sys.meta_path].count("_WhenImported") == 1
-from transformers import AutoModelForCausalLM
-print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1])).__name__, loading.is_installed())
+from transformers import AutoModelForCausalLM, PreTrainedModel
+before = PreTrainedModel.__new__
+import lpc, lpc.compression
+assert PreTrainedModel.__new__ is before
+assert not [each for each in sys.meta_path if type(each).__module__.startswith(('lpc', 'passes', 'exporters'))]
+lpc.register_auto_classes(sys.argv[1])
+print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1])).__name__)
 """
 
 
-def test_lpc_may_be_imported_before_transformers(tmp_path: Path) -> None:
+def test_importing_lpc_changes_nothing_in_transformers(tmp_path: Path) -> None:
     uneven("llama").save_pretrained(tmp_path)
     environment = {**os.environ, "PYTHONPATH": str(Path(lpc.__file__).parent.parent)}
-    command = [sys.executable, "-c", BEFORE_TRANSFORMERS, str(tmp_path)]
+    command = [sys.executable, "-c", UNASKED, str(tmp_path)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.split() == ["CompactLlamaForCausalLM", "True"]
+    assert run.stdout.split() == ["CompactLlamaForCausalLM"]

@@ -3,7 +3,6 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 
-import passes.shrink.build
 import pytest
 import torch
 import zoo
@@ -13,6 +12,7 @@ from shrinking import counted, some_units
 from transformers import PreTrainedModel
 from workbench import adapted, build_model, plan_of, planned, random_kept, relative, silence_by_hand, traced
 
+import passes.shrink.build
 from passes.errors import PostconditionError, PreconditionError
 from passes.graph import PruningGraph
 from passes.models import Probe, count_parameters, masked, positions
