@@ -21,17 +21,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
-import passes.compact
-import passes.merge
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-import passes.shrink
+import passes.shrink.build
+import passes.shrink.shrink
+import passes.tuning.merge
 from exporters.hf import SavePass
 from passes.errors import LpcError
 from passes.graph import Dimension, Kind, Plan, PruningGraph, Role, layer_path
@@ -163,13 +163,13 @@ def in_cut(parameter: Callable[[Site], str | None], wrong: Callable[[torch.Tenso
     """A fault in a tensor before it is cut."""
 
     def plant(site: Site) -> Any:
-        original = passes.compact.cut
+        original = passes.shrink.build.cut
 
         def cut(tensor: torch.Tensor, parts: Any, kept: Any) -> torch.Tensor:
             this = any(part.parameter == parameter(site) for _, part in parts)
             return original(wrong(tensor, site) if this else tensor, parts, kept)
 
-        return patched(passes.compact, "cut", cut)
+        return patched(passes.shrink.build, "cut", cut)
 
     return plant
 
@@ -178,21 +178,21 @@ def in_merged(change: Callable[[torch.Tensor], None]) -> Plant:
     """A fault in the sum of one layer."""
 
     def plant(site: Site) -> Any:
-        original = passes.merge._merge_layer
+        original = passes.tuning.merge._merge_layer
 
         def merge_layer(name: str, layer: Any, adapter: str) -> None:
             original(name, layer, adapter)
             if name == site.up:
                 change(layer.get_base_layer().weight)
 
-        return patched(passes.merge, "_merge_layer", merge_layer)
+        return patched(passes.tuning.merge, "_merge_layer", merge_layer)
 
     return plant
 
 
 def in_folder(change: Callable[[Path, Site], None]) -> Plant:
     """A fault in the checkpoint on disk."""
-    return lambda site: afterwards(SavePass, lambda done, _, __: change(done.folder, site))
+    return lambda site: afterwards(SavePass, lambda done, _, __: change(cast(SavePass, done).folder, site))
 
 
 def in_file(name: Callable[[Site], str], change: Callable[[torch.Tensor], None]) -> Plant:
@@ -221,14 +221,14 @@ def other_kept(kind: str) -> Plant:
     """One unit of one layer is cut in place of its neighbour, in all its tensors."""
 
     def plant(site: Site) -> Any:
-        original, name = passes.compact.cut, getattr(site, kind).name
+        original, name = passes.shrink.build.cut, getattr(site, kind).name
 
         def cut(tensor: torch.Tensor, parts: Any, kept: Any) -> torch.Tensor:
             units, size = set(kept[name]), getattr(site, kind).size
             out = next(unit for unit in range(size) if unit in units and (unit + 1) % size not in units)
             return original(tensor, parts, {**kept, name: tuple(sorted(units - {out} | {(out + 1) % size}))})
 
-        return patched(passes.compact, "cut", cut)
+        return patched(passes.shrink.build, "cut", cut)
 
     return plant
 
@@ -287,7 +287,8 @@ MUTATIONS = (
     Mutation("merge", "one adapter passed over", in_layer("merge", lambda self, _: lambda **k: None)),
     Mutation("merge", "one channel of one layer swapped", in_merged(lambda weight: swap(weight))),
     Mutation("merge", "one bit of one weight", in_merged(lambda weight: nudge(weight))),
-    Mutation("merge", "a tensor without adapter changed", lambda site: _nudged_on_the_way(passes.merge, "check_sum")),
+    Mutation("merge", "a tensor without adapter changed",
+             lambda site: _nudged_on_the_way(passes.tuning.merge, "check_sum")),
     Mutation("merge", "one wrapper left on", lambda site: _left_on(site)),
     Mutation("shrink", "one channel of one layer swapped", in_model("shrink", lambda model, site, _: swap(
         model.get_parameter(site.up)))),
@@ -300,7 +301,7 @@ MUTATIONS = (
     Mutation("shrink", "one bit of one weight", in_model("shrink", lambda model, site, _: nudge(
         model.get_parameter(site.down)))),
     Mutation("shrink", "one bit of a tensor that is not cut", lambda site: _nudged_on_the_way(
-        passes.shrink, "build_compact")),
+        passes.shrink.shrink, "build_compact")),
     Mutation("shrink", "a stale config entry", in_model("shrink", _stale)),
     Mutation("shrink", "an entry of the config that has nothing to do with it", in_model(
         "shrink", lambda model, _, __: setattr(model.config, "rms_norm_eps", 2 * model.config.rms_norm_eps))),
@@ -350,7 +351,7 @@ class Trained(Pass):
     def call(self, program: Program) -> PassResult:
         """Set adapter, plan and masks."""
         generator, graph = torch.Generator().manual_seed(self.seed), program.traced
-        for name, layer in lora_layers(program.model).items():  # type: ignore[arg-type]
+        for name, layer in lora_layers(program.model).items():
             layer.planted = name
             weight = layer.lora_B["default"].weight
             weight.data.copy_(0.02 * torch.randn(weight.shape, generator=generator))

@@ -1,8 +1,7 @@
 """lpc: a compiler that makes trained transformers smaller.
 
-``import lpc`` is light: torch and transformers are imported when a name that needs them is first used (PEP 562). It has
-transformers' classes load checkpoints whose layers have sizes of their own (``passes.models.loading``), and keeps onnxruntime
-from reporting home (``exporters.telemetry``).
+``import lpc`` is light: torch and transformers are imported when a name that needs them is first used (PEP 562). It
+changes nothing in other libraries but one: onnxruntime is kept from reporting home (``exporters.telemetry``).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from passes.models import base_model, module_at
 
 
 @dataclass(frozen=True)
-class Call:
+class LayerCall:
     """How a layer is called: its arguments after the hidden states."""
 
     arguments: tuple[Any, ...]
@@ -71,9 +71,9 @@ class LayerStack:
         """Which layer a module lies in."""
         return int(module.removeprefix(f"{self._path}.").partition(".")[0])
 
-    def enter(self, batch: ModelInputs) -> tuple[torch.Tensor, list[Call]]:
+    def enter(self, batch: ModelInputs) -> tuple[torch.Tensor, list[LayerCall]]:
         """The hidden states before the first layer, and each layer's call; no layer is run."""
-        calls: list[Call] = []
+        calls: list[LayerCall] = []
         first: list[torch.Tensor] = []
 
         def look(layer: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
@@ -141,10 +141,10 @@ class LayerStack:
                     layer.__dict__["forward"] = was
 
 
-def _taken_apart(inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> tuple[torch.Tensor, Call]:
+def _taken_apart(inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> tuple[torch.Tensor, LayerCall]:
     rest = dict(keywords)
     hidden, *others = inputs if inputs else (rest.pop("hidden_states"),)
-    return hidden, Call(tuple(others), rest)
+    return hidden, LayerCall(tuple(others), rest)
 
 
 def _give(extras: int | None, given: torch.Tensor | None, *inputs: Any, **keywords: Any) -> Any:

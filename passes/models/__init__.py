@@ -56,7 +56,6 @@ from passes.models.tasks import AUTO_CLASSES, Task, check_loss, check_padding, m
 from passes.models.weights import DenseWeight, Weight, Window, stacked
 
 __all__ = [
-    "register_auto_classes",
     "ADAPTER",
     "ADAPTER_FILE",
     "AUTO_CLASSES",
@@ -121,6 +120,7 @@ __all__ = [
     "quiet",
     "read_json",
     "reason",
+    "register_auto_classes",
     "relative_difference",
     "replaced",
     "respond",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ def pieces(batch: Row, task: Task, tokens: int) -> list[Row]:
     return found if all(label_count(task, part) for part in found) else [batch]
 
 
-def label_count(task: Task, batch: Row) -> int:
+def label_count(task: Task, batch: Mapping[str, Any]) -> int:
     """How many labels the model's loss on a batch is the mean over: labelled tokens, or rows."""
     labels = batch.get("labels")
     if labels is None or labels.dim() < 2 or labels.is_floating_point():

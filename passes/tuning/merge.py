@@ -132,7 +132,7 @@ def check_sum(name: str, layer: LoraLayer, adapter: str, before: torch.Tensor) -
     kind = torch.finfo(merged.dtype)
     # Of the sum itself in fp64: |B||A| is at most the product of the lengths of B's rows and A's columns.
     terms = float(first.abs().max() + abs(scaling) * left.norm(dim=-1).max() * right.norm(dim=-2).max())
-    noise = (left.shape[-1] + 4) * torch.finfo(WIDE).eps * terms
+    noise = torch.full_like(exact, (left.shape[-1] + 4) * torch.finfo(WIDE).eps * terms)
     if kind.bits < 32:  # torch rounds fp64 to these by way of fp32
         noise = noise + exact.abs() * torch.finfo(torch.float32).eps / 2
     # Half the distance of the dtype's numbers where the sum lies.

@@ -28,7 +28,7 @@ with staged_folder(Path(sys.argv[1])) as stage:
 
 @pytest.fixture
 def holder(tmp_path: Path):  # type: ignore[no-untyped-def]
-    root = Path(__file__).parent.parent.parent
+    root = Path(__file__).parents[3]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "out")]
     run = subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE)

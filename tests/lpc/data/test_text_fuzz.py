@@ -36,7 +36,7 @@ from lpc.data.text import token_sequences
 from lpc.evaluation.tasks import RowTask, read_rows
 from passes.errors import DataError, LpcError
 
-CORPUS = sorted((Path(__file__).parent.parent / "corpus").iterdir())
+CORPUS = sorted((Path(__file__).parents[2] / "corpus").iterdir())
 FUZZ = settings(
     max_examples=int(os.environ.get("LPC_FUZZ", "20")),
     deadline=None,

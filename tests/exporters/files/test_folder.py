@@ -16,7 +16,7 @@ from exporters.files import UPDATE, Owned, claimed, sha256, staged_folder, swap,
 from exporters.files.folder import check_output, finish_update
 from passes.errors import OutputError, OutputExistsError
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 OWNED = Owned(
     names=frozenset({"onnx", "hf", "plan.json", "compensation.safetensors", "lpc.json"}),
     is_made=lambda folder: (folder / "lpc.json").is_file(),
@@ -167,14 +167,14 @@ def test_foreign_file_that_cannot_be_linked_is_moved_over(tmp_path: Path, monkey
     [("kill", "fresh"), ("kill", "force"), ("kill", "two renames"), ("kill", "no links"), ("fail", "force")],
 )
 def test_output_is_whole_after_a_stop_before_any_change(mode: str, kind: str) -> None:
-    run = _python("tests/exporters/kills.py", mode, kind)
+    run = _python("tests/exporters/files/kills.py", mode, kind)
     output, errors = run.communicate()
     assert run.returncode == 0, errors[-3000:]
     assert int(output) >= {"kill": 30, "fail": 20}[mode]  # moments
 
 
 def test_random_runs_with_kills_leave_the_old_or_the_new_output_and_all_foreign_files() -> None:
-    run = _python("tests/exporters/kills.py", "random", "0")
+    run = _python("tests/exporters/files/kills.py", "random", "0")
     output, errors = run.communicate()
     assert run.returncode == 0, errors[-3000:]
     assert int(output) >= 10  # of 40 died
