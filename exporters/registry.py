@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 
 from transformers import PreTrainedModel
 
-from exporters.files import is_owned
 from exporters.hf import Processor, SavePass
 from exporters.onnx import ExportPass, OnnxOptions, check_tokenizer
 from passes.errors import OptionError
@@ -32,7 +31,7 @@ class Exporter:
     what it wrote (``ensures``). ``options``: the class of the options, None where it has none. ``check`` raises, before
     anything is written, for a model (with its processor) that has no way out here.
 
-    Raises OptionError for a name that is no plain folder name, or that of something else in an output.
+    Raises OptionError for a name that is no plain folder name.
     """
 
     name: str
@@ -42,7 +41,7 @@ class Exporter:
     check: Callable[[PreTrainedModel, Processor | None], None] = lambda model, processor: None
 
     def __post_init__(self) -> None:
-        if NAME.fullmatch(self.name) is None or is_owned(Path(self.name)):
+        if NAME.fullmatch(self.name) is None:
             raise OptionError(f"the exporter name {self.name!r} cannot be that of a folder of its own: give it another")
 
 

@@ -7,7 +7,7 @@ from exporters.onnx.decoder import build_decoder, has_builder, why_not_builder
 from exporters.onnx.export import check_tokenizer, export_onnx, needs_tokenizer
 from exporters.onnx.export_pass import ExportPass, ExportReport
 from exporters.onnx.graph import GraphBuilder
-from exporters.onnx.options import DATA_FILE, MAX_OPSET, MODEL_FILE, OnnxOptions, OnnxPackage
+from exporters.onnx.options import DATA_FILE, MAX_OPSET, OnnxOptions, OnnxPackage
 from exporters.onnx.precision import FLOAT32, PRECISIONS, Precision, register_precision, torch_type
 from exporters.onnx.single import trace_single
 
@@ -15,7 +15,6 @@ __all__ = [
     "DATA_FILE",
     "FLOAT32",
     "MAX_OPSET",
-    "MODEL_FILE",
     "PRECISIONS",
     "Call",
     "ExportPass",

@@ -13,7 +13,7 @@ def test_a_plan_is_bound_to_every_entry_that_its_family_calls_meaningful(name: s
     before = fingerprint(model)
     for entry in FAMILIES[model.config.model_type].meaningful:
         value = getattr(model.config, entry)
-        setattr(model.config, entry, "another")
+        vars(model.config)[entry] = "another"  # past the checks of types
         assert fingerprint(model) != before, entry
-        setattr(model.config, entry, value)
+        vars(model.config)[entry] = value
     assert fingerprint(model) == before
