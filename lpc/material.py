@@ -50,8 +50,8 @@ class DataOptions:
     ``sequence_length`` in tokens (default: 256 for text and 512, the most a row has, for instructions; or the model's
     context if that is shorter). Of text the last ``heldout_fraction`` of the stream is held out, at most
     ``heldout_sequences``; of rows a random choice, at most ``heldout_rows``. Of the rest ``samples`` sequences or rows
-    are scored where nothing is trained (``steps=0``). ``instructions`` says how prompts and answers become rows
-    (default: `InstructionFormat` where the data have such columns and no ``text``).
+    are looked at where units are ranked or projections solved on data. ``instructions`` says how prompts and answers
+    become rows (default: `InstructionFormat` where the data have such columns and no ``text``).
     """
 
     sequence_length: int | None = None
@@ -71,6 +71,10 @@ class DataOptions:
                 raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
+Measurer: TypeAlias = "Callable[[PreTrainedModel | PeftModel, int], Score]"
+"""Measures a model on what is held out, so many sequences or rows a batch."""
+
+
 @dataclass(frozen=True)
 class Material:
     """Training data, how batches are made of it (None: as the Trainer does), and the measure on what is held out.
@@ -80,7 +84,7 @@ class Material:
 
     train: torch.utils.data.Dataset[Row]
     collate: Callable[[list[Row]], Row] | None
-    measure: Callable[[PreTrainedModel | PeftModel], Score]
+    measure: Measurer
     context_length: int | None
 
 
@@ -117,7 +121,7 @@ def _of_rows(model: PreTrainedModel, rows: Rows, options: DataOptions) -> Materi
     fraction = min(options.heldout_fraction, options.heldout_rows / len(rows))
     train, heldout = split_rows(rows, fraction)
     collate = Collator.of(model.config, rows.format.task, model.dtype)
-    return Material(train, collate, lambda tuned: score_model(tuned, heldout), None)
+    return Material(train, collate, lambda tuned, batch_size: score_model(tuned, heldout, batch_size=batch_size), None)
 
 
 def _of_text(source: Source, data: Data, options: DataOptions) -> Material:
@@ -127,8 +131,8 @@ def _of_text(source: Source, data: Data, options: DataOptions) -> Material:
     blocks = token_sequences(data, source.tokenizer, sequence_length=length, vocab_size=vocabulary).tensor
     train, heldout = split_heldout(blocks, min(options.heldout_fraction, options.heldout_sequences / len(blocks)))
 
-    def measure(model: PreTrainedModel | PeftModel) -> Score:
-        found = token_perplexity(model, heldout)
+    def measure(model: PreTrainedModel | PeftModel, batch_size: int) -> Score:
+        found = token_perplexity(model, heldout, batch_size)
         loss = math.log(found.value)
         return Score(loss=loss, accuracy=None, perplexity=found.value, rows=len(heldout), labels=found.tokens)
 

@@ -8,16 +8,16 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from exporters.files import staged_folder
+from exporters.files import sha256, staged_folder
 from exporters.hf import Processor, SavePass
 from exporters.onnx import ExportPass, OnnxOptions, needs_tokenizer
 from exporters.runtimes import compatibility
+from lpc.measuring import heldout_of
 from lpc.report import Report, write_manifest
-from passes.criteria import SCORES_FILE, SavedScores
-from passes.errors import TokenizerError
+from passes.errors import OptionError, TokenizerError
 from passes.graph import Plan
 from passes.models import base_model
-from passes.pipeline import WEIGHTS_FILE, Pass, Program, Progress, Sequential, silent
+from passes.pipeline import Pass, Pipeline, Program, Progress, RunContext, silent
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,29 @@ class Result:
     program: Program
     report: Report
     processor: Processor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        program: Program,
+        source: str = "",
+        processor: Processor | None = None,
+        run: RunContext | None = None,
+        pipeline: Pipeline | None = None,
+        context_length: int | None = None,
+    ) -> Result:
+        """The result of a pipeline that has run to its end, as ``compress`` makes it and a user's own may.
+
+        ``source`` is the name of what it began with; ``context_length`` is as in ``HeldOut``. Raises OptionError if
+        there is no plan, or its units are masked still.
+        """
+        if program.graph is None or program.plan is None or program.masks is not None:
+            raise OptionError("a result is a program with a plan whose units are cut out: end with ShrinkPass")
+        heldout = heldout_of(program.history, context_length)
+        name = source or str(base_model(program.model).config.name_or_path or program.graph.family)
+        report = Report.of(name, program.graph, program.plan, program.history, heldout)
+        report = replace(report, run=run, pipeline=pipeline.entries if pipeline else ())
+        return cls(program=program, report=report, processor=processor)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -60,7 +83,8 @@ class Result:
         """Write ``hf``, ``onnx``, ``adapter``, ``plan.json``, ``scores.safetensors``, ``lpc.json`` and ``report.md``.
 
         After a compensation also ``compensation.safetensors``, the weights that it solved; after a recovery also
-        ``recovery``, the adapter that was trained on the compact model. Returns the final report.
+        ``recovery``, the adapter that was trained on the compact model: the program's artifacts save themselves, and
+        the plan names their files. Returns the final report.
 
         The folder appears whole or not at all. Raises OutputExistsError if it holds something (unless ``force``),
         OutputError when the disk refuses, TokenizerError if the ONNX package of a causal language model is wanted and
@@ -72,26 +96,21 @@ class Result:
                 "pass tokenizer=... to compress, or leave ONNX out (onnx=False, --no-onnx)"
             )
         with staged_folder(Path(folder), force=force) as stage:
-            program = Sequential(*self._steps(stage, onnx), progress=progress)(self.program).program
+            steps = self._steps(stage, onnx)
+            program = steps(self.program, RunContext(progress=progress)).program
             verdicts = compatibility(self.model, program.history)
             report = replace(self.report, passes=program.history, compatibility=verdicts)
-            (stage / "plan.json").write_text(self.plan.to_json(), encoding="utf-8")
-            if program.adapter is not None:
-                program.adapter.save(stage / "adapter")
-            if program.compensation is not None and program.compensation.weights:
-                program.compensation.save(stage / WEIGHTS_FILE)
-            if program.recovery is not None:
-                program.recovery.adapter.save(stage / "recovery")
-            if program.scores is not None:
-                saved = SavedScores(self.plan.source, self.plan.criterion, program.scores, self.plan.scored_by)
-                saved.save(stage / SCORES_FILE)
+            report = replace(report, pipeline=(*report.pipeline, *steps.entries))
+            left = [file for artifact in program.artifacts for file in artifact.save(stage)]
+            named = {file.as_posix(): sha256(stage / file) for file in left}
+            replace(self.plan, artifacts=named).save(stage)
             write_manifest(stage, report.to_json())
         logger.info("wrote %s", folder)
         return report
 
-    def _steps(self, stage: Path, onnx: bool | OnnxOptions) -> list[Pass]:
+    def _steps(self, stage: Path, onnx: bool | OnnxOptions) -> Pipeline:
         steps: list[Pass] = [SavePass(stage / "hf", self.processor)]
         if onnx:
             options = onnx if isinstance(onnx, OnnxOptions) else OnnxOptions()
             steps.append(ExportPass(stage / "onnx", self.processor, options))
-        return steps
+        return Pipeline(steps)

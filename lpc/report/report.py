@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lpc.evaluation import evaluation_rows
 from lpc.report.untouched import untouched
 from passes.graph import Cost, Plan, PruningGraph
-from passes.pipeline import PassRecord, plain
+from passes.pipeline import PassEntry, PassRecord, RunContext, plain
 
 if TYPE_CHECKING:
     from exporters.runtimes import Verdict
@@ -66,7 +66,8 @@ class PredictedLatency:
 class Report:
     """What was done to which model, what it cost, and, of a saved one, where it runs (``compatibility``).
 
-    ``latency`` is there if the budget limited it.
+    ``latency`` is there if the budget limited it. ``passes`` are the records of those that ran, ``pipeline`` the passes
+    as they were built, ``run`` what they shared.
     """
 
     source: str
@@ -82,6 +83,8 @@ class Report:
     passes: tuple[PassRecord, ...]
     compatibility: tuple[Verdict, ...] = ()
     latency: PredictedLatency | None = None
+    run: RunContext | None = None
+    pipeline: tuple[PassEntry, ...] = ()
 
     @classmethod
     def of(
@@ -125,6 +128,8 @@ class Report:
             "compatibility": [{**plain(verdict), "evidence": verdict.evidence} for verdict in self.compatibility],
             "compensated": self._changed_by("compensate", "rounds", "recompensate"),
             "recovered": self._changed_by("recover"),
+            "run": plain(self.run),
+            "pipeline": [plain(entry) for entry in self.pipeline],
             "passes": [_record(record) for record in self.passes],
             "parity": {
                 parity.name: {"value": parity.value, "tolerance": parity.tolerance}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -14,9 +14,11 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.utils import cached_file
 
 from exporters.hf import Processor, class_of
+from lpc.source.placing import placed
 from passes.errors import LpcError, MissingFileError, ModelError, TokenizerError
 from passes.families import family_of
 from passes.models import base_model, check_adapter_folder, task_of
+from passes.pipeline import RunContext
 
 HUB_NAME = re.compile(r"(\w[\w.-]*)/[\w.-]+")
 IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
@@ -51,13 +53,25 @@ class Source:
         return self.processor if isinstance(self.processor, PreTrainedTokenizerBase) else None
 
 
-def load_source(model: ModelLike, processor: Processor | None = None, *, trust_remote_code: bool = False) -> Source:
+def load_source(
+    model: ModelLike,
+    processor: Processor | None = None,
+    *,
+    trust_remote_code: bool = False,
+    run: RunContext | None = None,
+) -> Source:
     """Load a folder or hub model of any task, or copy a live one.
 
     ``processor`` is a tokenizer or an image processor; by default the one that comes with the model. A folder that
-    holds an adapter is loaded with the base model that its configuration names. Raises MissingFileError, ModelError,
-    UnsupportedModelError or TokenizerError (a tokenizer that is there but broken).
+    holds an adapter is loaded with the base model that its configuration names. With a ``run`` the model lies on its
+    device and has its dtype, else it is as it was stored, on the CPU, or where the live one is. Raises
+    MissingFileError, ModelError, UnsupportedModelError or TokenizerError (a tokenizer that is there but broken).
     """
+    source = _load(model, processor, trust_remote_code)
+    return source if run is None else replace(source, model=placed(source.model, run))
+
+
+def _load(model: ModelLike, processor: Processor | None, trust_remote_code: bool) -> Source:
     if isinstance(model, PreTrainedModel | PeftModel):
         base = base_model(model)
         _check_supported(base)

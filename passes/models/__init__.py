@@ -2,6 +2,7 @@
 
 from passes.models.adapter import (
     ADAPTER,
+    ADAPTER_FILES,
     GRADIENT,
     Adapter,
     LoraOptions,
@@ -38,6 +39,7 @@ from passes.models.weights import DenseWeight, Weight, Window, stacked
 
 __all__ = [
     "ADAPTER",
+    "ADAPTER_FILES",
     "AUTO_CLASSES",
     "FILE",
     "GRADIENT",

@@ -8,7 +8,7 @@ from peft import PeftModel
 
 from passes.errors import PostconditionError, PreconditionError
 from passes.models import Parity, base_model, count_parameters
-from passes.pipeline import PassResult, PreservingPass, Program
+from passes.pipeline import PassResult, PreservingPass, Program, RunContext
 from passes.shrink.build import build_compact
 
 
@@ -29,7 +29,7 @@ class ShrinkPass(PreservingPass):
         if program.plan is None or isinstance(program.model, PeftModel):
             raise PreconditionError("pass 'shrink' needs a plan and a merged model: run DecidePass and MergePass first")
 
-    def call(self, program: Program) -> PassResult:
+    def call(self, program: Program, run: RunContext) -> PassResult:
         """Cut the tensors and rebuild the stock model around them."""
         assert program.plan is not None
         model, graph, plan = base_model(program.model), program.traced, program.plan

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from passes.errors import ModelError
 from passes.models import Adapter
-from passes.pipeline import PassResult, PreservingPass, Program
+from passes.pipeline import PassResult, PreservingPass, Program, RunContext
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class MergePass(PreservingPass):
 
     name = "merge"
 
-    def call(self, program: Program) -> PassResult:
+    def call(self, program: Program, run: RunContext) -> PassResult:
         """Merge, if there is an adapter."""
         if not isinstance(program.model, PeftModel):
             return PassResult(program, modified=False)
@@ -29,4 +29,6 @@ class MergePass(PreservingPass):
         except ValueError as error:
             raise ModelError(f"merging the adapter gives weights that are not finite: {error}") from error
         merged.requires_grad_(False)
-        return PassResult(replace(program, model=merged, adapter=adapter).expecting_itself(), modified=True)
+        done = program.compensation and program.compensation.without_originals()
+        program = replace(program, model=merged, adapter=adapter, compensation=done)
+        return PassResult(program.expecting_itself(), modified=True)

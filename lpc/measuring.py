@@ -1,0 +1,76 @@
+"""Held-out measuring as a pass: before anything is done, with the units gone, and at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft import PeftModel
+
+from lpc.evaluation import Score
+from lpc.material import Measurer
+from lpc.report import HeldOut, Measure
+from passes.errors import OptionError, PreconditionError
+from passes.models import masked
+from passes.pipeline import Pass, PassRecord, PassResult, Program, RunContext
+
+DENSE, REMOVED, PRUNED = STAGES = ("dense", "removed", "pruned")
+"""Before anything is done; the dense weights with the units gone and nothing healed; what came of it."""
+
+
+@dataclass(frozen=True)
+class MeasurePass(Pass):
+    """Measures the program's model on held-out data and leaves it as it is. The score is the record's report."""
+
+    stage: str
+    measurer: Measurer = field(metadata={"record": False})
+    name = "measure"
+
+    def __post_init__(self) -> None:
+        if self.stage not in STAGES:
+            raise OptionError(f"a measure is taken at one of {', '.join(STAGES)}, got {self.stage!r}")
+
+    def requires(self, program: Program) -> None:
+        """Masks, where the units are to be gone."""
+        if self.stage == REMOVED and program.masks is None:
+            raise PreconditionError("pass 'measure' needs masks to take units away: run DecidePass first")
+
+    def call(self, program: Program, run: RunContext) -> PassResult:
+        """Measure."""
+        with _units_gone(program) if self.stage == REMOVED else nullcontext():
+            score = self.measurer(program.model, run.batch_size)
+        return PassResult(program, modified=False, report=score)
+
+
+@contextmanager
+def _units_gone(program: Program) -> Iterator[None]:
+    """The dense weights under the masks: the adapter off, what a compensation solved undone."""
+    assert program.masks is not None
+    model = program.model
+    off = model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
+    dense = program.compensation.undone(model) if program.compensation else nullcontext()
+    with off, dense, masked(model, program.traced, program.masks):
+        yield
+
+
+def heldout_of(history: Sequence[PassRecord], context_length: int | None = None) -> HeldOut | None:
+    """What the measuring passes of a run found; None without a dense and a final one."""
+    scores = {str(_options(each)["stage"]): each.report for each in history if each.name == MeasurePass.name}
+    dense, removed, pruned = (scores.get(stage) for stage in STAGES)
+    if not isinstance(dense, Score) or not isinstance(pruned, Score):
+        return None
+    between = removed.measures if isinstance(removed, Score) else {}
+    return HeldOut(
+        measures={
+            name: Measure(dense.measures[name], between.get(name), value) for name, value in pruned.measures.items()
+        },
+        rows=pruned.rows,
+        labels=pruned.labels,
+        context_length=context_length,
+    )
+
+
+def _options(record: PassRecord) -> Mapping[str, Any]:
+    return record.options
