@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 from peft import PeftModel
 
@@ -57,7 +56,7 @@ def _units_gone(program: Program) -> Iterator[None]:
 
 def heldout_of(history: Sequence[PassRecord], context_length: int | None = None) -> HeldOut | None:
     """What the measuring passes of a run found; None without a dense and a final one."""
-    scores = {str(_options(each)["stage"]): each.report for each in history if each.name == MeasurePass.name}
+    scores = {each.options.get("stage"): each.report for each in history if each.name == MeasurePass.name}
     dense, removed, pruned = (scores.get(stage) for stage in STAGES)
     if not isinstance(dense, Score) or not isinstance(pruned, Score):
         return None
@@ -70,7 +69,3 @@ def heldout_of(history: Sequence[PassRecord], context_length: int | None = None)
         labels=pruned.labels,
         context_length=context_length,
     )
-
-
-def _options(record: PassRecord) -> Mapping[str, Any]:
-    return record.options

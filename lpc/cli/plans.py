@@ -65,6 +65,7 @@ def apply(
     ] = None,
     out: o.Out = Path("lpc-out"),
     onnx: o.Onnx = True,
+    device: o.Device = "auto",
     trust_remote_code: o.Trust = False,
     force: o.Force = False,
     json: o.Json = False,
@@ -76,7 +77,14 @@ def apply(
 
     check_output(out, force=force)
     with console.progress_bars() as progress:
-        result = run(plan, model, adapter=adapter, compensation=compensation, trust_remote_code=trust_remote_code)
+        result = run(
+            plan,
+            model,
+            adapter=adapter,
+            compensation=compensation,
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
         report = result.save(out, onnx=onnx, force=force, progress=progress)
     show_report(report, out, as_json=json)
 
