@@ -156,8 +156,9 @@ def test_an_adapter_for_a_run_that_left_none_is_refused(
 ) -> None:
     plain = lpc.compress(tiny_model_folder, text_file, 0.3, steps=0, text=TEXT, compensate=False)
     plain.save(tmp_path / "plain", onnx=False)
+    shutil.copytree(out / "adapter", tmp_path / "adapter")
     with pytest.raises(lpc.PlanError, match=r"the plan's run left no adapter/adapter_config.json"):
-        lpc.apply(tmp_path / "plain", tiny_model_folder, adapter=out / "adapter")
+        lpc.apply(tmp_path / "plain", tiny_model_folder, adapter=tmp_path / "adapter")
 
 
 def test_the_measure_with_the_units_gone_is_that_of_the_source(tiny_model_folder: Path, text_file: Path) -> None:

@@ -157,3 +157,17 @@ class Watched(Pass):
 def test_a_pipeline_without_a_plan_gives_no_result(program: Program) -> None:
     with pytest.raises(lpc.OptionError, match="end with ShrinkPass"):
         Result.of(program)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tune": lpc.TuneOptions(save_every=1)}, "save_every and resume need a folder"),
+        ({"device": "cuda:99"}, "device 'cuda:99' is not there"),
+        ({"dtype": "int4"}, "dtype must be auto, fp32, bf16, fp16"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_loaded(options: dict[str, object], message: str) -> None:
+    with pytest.raises(lpc.OptionError, match=message):
+        lpc.compress("nowhere/at-all", DATA, 0.3, **options)  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from passes.errors import OptionError
 from passes.models import LoraOptions, sample_rows
 from passes.pipeline import Pass, Program, RunContext, device_named, dtype_named
 from passes.tuning import AttachPass, RecoverOptions, RecoverPass, TuneOptions, TunePass
+from passes.tuning.arguments import training_arguments
 
 TARGET = Target(ratio=0.3)
 
@@ -124,7 +125,10 @@ def test_devices_and_dtypes_have_names() -> None:
     assert {dtype_named(name) for name in ("bf16", "bfloat16", torch.bfloat16)} == {torch.bfloat16}
 
 
-def test_training_leaves_the_model_where_it_is() -> None:
-    program = adapted(build_model("llama"))
-    TunePass(TARGET, Blocks(), TuneOptions(steps=1, batch_size=4))(program, RunContext(device="cpu"))
-    assert {p.device.type for p in program.model.parameters()} == {"cpu"}
+def test_training_leaves_the_model_where_it_is(tmp_path: Path) -> None:
+    model = adapted(build_model("llama")).model
+    made = training_arguments(TuneOptions(), RunContext(batch_size=3, seed=5), tmp_path, model)
+    assert made.device == next(model.parameters()).device
+    assert made.place_model_on_device is False
+    assert made.n_gpu == 0
+    assert (made.per_device_train_batch_size, made.seed, made.use_cpu) == (3, 5, True)
