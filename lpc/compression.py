@@ -16,13 +16,13 @@ from lpc.material import AnyData, DataOptions, prepare
 from lpc.pipelines import compression_pipeline, replay_pipeline
 from lpc.replay import check_adapter_files, check_worn, compensated_weights
 from lpc.result import Result
-from lpc.source import ModelLike, load_adapter, load_source
+from lpc.source import ModelLike, check_not_blank, load_adapter, load_source
 from passes.budget import Budget, Layout, Solver, Target
 from passes.compensation import CompensateOptions
 from passes.errors import OptionError
 from passes.graph import Plan
 from passes.models import LoraOptions
-from passes.pipeline import Handed, Pipeline, Program, Progress, RunContext, device_named, silent
+from passes.pipeline import Handed, Pipeline, Program, Progress, RunContext, caller_state_kept, device_named, silent
 from passes.trace import TraceOptions, TracePass
 from passes.tuning import RecoverOptions, TuneOptions
 
@@ -34,6 +34,7 @@ DEFAULT_TEXT = DataOptions()
 DEFAULT_TRACE = TraceOptions()
 
 
+@caller_state_kept()
 def compress(
     model: ModelLike,
     data: AnyData,
@@ -120,10 +121,10 @@ def compress(
         own_adapter=isinstance(program.model, PeftModel),
     )
     passes = pipeline(passes) if pipeline else passes
-    name, processor, handed = source.name, source.processor, Handed(program)
+    name, processor, notes, handed = source.name, source.processor, source.notes, Handed(program)
     del source, program  # the dense model is the pipeline's alone now, which lets it go when it is replaced
     program = passes.after(TracePass.name).run(handed, run).program
-    result = Result.of(program, name, processor, run, passes, material.context_length)
+    result = Result.of(program, name, processor, run, passes, material.context_length, notes)
     return replace(result, report=replace(result.report, latency=predicted(latency, target.wanted, result.plan)))
 
 
@@ -164,6 +165,7 @@ def target_from(
     return target
 
 
+@caller_state_kept()
 def apply(
     plan: Plan | str | Path,
     model: ModelLike,
@@ -194,11 +196,15 @@ def apply(
     live = isinstance(adapter, PeftModel)
     source = load_source(adapter if live else model, tokenizer, trust_remote_code=trust_remote_code, run=run)
     if adapter is not None and not live:
+        worn_model = load_adapter(source.model, adapter)
+        check_not_blank(adapter)
         check_adapter_files(plan, Path(adapter))
-        source = replace(source, model=load_adapter(source.model, adapter))
+        source = replace(source, model=worn_model)
     elif isinstance(source.model, PeftModel):
         check_worn(plan, source.model)
     passes = replay_pipeline(plan, solved)
-    name, processor, handed = source.name, source.processor, Handed(Program.start(source.model))
+    name, processor, notes = source.name, source.processor, source.notes
+    handed = Handed(Program.start(source.model))
     del source
-    return Result.of(passes.run(handed, run).program, name, processor, run, passes)
+    program = passes.run(handed, run).program
+    return Result.of(program, name, processor, run, passes, notes=notes)

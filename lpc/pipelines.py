@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lpc.material import Material, set_aside
-from lpc.measuring import DENSE, PRUNED, REMOVED, MeasurePass
+from lpc.measuring import ATTACHED, DENSE, MERGED, PRUNED, REMOVED, MeasurePass
 from passes.budget import LatencyModel, Target
 from passes.compensation import CompensateOptions, CompensatePass, RecompensatePass
 from passes.criteria import Needs, criterion_named
@@ -58,11 +58,12 @@ def compression_pipeline(
     train, aside = set_aside(material.train) if recover else (material.train, None)
     solve = compensation_for(compensate, tune, graph)
     ranked, first = not tune.steps or tune.one_shot, bool(tune.steps) and tune.one_shot
+    rounds = merging_rounds(graph) and (bool(tune.steps) or own_adapter)
     adapted = bool(tune.steps) or criterion_named(tune.criterion).needs is Needs.ADAPTER
     scoring = ScoreOptions(criterion=tune.criterion, importance=tune.importance_for(target))
     passes: tuple[Pass | None, ...] = (
         TracePass(trace),
-        MeasurePass(DENSE, material.measure),
+        MeasurePass(DENSE, material.measure_dense),
         AttachPass(lora) if adapted else None,
         ScorePass(target, train, scoring, latency) if ranked else None,
         CompensatePass(train, solve, keep_originals=True) if solve and first else None,
@@ -70,7 +71,9 @@ def compression_pipeline(
         DecidePass(target, tune.criterion, choices(tune, target, run), latency),
         None if own_adapter else MeasurePass(REMOVED, material.measure),
         None if tune.steps or own_adapter else DetachPass(),
+        MeasurePass(ATTACHED, material.measure) if rounds else None,
         MergePass(),
+        MeasurePass(MERGED, material.measure) if rounds and (recover or (solve and not first)) else None,
         CompensatePass(train, solve) if solve and not first else None,
         ShrinkPass(),
         RecoverPass(train, aside, recover, teacher) if recover and aside is not None else None,
@@ -92,7 +95,7 @@ def family_pipeline(
     return Pipeline(
         [
             TracePass(trace),
-            MeasurePass(DENSE, material.measure),
+            MeasurePass(DENSE, material.measure_dense),
             AttachPass(lora),
             TunePass(target, material.train, tune, snapshots=snapshots),
         ]
@@ -100,13 +103,14 @@ def family_pipeline(
 
 
 def member_pipeline(
-    snapshot: Snapshot, material: Material, decide: DecidePass, *, own_adapter: bool = False
+    snapshot: Snapshot, graph: PruningGraph, material: Material, decide: DecidePass, *, own_adapter: bool = False
 ) -> Pipeline:
     """From a family's program to one of its models."""
     passes: tuple[Pass | None, ...] = (
         RecallPass(snapshot),
         decide,
         None if own_adapter else MeasurePass(REMOVED, material.measure),
+        MeasurePass(ATTACHED, material.measure) if merging_rounds(graph) else None,
         MergePass(),
         ShrinkPass(),
         MeasurePass(PRUNED, material.measure),
@@ -126,6 +130,11 @@ def replay_pipeline(plan: Plan, solved: Mapping[str, torch.Tensor]) -> Pipeline:
         ShrinkPass(),
     )
     return Pipeline(each for each in passes if each is not None)
+
+
+def merging_rounds(graph: PruningGraph) -> bool:
+    """Whether W + s·BA is rounded to fewer digits than the adapter is trained with."""
+    return graph.dtype.itemsize < torch.float32.itemsize
 
 
 def compensation_for(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,11 +16,12 @@ from exporters.hf import Processor, SavePass
 from exporters.onnx import ExportPass, OnnxOptions, needs_tokenizer
 from exporters.runtimes import compatibility
 from lpc.measuring import heldout_of
+from lpc.owned import OUTPUT
 from lpc.report import Report, write_manifest
-from passes.errors import OptionError, TokenizerError
+from passes.errors import LpcError, OptionError, TokenizerError
 from passes.graph import Plan
 from passes.models import base_model
-from passes.pipeline import Pass, Pipeline, Program, Progress, RunContext, silent
+from passes.pipeline import Pipeline, Program, Progress, RunContext, silent
 
 logger = logging.getLogger(__name__)
 
@@ -42,17 +46,18 @@ class Result:
         run: RunContext | None = None,
         pipeline: Pipeline | None = None,
         context_length: int | None = None,
+        notes: tuple[str, ...] = (),
     ) -> Result:
         """The result of a pipeline that has run to its end, as ``compress`` makes it and a user's own may.
 
-        ``source`` is the name of what it began with; ``context_length`` is as in ``HeldOut``. Raises OptionError if
-        there is no plan, or its units are masked still.
+        ``source`` is the name of what it began with; ``context_length`` is as in ``HeldOut``, ``notes`` as in
+        ``Report``. Raises OptionError if there is no plan, or its units are masked still.
         """
         if program.graph is None or program.plan is None or program.masks is not None:
             raise OptionError("a result is a program with a plan whose units are cut out: end with ShrinkPass")
         heldout = heldout_of(program.history, context_length)
         name = source or str(base_model(program.model).config.name_or_path or program.graph.family)
-        report = Report.of(name, program.graph, program.plan, program.history, heldout)
+        report = Report.of(name, program.graph, program.plan, program.history, heldout, notes)
         report = replace(report, run=run, pipeline=pipeline.entries if pipeline else ())
         return cls(program=program, report=report, processor=processor)
 
@@ -86,31 +91,80 @@ class Result:
         ``recovery``, the adapter that was trained on the compact model: the program's artifacts save themselves, and
         the plan names their files. Returns the final report.
 
-        The folder appears whole or not at all. Raises OutputExistsError if it holds something (unless ``force``),
-        OutputError when the disk refuses, TokenizerError if the ONNX package of a causal language model is wanted and
-        there is no tokenizer, and PostconditionError when a verification fails.
+        The folder appears whole or not at all. If the checkpoint or the ONNX package fails, or is interrupted, what is
+        finished is written nevertheless: the manifest names what is ``missing`` and why, and the error is raised then,
+        with a note that says how to go on.
+
+        Raises OutputExistsError if the folder holds something (unless ``force``), OutputError when the disk refuses,
+        TokenizerError if the ONNX package of a causal language model is wanted and there is no tokenizer, and
+        PostconditionError when a verification fails.
         """
-        if onnx and self.tokenizer is None and needs_tokenizer(self.model):
+        folder = Path(folder)
+        with staged_folder(folder, force=force, owned=OUTPUT, reads=(self.report.source,)) as stage:
+            self._save_artifacts(stage)
+            steps = self._steps(stage, onnx)
+            done = self._run(steps, progress)
+            verdicts = compatibility(self.model, done.program.history)
+            report = replace(self.report, passes=done.program.history, compatibility=verdicts)
+            report = replace(report, pipeline=(*self.report.pipeline, *Pipeline(steps).entries))
+            write_manifest(stage, {**report.to_json(), "missing": done.missing})
+        if done.error is not None:
+            done.error.add_note(_how_to_go_on(folder, done.missing, self.report.source))
+            raise done.error
+        logger.info("wrote %s", folder)
+        return report
+
+    def _save_artifacts(self, stage: Path) -> None:
+        """What the result can be made from again."""
+        left = [file for artifact in self.program.artifacts for file in artifact.save(stage)]
+        replace(self.plan, artifacts={file.as_posix(): sha256(stage / file) for file in left}).save(stage)
+
+    def _steps(self, stage: Path, onnx: bool | OnnxOptions) -> list[SavePass | ExportPass]:
+        steps: list[SavePass | ExportPass] = [SavePass(stage / "hf", self.processor)]
+        if onnx:
+            options = onnx if isinstance(onnx, OnnxOptions) else OnnxOptions()
+            steps.append(ExportPass(stage / "onnx", self.processor, options))
+        return steps
+
+    def _run(self, steps: Sequence[SavePass | ExportPass], progress: Progress) -> Done:
+        """Run the steps until one fails; what that one wrote is removed."""
+        program = self.program
+        for position, step in enumerate(steps):
+            try:
+                if isinstance(step, ExportPass):
+                    self._check_exportable()
+                program = Pipeline([step])(program, RunContext(progress=progress)).program
+            except (LpcError, KeyboardInterrupt) as error:
+                shutil.rmtree(step.folder, ignore_errors=True)
+                why = str(error).replace(f"{step.folder.parent}{os.sep}", "") or "interrupted"
+                later = {each.folder.name: f"{step.folder.name} failed before it" for each in steps[position + 1 :]}
+                return Done(program, {step.folder.name: why, **later}, error)
+        return Done(program, {}, None)
+
+    def _check_exportable(self) -> None:
+        if self.tokenizer is None and needs_tokenizer(self.model):
             raise TokenizerError(
                 "an ONNX package needs the tokenizer, and none was found beside the model: "
                 "pass tokenizer=... to compress, or leave ONNX out (onnx=False, --no-onnx)"
             )
-        with staged_folder(Path(folder), force=force) as stage:
-            steps = self._steps(stage, onnx)
-            program = steps(self.program, RunContext(progress=progress)).program
-            verdicts = compatibility(self.model, program.history)
-            report = replace(self.report, passes=program.history, compatibility=verdicts)
-            report = replace(report, pipeline=(*report.pipeline, *steps.entries))
-            left = [file for artifact in program.artifacts for file in artifact.save(stage)]
-            named = {file.as_posix(): sha256(stage / file) for file in left}
-            replace(self.plan, artifacts=named).save(stage)
-            write_manifest(stage, report.to_json())
-        logger.info("wrote %s", folder)
-        return report
 
-    def _steps(self, stage: Path, onnx: bool | OnnxOptions) -> Pipeline:
-        steps: list[Pass] = [SavePass(stage / "hf", self.processor)]
-        if onnx:
-            options = onnx if isinstance(onnx, OnnxOptions) else OnnxOptions()
-            steps.append(ExportPass(stage / "onnx", self.processor, options))
-        return Pipeline(steps)
+
+@dataclass(frozen=True)
+class Done:
+    """The program after the steps that went well; the parts that are missing, with the reason, and the error if any."""
+
+    program: Program
+    missing: Mapping[str, str]
+    error: LpcError | KeyboardInterrupt | None
+
+
+def _how_to_go_on(folder: Path, missing: Mapping[str, str], source: str) -> str:
+    """What is kept in spite of an error, and the command that makes the rest of it."""
+    kept = ", ".join(sorted(OUTPUT.entries(folder)))
+    adapter = f" --adapter {folder / 'adapter'}" if (folder / "adapter").is_dir() else ""
+    command = (
+        f"lpc apply {folder / 'plan.json'} {source}{adapter} --out OTHER"
+        if "hf" in missing
+        else f"lpc export {folder / 'hf'} --out {folder / 'onnx'}"
+    )
+    return f"kept in {folder}: {kept}; missing: {', '.join(missing)}. `{command}` goes on from there"

@@ -4,6 +4,7 @@ from passes.pipeline.artifacts import Artifact
 from passes.pipeline.compensation import WEIGHTS_FILE, Compensation, Solved
 from passes.pipeline.context import Progress, RunContext, device_named, dtype_named, silent
 from passes.pipeline.framework import Pass, PassResult, PreservingPass
+from passes.pipeline.keeping import caller_state_kept
 from passes.pipeline.pipeline import Handed, PassEntry, Pipeline
 from passes.pipeline.plain import plain
 from passes.pipeline.program import Program
@@ -28,6 +29,7 @@ __all__ = [
     "RunContext",
     "Snapshot",
     "Solved",
+    "caller_state_kept",
     "device_named",
     "dtype_named",
     "load_snapshots",

@@ -70,9 +70,11 @@ class Compensation:
         if not path.is_file():
             raise MissingFileError(f"there are no compensated weights {path}: lpc compress writes OUT/{WEIGHTS_FILE}")
         try:
-            return cls(solved=(), originals={}, weights=load_file(path))
-        except SafetensorError as error:
+            weights: dict[str, torch.Tensor] = load_file(path)
+        except (SafetensorError, OSError) as error:
             raise PlanError(f"{path} holds no weights: {error}") from error
+        _check_weights(path, weights)
+        return cls(solved=(), originals={}, weights=weights)
 
     def without_originals(self) -> Compensation:
         """The same, once nobody will ask for the dense model any more."""
@@ -83,3 +85,14 @@ class Compensation:
         """The model with its original parameters, inside the block. Nothing is copied on one device."""
         with replaced(model, self.originals):
             yield
+
+
+def _check_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Raise PlanError for weights that no run can have left."""
+    if not weights:
+        raise PlanError(f"{path} is empty: take the {WEIGHTS_FILE} that the run wrote")
+    for name, weight in weights.items():
+        if not weight.is_floating_point() or not torch.isfinite(weight).all():
+            raise PlanError(f"{path} holds values in {name} that are not finite numbers: take the file of the run")
+        if weight.dim() > 1 and not weight.any():
+            raise PlanError(f"{path} holds nothing but zeros in {name}: take the file that the run wrote")

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import TrainingArguments
 
 from passes.budget import LatencyModel, Layout, Solver, Target
+from passes.checked import check_numbers
 from passes.criteria import (
     AUTO,
     DEPTH_SCORES,
@@ -76,6 +77,7 @@ class TuneOptions:
     resume: bool = False
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         for name, least in (("steps", 0), ("batch_size", 1), ("gradient_accumulation", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
