@@ -47,6 +47,11 @@ if TYPE_CHECKING:
     from passes.graph import Plan as Plan
     from passes.models import LoraOptions as LoraOptions
     from passes.models import register_auto_classes as register_auto_classes
+    from passes.pipeline import Pass as Pass
+    from passes.pipeline import PassResult as PassResult
+    from passes.pipeline import Pipeline as Pipeline
+    from passes.pipeline import Program as Program
+    from passes.pipeline import RunContext as RunContext
     from passes.trace import TraceOptions as TraceOptions
     from passes.tuning import ONE_SHOT as ONE_SHOT
     from passes.tuning import DistillOptions as DistillOptions
@@ -89,11 +94,16 @@ _HOMES = {
     "ONE_SHOT": "passes.tuning",
     "OnnxOptions": "exporters.onnx",
     "Packing": "passes.families",
+    "Pass": "passes.pipeline",
+    "PassResult": "passes.pipeline",
+    "Pipeline": "passes.pipeline",
     "Plan": "passes.graph",
     "Precision": "exporters.onnx",
+    "Program": "passes.pipeline",
     "RecoverOptions": "passes.tuning",
     "Report": "lpc.report",
     "Result": "lpc.result",
+    "RunContext": "passes.pipeline",
     "SavedScores": "passes.criteria",
     "Schedule": "passes.tuning",
     "Score": "lpc.evaluation",

@@ -8,17 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 
 from exporters.files import staged_folder
 from exporters.hf import Processor
 from exporters.onnx import OnnxOptions, export_onnx
 from exporters.registry import DEFAULT_EXPORTS, Exports, chosen
-from lpc.compression import DEFAULT_LORA, DEFAULT_TEXT, DEFAULT_TRACE, DEFAULT_TUNE, Job, target_from
+from lpc.compression import DEFAULT_LORA, DEFAULT_TEXT, DEFAULT_TRACE, DEFAULT_TUNE, context_of, target_from, tune_from
 from lpc.family_report import DENSE_ONNX, FamilyReport
 from lpc.material import AnyData, DataOptions, prepare
 from lpc.owned import MANIFEST, output
-from lpc.ranking import choices
+from lpc.pipelines import choices, family_pipeline, member_pipeline
 from lpc.report import record
 from lpc.result import Result
 from lpc.source import ModelLike, load_source
@@ -27,9 +28,9 @@ from passes.budget import Layout, Solver, Target
 from passes.decide import DecidePass
 from passes.errors import LpcError, OptionError, UnsupportedModelError
 from passes.models import LoraOptions, Task, base_model, task_of
-from passes.pipeline import Program, Progress, Sequential, Snapshot, caller_state_kept, plain, silent
+from passes.pipeline import Pipeline, Program, Progress, caller_state_kept, plain, silent
 from passes.trace import TraceOptions, TracePass
-from passes.tuning import AttachPass, RecallPass, Schedule, SnapshotOptions, TuneOptions, TunePass
+from passes.tuning import Schedule, SnapshotOptions, TuneOptions
 
 QUICK = BenchmarkOptions(batches=(1,), prefill_tokens=(128,), decode_pasts=(128,))
 """What is timed where the user does not say: one prefill and one decode step."""
@@ -109,12 +110,15 @@ def compress_family(
     target: Target | None = None,
     steps: int | None = None,
     seed: int | None = None,
+    batch_size: int | None = None,
     multiple: int | None = None,
     tokenizer: Processor | None = None,
     lora: LoraOptions = DEFAULT_LORA,
     tune: TuneOptions = DEFAULT_TUNE,
     text: DataOptions = DEFAULT_TEXT,
     trace: TraceOptions = DEFAULT_TRACE,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
     trust_remote_code: bool = False,
     progress: Progress = silent,
 ) -> CompactFamily:
@@ -130,29 +134,31 @@ def compress_family(
     """
     snapshots = SnapshotOptions(ratios=tuple(ratios), cooldown=cooldown)
     target = target_from(target, snapshots.ratios[-1] if target is None else None, None, layout, multiple)
-    tune = replace(tune, steps=tune.steps if steps is None else steps, seed=tune.seed if seed is None else seed)
+    tune = tune_from(tune, steps, seed, batch_size)
+    tune.check_checkpoints(tune.checkpoints)
     tune = replace(tune, schedule=tune.schedule or Schedule()).settled()
-    source = load_source(model, tokenizer, trust_remote_code=trust_remote_code)
+    run = context_of(tune, text, device, dtype, progress)
+    source = load_source(model, tokenizer, trust_remote_code=trust_remote_code, run=run)
     trace = replace(trace, custom_code=trace.custom_code or target.layout is Layout.PER_LAYER)
-    program = TracePass(trace)(Program.start(source.model)).program
+    program = TracePass(trace)(Program.start(source.model), run).program
     solver = Solver.of(target, program.traced)
     snapshots.course(solver, tune.schedule or Schedule(), tune.steps, revival=tune.revival)
     material = prepare(source, data, text)
-    job = Job(source, material, material.measure_dense(program.model), progress)
-    training = TunePass(target, material.train, tune, progress, collate=material.collate, snapshots=snapshots)
-    program = Sequential(AttachPass(lora, tune.seed), training, progress=progress)(program).program
-    made = {**choices(tune, text, target), "snapshots": plain(snapshots)}
-    results = tuple(_result(job, program, snapshot, target, tune, made) for snapshot in program.snapshots)
-    return CompactFamily(results=results, ratios=snapshots.ratios, source=model, trust_remote_code=trust_remote_code)
-
-
-def _result(
-    job: Job, program: Program, snapshot: Snapshot, target: Target, tune: TuneOptions, made: Mapping[str, Any]
-) -> Result:
-    """The model of one snapshot; ``made`` says how all of them were."""
-    told = {**made, "step": snapshot.step}
-    decide = DecidePass(replace(target, ratio=snapshot.ratio), tune.criterion, told)
-    return job.finish(program, RecallPass(snapshot), decide, tune=tune)
+    run, own_adapter = replace(run, collate=material.collate), isinstance(program.model, PeftModel)
+    common = family_pipeline(material, target, lora=lora, tune=tune, trace=trace, snapshots=snapshots)
+    program = common.after(TracePass.name)(program, run).program
+    made = {**choices(tune, target, run), "snapshots": plain(snapshots)}
+    results = []
+    for snapshot in program.snapshots:
+        told = {**made, "step": snapshot.step}
+        decide = DecidePass(replace(target, ratio=snapshot.ratio), tune.criterion, told)
+        member = member_pipeline(snapshot, program.traced, material, decide, own_adapter=own_adapter)
+        done, whole = member(program, run).program, Pipeline([*common, *member])
+        of_source = source.name, source.processor, run, whole, material.context_length, source.notes
+        results.append(Result.of(done, *of_source))
+    return CompactFamily(
+        results=tuple(results), ratios=snapshots.ratios, source=model, trust_remote_code=trust_remote_code
+    )
 
 
 def _saved(

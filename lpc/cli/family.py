@@ -23,6 +23,8 @@ def run_family(
     tune: TuneOptions,
     text: DataOptions,
     trace: TraceOptions,
+    device: str,
+    dtype: str,
     trust_remote_code: bool,
     export: tuple[str, ...],
     benchmark: bool,
@@ -40,6 +42,8 @@ def run_family(
             tune=tune,
             text=text,
             trace=trace,
+            device=device,
+            dtype=dtype,
             trust_remote_code=trust_remote_code,
             progress=progress,
         )

@@ -53,6 +53,9 @@ OneShot = Annotated[
 ]
 RecoverSteps = Annotated[int | None, typer.Option(help="Optimizer steps on the compact model, at most.")]
 
+Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps, or auto, what is there.")]
+Dtype = Annotated[str, typer.Option(help="Of the weights: fp32, bf16, fp16, or auto, as they are stored.")]
+
 Ratio = Annotated[float | None, typer.Option(help="Share of all parameters to remove; short for a --budget.")]
 Limits = Annotated[
     list[str] | None,
@@ -167,8 +170,7 @@ def healing_of(
     tune = replace(tune, distill=taught, schedule=schedule)
     recover = None
     if recover_steps is not None:  # a teacher for it is a second model in memory: only if asked for
-        recover = RecoverOptions(steps=recover_steps, batch_size=tune.batch_size, bf16=tune.bf16, seed=tune.seed)
-        recover = replace(recover, distill=taught if distill else None)
+        recover = RecoverOptions(steps=recover_steps, bf16=tune.bf16, distill=taught if distill else None)
     return Healing(tune, compensate, recover)
 
 
