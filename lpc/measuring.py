@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from peft import PeftModel
 
@@ -29,6 +30,7 @@ class MeasurePass(Pass):
     stage: str
     measurer: Measurer = field(metadata={"record": False})
     name = "measure"
+    reports = Score
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
@@ -44,6 +46,10 @@ class MeasurePass(Pass):
         with _units_gone(program, healed=self.stage != REMOVED) if self.stage in MASKED else nullcontext():
             score = self.measurer(program.model, run.batch_size)
         return PassResult(program, modified=False, report=score)
+
+    def keep(self, after: Program, folder: Path) -> bool:
+        """Nothing but the record."""
+        return True
 
 
 @contextmanager

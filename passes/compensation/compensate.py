@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from passes.models import (
     takes,
     task_of,
 )
-from passes.pipeline import Compensation, Pass, PassResult, Program, RunContext, Solved, plain
+from passes.pipeline import WEIGHTS_FILE, Compensation, Pass, PassRecord, PassResult, Program, RunContext, Solved, plain
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,7 @@ class CompensatePass(Pass):
     """
 
     name = "compensate"
+    reports = CompensateReport
 
     def __init__(
         self,
@@ -166,11 +168,31 @@ class CompensatePass(Pass):
             return PassResult(program, modified=False, report=report)
         originals = sides.originals if self._keep_originals else {}
         weights = solved_weights(model, sides.originals)
-        done = Compensation(report.projections, originals, weights, source, options)
-        plan = program.plan and replace(program.plan, options={**program.plan.options, COMPENSATED: options})
-        solved = replace(program, plan=plan, compensation=done).expecting_itself()
+        solved = _compensated(program, Compensation(report.projections, originals, weights, source, options))
         parity = Parity("compensate", resolver.difference, rounding_tolerance(graph.dtype))
         return PassResult(solved, modified=bool(sides.originals), report=report, parity=(parity,))
+
+    def keep(self, after: Program, folder: Path) -> bool:
+        """The solved weights, if they were not taken back."""
+        if after.compensation is not None:
+            after.compensation.save(folder)
+        return True
+
+    @torch.no_grad()
+    def restore(self, before: Program, folder: Path, record: PassRecord) -> Program:
+        """The program with these weights in it."""
+        assert isinstance(record.report, CompensateReport)
+        if record.report.undone:
+            return before
+        source, originals, weights = fingerprint(before.model), dict[str, torch.Tensor](), dict[str, torch.Tensor]()
+        if (folder / WEIGHTS_FILE).is_file():
+            weights = dict(Compensation.load(folder).weights)
+        for name, weight in weights.items():
+            parameter = parameter_at(before.model, name)
+            if self._keep_originals:
+                originals[name] = parameter.detach().clone()
+            parameter.data = weight.to(parameter)
+        return _compensated(before, Compensation(record.report.projections, originals, weights, source, record.options))
 
     def ensures(self, before: Program, after: Program) -> tuple[Parity, ...]:
         """No projection's error on the calibration data has risen."""
@@ -181,6 +203,12 @@ class CompensatePass(Pass):
                     f"{solved.after:.6f} after {solved.before:.6f}"
                 )
         return ()
+
+
+def _compensated(program: Program, done: Compensation) -> Program:
+    """The program whose model was compensated; a plan that it has says so from now on."""
+    plan = program.plan and replace(program.plan, options={**program.plan.options, COMPENSATED: done.options})
+    return replace(program, plan=plan, compensation=done).expecting_itself()
 
 
 def calibration_rows(data: Dataset[dict[str, torch.Tensor]], run: RunContext) -> tuple[int, ...]:

@@ -30,9 +30,14 @@ class MeasuredDepth:
         return {**self._criterion.scores, **self._measured}
 
     def begin(self, model: PeftModel) -> None:
-        """Measure, then let the criterion prepare."""
-        self._measured = skip_scores(model, self._graph, self._batches())
+        """Measure, unless that was done, then let the criterion prepare."""
+        if not self._measured:
+            self._measured = skip_scores(model, self._graph, self._batches())
         self._criterion.begin(model)
+
+    def remember(self, scores: Mapping[str, torch.Tensor]) -> None:
+        """Take the scores that a run before has measured."""
+        self._measured = {d.name: scores[d.name] for d in self._graph.dimensions if d.kind.is_depth}
 
     def observe(self, model: PeftModel, loss_scale: float = 1.0) -> bool:
         """Show the gradients to the criterion."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -37,7 +38,7 @@ from passes.models import (
     takes,
     task_of,
 )
-from passes.pipeline import Pass, PassResult, Program, RunContext, plain
+from passes.pipeline import Pass, PassRecord, PassResult, Program, RunContext, plain, save_choice, with_choice
 
 HOST_TOKENS = 1024
 """So many tokens are looked at at a time on a processor, where that is as fast as more and takes less memory."""
@@ -90,6 +91,7 @@ class ScorePass(Pass):
     """
 
     name = "score"
+    reports = ScoreReport
 
     def __init__(
         self,
@@ -129,6 +131,15 @@ class ScorePass(Pass):
         report = replace(report, portions=len(parts))
         scored = replace(program, masks=solver.masks(scores), scores=scores).expecting_itself()
         return PassResult(scored, modified=False, report=report)
+
+    def keep(self, after: Program, folder: Path) -> bool:
+        """Masks and scores."""
+        save_choice(after, folder)
+        return True
+
+    def restore(self, before: Program, folder: Path, record: PassRecord) -> Program:
+        """The program under these masks."""
+        return with_choice(before, folder).expecting_itself()
 
     def _portions(self, graph: PruningGraph, device: torch.device) -> tuple[PruningGraph, ...]:
         held = criterion_named(self._options.criterion).held

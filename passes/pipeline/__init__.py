@@ -1,10 +1,12 @@
 """The framework: passes, the program that flows through them, what a run shares, their records and artifacts."""
 
 from passes.pipeline.artifacts import Artifact
+from passes.pipeline.choice import save_choice, with_choice
 from passes.pipeline.compensation import WEIGHTS_FILE, Compensation, Solved
 from passes.pipeline.context import Progress, RunContext, device_named, dtype_named, silent
 from passes.pipeline.framework import Pass, PassResult, PreservingPass
 from passes.pipeline.keeping import caller_state_kept
+from passes.pipeline.kept import WHOLE, digests, told
 from passes.pipeline.pipeline import Handed, PassEntry, Pipeline
 from passes.pipeline.plain import plain
 from passes.pipeline.program import Program
@@ -14,6 +16,7 @@ from passes.pipeline.snapshots import Snapshot, load_snapshots
 
 __all__ = [
     "WEIGHTS_FILE",
+    "WHOLE",
     "Artifact",
     "Compensation",
     "Handed",
@@ -31,8 +34,12 @@ __all__ = [
     "Solved",
     "caller_state_kept",
     "device_named",
+    "digests",
     "dtype_named",
     "load_snapshots",
     "plain",
+    "save_choice",
     "silent",
+    "told",
+    "with_choice",
 ]

@@ -37,7 +37,7 @@ class RunContext:
     ``fp16``, a torch dtype, or ``auto``, as they are stored. ``seed`` fixes every draw, ``batch_size`` is how many
     sequences or rows a batch has, wherever batches are run, and ``samples`` how many are looked at where units are
     ranked or projections solved on data. ``collate`` makes a batch of rows (None: stack). ``checkpoints`` is the folder
-    for what can be gone on from. A pass's own options win where they say one of these.
+    for what can be gone on from: in a pipeline each pass has one of its own inside. A pass's own options win where they say one of these.
     """
 
     progress: Progress = field(default=silent, metadata={"record": False})
@@ -47,7 +47,7 @@ class RunContext:
     batch_size: int = 8
     samples: int = 128
     collate: Collate | None = field(default=None, metadata={"record": False})
-    checkpoints: Path | None = None
+    checkpoints: Path | None = field(default=None, metadata={"record": False})
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "samples"):
@@ -56,6 +56,10 @@ class RunContext:
         if self.device != AUTO:
             device_named(self.device)
         dtype_named(self.dtype)
+
+    def inside(self, name: str) -> RunContext:
+        """The context of a part of the run, whose folder for what can be gone on from lies inside the run's."""
+        return replace(self, checkpoints=self.checkpoints / name) if self.checkpoints is not None else self
 
     def narrowed(self, options: object) -> RunContext:
         """The context of one pass: what its own options say of the shared fields, else what the run says."""

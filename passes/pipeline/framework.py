@@ -7,6 +7,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from passes.errors import LpcError, PassError, PostconditionError, PreconditionError
@@ -41,6 +42,8 @@ class Pass(ABC):
     """
 
     name: ClassVar[str]
+    reports: ClassVar[type[Any] | None] = None
+    """The class of this pass's report, for a pass that keeps its outcome."""
 
     def requires(self, program: Program) -> None:  # noqa: B027 - most passes need nothing
         """Raise PreconditionError if the program cannot be given to this pass."""
@@ -52,6 +55,17 @@ class Pass(ABC):
     def ensures(self, before: Program, after: Program) -> tuple[Parity, ...]:
         """The parities that must hold between the program that came in and the one that goes out."""
         return ()
+
+    def keep(self, after: Program, folder: Path) -> bool:
+        """Write into an empty folder what of the outcome would cost much to make again; False if nothing would.
+
+        A run that goes on from there (``RunContext.checkpoints``) does a pass again that keeps nothing.
+        """
+        return False
+
+    def restore(self, before: Program, folder: Path, record: PassRecord) -> Program:
+        """The program as it was after this pass, from what ``keep`` wrote and the pass's record; bit for bit."""
+        return before
 
     @property
     def options(self) -> Mapping[str, Any]:

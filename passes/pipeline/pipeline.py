@@ -9,6 +9,7 @@ from typing import Any
 from passes.errors import LpcError, OptionError
 from passes.pipeline.context import DEFAULT_RUN, RunContext
 from passes.pipeline.framework import Pass, PassResult
+from passes.pipeline.kept import through
 from passes.pipeline.program import Program
 
 
@@ -97,12 +98,16 @@ class Pipeline(Pass):
         return self.run(Handed(program), run)
 
     def run(self, handed: Handed, run: RunContext = DEFAULT_RUN) -> PassResult:
-        """Run the passes on a program that nobody else holds: a model is let go as soon as a pass has replaced it."""
+        """Run the passes on a program that nobody else holds: a model is let go as soon as a pass has replaced it.
+
+        With ``run.checkpoints`` the outcomes of passes that cost much are kept there, and those that are there already
+        are taken (``passes.pipeline.kept``): a run that was cut short goes on, and ends with the same bits.
+        """
         program, modified = handed.take(), False
         for position, each in enumerate(self.passes):
             run.progress(each.name, 0, 1)
             try:
-                result = each(program, run)
+                result = self._step(position, program, run)
             except LpcError as error:
                 done = ", ".join(self.names[:position]) or "none"
                 error.add_note(f"failing pass: {each.name}; already run: {done}")
@@ -110,3 +115,11 @@ class Pipeline(Pass):
             program, modified = result.program, modified or result.modified
             run.progress(each.name, 1, 1)
         return PassResult(program, modified)
+
+    def _step(self, position: int, program: Program, run: RunContext) -> PassResult:
+        """One pass; where the run can be gone on from, its outcome is kept, or taken if it is there."""
+        each = self.passes[position]
+        run = run.inside(f"{position:02}-{each.name}")
+        if run.checkpoints is None or isinstance(each, Pipeline):
+            return each(program, run)
+        return through(each, program, run)

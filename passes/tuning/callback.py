@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from passes.budget import Solver
-from passes.criteria import Criterion
+from passes.criteria import Criterion, MeasuredDepth
 from passes.errors import MissingFileError, ModelError, OptionError
 from passes.graph import Masks, PruningGraph, full_masks
 from passes.models import Adapter, MaskedModel
@@ -214,6 +214,9 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         if run != self._run():
             raise OptionError(f"{folder} is from a run with other options ({run}); go on with those, or start anew")
         tensors = load_file(folder / STATE_FILE)
+        if isinstance(self._criterion, MeasuredDepth):
+            names = [dimension.name for dimension in self._graph.dimensions]
+            self._criterion.remember({name: tensors[f"score.{name}"] for name in names})
         for dimension in self._graph.dimensions:
             self._criterion.scores[dimension.name].copy_(tensors[f"score.{dimension.name}"])
             self.state.masks[dimension.name] = tensors[f"mask.{dimension.name}"]

@@ -39,16 +39,30 @@ class RecallPass(Pass):
         """Copy the model and put the snapshot into it."""
         assert isinstance(program.model, PeftModel)
         snapshot, model = self.snapshot, copy.deepcopy(program.model)
-        set_peft_model_state_dict(model, dict(snapshot.adapter.state), adapter_name=active_adapter(model))
+        wear(model, snapshot.adapter)
         recalled = replace(program, model=model, masks=snapshot.masks, scores=snapshot.scores, snapshots=())
         return PassResult(recalled.expecting_itself(), modified=True)
 
     def ensures(self, before: Program, after: Program) -> tuple[Parity, ...]:
         """The adapter is the snapshot's."""
         assert isinstance(after.model, PeftModel)
-        actual, expected = Adapter.of(after.model).state, self.snapshot.adapter.state
-        wrong = sorted(actual.keys() ^ expected.keys())
-        wrong = wrong or [name for name, value in actual.items() if not torch.equal(value, expected[name])]
-        if wrong:
-            raise PostconditionError(f"pass 'recall' did not bring back {wrong[0]} as it was")
+        check_worn(after.model, self.snapshot.adapter)
         return ()
+
+
+def wear(model: PeftModel, adapter: Adapter) -> None:
+    """Give a model's active adapter the tensors of another of its kind.
+
+    Raises PostconditionError if it does not have them then, bit for bit.
+    """
+    set_peft_model_state_dict(model, dict(adapter.state), adapter_name=active_adapter(model))
+    check_worn(model, adapter)
+
+
+def check_worn(model: PeftModel, adapter: Adapter) -> None:
+    """Raise PostconditionError unless the model wears just this adapter, bit for bit."""
+    actual, expected = Adapter.of(model).state, adapter.state
+    wrong = sorted(actual.keys() ^ expected.keys())
+    wrong = wrong or [name for name, value in actual.items() if not torch.equal(value, expected[name])]
+    if wrong:
+        raise PostconditionError(f"the adapter's {wrong[0]} was not brought back as it was")

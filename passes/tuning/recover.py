@@ -17,9 +17,10 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from passes.errors import ModelError, OptionError, PreconditionError
 from passes.models import Adapter, LoraOptions, base_model, heldout_loss, lora_weights, parameter_at
-from passes.pipeline import Pass, PassResult, Program, Progress, Recovery, RunContext, plain, silent
+from passes.pipeline import Pass, PassRecord, PassResult, Program, Progress, Recovery, RunContext, plain, silent
 from passes.tuning.arguments import training_arguments
 from passes.tuning.distill import DistillOptions
+from passes.tuning.recall import wear
 from passes.tuning.teacher import OtherModel
 from passes.tuning.trainer import TrainingRun, train
 
@@ -131,6 +132,7 @@ class RecoverPass(Pass):
     """
 
     name = "recover"
+    reports = RecoverReport
 
     def __init__(
         self,
@@ -155,12 +157,10 @@ class RecoverPass(Pass):
 
     def call(self, program: Program, run: RunContext) -> PassResult:
         """Train, go back to the best state, and merge it; or leave the model as it came in, bit for bit."""
-        options, compact, expected = self._options, base_model(program.model), program.respond()
+        options, expected = self._options, program.respond()
         run = run.narrowed(options)
         loss = partial(self._loss, run)
-        with torch.random.fork_rng():
-            torch.manual_seed(run.seed)
-            model = get_peft_model(compact, options.lora.config(program.traced, compact))
+        model = self._adapted(program, run.seed)
         callback = RecoverCallback(model, loss, options, run.progress)
         callback.look(0)
         course = self._train(model, callback, run)
@@ -186,6 +186,29 @@ class RecoverPass(Pass):
         done = replace(program, model=recovered, recovery=Recovery(adapter))
         return PassResult(done.expecting_itself(), modified=True, report=report)
 
+    def keep(self, after: Program, folder: Path) -> bool:
+        """The adapter, if it made the model better."""
+        if after.recovery is not None:
+            after.recovery.save(folder)
+        return True
+
+    def restore(self, before: Program, folder: Path, record: PassRecord) -> Program:
+        """The program with this adapter merged."""
+        assert isinstance(record.report, RecoverReport)
+        if not record.report.kept:
+            return before
+        recovery, model = Recovery.load(folder), self._adapted(before, 0)
+        wear(model, recovery.adapter)
+        merged, _ = _merged(model.eval(), lambda _: 0.0, float("inf"))
+        return replace(before, model=merged, recovery=recovery).expecting_itself()
+
+    def _adapted(self, program: Program, seed: int) -> PeftModel:
+        """The compact model with a fresh adapter."""
+        compact = base_model(program.model)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return get_peft_model(compact, self._options.lora.config(program.traced, compact))
+
     def _loss(self, run: RunContext, model: PreTrainedModel | PeftModel) -> float:
         return heldout_loss(model, self._heldout, run.batch_size, run.collate)
 
@@ -196,7 +219,7 @@ class RecoverPass(Pass):
             return train(
                 model,
                 training_arguments(options, run, Path(folder), model, max_grad_norm=options.max_grad_norm),
-                callback,
+                [callback],
                 teacher=OtherModel(self._teacher()) if self._teacher is not None else None,
                 distill=options.distill,
                 train_dataset=self._data,

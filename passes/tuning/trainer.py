@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
 
+from passes.models import Adapter, active_adapter
 from passes.tuning.arguments import training_on
 from passes.tuning.distill import DistillOptions, DistillTrainer
 from passes.tuning.rates import RatedTrainer
+from passes.tuning.recall import wear
 from passes.tuning.teacher import Teacher
 
 
@@ -38,7 +40,7 @@ class TrainingRun:
 def train(
     model: PeftModel,
     arguments: TrainingArguments,
-    callback: TrainerCallback,
+    callbacks: Sequence[TrainerCallback],
     *,
     rates: Sequence[float] | None = None,
     teacher: Teacher | None = None,
@@ -49,7 +51,13 @@ def train(
     """Train with the transformers Trainer, against a teacher if there is one. ``data``: as the Trainer takes it.
 
     ``rates``: the factor on the peak rate at each step (default: the curve that the arguments name).
+    ``resume_from``: a checkpoint to go on from; if it has all the steps, the model gets its adapter and none is trained.
     """
+    if resume_from is not None:
+        done = TrainerState.load_from_json(str(resume_from / STATE))
+        if done.global_step >= arguments.max_steps:
+            wear(model, Adapter.read(_adapter_in(resume_from, model)))
+            return TrainingRun(_losses(done), 1.0, 0.0)
     with ExitStack() as stack:
         stack.enter_context(_random_states_kept())
         stack.enter_context(training_on(arguments.device))
@@ -57,7 +65,7 @@ def train(
         # The Trainer switches this off for good, and the configuration goes into the saved checkpoint.
         if hasattr(model.config, "use_cache"):
             stack.callback(setattr, model.config, "use_cache", model.config.use_cache)
-        values = {"factors": rates, "model": model, "args": arguments, "callbacks": [callback], **data}
+        values = {"factors": rates, "model": model, "args": arguments, "callbacks": list(callbacks), **data}
         if teacher is not None and distill is not None:
             trainer = DistillTrainer(teacher=teacher, distill=distill, **values)
         else:
@@ -66,9 +74,22 @@ def train(
         start = time.perf_counter()
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
         seconds = time.perf_counter() - start
-    history: Sequence[dict[str, float]] = trainer.state.log_history
-    losses = tuple((int(row["step"]), float(row["loss"])) for row in history if "loss" in row)
-    return TrainingRun(losses, seconds, getattr(trainer, "teacher_seconds", 0.0))
+    return TrainingRun(_losses(trainer.state), seconds, getattr(trainer, "teacher_seconds", 0.0))
+
+
+STATE = "trainer_state.json"
+"""The Trainer's own file in its checkpoints."""
+
+
+def _losses(state: TrainerState) -> tuple[tuple[int, float], ...]:
+    history: Sequence[dict[str, float]] = state.log_history
+    return tuple((int(row["step"]), float(row["loss"])) for row in history if "loss" in row)
+
+
+def _adapter_in(checkpoint: Path, model: PeftModel) -> Path:
+    """Where in a checkpoint peft saves the active adapter: all but the default one have folders of their own."""
+    name = active_adapter(model)
+    return checkpoint if name == "default" else checkpoint / name
 
 
 @contextmanager

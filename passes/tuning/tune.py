@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -29,11 +29,24 @@ from passes.criteria import (
 )
 from passes.errors import MissingFileError, OptionError, PreconditionError
 from passes.graph import PruningGraph, full_masks
-from passes.pipeline import Pass, PassResult, Program, RunContext, plain
+from passes.models import Adapter
+from passes.pipeline import (
+    Pass,
+    PassRecord,
+    PassResult,
+    Program,
+    RunContext,
+    load_snapshots,
+    plain,
+    save_choice,
+    with_choice,
+)
 from passes.tuning.arguments import training_arguments
 from passes.tuning.callback import Event, PruningCallback, PruningPolicy, PruningState
+from passes.tuning.checkpoints import KEPT, Checkpoints, last_whole
 from passes.tuning.distill import DistillOptions
 from passes.tuning.rates import stage_rates
+from passes.tuning.recall import wear
 from passes.tuning.schedule import ONE_SHOT, Schedule
 from passes.tuning.stages import SnapshotOptions
 from passes.tuning.teacher import FrozenBase
@@ -49,8 +62,10 @@ class TuneOptions:
     ``steps`` optimizer steps of ``batch_size`` × ``gradient_accumulation`` sequences; 0 is for ``lpc.compress`` alone,
     which then trains nothing and scores calibration data (``ScorePass``). ``batch_size``, ``seed`` and ``checkpoints``
     are by default the run's (``RunContext``); ``lpc.compress`` takes what is said here for the whole run. ``bf16`` runs
-    the forward pass under autocast. With ``checkpoints`` the Trainer saves there every ``save_every`` steps; ``resume``
-    goes on from the latest one. ``learning_rate`` is the peak; by default it follows from the hidden size
+    the forward pass under autocast. A run that has a folder for them (``RunContext.checkpoints``) saves checkpoints every
+    ``save_every`` steps (default: a twentieth of them, but not within ten seconds), of which the last two stay, and goes
+    on from the last whole one that is there. In a folder of its own, ``checkpoints``, all stay, and only ``resume`` goes
+    on from one. ``learning_rate`` is the peak; by default it follows from the hidden size
     (``width_scaled_rate``). ``criterion`` ranks the units, by name (``CRITERIA``, docs/criteria.md), and ``schedule``
     says when they go; by default both are what was measured best (``settled``). ``depth_scores`` ranks layers and
     blocks: ``summed`` over what is in them, or ``skipped``, the rise of the loss without them, measured at the start.
@@ -72,13 +87,13 @@ class TuneOptions:
     importance: ImportanceOptions = ImportanceOptions()
     schedule: Schedule | None = None
     distill: DistillOptions | None = DistillOptions()
-    checkpoints: Path | None = None
-    save_every: int | None = None
-    resume: bool = False
+    checkpoints: Path | None = field(default=None, metadata={"record": False})
+    save_every: int | None = field(default=None, metadata={"record": False})
+    resume: bool = field(default=False, metadata={"record": False})
 
     def __post_init__(self) -> None:
         check_numbers(self)
-        for name, least in (("steps", 0), ("batch_size", 1), ("gradient_accumulation", 1)):
+        for name, least in (("steps", 0), ("batch_size", 1), ("gradient_accumulation", 1), ("save_every", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise OptionError(f"{name} must be at least {least}, got {value}")
@@ -123,17 +138,19 @@ class TuneOptions:
 
     def arguments(self, run: RunContext, folder: Path, model: PeftModel) -> TrainingArguments:
         """The Trainer's arguments, with files in ``folder``."""
-        saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": self.save_every} if self.save_every else {}
-        return training_arguments(self, run, folder, model, max_grad_norm=0.0, **saving)
+        return training_arguments(self, run, folder, model, max_grad_norm=0.0)
 
     def latest_checkpoint(self, folder: Path | None) -> Path | None:
-        """The checkpoint to go on from, if ``resume`` is set. Raises MissingFileError if there is none."""
-        if not self.resume or folder is None:
+        """The checkpoint to go on from: the last whole one in the run's folder, or, if ``resume`` is set, in one's own.
+
+        Raises MissingFileError if there is none to resume from.
+        """
+        if folder is None or (self.checkpoints is not None and not self.resume):
             return None
-        found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-        if not found:
-            raise MissingFileError(f"there is no checkpoint-* to resume from in {folder}")
-        return found[-1]
+        found = last_whole(folder)
+        if found is None and self.resume:
+            raise MissingFileError(f"there is no whole checkpoint-* to resume from in {folder}")
+        return found
 
 
 @dataclass(frozen=True)
@@ -159,6 +176,7 @@ class TunePass(Pass):
     """
 
     name = "tune"
+    reports = TuneReport
 
     def __init__(
         self,
@@ -224,6 +242,24 @@ class TunePass(Pass):
         report = TuneReport(trained.losses, tuple(callback.state.events), callback.state.skipped, trained.teacher_share)
         return PassResult(tuned.expecting_itself(), modified=True, report=report)
 
+    def keep(self, after: Program, folder: Path) -> bool:
+        """The adapter, the masks with their scores, and the snapshots."""
+        assert isinstance(after.model, PeftModel)
+        Adapter.of(after.model).save(folder)
+        save_choice(after, folder)
+        for snapshot in after.snapshots:
+            snapshot.save(folder)
+        return True
+
+    def restore(self, before: Program, folder: Path, record: PassRecord) -> Program:
+        """The program with this adapter, under these masks."""
+        assert isinstance(before.model, PeftModel)
+        adapter = Adapter.load(folder)
+        wear(before.model, adapter)
+        snapshots = tuple(load_snapshots(folder, adapter.config))
+        tuned = replace(before, model=before.model.eval(), snapshots=snapshots)
+        return with_choice(tuned, folder).expecting_itself()
+
     def _first_batches(self, run: RunContext) -> Iterator[dict[str, torch.Tensor]]:
         """The first few batches of the data, in order."""
         loader = DataLoader(self._data, batch_size=run.batch_size, collate_fn=run.collate)
@@ -245,12 +281,14 @@ class TunePass(Pass):
         with ExitStack() as stack:
             folder = run.checkpoints or Path(stack.enter_context(tempfile.TemporaryDirectory()))
             stack.callback(callback.close)
+            own = options.checkpoints is not None
+            saving = Checkpoints(options.save_every, None if own else KEPT) if run.checkpoints else None
             if checkpoint is not None:
                 callback.restore(checkpoint)
             return train(
                 model,
                 options.arguments(run, folder, model),
-                callback,
+                [callback, saving] if saving else [callback],
                 rates=rates,
                 teacher=teacher,
                 distill=options.distill,

@@ -278,14 +278,23 @@ def test_checkpoints_without_a_folder_are_refused_and_the_runs_folder_will_do(
     options.check_checkpoints(tmp_path)
 
 
-def test_the_latest_checkpoint_is_the_one_with_the_most_steps(tmp_path: Path) -> None:
+def test_the_latest_checkpoint_is_the_whole_one_with_the_most_steps(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     options = TuneOptions(checkpoints=tmp_path, resume=True)
-    with pytest.raises(MissingFileError, match="no checkpoint"):
+    with pytest.raises(MissingFileError, match="no whole checkpoint"):
         options.latest_checkpoint(tmp_path)
     for step in (9, 10, 100, 99):
         (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "state").write_text("state")
+        seal(tmp_path / f"checkpoint-{step}")
     assert options.latest_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
+    (tmp_path / "checkpoint-101").mkdir()  # killed while it was written
+    (tmp_path / "checkpoint-100" / "state").write_text("stat")
+    assert options.latest_checkpoint(tmp_path) == tmp_path / "checkpoint-99"
+    assert [record.args[0].name for record in caplog.records] == ["checkpoint-101", "checkpoint-100"]
     assert TuneOptions(checkpoints=tmp_path).latest_checkpoint(tmp_path) is None
+    assert TuneOptions().latest_checkpoint(tmp_path) == tmp_path / "checkpoint-99"
 
 
 def test_tune_leaves_the_callers_random_states_as_they_were() -> None:
