@@ -14,8 +14,10 @@ from exporters.hf import Processor
 from lpc.latency import latency_for, predicted
 from lpc.material import AnyData, DataOptions, prepare
 from lpc.pipelines import compression_pipeline, replay_pipeline
+from lpc.recipe import Recipe
 from lpc.replay import check_adapter_files, check_worn, compensated_weights
 from lpc.result import Result
+from lpc.run_folder import RunFolder, kept_if_stopped
 from lpc.source import ModelLike, check_not_blank, load_adapter, load_source
 from passes.budget import Budget, Layout, Solver, Target
 from passes.compensation import CompensateOptions
@@ -58,6 +60,8 @@ def compress(
     device: str = "auto",
     dtype: str | torch.dtype = "auto",
     pipeline: Callable[[Pipeline], Pipeline] | None = None,
+    run_folder: str | Path | RunFolder | None = None,
+    resume: bool | None = None,
     trust_remote_code: bool = False,
     progress: Progress = silent,
 ) -> Result:
@@ -91,12 +95,16 @@ def compress(
     ``dtype`` is that of its weights: ``fp32``, ``bf16``, ``fp16``, or ``auto``, as they are stored. ``pipeline`` gets
     the passes that these arguments make (docs/pipeline.md) and returns those that are to run.
 
+    In ``run_folder`` the run keeps what it has done, and the same call goes on from there, to the same bits
+    (docs/resume.md); without one nothing is kept. ``resume``: True, there must be something; False, begin anew; None,
+    go on if there is. What is kept by a run of another model, data, seed, option or package is refused: OptionError.
+
     Raises LpcError: OptionError, MissingFileError, DataError, ModelError, UnsupportedModelError, TokenizerError for
     what the user gave, UnreachableBudgetError stating what can be reached, PostconditionError if a verification fails.
     """
     target = target_from(target, ratio, budget, layout, multiple)
     tune = tune_from(tune, steps, seed, batch_size, criterion)
-    tune.check_checkpoints(tune.checkpoints)
+    tune, folder, resume = run_folder_of(tune, run_folder, resume)
     run = context_of(tune, text, device, dtype, progress)
     source = load_source(model, tokenizer, trust_remote_code=trust_remote_code, run=run)
     trace = replace(trace, custom_code=trace.custom_code or target.layout is Layout.PER_LAYER)
@@ -121,11 +129,32 @@ def compress(
         own_adapter=isinstance(program.model, PeftModel),
     )
     passes = pipeline(passes) if pipeline else passes
+    recipe = None
+    if folder is not None:
+        recipe = Recipe.of(program, material, text, passes, run)
+        folder.begin(recipe, resume)
+        run = replace(run, checkpoints=folder.path)
     name, processor, notes, handed = source.name, source.processor, source.notes, Handed(program)
     del source, program  # the dense model is the pipeline's alone now, which lets it go when it is replaced
-    program = passes.after(TracePass.name).run(handed, run).program
+    with kept_if_stopped(run.checkpoints):
+        program = passes.after(TracePass.name).run(handed, run).program
     result = Result.of(program, name, processor, run, passes, material.context_length, notes)
-    return replace(result, report=replace(result.report, latency=predicted(latency, target.wanted, result.plan)))
+    return replace(
+        result, recipe=recipe, report=replace(result.report, latency=predicted(latency, target.wanted, result.plan))
+    )
+
+
+def run_folder_of(
+    tune: TuneOptions, run_folder: str | Path | RunFolder | None, resume: bool | None
+) -> tuple[TuneOptions, RunFolder | None, bool | None]:
+    """Where a run keeps what it has done, and whether it must or must not go on, as its own arguments say or else those
+    of tuning, which says nothing of it any more. Raises OptionError if that is asked for and there is no folder.
+    """
+    named = tune.checkpoints if run_folder is None else run_folder
+    resume = True if tune.resume and resume is None else resume
+    replace(tune, resume=bool(resume)).check_checkpoints(Path() if named is not None else None)
+    plain_tune = replace(tune, checkpoints=None, resume=False)
+    return plain_tune, RunFolder.of(named) if named is not None else None, resume
 
 
 def context_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,13 +16,24 @@ from exporters.files import staged_folder
 from exporters.hf import Processor
 from exporters.onnx import OnnxOptions, export_onnx
 from exporters.registry import DEFAULT_EXPORTS, Exports, chosen
-from lpc.compression import DEFAULT_LORA, DEFAULT_TEXT, DEFAULT_TRACE, DEFAULT_TUNE, context_of, target_from, tune_from
+from lpc.compression import (
+    DEFAULT_LORA,
+    DEFAULT_TEXT,
+    DEFAULT_TRACE,
+    DEFAULT_TUNE,
+    context_of,
+    run_folder_of,
+    target_from,
+    tune_from,
+)
 from lpc.family_report import DENSE_ONNX, FamilyReport
 from lpc.material import AnyData, DataOptions, prepare
 from lpc.owned import MANIFEST, output
 from lpc.pipelines import choices, family_pipeline, member_pipeline
+from lpc.recipe import Recipe
 from lpc.report import record
 from lpc.result import Result
+from lpc.run_folder import EXPORTS, RunFolder, kept_if_stopped
 from lpc.source import ModelLike, load_source
 from lpc.speed import BENCHMARK_FILE, Benchmark, BenchmarkOptions, benchmark
 from passes.budget import Layout, Solver, Target
@@ -68,7 +80,10 @@ class CompactFamily:
             self._check_timeable(exports)
         times: dict[float, Benchmark] = {}
         failed: list[LpcError | KeyboardInterrupt] = []
-        with staged_folder(folder, force=force, owned=output(), reads=self._inputs()) as stage:
+        with (
+            kept_if_stopped(self.run_folder),
+            staged_folder(folder, force=force, owned=output(), reads=self._inputs()) as stage,
+        ):
             for ratio, result in zip(self.ratios, self.results, strict=True):
                 interrupted = any(isinstance(error, KeyboardInterrupt) for error in failed)
                 wanted = {"hf": None} if interrupted else exports
@@ -79,9 +94,18 @@ class CompactFamily:
             reports = {ratio: result.report for ratio, result in zip(self.ratios, self.results, strict=True)}
             report = FamilyReport.of(reports, stage, times)
             report.write(stage)
+        for own in (result.run_folder for result in self.results):
+            if own is not None:
+                shutil.rmtree(own / EXPORTS, ignore_errors=True)
         if failed:
             raise failed[0]
         return report
+
+    @property
+    def run_folder(self) -> Path | None:
+        """Where the run kept what it had done; None if nowhere."""
+        own = self.results[0].run_folder
+        return own.parent if own is not None else None
 
     def _inputs(self) -> tuple[str | Path, ...]:
         return (self.source,) if isinstance(self.source, str | Path) else ()
@@ -119,6 +143,8 @@ def compress_family(
     trace: TraceOptions = DEFAULT_TRACE,
     device: str = "auto",
     dtype: str | torch.dtype = "auto",
+    run_folder: str | Path | RunFolder | None = None,
+    resume: bool | None = None,
     trust_remote_code: bool = False,
     progress: Progress = silent,
 ) -> CompactFamily:
@@ -135,7 +161,7 @@ def compress_family(
     snapshots = SnapshotOptions(ratios=tuple(ratios), cooldown=cooldown)
     target = target_from(target, snapshots.ratios[-1] if target is None else None, None, layout, multiple)
     tune = tune_from(tune, steps, seed, batch_size)
-    tune.check_checkpoints(tune.checkpoints)
+    tune, kept, resume = run_folder_of(tune, run_folder, resume)
     tune = replace(tune, schedule=tune.schedule or Schedule()).settled()
     run = context_of(tune, text, device, dtype, progress)
     source = load_source(model, tokenizer, trust_remote_code=trust_remote_code, run=run)
@@ -146,16 +172,24 @@ def compress_family(
     material = prepare(source, data, text)
     run, own_adapter = replace(run, collate=material.collate), isinstance(program.model, PeftModel)
     common = family_pipeline(material, target, lora=lora, tune=tune, trace=trace, snapshots=snapshots)
-    program = common.after(TracePass.name)(program, run).program
     made = {**choices(tune, target, run), "snapshots": plain(snapshots)}
+    recipe = None
+    if kept is not None:
+        recipe = Recipe.of(program, material, text, common, run)
+        kept.begin(recipe, resume)
+        run = replace(run, checkpoints=kept.path)
     results = []
+    with kept_if_stopped(run.checkpoints):
+        program = common.after(TracePass.name)(program, run).program
     for snapshot in program.snapshots:
         told = {**made, "step": snapshot.step}
         decide = DecidePass(replace(target, ratio=snapshot.ratio), tune.criterion, told)
         member = member_pipeline(snapshot, program.traced, material, decide, own_adapter=own_adapter)
-        done, whole = member(program, run).program, Pipeline([*common, *member])
-        of_source = source.name, source.processor, run, whole, material.context_length, source.notes
-        results.append(Result.of(done, *of_source))
+        own, whole = run.inside(str(snapshot.ratio)), Pipeline([*common, *member])
+        with kept_if_stopped(run.checkpoints):
+            done = member(program, own).program
+        of_source = source.name, source.processor, own, whole, material.context_length, source.notes
+        results.append(replace(Result.of(done, *of_source), recipe=recipe))
     return CompactFamily(
         results=tuple(results), ratios=snapshots.ratios, source=model, trust_remote_code=trust_remote_code
     )
@@ -169,7 +203,7 @@ def _saved(
     ``shown`` is where the model will lie, for the error's note.
     """
     try:
-        result.save(member, export=exports, progress=progress)
+        result.write(member, export=exports, progress=progress)
     except (LpcError, KeyboardInterrupt) as error:
         if not (member / MANIFEST).is_file():
             raise

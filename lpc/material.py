@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -31,7 +31,8 @@ from lpc.data import (
 from lpc.evaluation import Score, score_model, token_perplexity, warn_of_loss, warn_of_text
 from lpc.source import Source
 from passes.errors import DataError, OptionError
-from passes.models import Task, base_model
+from passes.models import Task, base_model, tensors_digest
+from passes.pipeline import caller_state_kept
 
 __all__ = ["AnyData", "DataOptions", "Material", "prepare", "set_aside"]
 
@@ -77,7 +78,8 @@ class Material:
 
     ``measure_dense`` is the same measure for the model as it was given: a warning says so if what it gives is not
     plausible.
-    ``context_length`` is the length of the sequences that text was cut into, in tokens; None for rows.
+    ``context_length`` is the length of the sequences that text was cut into, in tokens; None for rows. ``digest`` gives
+    the sha256 of all of the data.
     """
 
     train: torch.utils.data.Dataset[Row]
@@ -85,6 +87,11 @@ class Material:
     measure: Measurer
     measure_dense: Measurer
     context_length: int | None
+    digest: Callable[[], str]
+
+
+DIGESTED_ROWS = 20_000
+"""Of more rows than these, so many evenly spaced ones stand for all in their digest."""
 
 
 def prepare(source: Source, data: AnyData, options: DataOptions) -> Material:
@@ -122,7 +129,20 @@ def _of_rows(model: PreTrainedModel, rows: Rows, options: DataOptions) -> Materi
             warn_of_loss(score.loss, rows.format.vocabulary)
         return score
 
-    return Material(train, collate, measure, measure_dense, None)
+    return Material(train, collate, measure, measure_dense, None, lambda: _rows_digest(rows))
+
+
+@caller_state_kept()
+def _rows_digest(rows: Rows) -> str:
+    """The sha256 of rows, whose own transforms may draw: from the same random state every time."""
+    torch.manual_seed(0)
+    every = max(1, math.ceil(len(rows) / DIGESTED_ROWS))
+
+    def some() -> Iterator[Row]:
+        yield {"count": torch.tensor(len(rows))}
+        yield from (rows[index] for index in range(0, len(rows), every))
+
+    return tensors_digest(some())
 
 
 def _of_blocks(source: Source, blocks: TokenBlocks, options: DataOptions) -> Material:
@@ -142,7 +162,9 @@ def _of_blocks(source: Source, blocks: TokenBlocks, options: DataOptions) -> Mat
         warn_of_text(model, tokenizer, heldout, score.loss)
         return score
 
-    return Material(BlockDataset(train, train_labels), None, measure, measure_dense, blocks.tensor.shape[1])
+    data = BlockDataset(train, train_labels)
+    whole = {"tokens": blocks.tensor, "labels": blocks.labels}
+    return Material(data, None, measure, measure_dense, blocks.tensor.shape[1], lambda: tensors_digest([whole]))
 
 
 def set_aside(

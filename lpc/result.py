@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from exporters.registry import DEFAULT_EXPORTS, EXPORTERS, Exports, chosen
 from exporters.runtimes import compatibility
 from lpc.measuring import heldout_of
 from lpc.owned import output
+from lpc.recipe import Recipe
 from lpc.report import Report, write_manifest
+from lpc.run_folder import EXPORTS, kept_if_stopped
 from passes.errors import LpcError, OptionError
 from passes.graph import Plan
 from passes.models import base_model
@@ -31,12 +33,14 @@ logger = logging.getLogger(__name__)
 class Result:
     """A compact model that was proven to compute what the masked model computed.
 
-    ``report`` holds the numbers so far; saving adds those of the checkpoint and of the ONNX package.
+    ``report`` holds the numbers so far; saving adds those of the checkpoint and of the ONNX package. ``recipe`` is
+    there if the run kept what it had done, in the folder ``report.run.checkpoints``.
     """
 
     program: Program
     report: Report
     processor: Processor | None = None
+    recipe: Recipe | None = None
 
     @classmethod
     def of(
@@ -78,6 +82,11 @@ class Result:
         assert self.program.plan is not None
         return self.program.plan
 
+    @property
+    def run_folder(self) -> Path | None:
+        """Where the run kept what it had done; None if nowhere."""
+        return self.report.run.checkpoints if self.report.run else None
+
     def save(
         self,
         folder: str | Path,
@@ -95,13 +104,29 @@ class Result:
 
         The folder appears whole or not at all. If the checkpoint or the ONNX package fails, or is interrupted, what is
         finished is written nevertheless: the manifest names what is ``missing`` and why, and the error is raised then,
-        with a note that says how to go on.
+        with a note that says how to go on. In a run with a run folder finished formats are kept there as well, until
+        the output is written, and an interruption leaves it at that.
 
         Raises OptionError for an unknown format, OutputExistsError if the folder holds something (unless ``force``),
         OutputError when the disk refuses,
         TokenizerError if the ONNX package of a causal language model is wanted and there is no tokenizer, and
         PostconditionError when a verification fails.
         """
+        with kept_if_stopped(self.run_folder):
+            report = self.write(folder, export=export, force=force, progress=progress)
+        if self.run_folder is not None:
+            shutil.rmtree(self.run_folder / EXPORTS, ignore_errors=True)
+        return report
+
+    def write(
+        self,
+        folder: str | Path,
+        *,
+        export: Exports = DEFAULT_EXPORTS,
+        force: bool = False,
+        progress: Progress = silent,
+    ) -> Report:
+        """As ``save``, for a folder that is a part of an output still to be finished: the run folder keeps all."""
         folder, exports = Path(folder), chosen(export)
         with staged_folder(folder, force=force, owned=output(), reads=(self.report.source,)) as stage:
             self._save_artifacts(stage)
@@ -109,7 +134,8 @@ class Result:
             verdicts = compatibility(self.model, done.program.history)
             report = replace(self.report, passes=done.program.history, compatibility=verdicts)
             report = replace(report, pipeline=(*self.report.pipeline, *Pipeline(done.steps).entries))
-            write_manifest(stage, {**report.to_json(), "missing": done.missing})
+            recipe = asdict(self.recipe) if self.recipe else None
+            write_manifest(stage, {**report.to_json(), "missing": done.missing, "recipe": recipe})
         if done.error is not None:
             done.error.add_note(_how_to_go_on(folder, done.missing, self.report.source))
             raise done.error
@@ -129,9 +155,12 @@ class Result:
             try:
                 exporter.check(self.model, self.processor)
                 steps.append(exporter.make(folder, self.processor, exports[name]))
-                program = Pipeline(steps[-1:])(program, RunContext(progress=progress)).program
+                run = RunContext(progress=progress, checkpoints=self.run_folder).inside(EXPORTS).inside(name)
+                program = Pipeline(steps[-1:])(program, run).program
             except (LpcError, KeyboardInterrupt) as error:
                 shutil.rmtree(folder, ignore_errors=True)
+                if isinstance(error, KeyboardInterrupt) and self.run_folder is not None:
+                    raise
                 why = str(error).replace(f"{stage}{os.sep}", "") or "interrupted"
                 later = dict.fromkeys(names[position + 1 :], f"{name} failed before it")
                 return Done(program, steps, {name: why, **later}, error)

@@ -8,12 +8,13 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from exporters.files.lock import Lock, acquire
-from exporters.files.place import Owned, check_apart, check_place, resolved, work_folder
+from exporters.files.place import RUN, Owned, check_apart, check_place, resolved, work_folder
 from exporters.files.swap import NEW, READY, make_ready, remove, settle, write_whole
 from passes.errors import LpcError, OutputError, OutputExistsError
 
@@ -24,6 +25,9 @@ logger = logging.getLogger(__name__)
 HASH_CHUNK_BYTES = 1 << 20
 UPDATE = ".lpc-update.json"
 """Texts that are to be written into a folder together, while they are being written."""
+
+FILES = "files"
+"""The folder in which a pass that writes a format keeps what it wrote."""
 
 _claims: dict[Path, int] = {}
 """The places that this process holds, with its number: a fork does not inherit them."""
@@ -142,6 +146,9 @@ def _settled_lock(work: Path, place: Path) -> Lock:
         if lock.left is not None and strange and (work / NEW).is_dir() and not (work / READY).exists():
             aside = work.with_name(f"{work.name}-{lock.left.pid}-{int(lock.left.started)}")
             os.rename(work, aside)
+            if (aside / RUN).is_dir():  # to be gone on with: its writer is dead, since the lock was free
+                work.mkdir()
+                os.rename(aside / RUN, work / RUN)
             logger.warning("an unfinished output of %s was left in %s: remove it if it is not needed", lock.left, aside)
             os.close(lock.descriptor)
             lock = acquire(work, place)
@@ -179,6 +186,18 @@ def _as_output_errors(place: Path) -> Iterator[None]:
         kept = work_folder(place) / NEW
         end = f"the finished output is kept in {kept}" if kept.exists() else "nothing was left behind"
         raise OutputError(f"could not write {place}: {error.strerror or error}; {end}") from error
+
+
+def linked(source: Path, target: Path) -> None:
+    """Have a folder hold the files of another one: the very same ones where that can be, else copies."""
+    shutil.copytree(source, target, copy_function=_link_or_copy, dirs_exist_ok=True)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def sha256(path: Path) -> str:

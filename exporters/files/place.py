@@ -14,6 +14,9 @@ from passes.errors import OutputError, OutputExistsError
 WORK = ".{}.lpc"
 """The name of the folder beside an output in which the new one is prepared."""
 
+RUN = "run"
+"""The folder inside that one in which a run keeps what it has done."""
+
 ROOM_FOR_PATHS = 160
 """Bytes that the paths of files inside an output may add to its own."""
 
@@ -57,6 +60,14 @@ def resolved(folder: Path) -> Path:
 def work_folder(place: Path) -> Path:
     """Where the new output is prepared: beside its place, on the same file system."""
     return place.with_name(WORK.format(place.name))
+
+
+def run_folder(folder: Path) -> Path:
+    """Where the run that makes an output keeps what it has done, until the output is complete.
+
+    Raises OutputError for a link that leads nowhere.
+    """
+    return work_folder(resolved(Path(folder))) / RUN
 
 
 def check_place(place: Path, needs_bytes: int) -> None:

@@ -11,10 +11,11 @@ from typing import Any, Protocol, cast
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from exporters.files import FILES, linked
 from exporters.hf.modelling import needs_modelling_file, save_with_modelling_file
 from passes.errors import PostconditionError
 from passes.models import Parity, base_model, bit_difference, constant_difference, model_class, resized, respond
-from passes.pipeline import Pass, PassResult, Program, RunContext
+from passes.pipeline import Pass, PassRecord, PassResult, Program, RunContext
 
 LOADED = frozenset({"transformers_version", "architectures", "dtype", "_name_or_path"})
 """Entries of a configuration that transformers writes when it saves or loads."""
@@ -43,6 +44,16 @@ class SavePass(Pass):
         """Write the folder."""
         save_checkpoint(base_model(program.model), self.processor, self.folder)
         return PassResult(program, modified=False)
+
+    def keep(self, after: Program, folder: Path) -> bool:
+        """The files that were written and verified."""
+        linked(self.folder, folder / FILES)
+        return True
+
+    def restore(self, before: Program, folder: Path, record: PassRecord) -> Program:
+        """The same files again."""
+        linked(folder / FILES, self.folder)
+        return before
 
     def ensures(self, before: Program, after: Program) -> tuple[Parity, ...]:
         """Reload and compare: tensors, configuration, and the outputs that are computed with the tensors compared.

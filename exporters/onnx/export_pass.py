@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exporters.files import FILES, linked
 from exporters.hf import Processor
 from exporters.onnx.export import export_onnx
 from exporters.onnx.options import OnnxOptions
 from passes.models import base_model
-from passes.pipeline import Pass, PassResult, Program, RunContext, plain
+from passes.pipeline import Pass, PassRecord, PassResult, Program, RunContext, plain
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class ExportPass(Pass):
     processor: Processor | None = None
     onnx: OnnxOptions = OnnxOptions()
     name = "export"
+    reports = ExportReport
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -59,3 +61,13 @@ class ExportPass(Pass):
             no_genai=package.no_genai,
         )
         return PassResult(program, modified=False, report=report, parity=package.parity)
+
+    def keep(self, after: Program, folder: Path) -> bool:
+        """The files that were written and verified."""
+        linked(self.folder, folder / FILES)
+        return True
+
+    def restore(self, before: Program, folder: Path, record: PassRecord) -> Program:
+        """The same files again."""
+        linked(folder / FILES, self.folder)
+        return before

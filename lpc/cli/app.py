@@ -9,9 +9,11 @@ import typer
 
 from lpc.cli import console, plans
 from lpc.cli import options as o
+from lpc.cli.interruption import Commands
 
 app = typer.Typer(
     name="lpc",
+    cls=Commands,
     help="Make a trained transformer smaller: prune heads and MLP channels while tuning, verify, export to ONNX.",
     no_args_is_help=True,
     add_completion=False,
@@ -67,9 +69,16 @@ def compress(
     depth: o.Depth = None,
     depth_scores: Annotated[str, typer.Option(help="summed, or skipped: by the rise of the loss.")] = "summed",
     hidden: o.Hidden = False,
-    checkpoints: Annotated[Path | None, typer.Option(help="Folder for training checkpoints.")] = None,
-    save_every: Annotated[int | None, typer.Option(help="Steps between two checkpoints.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint.")] = False,
+    checkpoints: Annotated[
+        Path | None, typer.Option(help="Folder to keep a run in that can be gone on with (default: beside OUT).")
+    ] = None,
+    save_every: Annotated[
+        int | None, typer.Option(help="Steps between two checkpoints (default: a twentieth of them).")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was kept; there must be one.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew where a run was kept.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Tune under bf16 autocast.")] = False,
     compensate: o.Compensate = None,
     distill: o.Distill = None,
@@ -87,7 +96,7 @@ def compress(
     from dataclasses import replace
 
     from lpc.cli.family import run_family
-    from lpc.cli.output import hold, least_bytes
+    from lpc.cli.output import dropped, going_on, hold, least_bytes
     from lpc.cli.tables import show_report
     from lpc.compression import compress as run
     from lpc.material import DataOptions
@@ -96,7 +105,9 @@ def compress(
 
     exports = o.exports_of(export, onnx)
     needs = least_bytes(model, ratio, onnx="onnx" in exports)
-    hold(context, out, force=force, reads=(model, *data, prompt_template), writes=(checkpoints,), needs_bytes=needs)
+    going = going_on(out, checkpoints, resume=resume, fresh=fresh, force=force)
+    over, reads = force or going.folder.output is not None, (model, *data, prompt_template)
+    hold(context, out, force=over, reads=reads, writes=(checkpoints,), needs_bytes=needs)
     family = o.snapshots_of(snapshots, snapshot_steps, benchmark)
     if family is not None and ratio is None and not budget:
         ratio = family.ratios[-1]
@@ -105,7 +116,7 @@ def compress(
     )
     tune = TuneOptions(steps=steps, seed=seed, learning_rate=learning_rate, batch_size=batch_size, bf16=bf16)
     tune = replace(tune, criterion=criterion, depth_scores=depth_scores)
-    tune = replace(tune, checkpoints=checkpoints, save_every=save_every, resume=resume)
+    tune = replace(tune, save_every=save_every)
     healing = o.healing_of(tune, one_shot, compensate, distill, recover_steps)
     tune = healing.tune
     instructions = o.instructions_of(prompt_template)
@@ -128,10 +139,11 @@ def compress(
             export=exports,
             benchmark=benchmark,
             force=force,
+            going=going,
             json=json,
         )
         return
-    with console.progress_bars() as progress:
+    with dropped(going, as_json=json), console.progress_bars() as progress:
         result = run(
             model,
             data,
@@ -143,6 +155,8 @@ def compress(
             trace=trace,
             device=device,
             dtype=dtype,
+            run_folder=going.folder,
+            resume=going.resume,
             trust_remote_code=trust_remote_code,
             progress=progress,
         )

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
     from passes.pipeline import Progress as ProgressCallback
 
 USER_ERROR = 2
-INTERRUPTED = 130
 
 stdout = Console()
 stderr = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -36,17 +33,18 @@ def progress_bars() -> Iterator[ProgressCallback]:
     """A callback that shows a bar a stage on a terminal, and nothing elsewhere; the libraries' own bars are off."""
     from transformers.utils import logging as transformers_logging
 
-    from passes.pipeline import silent
+    from lpc.cli.interruption import check
 
     transformers_logging.disable_progress_bar()
     if not stderr.is_terminal:
-        yield silent
+        yield lambda stage, done, total: check()
         return
     columns = (TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=stderr, transient=True) as bars:
         tasks: dict[str, Any] = {}
 
         def update(stage: str, done: int, total: int) -> None:
+            check()
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, total=total)
             bars.update(tasks[stage], completed=done, total=total)
@@ -56,8 +54,10 @@ def progress_bars() -> Iterator[ProgressCallback]:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn an LpcError into one message and exit code 2, an interruption into code 130; leave other errors alone."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    """Turn an LpcError into one message and exit code 2, an interruption into the signal's code; leave others alone."""
+    from lpc.cli import interruption
+
+    interruption.listen()
     try:
         yield
     except LpcError as error:
@@ -66,14 +66,8 @@ def user_errors() -> Iterator[None]:
         for note in getattr(error, "__notes__", ()):
             stderr.print(f"  {visible(note)}", markup=False, style="dim")
         sys.exit(USER_ERROR)
-    except KeyboardInterrupt as interruption:
-        notes = getattr(interruption, "__notes__", ("nothing was left behind",))
-        stderr.print(f"lpc: interrupted; {'; '.join(notes)}", markup=False)
-        sys.exit(INTERRUPTED)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    except KeyboardInterrupt as error:
+        interruption.end(error)
 
 
 ENVIRONMENT = {

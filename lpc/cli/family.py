@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lpc.cli import console
+from lpc.cli.output import Going, dropped
 from lpc.cli.tables import show_family
 from lpc.family import compress_family
 from lpc.material import DataOptions
@@ -29,10 +30,11 @@ def run_family(
     export: tuple[str, ...],
     benchmark: bool,
     force: bool,
+    going: Going,
     json: bool,
 ) -> None:
     """Compress, save and print. Raises LpcError."""
-    with console.progress_bars() as progress:
+    with dropped(going, as_json=json), console.progress_bars() as progress:
         family = compress_family(
             model,
             data,
@@ -44,6 +46,8 @@ def run_family(
             trace=trace,
             device=device,
             dtype=dtype,
+            run_folder=going.folder,
+            resume=going.resume,
             trust_remote_code=trust_remote_code,
             progress=progress,
         )

@@ -30,7 +30,7 @@ from passes.models.base import (
 )
 from passes.models.batches import Collate, Row, batches, label_count, pieces, sample_rows
 from passes.models.declared import check_declared
-from passes.models.fingerprint import fingerprint
+from passes.models.fingerprint import fingerprint, tensors_digest
 from passes.models.fit import Misfit
 from passes.models.heldout import heldout_loss
 from passes.models.lean_loss import lean_loss
@@ -138,6 +138,7 @@ __all__ = [
     "swapped",
     "takes",
     "task_of",
+    "tensors_digest",
     "twin_of",
     "unchanged",
     "unreadable",

@@ -22,5 +22,7 @@ def save_choice(program: Program, folder: Path) -> None:
 def with_choice(program: Program, folder: Path) -> Program:
     """The program with the masks and scores that ``save_choice`` wrote."""
     tensors, names = load_file(folder / CHOICE_FILE), [dimension.name for dimension in program.traced.dimensions]
-    masks, scores = ({n: tensors[f"{kind}.{n}"] for n in names if f"{kind}.{n}" in tensors} for kind in ("mask", "score"))
+    masks, scores = (
+        {n: tensors[f"{kind}.{n}"] for n in names if f"{kind}.{n}" in tensors} for kind in ("mask", "score")
+    )
     return replace(program, masks=masks, scores=scores)

@@ -37,7 +37,8 @@ class RunContext:
     ``fp16``, a torch dtype, or ``auto``, as they are stored. ``seed`` fixes every draw, ``batch_size`` is how many
     sequences or rows a batch has, wherever batches are run, and ``samples`` how many are looked at where units are
     ranked or projections solved on data. ``collate`` makes a batch of rows (None: stack). ``checkpoints`` is the folder
-    for what can be gone on from: in a pipeline each pass has one of its own inside. A pass's own options win where they say one of these.
+    for what can be gone on from: in a pipeline each pass has one of its own inside. A pass's own options win where they
+    say one of these.
     """
 
     progress: Progress = field(default=silent, metadata={"record": False})

@@ -132,8 +132,8 @@ def told(folder: Path) -> tuple[str, ...]:
         elif steps:
             found.append(f"{name} up to step {max(steps)}")
         else:
-            found += [part if each.name == part else f"{part} ({each.name})" for part in told(each)]
-    return tuple(found)
+            found += told(each)
+    return tuple(dict.fromkeys(found))
 
 
 WHOLE = "lpc_whole.json"

@@ -197,8 +197,9 @@ class RecoverPass(Pass):
         assert isinstance(record.report, RecoverReport)
         if not record.report.kept:
             return before
-        recovery, model = Recovery.load(folder), self._adapted(before, 0)
-        wear(model, recovery.adapter)
+        model = self._adapted(before, 0)
+        wear(model, Recovery.load(folder).adapter)
+        recovery = Recovery(Adapter.of(model))
         merged, _ = _merged(model.eval(), lambda _: 0.0, float("inf"))
         return replace(before, model=merged, recovery=recovery).expecting_itself()
 

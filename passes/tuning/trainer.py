@@ -51,7 +51,8 @@ def train(
     """Train with the transformers Trainer, against a teacher if there is one. ``data``: as the Trainer takes it.
 
     ``rates``: the factor on the peak rate at each step (default: the curve that the arguments name).
-    ``resume_from``: a checkpoint to go on from; if it has all the steps, the model gets its adapter and none is trained.
+    ``resume_from``: a checkpoint to go on from; if it has all the steps, the model gets its adapter and nothing is
+    trained.
     """
     if resume_from is not None:
         done = TrainerState.load_from_json(str(resume_from / STATE))

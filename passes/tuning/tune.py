@@ -62,10 +62,10 @@ class TuneOptions:
     ``steps`` optimizer steps of ``batch_size`` × ``gradient_accumulation`` sequences; 0 is for ``lpc.compress`` alone,
     which then trains nothing and scores calibration data (``ScorePass``). ``batch_size``, ``seed`` and ``checkpoints``
     are by default the run's (``RunContext``); ``lpc.compress`` takes what is said here for the whole run. ``bf16`` runs
-    the forward pass under autocast. A run that has a folder for them (``RunContext.checkpoints``) saves checkpoints every
-    ``save_every`` steps (default: a twentieth of them, but not within ten seconds), of which the last two stay, and goes
-    on from the last whole one that is there. In a folder of its own, ``checkpoints``, all stay, and only ``resume`` goes
-    on from one. ``learning_rate`` is the peak; by default it follows from the hidden size
+    the forward pass under autocast. A run that has a folder for them (``RunContext.checkpoints``) saves checkpoints
+    every ``save_every`` steps (default: a twentieth of them, but not within ten seconds), of which the last two stay,
+    and goes on from the last whole one that is there. In a folder of its own, ``checkpoints``, all stay, and only
+    ``resume`` goes on from one. ``learning_rate`` is the peak; by default it follows from the hidden size
     (``width_scaled_rate``). ``criterion`` ranks the units, by name (``CRITERIA``, docs/criteria.md), and ``schedule``
     says when they go; by default both are what was measured best (``settled``). ``depth_scores`` ranks layers and
     blocks: ``summed`` over what is in them, or ``skipped``, the rise of the loss without them, measured at the start.

@@ -35,6 +35,7 @@ from passes.models import Adapter
 from passes.pipeline import Program, RunContext
 from passes.trace import TraceOptions, TracePass
 from passes.tuning import ONE_SHOT, Schedule, TuneOptions, TunePass
+from passes.tuning.checkpoints import seal
 
 PLAIN = ImportanceOptions(normalise=False, smoothing=0.0)
 

@@ -1,0 +1,86 @@
+"""The recipe of a run: all that its result follows from, and in which words two recipes differ."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from lpc.material import DataOptions, Material
+from lpc.versions import versions
+from passes.models import Adapter, fingerprint, tensors_digest
+from passes.pipeline import Pipeline, Program, RunContext, plain
+
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+"""Where an object without a better name lies in memory; that differs in every process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a run is made of, as plain values: two runs of one recipe end with the same bits.
+
+    ``model`` and ``data`` are sha256 (of the adapter that the model came with too, ``adapter``); ``text``, ``passes``
+    (each with its options) and ``run`` (seed, device, dtype, batch size, samples) are all options; ``versions`` are
+    those of the packages.
+    """
+
+    model: str
+    adapter: str
+    data: str
+    text: Mapping[str, Any]
+    passes: list[Mapping[str, Any]]
+    run: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+    @classmethod
+    def of(cls, program: Program, material: Material, text: DataOptions, passes: Pipeline, run: RunContext) -> Recipe:
+        """The recipe of a run that is about to begin."""
+        worn = Adapter.of(program.model).state if isinstance(program.model, PeftModel) else dict[str, torch.Tensor]()
+        entries = [plain(entry) for entry in passes.entries]
+        return cls.read(
+            {
+                "model": fingerprint(program.model),
+                "adapter": tensors_digest([worn]) if worn else "",
+                "data": material.digest(),
+                "text": plain(text),
+                "passes": entries,
+                "run": plain(run),
+                "versions": versions(),
+            }
+        )
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Recipe:
+        """From plain values, such as JSON has. Raises TypeError or ValueError if they are no recipe."""
+        return cls(**json.loads(ADDRESS.sub("", json.dumps(values))))
+
+    def differences(self, other: Recipe) -> dict[str, tuple[Any, Any]]:
+        """What this recipe and another one say differently, by name, each name once."""
+        mine, theirs = dict(self._flat()), dict(other._flat())
+        found: dict[str, tuple[Any, Any]] = {}
+        for path in sorted({*mine, *theirs}, key=lambda path: (path.count("."), path)):
+            name = path.rpartition(".")[2]
+            if mine.get(path) != theirs.get(path) and name not in found:
+                found[name] = mine.get(path), theirs.get(path)
+        return found
+
+    def _flat(self) -> Iterator[tuple[str, Any]]:
+        for each in fields(self):
+            if each.name != "passes":
+                yield from _flattened(each.name, getattr(self, each.name))
+        yield "passes", [entry["name"] for entry in self.passes]
+        for position, entry in enumerate(self.passes):
+            yield from _flattened(f"pass.{position}.{entry['name']}", entry["options"])
+
+
+def _flattened(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, Mapping):
+        yield path, value
+        return
+    for name, each in value.items():
+        yield from _flattened(f"{path}.{name}", each)

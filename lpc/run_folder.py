@@ -1,0 +1,127 @@
+"""The run folder: where a run keeps what it has done, so that the same command goes on after a kill at any moment."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from exporters.files import write_text
+from lpc.owned import MANIFEST
+from lpc.recipe import Recipe
+from passes.errors import LpcError, MissingFileError, OptionError, OutputExistsError
+from passes.pipeline import told
+
+logger = logging.getLogger(__name__)
+
+RECIPE, EXPORTS = "recipe.json", "exports"
+OWN = re.compile(rf"{re.escape(RECIPE)}|{EXPORTS}|\d\d-\S+|0\.\d+")
+"""The names of what lpc writes there."""
+SHOWN = 4
+"""So many differences are told."""
+
+
+class FinishedError(OutputExistsError):
+    """The output is there already, whole and of the very recipe that was asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """A folder for one run at a time: its recipe, and what each pass has kept.
+
+    ``output``: a finished output that was asked for again; the run is not begun if it is this recipe's.
+    """
+
+    path: Path
+    output: Path | None = None
+
+    @classmethod
+    def of(cls, named: str | Path | RunFolder) -> RunFolder:
+        """The folder as a user names it."""
+        return named if isinstance(named, RunFolder) else cls(path=Path(named))
+
+    def begin(self, recipe: Recipe, resume: bool | None = None) -> None:
+        """Begin a run of this recipe, or go on with the one that is kept; a line in the log says so.
+
+        ``resume``: True, there must be one; False, what is kept is removed; None, it is gone on with if it is there.
+        Raises OptionError if what is kept is of another recipe, naming what differs, MissingFileError if nothing is
+        kept and something must be, FinishedError if the ``output`` is of this recipe.
+        """
+        if self.output is not None:
+            _check_same(recipe, _recipe_in(self.output / MANIFEST, "recipe"), self.output)
+            raise FinishedError(f"{self.output} is finished, by this very recipe: nothing is left to do")
+        if resume is False:
+            self.clear()
+        kept, done = _recipe_in(self.path / RECIPE), told(self.path)
+        if kept is None and resume:
+            raise MissingFileError(
+                f"there is no run to go on with in {self.path}: leave --resume (resume) out to begin"
+            )
+        if kept is not None and done:
+            _check_same(recipe, kept, self.path)
+            logger.warning("going on with the run kept in %s: %s (--fresh starts anew)", self.path, ", ".join(done))
+            return
+        if kept is not None and kept.differences(recipe):
+            self.clear()
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / RECIPE, json.dumps(asdict(recipe), indent=1))
+
+    def clear(self) -> None:
+        """Remove what lpc wrote there, and the folder if nothing else lies in it."""
+        for entry in self.path.glob("*"):
+            if OWN.fullmatch(entry.name):
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+
+
+@contextmanager
+def kept_if_stopped(path: Path | None) -> Iterator[None]:
+    """If the block fails or is interrupted, the error says what is kept in a run folder; one without work goes."""
+    try:
+        yield
+    except (LpcError, KeyboardInterrupt) as error:
+        if path is not None:
+            done = told(path)
+            if done:
+                error.add_note(f"kept in {path}: {', '.join(done)}; the same command goes on from there")
+            else:
+                RunFolder(path=path).clear()
+        raise
+
+
+def _check_same(recipe: Recipe, kept: Recipe | None, where: Path) -> None:
+    """Raise OptionError if a recipe is not the one that is kept, naming what differs."""
+    if kept is None:
+        raise OptionError(f"{where} does not say what it was made from: choose another output, or --force")
+    found = kept.differences(recipe)
+    if found:
+        shown = [f"{name} ({_short(there)} there, {_short(here)} here)" for name, (there, here) in found.items()]
+        more = f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
+        raise OptionError(
+            f"the run in {where} differs in {', '.join(shown[:SHOWN])}{more}: give the same again to go on with it, "
+            "choose another output, or start anew with --fresh (resume=False)"
+        )
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}…"
+
+
+def _recipe_in(path: Path, key: str | None = None) -> Recipe | None:
+    """The recipe in a file; None if there is none that can be read."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Recipe.read(values if key is None else values[key])
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        logger.warning("%s holds no recipe: %s", path, error)
+        return None
