@@ -41,9 +41,10 @@ from exporters.onnx import (
 )
 from lpc.report.report import table
 from lpc.versions import versions
-from passes.budget import Solver, Target
+from passes.budget import Solver
 from passes.graph import PruningGraph
 from passes.models import stock_class
+from passes.options import Target
 from passes.shrink import compact_config
 from passes.trace import trace
 

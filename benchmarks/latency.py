@@ -32,10 +32,10 @@ from exporters.latency.timing import Sample, WorkloadStep, seconds_of, steps_of,
 from exporters.onnx import DATA_FILE, MAX_OPSET, MODEL_FILE, GraphBuilder, OnnxFolder, build_decoder
 from lpc.report.report import table
 from lpc.versions import versions
-from passes.budget import Workload
 from passes.graph import PruningGraph
+from passes.options import TraceOptions, Workload
 from passes.shrink import build_compact
-from passes.trace import TraceOptions, trace
+from passes.trace import trace
 
 OUT = Path(__file__).parent / "out"
 UNIFORM, PER_LAYER = 6, 14

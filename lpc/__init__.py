@@ -12,23 +12,18 @@ if TYPE_CHECKING:
     from exporters.onnx import OnnxOptions as OnnxOptions
     from lpc.compression import apply as apply
     from lpc.compression import compress as compress
-    from lpc.data import InstructionFormat as InstructionFormat
     from lpc.evaluation import Score as Score
     from lpc.evaluation import score as score
     from lpc.family import CompactFamily as CompactFamily
     from lpc.family import compress_family as compress_family
-    from lpc.material import DataOptions as DataOptions
+    from lpc.options import DataOptions as DataOptions
+    from lpc.options import InstructionFormat as InstructionFormat
     from lpc.planning import diff as diff
     from lpc.planning import plan as plan
     from lpc.report import Report as Report
     from lpc.result import Result as Result
     from lpc.source import load as load
-    from passes.budget import Budget as Budget
-    from passes.budget import Target as Target
-    from passes.budget import Workload as Workload
-    from passes.compensation import CompensateOptions as CompensateOptions
     from passes.criteria import CRITERIA as CRITERIA
-    from passes.criteria import ImportanceOptions as ImportanceOptions
     from passes.criteria import SavedScores as SavedScores
     from passes.criteria import register_criterion as register_criterion
     from passes.families import AttentionLayout as AttentionLayout
@@ -36,14 +31,19 @@ if TYPE_CHECKING:
     from passes.families import Packing as Packing
     from passes.families import register_attention as register_attention
     from passes.graph import Plan as Plan
-    from passes.models import LoraOptions as LoraOptions
     from passes.models import register_auto_classes as register_auto_classes
-    from passes.trace import TraceOptions as TraceOptions
-    from passes.tuning import ONE_SHOT as ONE_SHOT
-    from passes.tuning import DistillOptions as DistillOptions
-    from passes.tuning import RecoverOptions as RecoverOptions
-    from passes.tuning import Schedule as Schedule
-    from passes.tuning import TuneOptions as TuneOptions
+    from passes.options import ONE_SHOT as ONE_SHOT
+    from passes.options import Budget as Budget
+    from passes.options import CompensateOptions as CompensateOptions
+    from passes.options import DistillOptions as DistillOptions
+    from passes.options import ImportanceOptions as ImportanceOptions
+    from passes.options import LoraOptions as LoraOptions
+    from passes.options import RecoverOptions as RecoverOptions
+    from passes.options import Schedule as Schedule
+    from passes.options import Target as Target
+    from passes.options import TraceOptions as TraceOptions
+    from passes.options import TuneOptions as TuneOptions
+    from passes.options import Workload as Workload
 
 _ERRORS = (
     "DataError",

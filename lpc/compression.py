@@ -13,22 +13,33 @@ from peft import PeftModel
 from exporters.hf import Processor
 from lpc.evaluation import Score
 from lpc.latency import latency_for, predicted
-from lpc.material import AnyData, DataOptions, Material, prepare, set_aside
+from lpc.material import AnyData, Material, prepare, set_aside
+from lpc.options import DataOptions
 from lpc.ranking import choices, compensation_for, ranking_passes, unattaching_passes
 from lpc.replay import compensated_weights
 from lpc.report import HeldOut, Measure, Report
 from lpc.result import Result
 from lpc.source import ModelLike, Source, load_adapter, load_source
-from passes.budget import Budget, Layout, Solver, Target
-from passes.compensation import CompensateOptions, CompensatePass, RecompensatePass
+from passes.budget import Solver
+from passes.compensation import CompensatePass, RecompensatePass
 from passes.decide import DecidePass, ReplayPass
 from passes.errors import OptionError
 from passes.graph import Plan
-from passes.models import LoraOptions, masked
+from passes.models import masked
+from passes.options import (
+    Budget,
+    CompensateOptions,
+    Layout,
+    LoraOptions,
+    RecoverOptions,
+    Target,
+    TraceOptions,
+    TuneOptions,
+)
 from passes.pipeline import Pass, Program, Progress, Sequential, silent
 from passes.shrink import ShrinkPass
-from passes.trace import TraceOptions, TracePass, options_for
-from passes.tuning import MergePass, RecoverOptions, RecoverPass, TuneOptions
+from passes.trace import TracePass, options_for
+from passes.tuning import MergePass, RecoverPass, settled
 
 __all__ = ["DataOptions", "apply", "compress"]
 
@@ -95,7 +106,7 @@ def compress(
     source = load_source(model, tokenizer, trust_remote_code=trust_remote_code)
     trace = replace(trace, custom_code=trace.custom_code or target.layout is Layout.PER_LAYER)
     program = TracePass(trace)(Program.start(source.model)).program
-    tune = tune.settled(program.traced)
+    tune = settled(tune, program.traced)
     solving = compensation_for(compensate, tune, program.traced)
     latency = latency_for(program.model, program.traced, target.wanted, progress)
     Solver.of(target, program.traced, latency)

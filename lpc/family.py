@@ -14,19 +14,21 @@ from exporters.files import staged_folder, write_text
 from exporters.hf import Processor
 from exporters.onnx import OnnxOptions, export_onnx
 from lpc.compression import DEFAULT_LORA, DEFAULT_TEXT, DEFAULT_TRACE, DEFAULT_TUNE, Job, target_from
-from lpc.material import AnyData, DataOptions, prepare
+from lpc.material import AnyData, prepare
+from lpc.options import BenchmarkOptions, DataOptions
 from lpc.ranking import choices
 from lpc.report import DENSE_ONNX, FamilyReport, refresh
 from lpc.result import Result
 from lpc.source import ModelLike, load_source
-from lpc.speed import BENCHMARK_FILE, Benchmark, BenchmarkOptions, benchmark
-from passes.budget import Layout, Solver, Target
+from lpc.speed import BENCHMARK_FILE, Benchmark, benchmark
+from passes.budget import Solver
 from passes.decide import DecidePass
 from passes.errors import OptionError, UnsupportedModelError
-from passes.models import LoraOptions, Task, base_model, task_of
+from passes.models import Task, base_model, task_of
+from passes.options import Layout, LoraOptions, Schedule, SnapshotOptions, Target, TraceOptions, TuneOptions
 from passes.pipeline import Program, Progress, Sequential, Snapshot, plain, silent
-from passes.trace import TraceOptions, TracePass
-from passes.tuning import AttachPass, RecallPass, Schedule, SnapshotOptions, TuneOptions, TunePass
+from passes.trace import TracePass
+from passes.tuning import AttachPass, RecallPass, TunePass, settled, staged_run
 
 QUICK = BenchmarkOptions(batches=(1,), prefill_tokens=(128,), decode_pasts=(128,))
 """What is timed where the user does not say: one prefill and one decode step."""
@@ -117,12 +119,12 @@ def compress_family(
     snapshots = SnapshotOptions(ratios=tuple(ratios), cooldown=cooldown)
     target = target_from(target, snapshots.ratios[-1] if target is None else None, None, layout, multiple)
     tune = replace(tune, steps=tune.steps if steps is None else steps, seed=tune.seed if seed is None else seed)
-    tune = replace(tune, schedule=tune.schedule or Schedule()).settled()
+    tune = settled(replace(tune, schedule=tune.schedule or Schedule()))
     source = load_source(model, tokenizer, trust_remote_code=trust_remote_code)
     trace = replace(trace, custom_code=trace.custom_code or target.layout is Layout.PER_LAYER)
     program = TracePass(trace)(Program.start(source.model)).program
     solver = Solver.of(target, program.traced)
-    snapshots.course(solver, tune.schedule or Schedule(), tune.steps, revival=tune.revival)
+    staged_run(snapshots, solver, tune.schedule or Schedule(), tune.steps, revival=tune.revival)
     material = prepare(source, data, text)
     job = Job(source, material, material.measure(program.model), progress)
     training = TunePass(target, material.train, tune, progress, collate=material.collate, snapshots=snapshots)

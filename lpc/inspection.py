@@ -13,8 +13,9 @@ from lpc.source import load_config
 from passes.budget import default_multiple, largest_ratio, reachable_counts
 from passes.graph import Cost, Dimension, Kind, PruningGraph, Width
 from passes.models import model_class, task_of
+from passes.options import TraceOptions
 from passes.pipeline import plain
-from passes.trace import TraceOptions, trace
+from passes.trace import trace
 
 
 @dataclass(frozen=True, kw_only=True)

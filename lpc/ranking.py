@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lpc.material import DataOptions, Material
-from passes.budget import LatencyModel, Target
-from passes.compensation import CompensateOptions
+from lpc.material import Material
+from lpc.options import DataOptions
+from passes.budget import LatencyModel
 from passes.criteria import Needs, criterion_named
-from passes.decide import ScoreOptions, ScorePass
+from passes.decide import ScorePass
 from passes.graph import Kind, PruningGraph
-from passes.models import LoraOptions
+from passes.options import CompensateOptions, LoraOptions, ScoreOptions, Target, TuneOptions
 from passes.pipeline import Pass, Progress, plain
-from passes.tuning import AttachPass, DetachPass, TuneOptions, TunePass
+from passes.tuning import AttachPass, DetachPass, TunePass
 
 BEFORE_TUNING = CompensateOptions(ridge=1.0)
 """Gently: what tuning starts from should not be far from the dense weights (docs/quality.md)."""

@@ -34,10 +34,10 @@ from exporters.latency.timing import (
     time_once,
 )
 from exporters.onnx import BUILDER_FAMILIES, DType, OnnxFolder, why_not_builder
-from passes.budget import Workload
 from passes.errors import OptionError, UnsupportedModelError
 from passes.graph import PruningGraph
 from passes.models import Task, model_class, task_of, twin_of
+from passes.options import Workload
 from passes.pipeline import Progress, silent
 
 __all__ = ["Curve", "LatencyTable", "latency_model", "measured_latency"]

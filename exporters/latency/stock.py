@@ -18,8 +18,9 @@ from exporters.onnx import MAX_OPSET, MODEL_FILE, takes_positions, trace_decoder
 from passes.errors import UnsupportedModelError
 from passes.graph import Kind, PruningGraph, Width, layer_path
 from passes.models import Task, task_of
+from passes.options import TraceOptions
 from passes.shrink import build_compact
-from passes.trace import TraceOptions, trace
+from passes.trace import trace
 
 DEPTH = "layers"
 """Name of the specimens that keep all units."""

@@ -86,9 +86,8 @@ def compress(
     from lpc.cli.family import run_family
     from lpc.cli.tables import show_report
     from lpc.compression import compress as run
-    from lpc.material import DataOptions
-    from passes.trace import TraceOptions
-    from passes.tuning import TuneOptions
+    from lpc.options import DataOptions
+    from passes.options import TraceOptions, TuneOptions
 
     check_output(out, force=force)
     family = o.snapshots_of(snapshots, snapshot_steps, benchmark)
@@ -185,8 +184,8 @@ def benchmark(
 ) -> None:
     """Time prefill and decode in onnxruntime and write DIR/benchmark.json."""
     from lpc.cli.tables import show_benchmark
+    from lpc.options import BenchmarkOptions
     from lpc.report import refresh
-    from lpc.speed import BenchmarkOptions
     from lpc.speed import benchmark as run
 
     with console.progress_bars() as progress:
@@ -207,8 +206,8 @@ def evaluate(
 ) -> None:
     """Evaluate with lm-eval, dense, pruned and ONNX side by side, and write DIR/eval.json."""
     from lpc.cli.tables import show_evaluation
-    from lpc.evaluation import EvaluateOptions
     from lpc.evaluation import evaluate as run
+    from lpc.options import EvaluateOptions
     from lpc.report import refresh
 
     options = EvaluateOptions(

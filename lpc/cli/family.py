@@ -7,10 +7,8 @@ from pathlib import Path
 from lpc.cli import console
 from lpc.cli.tables import show_family
 from lpc.family import compress_family
-from lpc.material import DataOptions
-from passes.budget import Target
-from passes.trace import TraceOptions
-from passes.tuning import SnapshotOptions, TuneOptions
+from lpc.options import DataOptions
+from passes.options import SnapshotOptions, Target, TraceOptions, TuneOptions
 
 
 def run_family(

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from lpc.data import InstructionFormat
-    from passes.budget import Target
-    from passes.tuning import RecoverOptions, SnapshotOptions, TuneOptions
+    from lpc.options import InstructionFormat
+    from passes.options import RecoverOptions, SnapshotOptions, Target, TuneOptions
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Force = Annotated[bool, typer.Option("--force", help="Write into an output folder that is not empty.")]
@@ -102,7 +101,7 @@ def target_of(
     comparison: str,
 ) -> Target:
     """The target that the options say. Raises OptionError."""
-    from passes.budget import Budget, Target, Workload
+    from passes.options import Budget, Target, Workload
 
     workload = Workload.parse(at)
     return Target(
@@ -120,7 +119,8 @@ def target_of(
 
 def instructions_of(template: Path | None) -> InstructionFormat | None:
     """The format that a template file asks for. Raises MissingFileError, DataError, OptionError."""
-    from lpc.data import InstructionFormat, read_text
+    from lpc.data import read_text
+    from lpc.options import InstructionFormat
 
     return None if template is None else InstructionFormat(template=read_text(template))
 
@@ -128,7 +128,7 @@ def instructions_of(template: Path | None) -> InstructionFormat | None:
 def snapshots_of(text: str | None, cooldown: int | None, timed: bool) -> SnapshotOptions | None:
     """The snapshots that the options ask for. Raises OptionError."""
     from passes.errors import OptionError
-    from passes.tuning import SnapshotOptions
+    from passes.options import SnapshotOptions
 
     if text is None and (cooldown is not None or timed):
         raise OptionError("--snapshot-steps and --benchmark go with --snapshots; one model is timed by lpc benchmark")
@@ -148,7 +148,7 @@ def healing_of(
     tune: TuneOptions, one_shot: bool | None, compensate: bool | None, distill: float | None, recover_steps: int | None
 ) -> Healing:
     """Tuning with its schedule and distillation, and what follows it. Raises OptionError."""
-    from passes.tuning import ONE_SHOT, DistillOptions, RecoverOptions, Schedule
+    from passes.options import ONE_SHOT, DistillOptions, RecoverOptions, Schedule
 
     taught = tune.distill if distill is None else DistillOptions(weight=distill) if distill else None
     schedule = tune.schedule if one_shot is None else ONE_SHOT if one_shot else Schedule()

@@ -2,7 +2,7 @@
 
 from lpc.data.collate import Collator
 from lpc.data.documents import read_documents, read_jsonl, read_text
-from lpc.data.instructions import InstructionFormat, find_columns, instruction_rows
+from lpc.data.instructions import find_columns, instruction_rows
 from lpc.data.rows import IGNORED, Row, RowFormat, Rows, RowsLike, is_rows, open_rows, split_rows
 from lpc.data.text import BlockDataset, Data, split_heldout, token_sequences
 
@@ -11,7 +11,6 @@ __all__ = [
     "BlockDataset",
     "Collator",
     "Data",
-    "InstructionFormat",
     "Row",
     "RowFormat",
     "Rows",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -19,26 +18,13 @@ from lpc.data.answers import AnsweredRows, Marked, TokenRow, token_rows
 from lpc.data.chat import Chat
 from lpc.data.documents import read_jsonl
 from lpc.data.rows import load_folder
+from lpc.options import InstructionFormat
 from passes.errors import DataError, OptionError, TokenizerError
 
-__all__ = ["Columns", "InstructionFormat", "Record", "find_columns", "instruction_rows"]
+__all__ = ["Columns", "Record", "find_columns", "instruction_rows"]
 
 logger = logging.getLogger(__name__)
 
-ALPACA = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:\n"
-)
-"""The prompt of Stanford Alpaca (github.com/tatsu-lab/stanford_alpaca), as LoRAPrune's authors tune with (prune.py)."""
-
-ALPACA_WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-)
-"""The same, for a row that has an input."""
-
-PLACE = re.compile(r"\{(instruction|input)\}")
 PAIRS = (("instruction", "output"), ("instruction", "response"), ("prompt", "completion"))
 INPUTS = ("input", "context")
 MESSAGES = "messages"
@@ -47,32 +33,6 @@ BATCH = 1000
 
 Record = tuple[str, Mapping[str, Any]]
 """Where a row stands, for messages, and the row."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class InstructionFormat:
-    """How instruction data become tokens.
-
-    ``template`` makes the prompt of an ``instruction`` column: a text with ``{instruction}``, and ``{input}`` where
-    rows have inputs; the answer follows it directly (default: Alpaca's two texts, with and without an input). Prompts
-    of a ``prompt`` column are taken as they stand, and ``messages`` through the tokenizer's chat template. With
-    ``mask_prompt`` only the answers' tokens have labels, else all tokens.
-    """
-
-    template: str | None = None
-    mask_prompt: bool = True
-
-    def __post_init__(self) -> None:
-        if self.template is not None and "{instruction}" not in self.template:
-            raise OptionError(f"the template {self.template[:60]!r} has no {{instruction}}: say where it goes")
-
-    def prompt(self, instruction: str, context: str) -> str:
-        """The prompt of an instruction and its input, which may be empty. Raises DataError if the input is lost."""
-        template = self.template or (ALPACA_WITH_INPUT if context else ALPACA)
-        if context and "{input}" not in template:
-            raise DataError("has an input, and the template has no {input}: say where it goes")
-        values = {"instruction": instruction, "input": context}
-        return PLACE.sub(lambda place: values[place[1]], template)  # in one pass: what is filled in is not looked at
 
 
 @dataclass(frozen=True)

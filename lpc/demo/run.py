@@ -9,13 +9,13 @@ from pathlib import Path
 from exporters.files import check_output, write_text
 from lpc.compression import compress
 from lpc.demo.text import corpus
-from lpc.evaluation import EvaluateOptions, Evaluation, evaluate
+from lpc.evaluation import Evaluation, evaluate
 from lpc.exporting import export
-from lpc.material import DataOptions
+from lpc.options import BenchmarkOptions, DataOptions, EvaluateOptions
 from lpc.report import Report, refresh
-from lpc.speed import Benchmark, BenchmarkOptions, benchmark
+from lpc.speed import Benchmark, benchmark
+from passes.options import TuneOptions
 from passes.pipeline import Progress, silent
-from passes.tuning import TuneOptions
 
 RATIO = 0.3
 STEPS = 200

@@ -1,13 +1,12 @@
 """How good a model is: held-out quality, perplexity, lm-eval."""
 
-from lpc.evaluation.evaluate import EvaluateOptions, evaluate
+from lpc.evaluation.evaluate import evaluate
 from lpc.evaluation.heldout import Score, score, score_model
 from lpc.evaluation.perplexity import token_perplexity
 from lpc.evaluation.results import Evaluation
 from lpc.evaluation.tables import evaluation_rows
 
 __all__ = [
-    "EvaluateOptions",
     "Evaluation",
     "Score",
     "evaluate",

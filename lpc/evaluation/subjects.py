@@ -9,12 +9,11 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedModel
 
+from lpc.options import BACKENDS
 from passes.errors import DataError, MissingFileError, OptionError, UnsupportedModelError
 from passes.models import Task, model_class, task_of
 
-__all__ = ["BACKENDS", "Subject", "context_limit", "find_subjects", "weight_dtype"]
-
-BACKENDS = ("hf", "onnx", "genai")
+__all__ = ["Subject", "context_limit", "find_subjects", "weight_dtype"]
 
 
 @dataclass(frozen=True)

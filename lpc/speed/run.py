@@ -20,7 +20,8 @@ import onnxruntime
 from exporters.files import write_text
 from exporters.latency import processor
 from exporters.onnx import Call, OnnxFolder, call_grid, forward_grid
-from lpc.speed.result import Benchmark, BenchmarkOptions, Footprint, ModelName, Run, Skipped
+from lpc.options import BenchmarkOptions
+from lpc.speed.result import Benchmark, Footprint, ModelName, Run, Skipped
 from lpc.speed.timing import Times, time_models
 from passes.errors import ModelError, OptionError
 from passes.pipeline import Progress, silent

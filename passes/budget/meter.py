@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from passes.budget.budget import MEASURES, LatencyModel, Limit
+from passes.budget.latency import LatencyModel
 from passes.errors import OptionError
 from passes.graph import Kept, PruningGraph
+from passes.options import MEASURES, Limit
 
 Costs = dict[str, float]
 """An amount a measure."""

@@ -3,15 +3,13 @@
 from passes.criteria.base import AnyModel, Criterion, Needs, least_over_ranks, mean_over_ranks
 from passes.criteria.fisher import Fisher
 from passes.criteria.flap import Flap
-from passes.criteria.importance import ImportanceOptions
 from passes.criteria.loraprune import LoRAPrune
 from passes.criteria.magnitude import Magnitude
 from passes.criteria.mask_fisher import MaskFisher
-from passes.criteria.measured_depth import DEPTH_SCORES, MeasuredDepth
+from passes.criteria.measured_depth import MeasuredDepth
 from passes.criteria.obs import Obs
 from passes.criteria.random import Random
 from passes.criteria.registry import (
-    AUTO,
     CRITERIA,
     CriterionEntry,
     CriterionFactory,
@@ -26,9 +24,7 @@ from passes.criteria.taylor import Taylor
 from passes.criteria.wanda import Wanda
 
 __all__ = [
-    "AUTO",
     "CRITERIA",
-    "DEPTH_SCORES",
     "SCORES_FILE",
     "AnyModel",
     "Criterion",
@@ -36,7 +32,6 @@ __all__ = [
     "CriterionFactory",
     "Fisher",
     "Flap",
-    "ImportanceOptions",
     "LoRAPrune",
     "Magnitude",
     "MaskFisher",

@@ -10,10 +10,11 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from passes.criteria.base import AnyModel, Averaged, mean_over_ranks
-from passes.criteria.importance import ImportanceOptions, unit_sums
+from passes.criteria.importance import unit_sums
 from passes.criteria.inputs import InputBatch, consumers
 from passes.graph import PruningGraph
 from passes.models import module_at
+from passes.options import ImportanceOptions
 
 
 class MaskFisher(Averaged):

@@ -13,10 +13,10 @@ from torch import nn
 
 from passes.algebra import DOUBLE_COLUMNS, Surgery, damped_factor, elimination_errors
 from passes.criteria.base import AnyModel, mean_over_ranks, sum_over_ranks
-from passes.criteria.importance import ImportanceOptions
 from passes.criteria.inputs import InputReader
 from passes.graph import Dimension, PruningGraph, Role, Slice
 from passes.models import Weight, module_at
+from passes.options import ImportanceOptions
 
 RIDGE = 1e-2
 """λ of both matrices, in units of their mean diagonals: that of ``passes.compensation.compensate``."""

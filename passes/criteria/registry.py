@@ -12,7 +12,6 @@ import torch
 from passes.criteria.base import AnyModel, Criterion, Needs, Stateless
 from passes.criteria.fisher import Fisher
 from passes.criteria.flap import Flap
-from passes.criteria.importance import ImportanceOptions
 from passes.criteria.loraprune import AUTHORS_CODE, LoRAPrune
 from passes.criteria.magnitude import Magnitude
 from passes.criteria.mask_fisher import MaskFisher
@@ -22,9 +21,7 @@ from passes.criteria.taylor import Taylor
 from passes.criteria.wanda import Wanda
 from passes.errors import OptionError, UnsupportedModelError
 from passes.graph import Dimension, Kind, PruningGraph
-
-AUTO = "auto"
-"""The name that stands for the criterion that was measured best (docs/quality.md), of those that rank a model."""
+from passes.options import ImportanceOptions, declare_criterion
 
 CriterionFactory = Callable[[PruningGraph, ImportanceOptions, int], Criterion]
 """Makes a criterion for a graph, from the options and a seed."""
@@ -68,6 +65,7 @@ CRITERIA: Mapping[str, CriterionEntry] = MappingProxyType(_REGISTERED)
 
 def _add(name: str, needs: Needs, factory: CriterionFactory, description: str, **more: Any) -> None:
     _REGISTERED[name] = CriterionEntry(name=name, description=description, factory=factory, needs=needs, **more)
+    declare_criterion(name)
 
 
 _add(

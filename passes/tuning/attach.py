@@ -11,7 +11,8 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
-from passes.models import LoraOptions, active_adapter, scored_by
+from passes.models import active_adapter, lora_config, scored_by
+from passes.options import LoraOptions
 from passes.pipeline import PassResult, PreservingPass, Program, plain
 
 
@@ -51,7 +52,7 @@ class AttachPass(PreservingPass):
         else:
             with torch.random.fork_rng():
                 torch.manual_seed(self.seed)
-                model = get_peft_model(program.model, self.lora.config(program.traced, program.model))
+                model = get_peft_model(program.model, lora_config(self.lora, program.traced, program.model))
             model.train(program.model.training)
         report = AttachReport(MappingProxyType(scored_by(model, program.traced)))
         return PassResult(replace(program, model=model), modified=not brought, report=report)

@@ -15,44 +15,12 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from passes.errors import ModelError, OptionError, PostconditionError, PreconditionError
-from passes.models import Adapter, Collate, LoraOptions, Parity, base_model, heldout_loss, lora_weights, parameter_at
+from passes.models import Adapter, Collate, Parity, base_model, heldout_loss, lora_config, lora_weights, parameter_at
+from passes.options import RecoverOptions
 from passes.pipeline import Pass, PassResult, Program, Progress, Recovery, plain, silent
-from passes.tuning.distill import DistillOptions
 from passes.tuning.teacher import OtherModel
 from passes.tuning.trainer import TrainingRun, train
 from passes.tuning.tune import LOSSES_LOGGED, width_scaled_rate
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecoverOptions:
-    """How the compact model trains.
-
-    At most ``steps`` optimizer steps of ``batch_size`` × ``gradient_accumulation`` sequences; every ``every`` steps the
-    loss on held-out data is taken, and after ``patience`` times without a new best training stops. ``lora``: the
-    adapter, a fresh one. ``distill`` needs a teacher (see RecoverPass).
-    """
-
-    steps: int = 200
-    every: int = 25
-    patience: int = 4
-    batch_size: int = 8
-    gradient_accumulation: int = 1
-    learning_rate: float | None = None
-    lr_scheduler: str = "cosine"
-    max_grad_norm: float = 1.0
-    bf16: bool = False
-    seed: int = 0
-    lora: LoraOptions = LoraOptions()
-    distill: DistillOptions | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "every", "patience", "batch_size", "gradient_accumulation"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.learning_rate is not None and not self.learning_rate > 0:
-            raise OptionError(f"learning_rate must be positive, got {self.learning_rate}")
-        if not self.max_grad_norm >= 0:
-            raise OptionError(f"max_grad_norm must be 0 (no clipping) or positive, got {self.max_grad_norm}")
 
 
 @dataclass(frozen=True)
@@ -153,7 +121,7 @@ class RecoverPass(Pass):
         options, compact, expected = self._options, base_model(program.model), program.respond()
         with torch.random.fork_rng():
             torch.manual_seed(options.seed)
-            model = get_peft_model(compact, options.lora.config(program.traced, compact))
+            model = get_peft_model(compact, lora_config(options.lora, program.traced, compact))
         callback = RecoverCallback(model, self._loss, options, self._progress)
         callback.look(0)
         course = self._train(model, callback)

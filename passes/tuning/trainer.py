@@ -15,7 +15,8 @@ import torch
 from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-from passes.tuning.distill import DistillOptions, DistillTrainer
+from passes.options import DistillOptions
+from passes.tuning.distill import DistillTrainer
 from passes.tuning.rates import RatedTrainer
 from passes.tuning.teacher import Teacher
 

@@ -17,7 +17,8 @@ from transformers import (
 )
 
 import lpc
-from lpc.material import DataOptions, prepare
+from lpc.material import prepare
+from lpc.options import DataOptions
 from lpc.source import load_source
 
 TUNE = lpc.TuneOptions(steps=2, batch_size=4, schedule=lpc.Schedule(every=1))

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 import lpc
 from exporters.files import sha256
 from lpc.cli import app as cli
+from lpc.options import BenchmarkOptions
 from lpc.report import FamilyReport
 from lpc.result import Result
-from lpc.speed import BenchmarkOptions
 
 RATIOS = (0.1, 0.2, 0.4)
 TUNE = lpc.TuneOptions(steps=15, batch_size=2)

@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 
 from exporters.onnx import OnnxOptions, export_onnx
 from passes.graph import PruningGraph
+from passes.options import TraceOptions
 from passes.shrink import build_compact
-from passes.trace import TraceOptions, trace
+from passes.trace import trace
 
 QUICK = OnnxOptions(greedy_prompts=2, greedy_tokens=4)
 

@@ -28,9 +28,10 @@ from passes.errors import OptionError
 from passes.graph import Kind
 from passes.models import AUTO_CLASSES, Parity, Task
 from passes.models import FILE as MODELLING_FILE
+from passes.options import TraceOptions
 from passes.pipeline import PassRecord, Program, Sequential
 from passes.shrink import build_compact
-from passes.trace import TraceOptions, trace
+from passes.trace import trace
 
 DECODER = ExportReport(kind="decoder", opset=23, dtype="float32", route="builder", kv_bytes_per_token=64, no_genai=None)
 GREEDY = Parity("genai greedy tokens", 0.0, 0.01)

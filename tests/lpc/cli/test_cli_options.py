@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lpc.cli.options import instructions_of
-from lpc.data import InstructionFormat
+from lpc.options import InstructionFormat
 from passes.errors import MissingFileError, OptionError
 
 

@@ -15,10 +15,11 @@ import zoo
 from transformers import AutoModelForCausalLM
 
 import lpc
-from lpc.evaluation import EvaluateOptions, evaluate
+from lpc.evaluation import evaluate
 from lpc.exporting import export
+from lpc.options import BenchmarkOptions, EvaluateOptions
 from lpc.report import refresh
-from lpc.speed import BenchmarkOptions, benchmark
+from lpc.speed import benchmark
 
 FILES = {"plan.json", "scores.safetensors", "lpc.json", "report.md"}
 

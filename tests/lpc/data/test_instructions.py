@@ -14,8 +14,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from lpc.data import InstructionFormat, find_columns, instruction_rows
+from lpc.data import find_columns, instruction_rows
 from lpc.data.answers import AnsweredRows
+from lpc.options import InstructionFormat
 from passes.errors import DataError, OptionError, TokenizerError
 
 EOS = 256

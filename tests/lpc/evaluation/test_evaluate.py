@@ -15,11 +15,12 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from exporters.onnx import export_onnx
-from lpc.evaluation import EvaluateOptions, Evaluation, evaluate, evaluation_rows, harness
+from lpc.evaluation import Evaluation, evaluate, evaluation_rows, harness
 from lpc.evaluation import evaluate as evaluate_module
 from lpc.evaluation.results import Agreement, ModelRun
 from lpc.evaluation.subjects import find_subjects
 from lpc.evaluation.tasks import read_rows
+from lpc.options import EvaluateOptions
 from passes.errors import (
     DataError,
     LpcError,

@@ -13,8 +13,8 @@ import lpc
 from lpc import compression
 from lpc.latency import latency_for
 from lpc.report import size_rows
-from passes.budget import Workload
 from passes.graph import Kept, count_of
+from passes.options import Workload
 from passes.trace import trace
 
 TUNE = lpc.TuneOptions(steps=6, batch_size=2, schedule=lpc.Schedule(every=1))

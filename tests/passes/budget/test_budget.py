@@ -4,9 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from passes.budget import Budget, Workload
-from passes.budget.budget import MEASURES
 from passes.errors import OptionError
+from passes.options import MEASURES, Budget, Workload
 
 DENSE = {"parameters": 1e9, "macs": 2e9, "weight_bytes": 4e9, "kv_cache_bytes": 4096.0, "latency": 0.5}
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 import zoo
 
-from passes.budget import Budget, Layout, Solver, Target, best_units
-from passes.budget.budget import MEASURES
+from passes.budget import Solver, best_units
 from passes.budget.solver import present
 from passes.budget.uniform import UniformAllocation
 from passes.errors import OptionError, PlanError, UnreachableBudgetError
 from passes.graph import PruningGraph
 from passes.models import count_parameters
+from passes.options import MEASURES, Budget, Layout, Target, TraceOptions
 from passes.shrink import build_compact
-from passes.trace import TraceOptions, trace
+from passes.trace import trace
 
 CLOSED_FORM = [measure for measure in MEASURES if measure != "latency"]
 

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, PreTrainedConfig
 from workbench import build_model, shapes_by_hand
 
-from passes.budget import Budget, Solver, Target, default_multiple, largest_ratio, reachable_counts
+from passes.budget import Solver, default_multiple, largest_ratio, reachable_counts
 from passes.budget.uniform import UniformAllocation
 from passes.errors import OptionError, UnreachableBudgetError, UnsupportedModelError
 from passes.graph import PruningGraph
-from passes.trace import TraceOptions, trace
+from passes.options import Budget, Target, TraceOptions
+from passes.trace import trace
 
 
 def uniform_counts(graph: PruningGraph, ratio: float, multiple: int | None = None) -> dict[str, int]:

@@ -10,10 +10,10 @@ import zoo
 from handmade import graph_of, worn
 from workbench import build_model
 
-from passes.criteria import CRITERIA, ImportanceOptions, Needs, Random, make_criterion, register_criterion, registry
+from passes.criteria import CRITERIA, Needs, Random, make_criterion, register_criterion, registry
 from passes.errors import OptionError
-from passes.trace import TraceOptions, trace
-from passes.tuning import TuneOptions
+from passes.options import ImportanceOptions, TraceOptions, TuneOptions
+from passes.trace import trace
 
 OPTIONS = ImportanceOptions()
 

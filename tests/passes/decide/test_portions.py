@@ -10,12 +10,12 @@ import pytest
 import torch
 from workbench import Blocks, build_model, traced
 
-from passes.budget import Target
 from passes.criteria import obs
 from passes.criteria.obs import Gram, held_bytes
-from passes.decide import ScoreOptions, ScorePass
+from passes.decide import ScorePass
 from passes.decide.portions import HOST_BYTES, portions, room_on
 from passes.graph import Dimension
+from passes.options import ScoreOptions, Target
 
 
 def by_size(dimension: Dimension) -> int:

@@ -17,7 +17,8 @@ from workbench import adapted, backward
 from passes.errors import OptionError, PlanError, UnsupportedModelError
 from passes.graph import Kept, Kind, Plan, PruningGraph, full_masks
 from passes.models import MaskedModel, masked
-from passes.trace import TraceOptions, trace
+from passes.options import TraceOptions
+from passes.trace import trace
 from passes.trace.depth import depth_of
 
 LAST = {

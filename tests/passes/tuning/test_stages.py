@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from workbench import build_model
 
-from passes.budget import Budget, Solver, Target
+from passes.budget import Solver
 from passes.errors import OptionError
 from passes.graph import PruningGraph
+from passes.options import Budget, Schedule, SnapshotOptions, Target
 from passes.trace import trace
-from passes.tuning import Schedule, SnapshotOptions
-from passes.tuning.stages import Stage, StagedRun, one_stage, stages
+from passes.tuning.stages import Stage, StagedRun, one_stage, staged_run, stages
 
 LLAMA = trace(build_model("llama").config)
 COARSE = trace(build_model("llama", num_key_value_heads=2, intermediate_size=512).config)
@@ -129,9 +129,9 @@ def test_a_budget_and_another_ratio_are_refused() -> None:
     options = SnapshotOptions(ratios=(0.1, 0.3))
     budget = Solver.of(Target(budget=Budget(macs=0.7, kv_cache_bytes=0.9)), LLAMA)
     with pytest.raises(OptionError, match="budget of macs, kv_cache_bytes: make one run for each"):
-        options.course(budget, Schedule(), 50)
+        staged_run(options, budget, Schedule(), 50)
     with pytest.raises(OptionError, match=r"last snapshot ratio, 0\.3, must be the target's, 0\.4"):
-        options.course(solvers([0.4])[0], Schedule(), 50)
+        staged_run(options, solvers([0.4])[0], Schedule(), 50)
 
 
 @pytest.mark.parametrize("layout", ["uniform", "per-layer"])
@@ -175,9 +175,9 @@ def test_without_revival_ratios_whose_widths_do_not_nest_are_refused() -> None:
         (a, b) for a, b in itertools.pairwise(ladder) if counts[b]["mlp_channels"] > counts[a]["mlp_channels"]
     )
     options, last = SnapshotOptions(ratios=(low, high)), solvers([high], COARSE)[0]
-    options.course(last, Schedule(), 50)
+    staged_run(options, last, Schedule(), 50)
     with pytest.raises(OptionError, match=r"mlp_channels a layer .* allow revival"):
-        options.course(last, Schedule(), 50, revival=False)
+        staged_run(options, last, Schedule(), 50, revival=False)
 
 
 def test_a_single_stage_needs_no_ratio() -> None:

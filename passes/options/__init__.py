@@ -1,0 +1,61 @@
+"""What a user can ask of the compiler: one declaration an option, checked without torch."""
+
+from passes.options.budget import MEASURES, RUNTIMES, Amount, Budget, Limit, Workload
+from passes.options.check import check, checked, nearest
+from passes.options.compensate import CompensateOptions
+from passes.options.criteria import AUTO, BUILT_IN, criterion_names, declare_criterion
+from passes.options.distill import DistillOptions
+from passes.options.importance import ImportanceOptions
+from passes.options.lora import LoraOptions
+from passes.options.option import Facts, Group, Option, declared, option
+from passes.options.plain import from_dict, schema, to_dict
+from passes.options.recover import RecoverOptions
+from passes.options.schedule import ONE_SHOT, Schedule, cubic
+from passes.options.score import ScoreOptions
+from passes.options.snapshots import SnapshotOptions
+from passes.options.target import Comparison, Layout, Target
+from passes.options.trace import TraceOptions
+from passes.options.tune import TuneOptions
+from passes.options.types import main_type, read_text, texts_of
+
+__all__ = [
+    "AUTO",
+    "BUILT_IN",
+    "MEASURES",
+    "ONE_SHOT",
+    "RUNTIMES",
+    "Amount",
+    "Budget",
+    "Comparison",
+    "CompensateOptions",
+    "DistillOptions",
+    "Facts",
+    "Group",
+    "ImportanceOptions",
+    "Layout",
+    "Limit",
+    "LoraOptions",
+    "Option",
+    "RecoverOptions",
+    "Schedule",
+    "ScoreOptions",
+    "SnapshotOptions",
+    "Target",
+    "TraceOptions",
+    "TuneOptions",
+    "Workload",
+    "check",
+    "checked",
+    "criterion_names",
+    "cubic",
+    "declare_criterion",
+    "declared",
+    "from_dict",
+    "main_type",
+    "nearest",
+    "option",
+    "read_text",
+    "schema",
+    "texts_of",
+    "to_dict",
+]
