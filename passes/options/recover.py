@@ -28,7 +28,7 @@ class RecoverOptions:
     batch_size: int = option(8, least=1, help="Sequences or rows a step.")
     gradient_accumulation: int = option(1, least=1, help="Batches whose gradients make one step.")
     learning_rate: float | None = option(
-        None, above=0, most=CURVES, MOST_RATE, help="Peak learning rate; by default 0.64 / hidden size, at most 0.01."
+        None, above=0, most=MOST_RATE, help="Peak learning rate; by default 0.64 / hidden size, at most 0.01."
     )
     lr_scheduler: str = option("cosine", choices=CURVES, help="The curve of the learning rate, by transformers' names.")
     max_grad_norm: float = option(1.0, least=0, help="Gradients are clipped to this norm; 0: not clipped.")
