@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Unpack
 
 from peft import PeftModel
 
@@ -14,7 +15,7 @@ from exporters.hf import Processor
 from lpc.evaluation import Score
 from lpc.latency import latency_for, predicted
 from lpc.material import AnyData, Material, prepare, set_aside
-from lpc.options import DataOptions
+from lpc.options import DataOptions, Short, check_short, target_from, with_short
 from lpc.ranking import choices, compensation_for, ranking_passes, unattaching_passes
 from lpc.replay import compensated_weights
 from lpc.report import HeldOut, Measure, Report
@@ -23,11 +24,9 @@ from lpc.source import ModelLike, Source, load_adapter, load_source
 from passes.budget import Solver
 from passes.compensation import CompensatePass, RecompensatePass
 from passes.decide import DecidePass, ReplayPass
-from passes.errors import OptionError
 from passes.graph import Plan
 from passes.models import masked
 from passes.options import (
-    Budget,
     CompensateOptions,
     Layout,
     LoraOptions,
@@ -41,13 +40,13 @@ from passes.shrink import ShrinkPass
 from passes.trace import TracePass, options_for
 from passes.tuning import MergePass, RecoverPass, settled
 
-__all__ = ["DataOptions", "apply", "compress"]
+__all__ = ["apply", "compress"]
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_LORA = LoraOptions()
 DEFAULT_TUNE = TuneOptions()
-DEFAULT_TEXT = DataOptions()
+DEFAULT_DATA = DataOptions()
 DEFAULT_TRACE = TraceOptions()
 
 
@@ -56,22 +55,17 @@ def compress(
     data: AnyData,
     ratio: float | None = None,
     *,
-    budget: Budget | None = None,
-    layout: str = Layout.UNIFORM,
     target: Target | None = None,
-    steps: int | None = None,
-    seed: int | None = None,
-    criterion: str | None = None,
-    multiple: int | None = None,
     tokenizer: Processor | None = None,
     lora: LoraOptions = DEFAULT_LORA,
     tune: TuneOptions = DEFAULT_TUNE,
-    text: DataOptions = DEFAULT_TEXT,
+    data_options: DataOptions = DEFAULT_DATA,
     trace: TraceOptions = DEFAULT_TRACE,
     compensate: CompensateOptions | bool | None = None,
     recover: RecoverOptions | None = None,
     trust_remote_code: bool = False,
     progress: Progress = silent,
+    **short: Unpack[Short],
 ) -> Result:
     """Make a model smaller, by ``ratio`` of all its parameters or down to a ``budget``, and prove that nothing but the
     removal changed.
@@ -82,15 +76,16 @@ def compress(
     labels among them: a ``datasets.Dataset``, a torch data set, a list of dicts, a ``.jsonl`` file or a folder that
     ``datasets`` saved. The loss is the model's own.
 
-    By default ``text.samples`` rows rank the units (criterion ``obs``), what must go is masked, the projections that
-    read it are solved anew, and adapters are trained under the masks, drawn to the dense model (docs/quality.md).
-    ``tune.criterion`` and ``tune.schedule`` choose other ways; ``steps``, ``seed`` and ``criterion`` are short for the
-    same fields of ``tune``. With ``steps=0`` nothing is trained. ``compensate`` says whether projections are solved
-    anew, which is kept where the loss on the calibration data falls by it: before tuning where units go before it, else
-    after merging; by default where nothing was trained yet.
+    By default ``data_options.samples`` rows rank the units (criterion ``obs``), what must go is masked, the projections
+    that read it are solved anew, and adapters are trained under the masks, drawn to the dense model (docs/quality.md).
+    ``tune.criterion`` and ``tune.schedule`` choose other ways. With ``steps=0`` nothing is trained. ``compensate`` says
+    whether projections are solved anew, which is kept where the loss on the calibration data falls by it: before tuning
+    where units go before it, else after merging; by default where nothing was trained yet.
 
-    ``ratio``, ``budget``, ``layout`` and ``multiple`` are short for the same fields of a ``target``, which has more:
-    floors, protected layers, frozen dimensions. With ``layout="per-layer"`` each layer gets widths of its own, by
+    ``short`` are the common options by themselves (docs/options.md): ``ratio``, ``budget``, ``layout`` and ``multiple``
+    of a ``target``, which has more: floors, protected layers, frozen dimensions; ``steps``, ``batch_size``,
+    ``learning_rate``, ``seed`` and ``criterion`` of ``tune``; ``sequence_length`` and ``samples`` of ``data_options``.
+    With ``layout="per-layer"`` each layer gets widths of its own, by
     importance. ``trace`` says which heads may go: query heads inside their groups (``query_heads``), heads that no
     stock class can do without (``custom_code``; the checkpoint then needs ``trust_remote_code``), whole layers or
     blocks (``depth``), and the ``hidden`` size. ``tokenizer`` may be an image processor as well; it is saved with the
@@ -101,8 +96,9 @@ def compress(
     Raises LpcError: OptionError, MissingFileError, DataError, ModelError, UnsupportedModelError, TokenizerError for
     what the user gave, UnreachableBudgetError stating what can be reached, PostconditionError if a verification fails.
     """
-    target = target_from(target, ratio, budget, layout, multiple)
-    tune = _tune(tune, steps, seed, criterion)
+    check_short(short)
+    target = target_from(target, ratio, short)
+    tune, data_options = with_short(tune, short), with_short(data_options, short)
     source = load_source(model, tokenizer, trust_remote_code=trust_remote_code)
     trace = replace(trace, custom_code=trace.custom_code or target.layout is Layout.PER_LAYER)
     program = TracePass(trace)(Program.start(source.model)).program
@@ -110,7 +106,7 @@ def compress(
     solving = compensation_for(compensate, tune, program.traced)
     latency = latency_for(program.model, program.traced, target.wanted, progress)
     Solver.of(target, program.traced, latency)
-    material = prepare(source, data, text)
+    material = prepare(source, data, data_options)
     train, aside = set_aside(material.train) if recover else (material.train, None)
     job = Job(source, material, material.measure(program.model), progress)
     progress("held-out", 1, 3)
@@ -119,9 +115,9 @@ def compress(
     if solving:
         solve.append(CompensatePass(train, solving, progress, material.collate, keep_originals=first))
     scored = replace(material, train=train)
-    ranking = ranking_passes(target, scored, lora, tune, text, latency, progress, solve if first else ())
+    ranking = ranking_passes(target, scored, lora, tune, data_options, latency, progress, solve if first else ())
     program = Sequential(*ranking, progress=progress)(program).program
-    decide = DecidePass(target, tune.criterion, choices(tune, text, target), latency)
+    decide = DecidePass(target, tune.criterion, choices(tune, data_options, target), latency)
     after: list[Pass] = []
     if recover and aside is not None:
         teacher = load_source(model, trust_remote_code=trust_remote_code).model if recover.distill else None
@@ -160,24 +156,6 @@ class Job:
         pruned = self.material.measure(program.model)
         self.progress("held-out", 3, 3)
         return _result(self.source, program, _heldout(self.material, self.dense, removed, pruned))
-
-
-def _tune(tune: TuneOptions, steps: int | None, seed: int | None, criterion: str | None) -> TuneOptions:
-    """The tuning that the arguments of ``compress`` say."""
-    tune = replace(tune, steps=tune.steps if steps is None else steps, seed=tune.seed if seed is None else seed)
-    return replace(tune, criterion=criterion or tune.criterion)
-
-
-def target_from(
-    target: Target | None, ratio: float | None, budget: Budget | None, layout: str, multiple: int | None
-) -> Target:
-    """The target that the arguments of ``compress`` say. Raises OptionError if it is said twice."""
-    short = ratio is not None or budget is not None or multiple is not None or layout != Layout.UNIFORM
-    if target is None:
-        return Target(ratio=ratio, budget=budget, layout=layout, multiple=multiple)
-    if short:
-        raise OptionError("give either target or ratio, budget, layout and multiple, not both")
-    return target
 
 
 def apply(

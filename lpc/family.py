@@ -6,16 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from peft import PeftModel
 
 from exporters.files import staged_folder, write_text
 from exporters.hf import Processor
 from exporters.onnx import OnnxOptions, export_onnx
-from lpc.compression import DEFAULT_LORA, DEFAULT_TEXT, DEFAULT_TRACE, DEFAULT_TUNE, Job, target_from
+from lpc.compression import DEFAULT_DATA, DEFAULT_LORA, DEFAULT_TRACE, DEFAULT_TUNE, Job
 from lpc.material import AnyData, prepare
-from lpc.options import BenchmarkOptions, DataOptions
+from lpc.options import BenchmarkOptions, DataOptions, Short, check_short, target_from, with_short
 from lpc.ranking import choices
 from lpc.report import DENSE_ONNX, FamilyReport, refresh
 from lpc.result import Result
@@ -93,18 +93,15 @@ def compress_family(
     ratios: Sequence[float],
     *,
     cooldown: int | None = None,
-    layout: str = Layout.UNIFORM,
     target: Target | None = None,
-    steps: int | None = None,
-    seed: int | None = None,
-    multiple: int | None = None,
     tokenizer: Processor | None = None,
     lora: LoraOptions = DEFAULT_LORA,
     tune: TuneOptions = DEFAULT_TUNE,
-    text: DataOptions = DEFAULT_TEXT,
+    data_options: DataOptions = DEFAULT_DATA,
     trace: TraceOptions = DEFAULT_TRACE,
     trust_remote_code: bool = False,
     progress: Progress = silent,
+    **short: Unpack[Short],
 ) -> CompactFamily:
     """Make a model smaller by each of the ratios in one tuning run, and prove each result as ``compress`` does.
 
@@ -117,19 +114,20 @@ def compress_family(
     for a target with a budget, and for too few steps.
     """
     snapshots = SnapshotOptions(ratios=tuple(ratios), cooldown=cooldown)
-    target = target_from(target, snapshots.ratios[-1] if target is None else None, None, layout, multiple)
-    tune = replace(tune, steps=tune.steps if steps is None else steps, seed=tune.seed if seed is None else seed)
+    check_short(short)
+    target = target_from(target, snapshots.ratios[-1] if target is None else None, short)
+    tune, data_options = with_short(tune, short), with_short(data_options, short)
     tune = settled(replace(tune, schedule=tune.schedule or Schedule()))
     source = load_source(model, tokenizer, trust_remote_code=trust_remote_code)
     trace = replace(trace, custom_code=trace.custom_code or target.layout is Layout.PER_LAYER)
     program = TracePass(trace)(Program.start(source.model)).program
     solver = Solver.of(target, program.traced)
     staged_run(snapshots, solver, tune.schedule or Schedule(), tune.steps, revival=tune.revival)
-    material = prepare(source, data, text)
+    material = prepare(source, data, data_options)
     job = Job(source, material, material.measure(program.model), progress)
     training = TunePass(target, material.train, tune, progress, collate=material.collate, snapshots=snapshots)
     program = Sequential(AttachPass(lora, tune.seed), training, progress=progress)(program).program
-    made = {**choices(tune, text, target), "snapshots": plain(snapshots)}
+    made = {**choices(tune, data_options, target), "snapshots": plain(snapshots)}
     results = tuple(_result(job, program, snapshot, target, tune, made) for snapshot in program.snapshots)
     return CompactFamily(results=results, ratios=snapshots.ratios, source=model, trust_remote_code=trust_remote_code)
 

@@ -24,12 +24,12 @@ def ranking_passes(
     material: Material,
     lora: LoraOptions,
     tune: TuneOptions,
-    text: DataOptions,
+    data_options: DataOptions,
     latency: LatencyModel | None,
     progress: Progress,
     solve: Sequence[Pass] = (),
 ) -> list[Pass]:
-    """The passes that leave scores and masks: they attach and tune, or with no steps score ``text.samples`` rows.
+    """The passes that leave scores and masks: they attach and tune, or with no steps score a sample.
 
     With a one-shot schedule these are scored first and ``solve`` runs before tuning. Without steps an adapter is
     attached only for a criterion that reads one.
@@ -40,7 +40,7 @@ def ranking_passes(
         return [attach, training]
     options = ScoreOptions(
         criterion=tune.criterion,
-        samples=text.samples,
+        samples=data_options.samples,
         batch_size=tune.batch_size,
         seed=tune.seed,
         importance=tune.importance_for(target),
@@ -69,7 +69,7 @@ def unattaching_passes(tune: TuneOptions, *, own_adapter: bool) -> list[Pass]:
     return [] if tune.steps or own_adapter else [DetachPass()]
 
 
-def choices(tune: TuneOptions, text: DataOptions, target: Target) -> Mapping[str, Any]:
+def choices(tune: TuneOptions, data_options: DataOptions, target: Target) -> Mapping[str, Any]:
     """What of the options made the decision, as plain values, for the plan."""
     names = ("steps", "seed", "revival", "schedule", "depth_scores") if tune.steps else ("steps", "seed")
     made = {name: plain(getattr(tune, name)) for name in names}
@@ -77,4 +77,4 @@ def choices(tune: TuneOptions, text: DataOptions, target: Target) -> Mapping[str
         made["distill"] = plain(tune.distill)
     made["importance"] = plain(tune.importance_for(target))
     scored = not tune.steps or tune.one_shot
-    return {**made, "samples": text.samples, "batch_size": tune.batch_size} if scored else made
+    return {**made, "samples": data_options.samples, "batch_size": tune.batch_size} if scored else made

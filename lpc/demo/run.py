@@ -46,7 +46,7 @@ def run(out: Path, *, force: bool = False, progress: Progress = silent) -> Demo:
             data=list(text.train),
             ratio=RATIO,
             tune=TuneOptions(steps=STEPS),
-            text=DataOptions(sequence_length=SEQUENCE_LENGTH),
+            data_options=DataOptions(sequence_length=SEQUENCE_LENGTH),
             progress=progress,
         )
         report = result.save(out, force=force, progress=progress)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -14,11 +13,11 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.utils import cached_file
 
 from exporters.hf import Processor, class_of
-from passes.errors import LpcError, MissingFileError, ModelError, TokenizerError
+from lpc.places import locate
+from passes.errors import LpcError, ModelError, TokenizerError
 from passes.families import family_of
 from passes.models import base_model, check_adapter_folder, task_of
 
-HUB_NAME = re.compile(r"(\w[\w.-]*)/[\w.-]+")
 IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
@@ -90,24 +89,6 @@ def load_config(model: str | Path) -> PreTrainedConfig:
         raise
     except Exception as error:
         raise _unreadable(str(model), "config.json", error) from error
-
-
-def locate(name: str) -> Path | None:
-    """The local folder of that name, or None for what can only be a hub name, ``owner/name``. Raises MissingFileError.
-
-    What looks like a path (its first part is a folder here) is never looked up on the hub.
-    """
-    path = Path(name)
-    if path.is_dir():
-        if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
-            raise MissingFileError(f"there is no config.json in {path}; name a folder that save_pretrained wrote")
-        return path
-    if path.exists():
-        raise ModelError(f"{path} is a file; name the folder that holds the model")
-    hub_name = HUB_NAME.fullmatch(name)
-    if hub_name is None or Path(hub_name[1]).is_dir():
-        raise MissingFileError(f"there is no model folder {name} (a model on the hub is named owner/name)")
-    return None
 
 
 def find_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:

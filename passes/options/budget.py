@@ -11,7 +11,7 @@ from passes.errors import OptionError
 from passes.options.check import check
 from passes.options.option import Group, option
 
-Amount: TypeAlias = "float | int | str"
+Amount: TypeAlias = float | int | str
 """A fraction of the dense model (a float between 0 and 1), or an absolute amount: a number or a text such as 3.5B."""
 
 MEASURES = ("parameters", "macs", "weight_bytes", "kv_cache_bytes", "latency")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import StrEnum
-from functools import cache
 from typing import Any, get_type_hints
 
 METADATA = "option"
@@ -100,12 +99,17 @@ class Option:
         return self.facts.flag or f"--{self.name.replace('_', '-')}"
 
 
-@cache
-def declared(kind: Hashable) -> tuple[Option, ...]:
+_DECLARED: dict[type, tuple[Option, ...]] = {}
+
+
+def declared(kind: type) -> tuple[Option, ...]:
     """The options of a dataclass in order; fields that were not declared by ``option`` are none."""
-    assert isinstance(kind, type)
-    hints = get_type_hints(kind)
-    return tuple(Option(each.name, hints[each.name], each.default, facts) for each, facts in _with_facts(fields(kind)))
+    if kind not in _DECLARED:
+        hints = get_type_hints(kind)
+        _DECLARED[kind] = tuple(
+            Option(each.name, hints[each.name], each.default, facts) for each, facts in _with_facts(fields(kind))
+        )
+    return _DECLARED[kind]
 
 
 def _with_facts(all_fields: tuple[Field[Any], ...]) -> Iterator[tuple[Field[Any], Facts]]:

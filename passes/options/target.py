@@ -70,6 +70,7 @@ class Target:
         least=1,
         help="Round MLP widths to multiples of this; by default 64 from 1024 channels up, else 8.",
         group=Group.REMOVE,
+        common=True,
     )
     min_heads: int = option(
         1, least=1, help="Least KV heads (or query heads, if these go) that a layer keeps.", group=Group.REMOVE

@@ -22,7 +22,7 @@ from passes.graph import Plan
 def run(tiny_model_folder: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A uniform run whose scores and adapter the plans start from."""
     out = tmp_path_factory.mktemp("run") / "out"
-    result = lpc.compress(tiny_model_folder, text_file, 0.3, steps=4, text=lpc.DataOptions(sequence_length=32))
+    result = lpc.compress(tiny_model_folder, text_file, 0.3, steps=4, data_options=lpc.DataOptions(sequence_length=32))
     result.save(out, onnx=False)
     return out
 
@@ -174,7 +174,7 @@ def test_depth_and_hidden_size_go_the_whole_way_and_replay(
 ) -> None:
     tune = lpc.TuneOptions(steps=3, depth_scores="skipped" if trace.depth else "summed")
     text = lpc.DataOptions(sequence_length=32)
-    result = lpc.compress(tiny_model_folder, text_file, target=target, tune=tune, text=text, trace=trace)
+    result = lpc.compress(tiny_model_folder, text_file, target=target, tune=tune, data_options=text, trace=trace)
     report = result.save(tmp_path / "out", onnx=False)
     assert report.pruned.parameters == sum(p.numel() for p in result.model.parameters())
     assert report.achieved_ratio >= target.ratio
