@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lpc.evaluation import score as score
     from lpc.family import CompactFamily as CompactFamily
     from lpc.family import compress_family as compress_family
+    from lpc.options import CompressOptions as CompressOptions
     from lpc.options import DataOptions as DataOptions
     from lpc.options import InstructionFormat as InstructionFormat
     from lpc.planning import diff as diff
@@ -64,30 +65,31 @@ _ERRORS = (
 
 _HOMES = {
     "AttentionLayout": "passes.families",
-    "Budget": "passes.budget",
+    "Budget": "passes.options",
     "CRITERIA": "passes.criteria",
     "CompactFamily": "lpc.family",
-    "CompensateOptions": "passes.compensation",
-    "DataOptions": "lpc.material",
-    "DistillOptions": "passes.tuning",
+    "CompensateOptions": "passes.options",
+    "CompressOptions": "lpc.options",
+    "DataOptions": "lpc.options",
+    "DistillOptions": "passes.options",
     "Family": "passes.families",
-    "ImportanceOptions": "passes.criteria",
-    "InstructionFormat": "lpc.data",
-    "LoraOptions": "passes.models",
-    "ONE_SHOT": "passes.tuning",
+    "ImportanceOptions": "passes.options",
+    "InstructionFormat": "lpc.options",
+    "LoraOptions": "passes.options",
+    "ONE_SHOT": "passes.options",
     "OnnxOptions": "exporters.onnx",
     "Packing": "passes.families",
     "Plan": "passes.graph",
-    "RecoverOptions": "passes.tuning",
+    "RecoverOptions": "passes.options",
     "Report": "lpc.report",
     "Result": "lpc.result",
     "SavedScores": "passes.criteria",
-    "Schedule": "passes.tuning",
+    "Schedule": "passes.options",
     "Score": "lpc.evaluation",
-    "Target": "passes.budget",
-    "TraceOptions": "passes.trace",
-    "TuneOptions": "passes.tuning",
-    "Workload": "passes.budget",
+    "Target": "passes.options",
+    "TraceOptions": "passes.options",
+    "TuneOptions": "passes.options",
+    "Workload": "passes.options",
     "apply": "lpc.compression",
     "compress": "lpc.compression",
     "register_auto_classes": "passes.models",

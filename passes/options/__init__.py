@@ -16,7 +16,7 @@ from passes.options.snapshots import SnapshotOptions
 from passes.options.target import Comparison, Layout, Target
 from passes.options.trace import TraceOptions
 from passes.options.tune import TuneOptions
-from passes.options.types import main_type, read_text, texts_of
+from passes.options.types import alternatives, main_type, read_text, texts_of
 
 __all__ = [
     "AUTO",
@@ -44,6 +44,7 @@ __all__ = [
     "TraceOptions",
     "TuneOptions",
     "Workload",
+    "alternatives",
     "check",
     "checked",
     "criterion_names",

@@ -114,9 +114,9 @@ def read_text(label: str, text: str, kind: Any) -> Any:
             return main(text)
         except ValueError:
             said = "a whole number" if main is int else "a number"
-            raise OptionError(f"{label} must be {said}, got {text!r}") from None
+            raise OptionError(f"{label} must be {said}, got {text!r:.80}") from None
     if main is bool:
         if text.lower() not in BOOLEANS:
-            raise OptionError(f"{label} must be yes or no, got {text!r}")
+            raise OptionError(f"{label} must be yes or no, got {text!r:.80}")
         return BOOLEANS[text.lower()]
     return Path(text) if main is Path else text
