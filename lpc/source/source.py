@@ -98,7 +98,7 @@ def find_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise TokenizerError(f"the tokenizer in {folder} cannot be loaded: {_first_line(error)}") from error
+        raise TokenizerError(f"the tokenizer in {folder} cannot be loaded: {reason(error)}") from error
 
 
 def find_processor(folder: Path) -> Processor | None:
@@ -116,7 +116,7 @@ def _hub_processor(name: str, trust_remote_code: bool) -> Processor:
         found: Processor | None = _image_processor(Path(file)) if file else None
         return found or AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise TokenizerError(f"the tokenizer of {name} cannot be loaded: {_first_line(error)}") from error
+        raise TokenizerError(f"the tokenizer of {name} cannot be loaded: {reason(error)}") from error
 
 
 def _load_model(name: str, folder: Path | None, trust_remote_code: bool) -> PreTrainedModel:
@@ -148,7 +148,7 @@ def load_adapter(model: PreTrainedModel | PeftModel, folder: str | Path) -> Peft
     try:
         return PeftModel.from_pretrained(base_model(model), str(path), is_trainable=True, use_safetensors=True).eval()
     except Exception as error:
-        raise ModelError(f"the adapter in {path} does not fit the model: {_first_line(error)}") from error
+        raise ModelError(f"the adapter in {path} does not fit the model: {reason(error)}") from error
 
 
 def _check_supported(model: PreTrainedModel) -> None:
@@ -158,11 +158,20 @@ def _check_supported(model: PreTrainedModel) -> None:
 
 def _unreadable(name: str, what: str, error: Exception) -> ModelError:
     hub = "" if Path(name).is_dir() else " (there is no such folder, so it was taken for a hub name)"
-    return ModelError(f"the {what} of {name}{hub} cannot be loaded: {_first_line(error)}")
+    return ModelError(f"the {what} of {name}{hub} cannot be loaded: {reason(error)}")
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+def reason(error: Exception) -> str:
+    """What an error of another library says, on one line: the first that is whole, with those before it."""
+    if isinstance(error, KeyError):
+        return f"{error} is not known"
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    text = ""
+    for line in lines:
+        text = f"{text} {line}".strip()
+        if not line.endswith(":"):
+            break
+    return text[:500] or type(error).__name__
 
 
 def _absolute(name: str) -> str:

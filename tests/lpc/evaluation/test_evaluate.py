@@ -330,8 +330,8 @@ def test_plain_onnx_folder_is_evaluated_by_both_runtimes(output_folder: Path) ->
     ("changes", "error", "message"),
     [
         ({"text": None}, OptionError, "nothing to evaluate"),
-        ({"backend": "tf"}, OptionError, "backend 'tf'"),
-        ({"limit": 0}, OptionError, "limit 0"),
+        ({"backend": "tf"}, OptionError, "unknown backend 'tf'"),
+        ({"limit": 0}, OptionError, "limit must be at least 1, got 0"),
         ({"context_length": 4096}, OptionError, "at most 128"),
         ({"include_path": Path("no-such")}, MissingFileError, "no-such"),
         ({"text": Path("no.txt")}, MissingFileError, "no such file"),
