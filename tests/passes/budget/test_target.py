@@ -123,7 +123,7 @@ def test_the_error_of_large_embeddings_names_the_ratio_and_the_sizes() -> None:
 
 @pytest.mark.parametrize("ratio", [0, 1, -0.1, 1.5, float("nan"), float("inf")])
 def test_a_ratio_outside_zero_and_one_is_refused(ratio: float) -> None:
-    with pytest.raises(OptionError, match="must be (a finite number|above 0 and below 1)"):
+    with pytest.raises(OptionError, match=r"must be (a finite number|above 0 and below 1)"):
         Target(ratio=ratio)
 
 

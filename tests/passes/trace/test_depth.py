@@ -35,7 +35,7 @@ SHARED_NORM = {"cohere", "cohere-qk-norm", "stablelm-parallel", "phi", "phi-qk-l
 
 def test_without_depth_the_graph_has_none() -> None:
     assert trace(deep("llama").config).depth == ()
-    with pytest.raises(OptionError, match="unknown depth .*: choose one of layers, blocks"):
+    with pytest.raises(OptionError, match=r"unknown depth .*: choose one of layers, blocks"):
         TraceOptions(depth="deep")
 
 
