@@ -29,7 +29,8 @@ from exporters.latency import latency_model
 from exporters.latency.machine import Machine
 from exporters.latency.table import LatencyTable
 from exporters.latency.timing import Sample, WorkloadStep, seconds_of, steps_of, time_once
-from exporters.onnx import DATA_FILE, MAX_OPSET, MODEL_FILE, GraphBuilder, OnnxFolder, build_decoder
+from exporters.onnx import DATA_FILE, MODEL_FILE, GraphBuilder, OnnxFolder, build_decoder
+from exporters.options import MAX_OPSET
 from lpc.report.report import table
 from lpc.versions import versions
 from passes.graph import PruningGraph
@@ -74,7 +75,7 @@ def draw(size: int, random: Random) -> int:
 def export_plan(model: LlamaForCausalLM, graph: PruningGraph, counts: Counts, folder: Path) -> OnnxFolder:
     """The ONNX model of a plan; which units stay does not matter to the time."""
     compact = build_compact(model, graph, {name: range(count) for name, count in counts.items()})
-    builder = GraphBuilder(torch.float32)
+    builder = GraphBuilder()
     decoder = build_decoder(compact, builder)
     folder.mkdir()
     builder.save(folder / MODEL_FILE, decoder.inputs, decoder.outputs, opset=MAX_OPSET, data_file=DATA_FILE)

@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,11 +30,12 @@ def check_output(folder: Path, *, force: bool) -> None:
 
 
 @contextmanager
-def staged_folder(folder: Path, *, force: bool = False) -> Iterator[Path]:
+def staged_folder(folder: Path, *, force: bool = False, owned: Collection[str] = ()) -> Iterator[Path]:
     """A folder beside ``folder`` to write into, which takes its place when the block ends well.
 
     If the block fails, nothing is left behind and an existing ``folder`` stays as it was. With ``force`` the entries of
-    an existing folder that are written anew or belong to an older output are replaced; foreign files are carried over.
+    an existing folder that are written anew or belong to an older output (``owned`` among them) are replaced; foreign
+    files are carried over.
     Raises OutputExistsError, or OutputError when the disk refuses.
     """
     folder = folder.absolute()
@@ -45,7 +46,7 @@ def staged_folder(folder: Path, *, force: bool = False) -> Iterator[Path]:
         stage.mkdir(parents=True)
         yield stage
         _open_to_readers(stage)
-        _swap(stage, folder)
+        _swap(stage, folder, owned)
     except OSError as error:
         if isinstance(error, LpcError):
             raise
@@ -55,8 +56,6 @@ def staged_folder(folder: Path, *, force: bool = False) -> Iterator[Path]:
 
 
 OWNED = {
-    "hf",
-    "onnx",
     "adapter",
     "plan.json",
     "scores.safetensors",
@@ -68,17 +67,18 @@ OWNED = {
     "curve.svg",
     "dense-onnx",
 }
-"""Top-level names of an lpc output; with ``force`` these are replaced as a whole."""
+"""Top-level names of an lpc output beside those of its exporters; with ``force`` these are replaced as a whole."""
 
 RATIO = re.compile(r"0\.\d+")
 """The folder of one model of a family, itself an lpc output."""
 
 
-def _is_owned(entry: Path) -> bool:
+def is_owned(entry: Path) -> bool:
+    """Whether an entry of an output is lpc's own, beside the folders of exporters."""
     return entry.name in OWNED or (RATIO.fullmatch(entry.name) is not None and (entry / "lpc.json").is_file())
 
 
-def _swap(stage: Path, folder: Path) -> None:
+def _swap(stage: Path, folder: Path, owned: Collection[str]) -> None:
     if not folder.exists():
         stage.rename(folder)
         return
@@ -86,7 +86,8 @@ def _swap(stage: Path, folder: Path) -> None:
     folder.rename(old)
     stage.rename(folder)
     for entry in old.iterdir():
-        if not _is_owned(entry) and not (folder / entry.name).exists():
+        goes = entry.name in owned or is_owned(entry)
+        if not goes and not (folder / entry.name).exists():
             entry.rename(folder / entry.name)
     shutil.rmtree(old, ignore_errors=True)
 

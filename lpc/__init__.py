@@ -9,7 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from exporters.onnx import OnnxOptions as OnnxOptions
+    from exporters.onnx import Precision as Precision
+    from exporters.onnx import register_precision as register_precision
+    from exporters.options import OnnxOptions as OnnxOptions
+    from exporters.registry import Exporter as Exporter
+    from exporters.registry import register_exporter as register_exporter
     from lpc.compression import apply as apply
     from lpc.compression import compress as compress
     from lpc.evaluation import Score as Score
@@ -39,12 +43,14 @@ if TYPE_CHECKING:
     from passes.options import DistillOptions as DistillOptions
     from passes.options import ImportanceOptions as ImportanceOptions
     from passes.options import LoraOptions as LoraOptions
+    from passes.options import Measure as Measure
     from passes.options import RecoverOptions as RecoverOptions
     from passes.options import Schedule as Schedule
     from passes.options import Target as Target
     from passes.options import TraceOptions as TraceOptions
     from passes.options import TuneOptions as TuneOptions
     from passes.options import Workload as Workload
+    from passes.options import register_measure as register_measure
 
 _ERRORS = (
     "DataError",
@@ -56,6 +62,7 @@ _ERRORS = (
     "OutputExistsError",
     "PassError",
     "PlanError",
+    "PluginError",
     "PostconditionError",
     "PreconditionError",
     "TokenizerError",
@@ -72,14 +79,17 @@ _HOMES = {
     "CompressOptions": "lpc.options",
     "DataOptions": "lpc.options",
     "DistillOptions": "passes.options",
+    "Exporter": "exporters.registry",
     "Family": "passes.families",
     "ImportanceOptions": "passes.options",
     "InstructionFormat": "lpc.options",
     "LoraOptions": "passes.options",
+    "Measure": "passes.options",
     "ONE_SHOT": "passes.options",
-    "OnnxOptions": "exporters.onnx",
+    "OnnxOptions": "exporters.options",
     "Packing": "passes.families",
     "Plan": "passes.graph",
+    "Precision": "exporters.onnx",
     "RecoverOptions": "passes.options",
     "Report": "lpc.report",
     "Result": "lpc.result",
@@ -99,6 +109,9 @@ _HOMES = {
     "plan": "lpc.planning",
     "register_attention": "passes.families",
     "register_criterion": "passes.criteria",
+    "register_exporter": "exporters.registry",
+    "register_measure": "passes.options",
+    "register_precision": "exporters.onnx",
     "score": "lpc.evaluation",
     **dict.fromkeys(_ERRORS, "passes.errors"),
 }

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from exporters.files import staged_folder
-from exporters.onnx import OnnxOptions, OnnxPackage, export_onnx, needs_tokenizer
+from exporters.onnx import OnnxPackage, export_onnx, needs_tokenizer
+from exporters.options import OnnxOptions
 from lpc.source import load_source
 from passes.errors import MissingFileError, TokenizerError
 from passes.models import base_model, check_finite

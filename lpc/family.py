@@ -12,7 +12,9 @@ from peft import PeftModel
 
 from exporters.files import staged_folder, write_text
 from exporters.hf import Processor
-from exporters.onnx import OnnxOptions, export_onnx
+from exporters.onnx import export_onnx
+from exporters.options import DEFAULT_EXPORTS, OnnxOptions
+from exporters.registry import EXPORTERS, Exports, chosen
 from lpc.compression import DEFAULT_DATA, DEFAULT_LORA, DEFAULT_TRACE, DEFAULT_TUNE, Job
 from lpc.material import AnyData, prepare
 from lpc.options import BenchmarkOptions, DataOptions, Short, check_short, target_from, with_short
@@ -28,7 +30,9 @@ from passes.models import Task, base_model, task_of
 from passes.options import Layout, LoraOptions, Schedule, SnapshotOptions, Target, TraceOptions, TuneOptions
 from passes.pipeline import Program, Progress, Sequential, Snapshot, plain, silent
 from passes.trace import TracePass
-from passes.tuning import AttachPass, RecallPass, TunePass, settled, staged_run
+from passes.tuning import AttachPass, RecallPass, TunePass
+from passes.tuning.settle import settled
+from passes.tuning.stages import staged_run
 
 QUICK = BenchmarkOptions(batches=(1,), prefill_tokens=(128,), decode_pasts=(128,))
 """What is timed where the user does not say: one prefill and one decode step."""
@@ -47,44 +51,44 @@ class CompactFamily:
         self,
         folder: str | Path,
         *,
-        onnx: bool | OnnxOptions = True,
+        export: Exports = DEFAULT_EXPORTS,
         benchmark: bool | BenchmarkOptions = False,
         force: bool = False,
         progress: Progress = silent,
     ) -> FamilyReport:
         """Write each result into a folder named after its ratio, and ``family.json``, ``report.md``, ``curve.svg``.
 
-        ``benchmark`` also writes the dense model's package, ``dense-onnx``, and times every model against it in
-        onnxruntime. The folder appears whole or not at all. Raises what ``Result.save`` raises, and OptionError if
-        there is nothing to time.
+        ``export`` as in ``Result.save``. ``benchmark`` also writes the dense model's package, ``dense-onnx``, and times
+        every model against it in onnxruntime. The folder appears whole or not at all. Raises what ``Result.save``
+        raises, and OptionError if there is nothing to time.
         """
-        folder = Path(folder)
+        folder, exports = Path(folder), chosen(export)
         timed = (benchmark if isinstance(benchmark, BenchmarkOptions) else QUICK) if benchmark else None
         if timed is not None:
-            self._check_timeable(onnx)
+            self._check_timeable(exports)
         times: dict[float, Benchmark] = {}
-        with staged_folder(folder, force=force) as stage:
+        with staged_folder(folder, force=force, owned=EXPORTERS) as stage:
             for ratio, result in zip(self.ratios, self.results, strict=True):
-                result.save(stage / str(ratio), onnx=onnx, progress=progress)
+                result.save(stage / str(ratio), export=exports, progress=progress)
             if timed is not None:
-                self._export_dense(stage / DENSE_ONNX, onnx)
+                self._export_dense(stage / DENSE_ONNX, exports["onnx"])
                 times = {ratio: _time(stage, folder, ratio, timed, progress) for ratio in self.ratios}
             reports = {ratio: result.report for ratio, result in zip(self.ratios, self.results, strict=True)}
             report = FamilyReport.of(reports, stage, times)
             report.write(stage)
         return report
 
-    def _check_timeable(self, onnx: bool | OnnxOptions) -> None:
-        if not onnx:
-            raise OptionError("latency is measured on the ONNX packages: leave onnx on, or benchmark off")
+    def _check_timeable(self, exports: Mapping[str, Any]) -> None:
+        if "onnx" not in exports:
+            raise OptionError("latency is measured on the ONNX packages: export onnx too, or leave benchmark off")
         if task_of(self.results[0].model) is Task.SEQ2SEQ_LM:
             raise UnsupportedModelError("the benchmark times models in one graph, not encoder-decoders: leave it off")
 
-    def _export_dense(self, folder: Path, onnx: bool | OnnxOptions) -> None:
+    def _export_dense(self, folder: Path, options: OnnxOptions) -> None:
         source = load_source(self.source, self.results[0].processor, trust_remote_code=self.trust_remote_code)
         dense = source.model.merge_and_unload() if isinstance(source.model, PeftModel) else source.model
         folder.mkdir()
-        export_onnx(base_model(dense), source.processor, folder, onnx if isinstance(onnx, OnnxOptions) else None)
+        export_onnx(base_model(dense), source.processor, folder, options)
 
 
 def compress_family(

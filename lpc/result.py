@@ -9,15 +9,15 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from exporters.files import staged_folder
-from exporters.hf import Processor, SavePass
-from exporters.onnx import ExportPass, OnnxOptions, needs_tokenizer
+from exporters.hf import Processor
+from exporters.options import DEFAULT_EXPORTS
+from exporters.registry import EXPORTERS, Exports, chosen
 from exporters.runtimes import compatibility
 from lpc.report import Report, write_manifest
 from passes.criteria import SCORES_FILE, SavedScores
-from passes.errors import TokenizerError
 from passes.graph import Plan
 from passes.models import base_model
-from passes.pipeline import WEIGHTS_FILE, Pass, Program, Progress, Sequential, silent
+from passes.pipeline import WEIGHTS_FILE, Program, Progress, Sequential, silent
 
 logger = logging.getLogger(__name__)
 
@@ -53,26 +53,26 @@ class Result:
         self,
         folder: str | Path,
         *,
-        onnx: bool | OnnxOptions = True,
+        export: Exports = DEFAULT_EXPORTS,
         force: bool = False,
         progress: Progress = silent,
     ) -> Report:
         """Write ``hf``, ``onnx``, ``adapter``, ``plan.json``, ``scores.safetensors``, ``lpc.json`` and ``report.md``.
 
         After a compensation also ``compensation.safetensors``, the weights that it solved; after a recovery also
-        ``recovery``, the adapter that was trained on the compact model. Returns the final report.
+        ``recovery``, the adapter that was trained on the compact model. ``export`` names the formats, or maps
+        their names to options (``exporters.registry``). Returns the final report.
 
         The folder appears whole or not at all. Raises OutputExistsError if it holds something (unless ``force``),
-        OutputError when the disk refuses, TokenizerError if the ONNX package of a causal language model is wanted and
-        there is no tokenizer, and PostconditionError when a verification fails.
+        OutputError when the disk refuses, OptionError for an unknown format, TokenizerError if the ONNX package of a
+        causal language model is wanted and there is no tokenizer, and PostconditionError when a verification fails.
         """
-        if onnx and self.tokenizer is None and needs_tokenizer(self.model):
-            raise TokenizerError(
-                "an ONNX package needs the tokenizer, and none was found beside the model: "
-                "pass tokenizer=... to compress, or leave ONNX out (onnx=False, --no-onnx)"
-            )
-        with staged_folder(Path(folder), force=force) as stage:
-            program = Sequential(*self._steps(stage, onnx), progress=progress)(self.program).program
+        exports = chosen(export)
+        for name in exports:
+            EXPORTERS[name].check(self.model, self.processor)
+        with staged_folder(Path(folder), force=force, owned=EXPORTERS) as stage:
+            steps = [EXPORTERS[name].make(stage / name, self.processor, options) for name, options in exports.items()]
+            program = Sequential(*steps, progress=progress)(self.program).program
             verdicts = compatibility(self.model, program.history)
             report = replace(self.report, passes=program.history, compatibility=verdicts)
             (stage / "plan.json").write_text(self.plan.to_json(), encoding="utf-8")
@@ -88,10 +88,3 @@ class Result:
             write_manifest(stage, report.to_json())
         logger.info("wrote %s", folder)
         return report
-
-    def _steps(self, stage: Path, onnx: bool | OnnxOptions) -> list[Pass]:
-        steps: list[Pass] = [SavePass(stage / "hf", self.processor)]
-        if onnx:
-            options = onnx if isinstance(onnx, OnnxOptions) else OnnxOptions()
-            steps.append(ExportPass(stage / "onnx", self.processor, options))
-        return steps

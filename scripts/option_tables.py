@@ -12,10 +12,12 @@ from dataclasses import MISSING, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+import exporters.options
 import lpc.options
 import passes.options
 from passes.options import Option, alternatives, declared, main_type, texts_of
 
+ROOMS = (passes.options, exporters.options, lpc.options)
 DOCS = Path(__file__).parent.parent / "docs"
 BLOCK = re.compile(r"<!-- options/(\w+) -->\n.*?<!-- end of options -->", re.DOTALL)
 TYPES = {bool: "yes or no", int: "whole number", float: "number", str: "text", Path: "path"}
@@ -61,7 +63,8 @@ def filled(page: str) -> str:
     """The page with each block's table as the declarations are now."""
 
     def block(found: re.Match[str]) -> str:
-        kind = getattr(passes.options, found[1], None) or getattr(lpc.options, found[1])
+        room = next(each for each in ROOMS if hasattr(each, found[1]))
+        kind = getattr(room, found[1])
         return f"<!-- options/{found[1]} -->\n{table(kind)}\n<!-- end of options -->"
 
     return BLOCK.sub(block, page)

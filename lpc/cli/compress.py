@@ -35,7 +35,7 @@ def compress(given: Given) -> None:
     """
     required(given, InputOptions)
     model, data, output = given.arguments["model"], given.make(InputOptions).data, given.make(OutputOptions)
-    options = options_of(given)
+    options, _ = options_of(given), output.exports
     if output.benchmark and options.snapshots is None:
         raise OptionError("--benchmark goes with --snapshots; one model is timed by lpc benchmark")
     locate(model)
@@ -94,7 +94,7 @@ def _one(model: str, data: tuple[Path, ...], options: CompressOptions, output: O
 
     with console.progress_bars() as progress:
         result = run(model, list(data), **options.arguments(), progress=progress)
-        report = result.save(output.out, onnx=output.onnx, force=output.force, progress=progress)
+        report = result.save(output.out, export=output.exports, force=output.force, progress=progress)
     show_report(report, output.out, as_json=output.json)
 
 
@@ -105,5 +105,5 @@ def _family(model: str, data: tuple[Path, ...], options: CompressOptions, output
     more = {"benchmark": output.benchmark, "force": output.force}
     with console.progress_bars() as progress:
         family = run(model, list(data), **options.arguments(), progress=progress)
-        report = family.save(output.out, onnx=output.onnx, progress=progress, **more)
+        report = family.save(output.out, export=output.exports, progress=progress, **more)
     show_family(report, output.out, as_json=output.json)

@@ -50,7 +50,7 @@ PLAN = (
 )
 APPLY = (
     Part(ReplayOptions),
-    Part(OutputOptions, ("out", "onnx", "force", "json")),
+    Part(OutputOptions, ("out", "export", "onnx", "force", "json")),
     Part(CompressOptions, ("trust_remote_code",)),
 )
 DIFF = (Part(OutputOptions, ("json",)),)
@@ -79,6 +79,7 @@ def apply(given: Given) -> None:
     """Apply PLAN to the MODEL that it was made for and write a complete verified output; nothing is trained."""
     plan, model = given.arguments["plan"], given.arguments["model"]
     replay, output = given.make(ReplayOptions), given.make(OutputOptions)
+    exports = output.exports
     check_file(plan, "a plan.json")
     locate(model)
     for each in (replay.adapter, replay.compensation):
@@ -90,7 +91,7 @@ def apply(given: Given) -> None:
 
     with console.progress_bars() as progress:
         result = run(plan, model, **vars(replay), **given.of(CompressOptions))
-        report = result.save(output.out, onnx=output.onnx, force=output.force, progress=progress)
+        report = result.save(output.out, export=exports, force=output.force, progress=progress)
     show_report(report, output.out, as_json=output.json)
 
 

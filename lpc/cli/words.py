@@ -98,6 +98,7 @@ def _words_type(option: Option) -> Any:
 def _parameter(name: str, part: Part, option: Option) -> inspect.Parameter:
     facts, kind = option.facts, _words_type(option)
     default = part.defaults.get(option.name, option.default)
+    default = ",".join(map(str, default)) if isinstance(default, tuple) and default else default
     shown = not (part.if_asked or isinstance(default, bool)) and isinstance(default, int | float | str | Path)
     text = f"{facts.help} [default: {default}]" if shown else facts.help
     text = f"{text} May be repeated." if facts.repeated else text

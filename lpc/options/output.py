@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from exporters.options import DEFAULT_EXPORTS, EXPORTER_NAMES
+from passes.errors import OptionError
 from passes.options import Group, check, option
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +36,21 @@ class OutputOptions:
     """Where a command writes, and what it prints. Each command has those that it names."""
 
     out: Path = option(Path("lpc-out"), help="Output folder.", group=Group.OUTPUT, common=True)
+    export: tuple[str, ...] = option(
+        DEFAULT_EXPORTS,
+        choices=EXPORTER_NAMES.known,
+        help="Formats to write, by name.",
+        group=Group.OUTPUT,
+        metavar="NAME,...",
+        words=str,
+        read=_names,
+    )
     onnx: bool = option(
-        True, help="Write the ONNX package too.", group=Group.OUTPUT, flag="--onnx/--no-onnx", common=True
+        True,
+        help="Write the ONNX package too; --no-onnx is short for an --export without it.",
+        group=Group.OUTPUT,
+        flag="--onnx/--no-onnx",
+        common=True,
     )
     force: bool = option(False, help="Replace an output that is there already.", group=Group.OUTPUT)
     benchmark: bool = option(False, help="With --snapshots: time all models against the dense one.", group=Group.OUTPUT)
@@ -39,3 +58,11 @@ class OutputOptions:
 
     def __post_init__(self) -> None:
         check(self)
+
+    @property
+    def exports(self) -> tuple[str, ...]:
+        """The formats to write. Raises OptionError if there are none."""
+        asked = tuple(name for name in self.export if self.onnx or name != "onnx")
+        if not asked:
+            raise OptionError(f"name at least one format to export: {', '.join(EXPORTER_NAMES.known())}")
+        return asked

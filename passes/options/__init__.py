@@ -1,12 +1,14 @@
 """What a user can ask of the compiler: one declaration an option, checked without torch."""
 
-from passes.options.budget import MEASURES, RUNTIMES, Amount, Budget, Limit, Workload
+from passes.options.budget import RUNTIMES, Amount, Budget, Limit, Workload
 from passes.options.check import check, checked, nearest
 from passes.options.compensate import CompensateOptions
-from passes.options.criteria import AUTO, BUILT_IN, criterion_names, declare_criterion
+from passes.options.criteria import AUTO, CRITERION_NAMES
 from passes.options.distill import DistillOptions
 from passes.options.importance import ImportanceOptions
 from passes.options.lora import LoraOptions
+from passes.options.measures import BYTES, COUNTS, MEASURES, SECONDS, Measure, register_measure
+from passes.options.names import Names
 from passes.options.option import Facts, Group, Option, declared, option
 from passes.options.plain import from_dict, schema, to_dict
 from passes.options.recover import RecoverOptions
@@ -20,10 +22,13 @@ from passes.options.types import alternatives, main_type, read_text, texts_of
 
 __all__ = [
     "AUTO",
-    "BUILT_IN",
+    "BYTES",
+    "COUNTS",
+    "CRITERION_NAMES",
     "MEASURES",
     "ONE_SHOT",
     "RUNTIMES",
+    "SECONDS",
     "Amount",
     "Budget",
     "Comparison",
@@ -35,6 +40,8 @@ __all__ = [
     "Layout",
     "Limit",
     "LoraOptions",
+    "Measure",
+    "Names",
     "Option",
     "RecoverOptions",
     "Schedule",
@@ -47,15 +54,14 @@ __all__ = [
     "alternatives",
     "check",
     "checked",
-    "criterion_names",
     "cubic",
-    "declare_criterion",
     "declared",
     "from_dict",
     "main_type",
     "nearest",
     "option",
     "read_text",
+    "register_measure",
     "schema",
     "texts_of",
     "to_dict",

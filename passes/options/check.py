@@ -35,6 +35,8 @@ def checked(option: Option, given: Any, label: str | None = None) -> Any:
         return enum(value) if enum else value
     several = get_origin(main_type(option.type)) is tuple
     for each in value if several else (value,):
+        if several and option.facts.choices:
+            check_choice(label, each, option.facts.allowed())
         _check_range(f"each of {label}" if several else label, each, option.facts)
     return value
 

@@ -74,9 +74,12 @@ def _number(value: float | None) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def option(default: Any = MISSING, *, help: str, **facts: Any) -> Any:
+def option(default: Any = MISSING, *, help: str, factory: Any = MISSING, hash: bool | None = None, **facts: Any) -> Any:
     """A field of an options dataclass; ``facts`` are those of ``Facts``. Without a default it must be given."""
-    return field(default=default, metadata={METADATA: Facts(help=help, **facts)})
+    metadata = {METADATA: Facts(help=help, **facts)}
+    if factory is not MISSING:
+        return field(default_factory=factory, metadata=metadata, hash=hash)
+    return field(default=default, metadata=metadata, hash=hash)
 
 
 @dataclass(frozen=True)
@@ -107,9 +110,13 @@ def declared(kind: type) -> tuple[Option, ...]:
     if kind not in _DECLARED:
         hints = get_type_hints(kind)
         _DECLARED[kind] = tuple(
-            Option(each.name, hints[each.name], each.default, facts) for each, facts in _with_facts(fields(kind))
+            Option(each.name, hints[each.name], _default(each), facts) for each, facts in _with_facts(fields(kind))
         )
     return _DECLARED[kind]
+
+
+def _default(each: Field[Any]) -> Any:
+    return each.default if each.default_factory is MISSING else each.default_factory()
 
 
 def _with_facts(all_fields: tuple[Field[Any], ...]) -> Iterator[tuple[Field[Any], Facts]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from passes.options.check import check
-from passes.options.criteria import criterion_names
+from passes.options.criteria import CRITERION_NAMES
 from passes.options.importance import ImportanceOptions
 from passes.options.option import option
 from passes.options.tune import MOST_SEED
@@ -15,7 +15,7 @@ from passes.options.tune import MOST_SEED
 class ScoreOptions:
     """What the scores are made of. The sample is looked at once, so ``importance.smoothing`` has no effect."""
 
-    criterion: str = option("loraprune", choices=criterion_names, help="How units are ranked.")
+    criterion: str = option("loraprune", choices=CRITERION_NAMES.known, help="How units are ranked.")
     samples: int = option(128, least=1, help="Rows of the data that are looked at.")
     batch_size: int = option(8, least=1, help="Rows a batch.")
     seed: int = option(0, least=0, most=MOST_SEED, help="Chooses the rows, and is that of the criterion random.")

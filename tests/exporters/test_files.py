@@ -47,7 +47,7 @@ def test_staged_folder_replaces_its_own_and_keeps_foreign_files_when_forced(tmp_
     (out / "onnx").mkdir(parents=True)
     (out / "notes.txt").write_text("mine")
     (out / "plan.json").write_text("old")
-    with staged_folder(out, force=True) as stage:
+    with staged_folder(out, force=True, owned={"onnx"}) as stage:
         (stage / "plan.json").write_text("new")
     assert (out / "plan.json").read_text() == "new"
     assert (out / "notes.txt").read_text() == "mine"

@@ -30,7 +30,7 @@ def result(tiny_model_folder: Path, text_file: Path) -> lpc.Result:
 @pytest.fixture(scope="module")
 def saved(result: lpc.Result, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("saved") / "out"
-    result.save(out, onnx=False)
+    result.save(out, export=["hf"])
     return out
 
 
@@ -143,7 +143,7 @@ def test_apply_gives_the_same_checkpoint_bit_for_bit(
         result.model.state_dict().items(), replayed.model.state_dict().values(), strict=True
     ):
         assert torch.equal(mine, theirs), name
-    replayed.save(tmp_path / "again", onnx=False)
+    replayed.save(tmp_path / "again", export=["hf"])
     assert sha256(tmp_path / "again/hf/model.safetensors") == sha256(saved / "hf/model.safetensors")
 
 
@@ -182,7 +182,7 @@ def test_bf16_model_is_verified_within_its_stated_tolerance(tiny_llama: PreTrain
     data = [list(range(i, i + 100)) for i in range(20)]
     result = lpc.compress(tiny_llama.to(torch.bfloat16), data=data, ratio=0.3, tune=TUNE, data_options=TEXT)
     assert result.model.dtype == torch.bfloat16
-    report = result.save(tmp_path / "out", onnx=False)
+    report = result.save(tmp_path / "out", export=["hf"])
     parity = report.to_json()["parity"]
     assert parity["save"]["value"] == 0
     assert 1e-5 < parity["shrink"]["tolerance"] < 0.1
@@ -216,7 +216,7 @@ def test_text_without_tokenizer_is_refused(tiny_llama: PreTrainedModel, text_fil
 def test_onnx_without_tokenizer_is_refused_and_writes_nothing(tiny_llama: PreTrainedModel, tmp_path: Path) -> None:
     data = [list(range(i, i + 100)) for i in range(20)]
     result = lpc.compress(tiny_llama, data=data, ratio=0.3, tune=TUNE, data_options=TEXT)
-    with pytest.raises(lpc.TokenizerError, match="onnx=False"):
+    with pytest.raises(lpc.TokenizerError, match=r"export=\[\"hf\"\]"):
         result.save(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

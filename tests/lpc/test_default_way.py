@@ -24,7 +24,7 @@ def out(tiny_model_folder: Path, text_file: Path, tmp_path_factory: pytest.TempP
     tune = lpc.TuneOptions(steps=3, batch_size=2)
     result = lpc.compress(tiny_model_folder, text_file, 0.3, tune=tune, data_options=TEXT, compensate=SOLVE)
     folder = tmp_path_factory.mktemp("default") / "out"
-    result.save(folder, onnx=False)
+    result.save(folder, export=["hf"])
     return folder
 
 
@@ -78,7 +78,7 @@ def test_what_obs_cannot_rank_is_loraprunes(tiny_model_folder: Path, text_file: 
 def test_the_output_replays_bit_for_bit(out: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
     assert lpc.Plan.load(out / "plan.json").compensated_first
     again = lpc.apply(out / "plan.json", tiny_model_folder, adapter=out / "adapter")
-    again.save(tmp_path / "again", onnx=False)
+    again.save(tmp_path / "again", export=["hf"])
     assert sha256(tmp_path / "again/hf/model.safetensors") == sha256(out / "hf/model.safetensors")
     assert again.report.to_json()["compensated"] is True
 

@@ -38,7 +38,7 @@ from transformers.utils import logging as transformers_logging
 
 from exporters.hf import needs_modelling_file, reload
 from exporters.hf.checkpoint import first_different_tensor, save_checkpoint
-from exporters.onnx import OnnxOptions
+from exporters.options import OnnxOptions
 from lpc.report import untouched
 from passes.budget import reachable_counts
 from passes.errors import LpcError

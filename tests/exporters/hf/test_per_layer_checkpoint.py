@@ -19,7 +19,8 @@ from uneven import uneven
 import lpc
 from exporters.hf import SavePass
 from exporters.hf.checkpoint import first_different_tensor
-from exporters.onnx import OnnxOptions, export_onnx
+from exporters.onnx import export_onnx
+from exporters.options import OnnxOptions
 from lpc.evaluation import evaluate
 from lpc.exporting import export
 from lpc.options import BenchmarkOptions, EvaluateOptions

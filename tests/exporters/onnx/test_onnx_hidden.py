@@ -10,7 +10,8 @@ import zoo
 from conftest import build_tokenizer
 from onnx_workbench import difference, run_onnx
 
-from exporters.onnx import OnnxOptions, export_onnx
+from exporters.onnx import export_onnx
+from exporters.options import OnnxOptions
 from passes.options import TraceOptions
 from passes.shrink import build_compact
 from passes.trace import trace

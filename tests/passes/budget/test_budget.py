@@ -79,7 +79,7 @@ def test_texts_that_are_no_budget_are_refused(texts: list[str], message: str) ->
         Budget.parse(texts)
 
 
-@given(measure=st.sampled_from(MEASURES), fraction=st.floats(0.01, 0.99))
+@given(measure=st.sampled_from(list(MEASURES)), fraction=st.floats(0.01, 0.99))
 def test_a_fraction_as_text_is_the_same_as_the_fraction(measure: str, fraction: float) -> None:
     assert Budget.parse([f"{measure}={fraction!r}"]) == Budget(**{measure: fraction})
 

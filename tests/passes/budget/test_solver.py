@@ -19,7 +19,7 @@ from passes.options import MEASURES, Budget, Layout, Target, TraceOptions
 from passes.shrink import build_compact
 from passes.trace import trace
 
-CLOSED_FORM = [measure for measure in MEASURES if measure != "latency"]
+CLOSED_FORM = [name for name, measure in MEASURES.items() if not measure.needs_latency]
 
 
 @lru_cache

@@ -13,13 +13,17 @@ from typing import Any, get_origin
 import pytest
 from transformers import SchedulerType
 
+import exporters.options
 import lpc.options
 import passes.options
+from exporters.onnx import PRECISIONS
+from exporters.options import EXPORTER_NAMES, PRECISION_NAMES
+from exporters.registry import EXPORTERS
 from lpc.options import BenchmarkOptions, CompressOptions, DataOptions, EvaluateOptions
 from passes.criteria import CRITERIA
 from passes.errors import OptionError
 from passes.options import (
-    BUILT_IN,
+    CRITERION_NAMES,
     Budget,
     DistillOptions,
     ImportanceOptions,
@@ -39,6 +43,7 @@ from passes.options.tune import CURVES
 
 ROOT = Path(__file__).parents[3]
 SURFACE = [getattr(room, name) for room in (passes.options, lpc.options) for name in room.__all__]
+SURFACE.append(exporters.options.OnnxOptions)
 KINDS = [each for each in SURFACE if isinstance(each, type) and is_dataclass(each) and declared(each)]
 EVERY = [(kind, option) for kind in KINDS for option in declared(kind)]
 LIMITED = [(kind, option) for kind, option in EVERY if option.facts.range]
@@ -231,8 +236,10 @@ def test_distillation_names_itself() -> None:
         DistillOptions(weight=2)
 
 
-def test_the_names_of_criteria_are_those_of_the_registry() -> None:
-    assert [*CRITERIA][: len(BUILT_IN)] == [*BUILT_IN]
+def test_names_are_those_of_the_registries() -> None:
+    assert [*CRITERIA][: len(CRITERION_NAMES.own)] == [*CRITERION_NAMES.own]
+    assert [*EXPORTERS][: len(EXPORTER_NAMES.own)] == [*EXPORTER_NAMES.own]
+    assert [*PRECISIONS][: len(PRECISION_NAMES.own)] == [*PRECISION_NAMES.own]
 
 
 def test_the_curves_are_those_of_transformers() -> None:
