@@ -49,12 +49,12 @@ class Exporter:
 
 EXPORTERS = Registry("exporter", Exporter, "lpc.exporters", name_of=lambda exporter: exporter.name)
 """All exporters by name; grows with ``register_exporter``, and by packages' entry points ``lpc.exporters``."""
+EXPORTER_NAMES.attach(EXPORTERS)
 
 
 def register_exporter(exporter: Exporter) -> None:
     """Make a format of your own available by name to ``Result.save`` and ``--export``. Raises OptionError if taken."""
     EXPORTERS.add(exporter.name, exporter)
-    EXPORTER_NAMES.declare(exporter.name)
 
 
 register_exporter(

@@ -30,9 +30,7 @@ from passes.models import Task, base_model, task_of
 from passes.options import Layout, LoraOptions, Schedule, SnapshotOptions, Target, TraceOptions, TuneOptions
 from passes.pipeline import Program, Progress, Sequential, Snapshot, plain, silent
 from passes.trace import TracePass
-from passes.tuning import AttachPass, RecallPass, TunePass
-from passes.tuning.settle import settled
-from passes.tuning.stages import staged_run
+from passes.tuning import AttachPass, RecallPass, TunePass, settled, staged_run
 
 QUICK = BenchmarkOptions(batches=(1,), prefill_tokens=(128,), decode_pasts=(128,))
 """What is timed where the user does not say: one prefill and one decode step."""

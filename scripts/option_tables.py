@@ -37,6 +37,8 @@ def _row(option: Option) -> list[str]:
 
 
 def _value(option: Option) -> str:
+    if callable(option.facts.choices):
+        return "name"
     texts = option.facts.allowed() or texts_of(option.type)
     if texts:
         return ", ".join(f"`{text}`" for text in texts)

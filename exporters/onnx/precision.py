@@ -49,12 +49,12 @@ class Precision:
 
 PRECISIONS = Registry("ONNX dtype", Precision, "lpc.precisions", name_of=lambda precision: precision.name)
 """All precisions by name; grows with ``register_precision``, and by packages' entry points ``lpc.precisions``."""
+PRECISION_NAMES.attach(PRECISIONS)
 
 
 def register_precision(precision: Precision) -> None:
     """Make a precision of your own available to ``OnnxOptions.dtype``. Raises OptionError if the name is taken."""
     PRECISIONS.add(precision.name, precision)
-    PRECISION_NAMES.declare(precision.name)
 
 
 FLOAT32 = Precision(

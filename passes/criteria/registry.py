@@ -71,15 +71,11 @@ class CriterionEntry:
 
 CRITERIA = Registry("criterion", CriterionEntry, "lpc.criteria", name_of=lambda entry: entry.name)
 """All criteria by name; grows with ``register_criterion``, and by packages' entry points ``lpc.criteria``."""
+CRITERION_NAMES.attach(CRITERIA)
 
 
 def _add(name: str, needs: Needs, factory: CriterionFactory, description: str, **more: Any) -> None:
-    _register(CriterionEntry(name=name, description=description, factory=factory, needs=needs, **more))
-
-
-def _register(entry: CriterionEntry) -> None:
-    CRITERIA.add(entry.name, entry)
-    CRITERION_NAMES.declare(entry.name)
+    CRITERIA.add(name, CriterionEntry(name=name, description=description, factory=factory, needs=needs, **more))
 
 
 _add(
@@ -224,7 +220,7 @@ def register_criterion(
 
     The arguments are those of ``criterion``. Raises OptionError as it does, and if the name is taken or empty.
     """
-    _register(criterion(name, factory, function=function, **more))
+    CRITERIA.add(name, criterion(name, factory, function=function, **more))
 
 
 def criterion_named(name: str) -> CriterionEntry:

@@ -81,9 +81,12 @@ def _property(option: Option) -> dict[str, Any]:
         return {**found, **({"anyOf": [schema(inner), *plain]} if plain else schema(inner))}
     if default is not MISSING:
         found["default"] = _plain(default)
-    if texts := (option.facts.allowed() or texts_of(option.type)):
-        return {**found, "enum": [*texts, None] if takes_none(option.type) else list(texts)}
     main = main_type(option.type)
+    if texts := (option.facts.allowed() or texts_of(option.type)):
+        rule = {"enum": [*texts, None] if takes_none(option.type) else list(texts)}
+        return {**found, "type": "array", "items": rule} if get_origin(main) is tuple else {**found, **rule}
+    if get_origin(main) is Mapping:
+        return {**found, "type": "object"}
     if get_origin(main) is tuple:
         item = {"type": JSON_TYPES.get(get_args(main)[0], "string"), **_limits(option)}
         return {**found, "type": "array", "items": item}

@@ -120,4 +120,5 @@ def test_impossible_formats_are_refused_before_anything_is_written(
 def test_a_package_brings_an_exporter(tmp_path: Path) -> None:
     code = "from exporters.registry import Exporter\nE = Exporter(name='dust', description='dust', make=print)\n"
     with installed(tmp_path, "dust_package", "lpc.exporters", {"dust": "dust_package:E"}, code) as run:
-        assert run("from lpc.cli.options import exports_of; print(exports_of('dust,hf', True))") == "('hf', 'dust')"
+        said = "from lpc.options import OutputOptions; print(OutputOptions(export=['dust', 'hf']).exports)"
+        assert run(said) == "('dust', 'hf')"
