@@ -27,10 +27,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from exporters.files import MODEL_FILE
 from exporters.latency.machine import Machine
-from exporters.onnx import DATA_FILE, MODEL_FILE, Call, Graph, GraphBuilder, OnnxFolder, build_decoder, call_grid
+from exporters.onnx import DATA_FILE, Call, Graph, GraphBuilder, OnnxFolder, build_decoder, call_grid
 from exporters.options import MAX_OPSET
-from lpc.report.report import table
+from lpc.report import table
 from lpc.versions import versions
 from passes.budget import Solver
 from passes.graph import PruningGraph

@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 
 from transformers import PreTrainedModel
 
-from exporters.files import is_owned
 from exporters.hf import Processor, SavePass
 from exporters.onnx import ExportPass, check_tokenizer
 from exporters.options import EXPORTER_NAMES, OnnxOptions
@@ -19,6 +18,8 @@ from passes.pipeline import Pass
 from passes.registry import Registry
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+RESERVED = ("adapter", "recovery", "dense-onnx")
+"""Folders of an output that no exporter writes."""
 
 Exports: TypeAlias = "Iterable[str] | Mapping[str, Any]"
 """Names of exporters, or the options of each by name (None: the defaults)."""
@@ -43,7 +44,7 @@ class Exporter:
     check: Callable[[PreTrainedModel, Processor | None], None] = lambda model, processor: None
 
     def __post_init__(self) -> None:
-        if NAME.fullmatch(self.name) is None or is_owned(Path(self.name)):
+        if NAME.fullmatch(self.name) is None or self.name in RESERVED:
             raise OptionError(f"the exporter name {self.name!r} cannot be that of a folder of its own: give it another")
 
 

@@ -10,25 +10,27 @@ from typing import Any, Unpack
 
 from peft import PeftModel
 
-from exporters.files import staged_folder, write_text
+from exporters.files import staged_folder
 from exporters.hf import Processor
 from exporters.onnx import export_onnx
 from exporters.options import DEFAULT_EXPORTS, OnnxOptions
-from exporters.registry import EXPORTERS, Exports, chosen
+from exporters.registry import Exports, chosen
 from lpc.compression import DEFAULT_DATA, DEFAULT_LORA, DEFAULT_TRACE, DEFAULT_TUNE, Job
+from lpc.family_report import DENSE_ONNX, FamilyReport
 from lpc.material import AnyData, prepare
 from lpc.options import BenchmarkOptions, DataOptions, Short, check_short, target_from, with_short
+from lpc.owned import MANIFEST, OUTPUT
 from lpc.ranking import choices
-from lpc.report import DENSE_ONNX, FamilyReport, refresh
+from lpc.report import record
 from lpc.result import Result
 from lpc.source import ModelLike, load_source
 from lpc.speed import BENCHMARK_FILE, Benchmark, benchmark
 from passes.budget import Solver
 from passes.decide import DecidePass
-from passes.errors import OptionError, UnsupportedModelError
+from passes.errors import LpcError, OptionError, UnsupportedModelError
 from passes.models import Task, base_model, task_of
 from passes.options import Layout, LoraOptions, Schedule, SnapshotOptions, Target, TraceOptions, TuneOptions
-from passes.pipeline import Program, Progress, Sequential, Snapshot, plain, silent
+from passes.pipeline import Program, Progress, Sequential, Snapshot, caller_state_kept, plain, silent
 from passes.trace import TracePass
 from passes.tuning import AttachPass, RecallPass, TunePass, settled, staged_run
 
@@ -57,7 +59,9 @@ class CompactFamily:
         """Write each result into a folder named after its ratio, and ``family.json``, ``report.md``, ``curve.svg``.
 
         ``export`` as in ``Result.save``. ``benchmark`` also writes the dense model's package, ``dense-onnx``, and times
-        every model against it in onnxruntime. The folder appears whole or not at all. Raises what ``Result.save``
+        every model against it in onnxruntime. The folder appears whole or not at all. A part of a model that fails is
+        named as missing there, as ``Result.save`` does; nothing is timed then, and the error is raised at the end.
+        Raises what ``Result.save``
         raises, and OptionError if there is nothing to time.
         """
         folder, exports = Path(folder), chosen(export)
@@ -65,16 +69,24 @@ class CompactFamily:
         if timed is not None:
             self._check_timeable(exports)
         times: dict[float, Benchmark] = {}
-        with staged_folder(folder, force=force, owned=EXPORTERS) as stage:
+        failed: list[LpcError | KeyboardInterrupt] = []
+        with staged_folder(folder, force=force, owned=OUTPUT, reads=self._inputs()) as stage:
             for ratio, result in zip(self.ratios, self.results, strict=True):
-                result.save(stage / str(ratio), export=exports, progress=progress)
-            if timed is not None:
+                stopped = any(isinstance(error, KeyboardInterrupt) for error in failed)
+                wanted = {"hf": exports["hf"]} if stopped and "hf" in exports else exports
+                failed += _saved(result, stage / str(ratio), folder / str(ratio), wanted, progress)
+            if timed is not None and not failed:
                 self._export_dense(stage / DENSE_ONNX, exports["onnx"])
                 times = {ratio: _time(stage, folder, ratio, timed, progress) for ratio in self.ratios}
             reports = {ratio: result.report for ratio, result in zip(self.ratios, self.results, strict=True)}
             report = FamilyReport.of(reports, stage, times)
             report.write(stage)
+        if failed:
+            raise failed[0]
         return report
+
+    def _inputs(self) -> tuple[str | Path, ...]:
+        return (self.source,) if isinstance(self.source, str | Path) else ()
 
     def _check_timeable(self, exports: Mapping[str, Any]) -> None:
         if "onnx" not in exports:
@@ -89,6 +101,7 @@ class CompactFamily:
         export_onnx(base_model(dense), source.processor, folder, options)
 
 
+@caller_state_kept()
 def compress_family(
     model: ModelLike,
     data: AnyData,
@@ -126,7 +139,7 @@ def compress_family(
     solver = Solver.of(target, program.traced)
     staged_run(snapshots, solver, tune.schedule or Schedule(), tune.steps, revival=tune.revival)
     material = prepare(source, data, data_options)
-    job = Job(source, material, material.measure(program.model), progress)
+    job = Job(source, material, material.measure_dense(program.model), progress)
     training = TunePass(target, material.train, tune, progress, collate=material.collate, snapshots=snapshots)
     program = Sequential(AttachPass(lora, tune.seed), training, progress=progress)(program).program
     made = {**choices(tune, data_options, target), "snapshots": plain(snapshots)}
@@ -143,6 +156,23 @@ def _result(
     return job.finish(program, RecallPass(snapshot), decide, tune=tune)
 
 
+def _saved(
+    result: Result, member: Path, shown: Path, export: Exports, progress: Progress
+) -> list[LpcError | KeyboardInterrupt]:
+    """Save one model of the family. Returns the error of a part that is missing; raises one that leaves nothing.
+
+    ``shown`` is where the model will lie, for the error's note.
+    """
+    try:
+        result.save(member, export=export, progress=progress)
+    except (LpcError, KeyboardInterrupt) as error:
+        if not (member / MANIFEST).is_file():
+            raise
+        error.__notes__ = [note.replace(str(member), str(shown)) for note in getattr(error, "__notes__", ())]
+        return [error]
+    return []
+
+
 def _time(stage: Path, folder: Path, ratio: float, options: BenchmarkOptions, progress: Progress) -> Benchmark:
     """Time one model against the dense one; the record names the folder where they will lie."""
     member = stage / str(ratio)
@@ -152,6 +182,5 @@ def _time(stage: Path, folder: Path, ratio: float, options: BenchmarkOptions, pr
         for name, each in found.models.items()
     }
     found = replace(found, models=moved)
-    write_text(member / BENCHMARK_FILE, json.dumps(found.to_json(), indent=1) + "\n")
-    refresh(member)
+    record(member, {BENCHMARK_FILE: json.dumps(found.to_json(), indent=1) + "\n"})
     return found

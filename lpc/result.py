@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -13,8 +17,10 @@ from exporters.hf import Processor
 from exporters.options import DEFAULT_EXPORTS
 from exporters.registry import EXPORTERS, Exports, chosen
 from exporters.runtimes import compatibility
+from lpc.owned import OUTPUT
 from lpc.report import Report, write_manifest
 from passes.criteria import SCORES_FILE, SavedScores
+from passes.errors import LpcError
 from passes.graph import Plan
 from passes.models import base_model
 from passes.pipeline import WEIGHTS_FILE, Program, Progress, Sequential, silent
@@ -63,28 +69,74 @@ class Result:
         ``recovery``, the adapter that was trained on the compact model. ``export`` names the formats, or maps
         their names to options (``exporters.registry``). Returns the final report.
 
-        The folder appears whole or not at all. Raises OutputExistsError if it holds something (unless ``force``),
-        OutputError when the disk refuses, OptionError for an unknown format, TokenizerError if the ONNX package of a
-        causal language model is wanted and there is no tokenizer, and PostconditionError when a verification fails.
+        The folder appears whole or not at all. If a format fails, or is interrupted, what is finished is written
+        nevertheless: the manifest names what is ``missing`` and why, and the error is raised then, with a note that
+        says how to go on.
+
+        Raises OutputExistsError if the folder holds something (unless ``force``), OutputError when the disk refuses,
+        OptionError for an unknown format, TokenizerError if the ONNX package of a causal language model is wanted and
+        there is no tokenizer, and PostconditionError when a verification fails.
         """
-        exports = chosen(export)
-        for name in exports:
-            EXPORTERS[name].check(self.model, self.processor)
-        with staged_folder(Path(folder), force=force, owned=EXPORTERS) as stage:
-            steps = [EXPORTERS[name].make(stage / name, self.processor, options) for name, options in exports.items()]
-            program = Sequential(*steps, progress=progress)(self.program).program
-            verdicts = compatibility(self.model, program.history)
-            report = replace(self.report, passes=program.history, compatibility=verdicts)
-            (stage / "plan.json").write_text(self.plan.to_json(), encoding="utf-8")
-            if program.adapter is not None:
-                program.adapter.save(stage / "adapter")
-            if program.compensation is not None and program.compensation.weights:
-                program.compensation.save(stage / WEIGHTS_FILE)
-            if program.recovery is not None:
-                program.recovery.adapter.save(stage / "recovery")
-            if program.scores is not None:
-                saved = SavedScores(self.plan.source, self.plan.criterion, program.scores, self.plan.scored_by)
-                saved.save(stage / SCORES_FILE)
-            write_manifest(stage, report.to_json())
+        folder, exports = Path(folder), chosen(export)
+        with staged_folder(folder, force=force, owned=OUTPUT, reads=(self.report.source,)) as stage:
+            self._save_artifacts(stage)
+            done = self._run(exports, stage, progress)
+            verdicts = compatibility(self.model, done.program.history)
+            report = replace(self.report, passes=done.program.history, compatibility=verdicts)
+            write_manifest(stage, {**report.to_json(), "missing": done.missing})
+        if done.error is not None:
+            done.error.add_note(_how_to_go_on(folder, done.missing, self.report.source))
+            raise done.error
         logger.info("wrote %s", folder)
         return report
+
+    def _save_artifacts(self, stage: Path) -> None:
+        """What the result can be made from again."""
+        program = self.program
+        (stage / "plan.json").write_text(self.plan.to_json(), encoding="utf-8")
+        if program.adapter is not None:
+            program.adapter.save(stage / "adapter")
+        if program.compensation is not None and program.compensation.weights:
+            program.compensation.save(stage / WEIGHTS_FILE)
+        if program.recovery is not None:
+            program.recovery.adapter.save(stage / "recovery")
+        if program.scores is not None:
+            saved = SavedScores(self.plan.source, self.plan.criterion, program.scores, self.plan.scored_by)
+            saved.save(stage / SCORES_FILE)
+
+    def _run(self, exports: Mapping[str, Any], stage: Path, progress: Progress) -> Done:
+        """Write one format after another until one fails; what that one wrote is removed."""
+        program, names = self.program, list(exports)
+        for position, name in enumerate(names):
+            exporter, folder = EXPORTERS[name], stage / name
+            try:
+                exporter.check(self.model, self.processor)
+                step = exporter.make(folder, self.processor, exports[name])
+                program = Sequential(step, progress=progress)(program).program
+            except (LpcError, KeyboardInterrupt) as error:
+                shutil.rmtree(folder, ignore_errors=True)
+                why = str(error).replace(f"{stage}{os.sep}", "") or "interrupted"
+                later = dict.fromkeys(names[position + 1 :], f"{name} failed before it")
+                return Done(program, {name: why, **later}, error)
+        return Done(program, {}, None)
+
+
+@dataclass(frozen=True)
+class Done:
+    """The program after the steps that went well; the parts that are missing, with the reason, and the error if any."""
+
+    program: Program
+    missing: Mapping[str, str]
+    error: LpcError | KeyboardInterrupt | None
+
+
+def _how_to_go_on(folder: Path, missing: Mapping[str, str], source: str) -> str:
+    """What is kept in spite of an error, and the command that makes the rest of it."""
+    kept = ", ".join(sorted(OUTPUT.entries(folder)))
+    adapter = f" --adapter {folder / 'adapter'}" if (folder / "adapter").is_dir() else ""
+    command = (
+        f"lpc apply {folder / 'plan.json'} {source}{adapter} --out OTHER"
+        if "hf" in missing
+        else f"lpc export {folder / 'hf'} --out {folder / 'onnx'}"
+    )
+    return f"kept in {folder}: {kept}; missing: {', '.join(missing)}. `{command}` goes on from there"

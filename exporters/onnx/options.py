@@ -10,11 +10,13 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
+from exporters.files import DECODER_FILE as DECODER_FILE
+from exporters.files import ENCODER_FILE as ENCODER_FILE
+from exporters.files import MODEL_FILE as MODEL_FILE
 from exporters.onnx.precision import PRECISIONS, Precision
 from exporters.options import OnnxOptions
 from passes.models import Parity
 
-MODEL_FILE, ENCODER_FILE, DECODER_FILE = "model.onnx", "encoder_model.onnx", "decoder_model.onnx"
 DATA_FILE = f"{MODEL_FILE}.data"
 
 BATCH, SEQUENCE, PAST, TOTAL = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"

@@ -8,8 +8,9 @@ from typing import Literal
 
 from transformers import PreTrainedModel
 
+from exporters.files import DECODER_FILE, ENCODER_FILE, MODEL_FILE
 from exporters.hf import Processor
-from exporters.onnx.options import DECODER_FILE, ENCODER_FILE, MODEL_FILE, GraphKind, OnnxPackage, precision_of
+from exporters.onnx.options import GraphKind, OnnxPackage, precision_of
 from exporters.options import OnnxOptions
 from passes.models import Parity
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporters.files import check_output
+from exporters.files import PACKAGE
 from lpc.cli import console
+from lpc.cli.output import hold
 from lpc.cli.words import Given, Part
 from lpc.options import BenchmarkOptions, EvaluateOptions, OutputOptions
-from lpc.places import check_file, locate
 from passes.options import Group, TraceOptions, option
+from passes.places import check_file, find_place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ DEMO = (Part(OutputOptions, ("out", "force", "json"), {"out": Path("demo-out")})
 def inspect(given: Given) -> None:
     """Show MODEL's dimensions, their units, and what each unit costs. A folder with only a config.json is enough."""
     model, options, output = given.arguments["model"], given.make(TraceOptions), given.make(OutputOptions)
-    locate(model)
+    find_place(model)
     from lpc.cli.tables import show_inspection
     from lpc.inspection import inspect as run
 
@@ -45,7 +47,7 @@ def export(given: Given) -> None:
     """Write the verified ONNX package of a checkpoint that lpc or transformers can load."""
     folder, output = given.arguments["folder"], given.make(OutputOptions)
     check_file(folder, "the folder of a checkpoint")
-    check_output(output.out, force=output.force)
+    hold(given.held, output.out, force=output.force, reads=(folder,), owned=PACKAGE)
     from lpc.cli.tables import show_package
     from lpc.exporting import export as run
 
@@ -61,12 +63,10 @@ def benchmark(given: Given) -> None:
     for each in (folder, *([against] if against else [])):
         check_file(each, "an output of lpc, or an ONNX folder")
     from lpc.cli.tables import show_benchmark
-    from lpc.report import refresh
     from lpc.speed import benchmark as run
 
     with console.progress_bars() as progress:
         found = run(folder, against, options, progress)
-    refresh(folder)
     show_benchmark(found, as_json=output.json)
 
 
@@ -78,19 +78,19 @@ def evaluate(given: Given) -> None:
         check_file(options.text, "a text file with --text")
     from lpc.cli.tables import show_evaluation
     from lpc.evaluation import evaluate as run
-    from lpc.report import refresh
+    from lpc.report import record
 
     with console.progress_bars() as progress:
         found = run(folder, options, progress=progress)
-    found.write(folder / "eval.json")
-    refresh(folder)
+    record(folder, {"eval.json": found.to_text()})
     show_evaluation(found, as_json=output.json)
 
 
 def demo(given: Given) -> None:
     """Compress the embedded model, export, benchmark and evaluate it; needs neither network nor data."""
     output = given.make(OutputOptions)
-    check_output(output.out, force=output.force)
+    with ExitStack() as tried:  # the demo holds it again, once torch is there
+        hold(tried, output.out, force=output.force, reads=())
     from lpc.cli.tables import show_demo
     from lpc.demo import run
 

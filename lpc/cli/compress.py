@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from exporters.files import check_output
 from lpc.cli import console
+from lpc.cli.output import hold, least_bytes
 from lpc.cli.words import Given, Part, required
 from lpc.options import CompressOptions, DataOptions, InputOptions, InstructionFormat, OutputOptions
-from lpc.places import check_file, locate
 from passes.errors import OptionError
 from passes.options import Budget, RecoverOptions, SnapshotOptions, Target, TraceOptions, TuneOptions
+from passes.places import check_file, find_place
 
 PARTS = (
     Part(Target),
@@ -38,13 +38,26 @@ def compress(given: Given) -> None:
     options, _ = options_of(given), output.exports
     if output.benchmark and options.snapshots is None:
         raise OptionError("--benchmark goes with --snapshots; one model is timed by lpc benchmark")
-    locate(model)
+    find_place(model)
     for each in data:
         check_file(each, "a text, a .jsonl file or a saved data set with --data")
     options.tune.latest_checkpoint()
-    check_output(output.out, force=output.force)
+    _hold(given, model, data, options, output)
     run = _one if options.snapshots is None else _family
     run(model, data, options, output)
+
+
+def _hold(given: Given, model: str, data: tuple[Path, ...], options: CompressOptions, output: OutputOptions) -> None:
+    """Hold the output folder, apart from all that is read. Raises OutputError."""
+    needs = least_bytes(model, options.target.ratio, onnx="onnx" in output.exports)
+    hold(
+        given.held,
+        output.out,
+        force=output.force,
+        reads=(model, *data, *given.files),
+        writes=(options.tune.checkpoints,),
+        needs_bytes=needs,
+    )
 
 
 def options_of(given: Given) -> CompressOptions:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporters.files import check_output, write_text
+from exporters.files import write_text
 from lpc.cli import console
 from lpc.cli.compress import target_of
+from lpc.cli.output import hold
 from lpc.cli.words import Given, Part, required
 from lpc.options import CompressOptions, OutputOptions
-from lpc.places import check_file, locate
 from passes.errors import OutputExistsError
 from passes.options import Budget, Group, Target, TraceOptions, option
+from passes.places import check_file, find_place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ def plan(given: Given) -> None:
     required(given, ScoresOptions)
     model, output, target = given.arguments["model"], given.make(OutputOptions), target_of(given)
     importance = given.make(ScoresOptions).importance
-    locate(model)
+    find_place(model)
     check_file(importance, "scores.safetensors of an earlier output with --importance")
     if output.out.exists() and not output.force:
         raise OutputExistsError(f"{output.out} is there already; choose another file, or pass --force")
@@ -81,11 +82,12 @@ def apply(given: Given) -> None:
     replay, output = given.make(ReplayOptions), given.make(OutputOptions)
     exports = output.exports
     check_file(plan, "a plan.json")
-    locate(model)
+    find_place(model)
     for each in (replay.adapter, replay.compensation):
         if each is not None:
             check_file(each, "what the run wrote beside its plan")
-    check_output(output.out, force=output.force)
+    reads = (plan, model, replay.adapter, replay.compensation)
+    hold(given.held, output.out, force=output.force, reads=reads)
     from lpc.cli.tables import show_report
     from lpc.compression import apply as run
 

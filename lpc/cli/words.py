@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
@@ -42,10 +43,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Given:
-    """What a user said: the command's arguments by name, and the options of each dataclass that were given."""
+    """What a user said: the command's arguments by name, and the options of each dataclass that were given.
+
+    ``files`` are those whose text is an option. What a command enters into ``held`` is left when it ends.
+    """
 
     arguments: Mapping[str, Any]
     options: Mapping[type, Mapping[str, Any]]
+    files: Sequence[Path]
+    held: ExitStack
 
     def of(self, kind: type) -> Mapping[str, Any]:
         """The options of a dataclass by field."""
@@ -65,11 +71,15 @@ def add_command(
 
     def call(**words: Any) -> None:
         found: dict[type, dict[str, Any]] = {part.kind: dict(part.defaults) for part in parts}
+        files: list[Path] = []
         for name, (part, option) in sources.items():
             said = words.pop(name)
             if said is not None and said != []:
                 found[part.kind][option.name] = _value(option, said)
-        run(Given(words, found))
+                if option.facts.words is Path:
+                    files.append(Path(said))
+        with ExitStack() as held:
+            run(Given(words, found, files, held))
 
     call.__doc__ = run.__doc__
     call.__annotations__ = {each.name: each.annotation for each in parameters}

@@ -1,6 +1,6 @@
 """How units are ranked: one file a criterion (``loraprune``, ``obs``, ...), behind one interface."""
 
-from passes.criteria.base import AnyModel, Criterion, Needs, least_over_ranks, mean_over_ranks
+from passes.criteria.base import AnyModel, Criterion, Needs, mean_over_ranks
 from passes.criteria.fisher import Fisher
 from passes.criteria.flap import Flap
 from passes.criteria.loraprune import LoRAPrune
@@ -8,6 +8,7 @@ from passes.criteria.magnitude import Magnitude
 from passes.criteria.mask_fisher import MaskFisher
 from passes.criteria.measured_depth import MeasuredDepth
 from passes.criteria.obs import Obs
+from passes.criteria.portions import portions, room_on
 from passes.criteria.random import Random
 from passes.criteria.registry import (
     CRITERIA,
@@ -47,8 +48,9 @@ __all__ = [
     "best_criterion",
     "criterion",
     "criterion_named",
-    "least_over_ranks",
     "make_criterion",
     "mean_over_ranks",
+    "portions",
     "register_criterion",
+    "room_on",
 ]

@@ -42,6 +42,7 @@ class CriterionEntry:
     statistics that it holds to rank a dimension; it ranks each dimension by itself. None where that is not much.
 
     Raises OptionError where ``needs`` is unknown, or ``reads`` or ``fixed`` names no field of ``ImportanceOptions``.
+    ``additive``: what it sees are sums over tokens, so that it does not matter which of them share a pass.
     """
 
     name: str
@@ -54,6 +55,7 @@ class CriterionEntry:
     widths_only: bool = False
     one_shot: bool = False
     held: Callable[[PruningGraph, Dimension], int] | None = None
+    additive: bool = False
 
     def __post_init__(self) -> None:
         if self.needs not in list(Needs):
@@ -124,6 +126,7 @@ _add(
     "Σ |W_ij|·‖X_j‖₂ over the columns that read the unit (Wanda-sp)",
     reads=("smoothing",),
     widths_only=True,
+    additive=True,
 )
 _add(
     "flap",
@@ -132,6 +135,7 @@ _add(
     "Var(X_j)·‖W_:j‖₂² of the columns that read the unit, standardised a layer and kind (FLAP)",
     reads=("normalise", "smoothing"),
     widths_only=True,
+    additive=True,
 )
 _add(
     "obs",
@@ -142,6 +146,7 @@ _add(
     widths_only=True,
     one_shot=True,
     held=held_bytes,
+    additive=True,
 )
 _add(
     "magnitude",

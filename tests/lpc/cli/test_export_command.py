@@ -18,7 +18,7 @@ import lpc
 from lpc.evaluation import evaluate
 from lpc.exporting import export
 from lpc.options import BenchmarkOptions, EvaluateOptions
-from lpc.report import refresh
+from lpc.report.manifest import refresh
 from lpc.speed import benchmark
 
 FILES = {"plan.json", "scores.safetensors", "lpc.json", "report.md"}
