@@ -18,8 +18,6 @@ from passes.pipeline import Pass
 from passes.registry import Registry
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-RESERVED = ("adapter", "recovery", "dense-onnx")
-"""Folders of an output that no exporter writes."""
 
 Exports: TypeAlias = "Iterable[str] | Mapping[str, Any]"
 """Names of exporters, or the options of each by name (None: the defaults)."""
@@ -34,7 +32,7 @@ class Exporter:
     what it wrote (``ensures``). ``options``: the class of the options, None where it has none. ``check`` raises, before
     anything is written, for a model (with its processor) that has no way out here.
 
-    Raises OptionError for a name that is no plain folder name, or that of something else in an output.
+    Raises OptionError for a name that is no plain folder name.
     """
 
     name: str
@@ -44,7 +42,7 @@ class Exporter:
     check: Callable[[PreTrainedModel, Processor | None], None] = lambda model, processor: None
 
     def __post_init__(self) -> None:
-        if NAME.fullmatch(self.name) is None or self.name in RESERVED:
+        if NAME.fullmatch(self.name) is None:
             raise OptionError(f"the exporter name {self.name!r} cannot be that of a folder of its own: give it another")
 
 

@@ -19,7 +19,7 @@ from lpc.compression import DEFAULT_DATA, DEFAULT_LORA, DEFAULT_TRACE, DEFAULT_T
 from lpc.family_report import DENSE_ONNX, FamilyReport
 from lpc.material import AnyData, prepare
 from lpc.options import BenchmarkOptions, DataOptions, Short, check_short, target_from, with_short
-from lpc.owned import MANIFEST, OUTPUT
+from lpc.owned import MANIFEST, output
 from lpc.ranking import choices
 from lpc.report import record
 from lpc.result import Result
@@ -70,10 +70,10 @@ class CompactFamily:
             self._check_timeable(exports)
         times: dict[float, Benchmark] = {}
         failed: list[LpcError | KeyboardInterrupt] = []
-        with staged_folder(folder, force=force, owned=OUTPUT, reads=self._inputs()) as stage:
+        with staged_folder(folder, force=force, owned=output(), reads=self._inputs()) as stage:
             for ratio, result in zip(self.ratios, self.results, strict=True):
-                stopped = any(isinstance(error, KeyboardInterrupt) for error in failed)
-                wanted = {"hf": exports["hf"]} if stopped and "hf" in exports else exports
+                interrupted = any(isinstance(error, KeyboardInterrupt) for error in failed)
+                wanted = {"hf": None} if interrupted else exports
                 failed += _saved(result, stage / str(ratio), folder / str(ratio), wanted, progress)
             if timed is not None and not failed:
                 self._export_dense(stage / DENSE_ONNX, exports["onnx"])
@@ -157,14 +157,14 @@ def _result(
 
 
 def _saved(
-    result: Result, member: Path, shown: Path, export: Exports, progress: Progress
+    result: Result, member: Path, shown: Path, exports: Exports, progress: Progress
 ) -> list[LpcError | KeyboardInterrupt]:
     """Save one model of the family. Returns the error of a part that is missing; raises one that leaves nothing.
 
     ``shown`` is where the model will lie, for the error's note.
     """
     try:
-        result.save(member, export=export, progress=progress)
+        result.save(member, export=exports, progress=progress)
     except (LpcError, KeyboardInterrupt) as error:
         if not (member / MANIFEST).is_file():
             raise

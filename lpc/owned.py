@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from dataclasses import replace
 
 from exporters.files import Owned
-from exporters.options import EXPORTER_NAMES
+from exporters.options import DEFAULT_EXPORTS, EXPORTER_NAMES
+from passes.errors import OptionError
 
 MANIFEST, FAMILY = "lpc.json", "family.json"
 RATIO = re.compile(r"0\.\d+")
 """The folder of one model of a family, itself an output."""
 
-
-def _is_model(entry: Path) -> bool:
-    """Whether an entry is one model of a family."""
-    return RATIO.fullmatch(entry.name) is not None and (entry / MANIFEST).is_file()
-
-
-def _is_format(entry: Path) -> bool:
-    """Whether an entry of an output is the folder of an exporter that was registered."""
-    return entry.name in EXPORTER_NAMES.known() and (entry.parent / MANIFEST).is_file()
-
-
 OUTPUT = Owned(
     names=frozenset(
         {
-            *EXPORTER_NAMES.own,
+            "hf",
+            "onnx",
             "adapter",
             "recovery",
             "plan.json",
@@ -43,6 +34,14 @@ OUTPUT = Owned(
         }
     ),
     is_made=lambda folder: any((folder / sign).is_file() for sign in (MANIFEST, FAMILY)),
-    is_member=lambda entry: _is_model(entry) or _is_format(entry),
+    is_member=lambda entry: RATIO.fullmatch(entry.name) is not None and (entry / MANIFEST).is_file(),
 )
 """Of ``lpc compress``, ``apply`` and ``demo``, of one model or a family: each replaces all of an older output."""
+
+
+def output() -> Owned:
+    """``OUTPUT`` with the folders of all formats. Raises OptionError where one has the name of something else."""
+    taken = sorted((OUTPUT.names - {*DEFAULT_EXPORTS}) & {*EXPORTER_NAMES.known()})
+    if taken:
+        raise OptionError(f"the exporter name {taken[0]!r} is that of another part of an output: give it another")
+    return replace(OUTPUT, names=OUTPUT.names | {*EXPORTER_NAMES.known()})

@@ -17,7 +17,7 @@ from exporters.hf import Processor
 from exporters.options import DEFAULT_EXPORTS
 from exporters.registry import EXPORTERS, Exports, chosen
 from exporters.runtimes import compatibility
-from lpc.owned import OUTPUT
+from lpc.owned import output
 from lpc.report import Report, write_manifest
 from passes.criteria import SCORES_FILE, SavedScores
 from passes.errors import LpcError
@@ -69,18 +69,18 @@ class Result:
         ``recovery``, the adapter that was trained on the compact model. ``export`` names the formats, or maps
         their names to options (``exporters.registry``). Returns the final report.
 
-        The folder appears whole or not at all. If a format fails, or is interrupted, what is finished is written
-        nevertheless: the manifest names what is ``missing`` and why, and the error is raised then, with a note that
-        says how to go on.
+        The folder appears whole or not at all. If the checkpoint or the ONNX package fails, or is interrupted, what is
+        finished is written nevertheless: the manifest names what is ``missing`` and why, and the error is raised then,
+        with a note that says how to go on.
 
-        Raises OutputExistsError if the folder holds something (unless ``force``), OutputError when the disk refuses,
-        OptionError for an unknown format, TokenizerError if the ONNX package of a causal language model is wanted and
+        Raises OptionError for an unknown format, OutputExistsError if the folder holds something (unless ``force``),
+        OutputError when the disk refuses, TokenizerError if the ONNX package of a causal language model is wanted and
         there is no tokenizer, and PostconditionError when a verification fails.
         """
         folder, exports = Path(folder), chosen(export)
-        with staged_folder(folder, force=force, owned=OUTPUT, reads=(self.report.source,)) as stage:
+        with staged_folder(folder, force=force, owned=output(), reads=(self.report.source,)) as stage:
             self._save_artifacts(stage)
-            done = self._run(exports, stage, progress)
+            done = self._run(stage, exports, progress)
             verdicts = compatibility(self.model, done.program.history)
             report = replace(self.report, passes=done.program.history, compatibility=verdicts)
             write_manifest(stage, {**report.to_json(), "missing": done.missing})
@@ -104,8 +104,8 @@ class Result:
             saved = SavedScores(self.plan.source, self.plan.criterion, program.scores, self.plan.scored_by)
             saved.save(stage / SCORES_FILE)
 
-    def _run(self, exports: Mapping[str, Any], stage: Path, progress: Progress) -> Done:
-        """Write one format after another until one fails; what that one wrote is removed."""
+    def _run(self, stage: Path, exports: Mapping[str, Any], progress: Progress) -> Done:
+        """Run the exporters until one fails; what that one wrote is removed."""
         program, names = self.program, list(exports)
         for position, name in enumerate(names):
             exporter, folder = EXPORTERS[name], stage / name
@@ -132,7 +132,7 @@ class Done:
 
 def _how_to_go_on(folder: Path, missing: Mapping[str, str], source: str) -> str:
     """What is kept in spite of an error, and the command that makes the rest of it."""
-    kept = ", ".join(sorted(OUTPUT.entries(folder)))
+    kept = ", ".join(sorted(output().entries(folder)))
     adapter = f" --adapter {folder / 'adapter'}" if (folder / "adapter").is_dir() else ""
     command = (
         f"lpc apply {folder / 'plan.json'} {source}{adapter} --out OTHER"

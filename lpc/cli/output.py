@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from exporters.files import Owned, claimed
-from lpc.owned import OUTPUT
+from lpc.owned import output
 
 
 def hold(
@@ -17,10 +17,11 @@ def hold(
     force: bool,
     reads: Sequence[str | Path | None],
     writes: Sequence[Path | None] = (),
-    owned: Owned = OUTPUT,
+    owned: Owned | None = None,
     needs_bytes: int = 0,
 ) -> None:
-    """Hold ``out`` until the command's stack is left. Raises OutputError if that cannot be, or not without loss."""
+    """Hold ``out`` (by default lpc's own) until the command's stack is left. Raises OutputError if that cannot be.
+    owned = owned or output()
     inputs = [each for each in reads if each is not None]
     others = [each for each in writes if each is not None]
     held.enter_context(claimed(out, force=force, owned=owned, reads=inputs, writes=others, needs_bytes=needs_bytes))

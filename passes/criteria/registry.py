@@ -40,9 +40,9 @@ class CriterionEntry:
     channels and experts, but neither layers and blocks nor the hidden size. ``one_shot``: it is too dear to be asked at
     each step, and ranks on calibration data before the first, unless a schedule says otherwise. ``held``: the bytes of
     statistics that it holds to rank a dimension; it ranks each dimension by itself. None where that is not much.
+    ``additive``: what it sees are sums over tokens, so that it does not matter which of them share a pass.
 
     Raises OptionError where ``needs`` is unknown, or ``reads`` or ``fixed`` names no field of ``ImportanceOptions``.
-    ``additive``: what it sees are sums over tokens, so that it does not matter which of them share a pass.
     """
 
     name: str
