@@ -20,7 +20,7 @@ def hold(
     owned: Owned | None = None,
     needs_bytes: int = 0,
 ) -> None:
-    """Hold ``out`` (by default lpc's own) until the command's stack is left. Raises OutputError if that cannot be.
+    """Hold ``out`` (by default lpc's own) until the command's stack is left. Raises OutputError if it cannot be."""
     owned = owned or output()
     inputs = [each for each in reads if each is not None]
     others = [each for each in writes if each is not None]
