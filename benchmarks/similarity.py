@@ -25,7 +25,7 @@ from lpc.report import table
 from lpc.versions import versions
 from passes.decide import ScorePass
 from passes.options import ImportanceOptions, Schedule, ScoreOptions, Target, TuneOptions
-from passes.pipeline import Program, Sequential
+from passes.pipeline import Pipeline, Program
 from passes.trace import TracePass
 from passes.tuning import AttachPass, TunePass
 
@@ -55,7 +55,7 @@ def similarity(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor
 
 def measure(loaded: Loaded, steps: int, seed: int) -> dict[str, dict[str, float]]:
     """By state of the model and by ratio."""
-    program = Sequential(TracePass(), AttachPass(seed=seed))(Program.start(copy.deepcopy(loaded.model))).program
+    program = Pipeline([TracePass(), AttachPass(seed=seed)])(Program.start(copy.deepcopy(loaded.model))).program
     found = {}
     for state in ("before tuning", f"after {steps} steps"):
         if state != "before tuning":

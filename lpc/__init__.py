@@ -54,6 +54,11 @@ if TYPE_CHECKING:
     from passes.options import TuneOptions as TuneOptions
     from passes.options import Workload as Workload
     from passes.options import register_measure as register_measure
+    from passes.pipeline import Pass as Pass
+    from passes.pipeline import PassResult as PassResult
+    from passes.pipeline import Pipeline as Pipeline
+    from passes.pipeline import Program as Program
+    from passes.pipeline import RunContext as RunContext
 
 _ERRORS = (
     "DataError",
@@ -91,11 +96,16 @@ _HOMES = {
     "ONE_SHOT": "passes.options",
     "OnnxOptions": "exporters.options",
     "Packing": "passes.families",
+    "Pass": "passes.pipeline",
+    "PassResult": "passes.pipeline",
+    "Pipeline": "passes.pipeline",
     "Plan": "passes.graph",
     "Precision": "exporters.onnx",
+    "Program": "passes.pipeline",
     "RecoverOptions": "passes.options",
     "Report": "lpc.report",
     "Result": "lpc.result",
+    "RunContext": "passes.pipeline",
     "SavedScores": "passes.criteria",
     "Schedule": "passes.options",
     "Score": "lpc.evaluation",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
+import torch
 from peft import PeftModel
 
 from exporters.files import staged_folder
@@ -15,12 +16,12 @@ from exporters.hf import Processor
 from exporters.onnx import export_onnx
 from exporters.options import DEFAULT_EXPORTS, OnnxOptions
 from exporters.registry import Exports, chosen
-from lpc.compression import DEFAULT_DATA, DEFAULT_LORA, DEFAULT_TRACE, DEFAULT_TUNE, Job
+from lpc.compression import DEFAULT_DATA, DEFAULT_LORA, DEFAULT_TRACE, DEFAULT_TUNE, context_of
 from lpc.family_report import DENSE_ONNX, FamilyReport
 from lpc.material import AnyData, prepare
 from lpc.options import BenchmarkOptions, DataOptions, Short, check_short, target_from, with_short
 from lpc.owned import MANIFEST, output
-from lpc.ranking import choices
+from lpc.pipelines import choices, family_pipeline, member_pipeline
 from lpc.report import record
 from lpc.result import Result
 from lpc.source import ModelLike, load_source
@@ -30,9 +31,9 @@ from passes.decide import DecidePass
 from passes.errors import LpcError, OptionError, UnsupportedModelError
 from passes.models import Task, base_model, task_of
 from passes.options import Layout, LoraOptions, Schedule, SnapshotOptions, Target, TraceOptions, TuneOptions
-from passes.pipeline import Program, Progress, Sequential, Snapshot, caller_state_kept, plain, silent
+from passes.pipeline import Pipeline, Program, Progress, caller_state_kept, plain, silent
 from passes.trace import TracePass
-from passes.tuning import AttachPass, RecallPass, TunePass, settled, staged_run
+from passes.tuning import settled, staged_run
 
 QUICK = BenchmarkOptions(batches=(1,), prefill_tokens=(128,), decode_pasts=(128,))
 """What is timed where the user does not say: one prefill and one decode step."""
@@ -114,6 +115,8 @@ def compress_family(
     tune: TuneOptions = DEFAULT_TUNE,
     data_options: DataOptions = DEFAULT_DATA,
     trace: TraceOptions = DEFAULT_TRACE,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
     trust_remote_code: bool = False,
     progress: Progress = silent,
     **short: Unpack[Short],
@@ -132,28 +135,30 @@ def compress_family(
     check_short(short)
     target = target_from(target, snapshots.ratios[-1] if target is None else None, short)
     tune, data_options = with_short(tune, short), with_short(data_options, short)
+    tune.check_checkpoints(tune.checkpoints)
     tune = settled(replace(tune, schedule=tune.schedule or Schedule()))
-    source = load_source(model, tokenizer, trust_remote_code=trust_remote_code)
+    run = context_of(tune, data_options, device, dtype, progress)
+    source = load_source(model, tokenizer, trust_remote_code=trust_remote_code, run=run)
     trace = replace(trace, custom_code=trace.custom_code or target.layout is Layout.PER_LAYER)
-    program = TracePass(trace)(Program.start(source.model)).program
+    program = TracePass(trace)(Program.start(source.model), run).program
     solver = Solver.of(target, program.traced)
     staged_run(snapshots, solver, tune.schedule or Schedule(), tune.steps, revival=tune.revival)
     material = prepare(source, data, data_options)
-    job = Job(source, material, material.measure_dense(program.model), progress)
-    training = TunePass(target, material.train, tune, progress, collate=material.collate, snapshots=snapshots)
-    program = Sequential(AttachPass(lora, tune.seed), training, progress=progress)(program).program
-    made = {**choices(tune, data_options, target), "snapshots": plain(snapshots)}
-    results = tuple(_result(job, program, snapshot, target, tune, made) for snapshot in program.snapshots)
-    return CompactFamily(results=results, ratios=snapshots.ratios, source=model, trust_remote_code=trust_remote_code)
-
-
-def _result(
-    job: Job, program: Program, snapshot: Snapshot, target: Target, tune: TuneOptions, made: Mapping[str, Any]
-) -> Result:
-    """The model of one snapshot; ``made`` says how all of them were."""
-    told = {**made, "step": snapshot.step}
-    decide = DecidePass(replace(target, ratio=snapshot.ratio), tune.criterion, told)
-    return job.finish(program, RecallPass(snapshot), decide, tune=tune)
+    run, own_adapter = replace(run, collate=material.collate), isinstance(program.model, PeftModel)
+    common = family_pipeline(material, target, lora=lora, tune=tune, trace=trace, snapshots=snapshots)
+    program = common.after(TracePass.name)(program, run).program
+    made = {**choices(tune, target, run), "snapshots": plain(snapshots)}
+    results = []
+    for snapshot in program.snapshots:
+        told = {**made, "step": snapshot.step}
+        decide = DecidePass(replace(target, ratio=snapshot.ratio), tune.criterion, told)
+        member = member_pipeline(snapshot, program.traced, material, decide, own_adapter=own_adapter)
+        done, whole = member(program, run).program, Pipeline([*common, *member])
+        of_source = source.name, source.processor, run, whole, material.context_length, source.notes
+        results.append(Result.of(done, *of_source))
+    return CompactFamily(
+        results=tuple(results), ratios=snapshots.ratios, source=model, trust_remote_code=trust_remote_code
+    )
 
 
 def _saved(

@@ -5,25 +5,25 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from exporters.files import staged_folder
+from exporters.files import sha256, staged_folder
 from exporters.hf import Processor
 from exporters.options import DEFAULT_EXPORTS
 from exporters.registry import EXPORTERS, Exports, chosen
 from exporters.runtimes import compatibility
+from lpc.measuring import heldout_of
 from lpc.owned import output
 from lpc.report import Report, write_manifest
-from passes.criteria import SCORES_FILE, SavedScores
-from passes.errors import LpcError
+from passes.errors import LpcError, OptionError
 from passes.graph import Plan
 from passes.models import base_model
-from passes.pipeline import WEIGHTS_FILE, Program, Progress, Sequential, silent
+from passes.pipeline import Pass, Pipeline, Program, Progress, RunContext, silent
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,30 @@ class Result:
     program: Program
     report: Report
     processor: Processor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        program: Program,
+        source: str = "",
+        processor: Processor | None = None,
+        run: RunContext | None = None,
+        pipeline: Pipeline | None = None,
+        context_length: int | None = None,
+        notes: tuple[str, ...] = (),
+    ) -> Result:
+        """The result of a pipeline that has run to its end, as ``compress`` makes it and a user's own may.
+
+        ``source`` is the name of what it began with; ``context_length`` is as in ``HeldOut``, ``notes`` as in
+        ``Report``. Raises OptionError if there is no plan, or its units are masked still.
+        """
+        if program.graph is None or program.plan is None or program.masks is not None:
+            raise OptionError("a result is a program with a plan whose units are cut out: end with ShrinkPass")
+        heldout = heldout_of(program.history, context_length)
+        name = source or str(base_model(program.model).config.name_or_path or program.graph.family)
+        report = Report.of(name, program.graph, program.plan, program.history, heldout, notes)
+        report = replace(report, run=run, pipeline=pipeline.entries if pipeline else ())
+        return cls(program=program, report=report, processor=processor)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -66,8 +90,9 @@ class Result:
         """Write ``hf``, ``onnx``, ``adapter``, ``plan.json``, ``scores.safetensors``, ``lpc.json`` and ``report.md``.
 
         After a compensation also ``compensation.safetensors``, the weights that it solved; after a recovery also
-        ``recovery``, the adapter that was trained on the compact model. ``export`` names the formats, or maps
-        their names to options (``exporters.registry``). Returns the final report.
+        ``recovery``, the adapter that was trained on the compact model: the program's artifacts save themselves, and
+        the plan names their files. ``export`` names the formats, or maps their names to options
+        (``exporters.registry``). Returns the final report.
 
         The folder appears whole or not at all. If the checkpoint or the ONNX package fails, or is interrupted, what is
         finished is written nevertheless: the manifest names what is ``missing`` and why, and the error is raised then,
@@ -83,6 +108,7 @@ class Result:
             done = self._run(stage, exports, progress)
             verdicts = compatibility(self.model, done.program.history)
             report = replace(self.report, passes=done.program.history, compatibility=verdicts)
+            report = replace(report, pipeline=(*self.report.pipeline, *Pipeline(done.steps).entries))
             write_manifest(stage, {**report.to_json(), "missing": done.missing})
         if done.error is not None:
             done.error.add_note(_how_to_go_on(folder, done.missing, self.report.source))
@@ -92,40 +118,33 @@ class Result:
 
     def _save_artifacts(self, stage: Path) -> None:
         """What the result can be made from again."""
-        program = self.program
-        (stage / "plan.json").write_text(self.plan.to_json(), encoding="utf-8")
-        if program.adapter is not None:
-            program.adapter.save(stage / "adapter")
-        if program.compensation is not None and program.compensation.weights:
-            program.compensation.save(stage / WEIGHTS_FILE)
-        if program.recovery is not None:
-            program.recovery.adapter.save(stage / "recovery")
-        if program.scores is not None:
-            saved = SavedScores(self.plan.source, self.plan.criterion, program.scores, self.plan.scored_by)
-            saved.save(stage / SCORES_FILE)
+        left = [file for artifact in self.program.artifacts for file in artifact.save(stage)]
+        replace(self.plan, artifacts={file.as_posix(): sha256(stage / file) for file in left}).save(stage)
 
     def _run(self, stage: Path, exports: Mapping[str, Any], progress: Progress) -> Done:
         """Run the exporters until one fails; what that one wrote is removed."""
         program, names = self.program, list(exports)
+        steps: list[Pass] = []
         for position, name in enumerate(names):
             exporter, folder = EXPORTERS[name], stage / name
             try:
                 exporter.check(self.model, self.processor)
-                step = exporter.make(folder, self.processor, exports[name])
-                program = Sequential(step, progress=progress)(program).program
+                steps.append(exporter.make(folder, self.processor, exports[name]))
+                program = Pipeline(steps[-1:])(program, RunContext(progress=progress)).program
             except (LpcError, KeyboardInterrupt) as error:
                 shutil.rmtree(folder, ignore_errors=True)
                 why = str(error).replace(f"{stage}{os.sep}", "") or "interrupted"
                 later = dict.fromkeys(names[position + 1 :], f"{name} failed before it")
-                return Done(program, {name: why, **later}, error)
-        return Done(program, {}, None)
+                return Done(program, steps, {name: why, **later}, error)
+        return Done(program, steps, {}, None)
 
 
 @dataclass(frozen=True)
 class Done:
-    """The program after the steps that went well; the parts that are missing, with the reason, and the error if any."""
+    """The program after the steps that went well, the steps that were begun, what is missing and why, and the error."""
 
     program: Program
+    steps: Sequence[Pass]
     missing: Mapping[str, str]
     error: LpcError | KeyboardInterrupt | None
 

@@ -41,7 +41,8 @@ def compress(given: Given) -> None:
     find_place(model)
     for each in data:
         check_file(each, "a text, a .jsonl file or a saved data set with --data")
-    options.tune.latest_checkpoint()
+    options.tune.check_checkpoints(options.tune.checkpoints)
+    options.tune.latest_checkpoint(options.tune.checkpoints)
     _hold(given, model, data, options, output)
     run = _one if options.snapshots is None else _family
     run(model, data, options, output)
@@ -68,8 +69,7 @@ def options_of(given: Given) -> CompressOptions:
     if given.of(RecoverOptions):
         # A teacher for it is a second model in memory: only if distillation was asked for.
         distill = tune.distill if "distill" in given.of(TuneOptions) else None
-        shared = {name: getattr(tune, name) for name in ("batch_size", "bf16", "seed")}
-        recover = given.make(RecoverOptions, distill=distill, **shared)
+        recover = given.make(RecoverOptions, distill=distill, bf16=tune.bf16)
     instructions = given.make(InstructionFormat) if given.of(InstructionFormat) else None
     return given.make(
         CompressOptions,

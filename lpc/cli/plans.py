@@ -52,7 +52,7 @@ PLAN = (
 APPLY = (
     Part(ReplayOptions),
     Part(OutputOptions, ("out", "export", "onnx", "force", "json")),
-    Part(CompressOptions, ("trust_remote_code",)),
+    Part(CompressOptions, ("device", "trust_remote_code")),
 )
 DIFF = (Part(OutputOptions, ("json",)),)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -19,6 +20,9 @@ from passes.options import (
     check,
     option,
 )
+
+DTYPES = ("auto", "fp32", "bf16", "fp16", "float32", "bfloat16", "float16")
+DEVICE = re.compile(r"auto|mps|(cpu|cuda)(:\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +43,23 @@ class CompressOptions:
     )
     recover: RecoverOptions | None = option(None, help="Train the compact model further.")
     snapshots: SnapshotOptions | None = option(None, help="Leave a model at each of several ratios.")
+    device: str = option(
+        "auto",
+        help="Where to run: cpu, cuda, cuda:1, mps, or auto, what is there.",
+        group=Group.ADVANCED,
+    )
+    dtype: str = option(
+        "auto",
+        choices=DTYPES,
+        help="Of the weights: fp32, bf16, fp16 (or torch's names), or auto, as they are stored.",
+        group=Group.ADVANCED,
+    )
     trust_remote_code: bool = option(False, help="Run code that comes with a hub model.", group=Group.ADVANCED)
 
     def __post_init__(self) -> None:
         check(self)
+        if DEVICE.fullmatch(self.device) is None:
+            raise OptionError(f"device must be auto, cpu, cuda, cuda:N or mps, got {self.device!r}")
         if self.snapshots is not None and (self.compensate or self.recover):
             raise OptionError(
                 "compensate and recover (--compensate, --recover-steps) are for one model: leave them out with "

@@ -28,7 +28,7 @@ class DataOptions:
     samples: int = option(
         128,
         least=1,
-        help="Sequences or rows that units are ranked on where that is done before tuning.",
+        help="Sequences or rows that are looked at where units are ranked or projections solved on data.",
         group=Group.RANK,
         common=True,
     )

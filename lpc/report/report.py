@@ -10,7 +10,7 @@ from lpc.evaluation import evaluation_rows
 from lpc.report.costs import Limited, label_of, limited, shown
 from lpc.report.untouched import untouched
 from passes.graph import Cost, Plan, PruningGraph
-from passes.pipeline import PassRecord, plain
+from passes.pipeline import PassEntry, PassRecord, RunContext, plain
 
 if TYPE_CHECKING:
     from exporters.runtimes import Verdict
@@ -79,6 +79,7 @@ class Report:
 
     ``latency`` is there if the budget limited it. ``others``: what the dense and the pruned model cost in measures that
     the budget limited and ``Cost`` does not have. ``notes`` say what was done to the source before anything else.
+    ``passes`` are the records of those that ran, ``pipeline`` the passes as they were built, ``run`` what they shared.
     """
 
     source: str
@@ -95,6 +96,8 @@ class Report:
     compatibility: tuple[Verdict, ...] = ()
     latency: PredictedLatency | None = None
     others: tuple[Limited, ...] = ()
+    run: RunContext | None = None
+    pipeline: tuple[PassEntry, ...] = ()
     notes: tuple[str, ...] = ()
 
     @classmethod
@@ -151,6 +154,8 @@ class Report:
             "compatibility": [{**plain(verdict), "evidence": verdict.evidence} for verdict in self.compatibility],
             "compensated": self._changed_by("compensate", "rounds", "recompensate"),
             "recovered": self._changed_by("recover"),
+            "run": plain(self.run),
+            "pipeline": [plain(entry) for entry in self.pipeline],
             "passes": [_record(record) for record in self.passes],
             "parity": {
                 parity.name: {"value": parity.value, "tolerance": parity.tolerance}

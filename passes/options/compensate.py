@@ -13,8 +13,10 @@ from passes.options.tune import MOST_SEED
 class CompensateOptions:
     """How much calibration data is used to solve projections anew, and how (docs/recovery.md)."""
 
-    samples: int = option(128, least=1, help="Sequences or rows of the data, drawn without replacement.")
-    batch_size: int = option(8, least=1, help="Sequences or rows a batch.")
+    samples: int | None = option(
+        None, least=1, help="Sequences or rows of the data, drawn without replacement; by default the run's."
+    )
+    batch_size: int | None = option(None, least=1, help="Sequences or rows a batch; by default the run's.")
     ridge: float = option(1e-2, least=0, most=1, help="λ of the ridge, in units of the mean squared activation.")
     residual: bool = option(
         True,
@@ -24,7 +26,7 @@ class CompensateOptions:
     guard: bool = option(
         True, help="Where the data bear labels, take everything back if the model's own loss on them has risen."
     )
-    seed: int = option(0, least=0, most=MOST_SEED, help="Draws the sample.")
+    seed: int | None = option(None, least=0, most=MOST_SEED, help="Draws the sample; by default the run's.")
 
     def __post_init__(self) -> None:
         check(self)

@@ -16,9 +16,14 @@ class ScoreOptions:
     """What the scores are made of. The sample is looked at once, so ``importance.smoothing`` has no effect."""
 
     criterion: str = option("loraprune", choices=CRITERION_NAMES.known, help="How units are ranked.")
-    samples: int = option(128, least=1, help="Rows of the data that are looked at.")
-    batch_size: int = option(8, least=1, help="Rows a batch.")
-    seed: int = option(0, least=0, most=MOST_SEED, help="Chooses the rows, and is that of the criterion random.")
+    samples: int | None = option(None, least=1, help="Rows of the data that are looked at; by default the run's.")
+    batch_size: int | None = option(None, least=1, help="Rows a batch; by default the run's.")
+    seed: int | None = option(
+        None,
+        least=0,
+        most=MOST_SEED,
+        help="Chooses the rows, and is that of the criterion random; by default the run's.",
+    )
     importance: ImportanceOptions = option(ImportanceOptions(), help="How weights become unit scores.")
     statistics_bytes: int | None = option(
         None,

@@ -42,7 +42,13 @@ class TuneOptions:
     steps: int = option(
         200, least=0, most=MOST_STEPS, help="Optimizer steps; 0 trains nothing.", group=Group.TUNE, common=True
     )
-    batch_size: int = option(8, least=1, help="Sequences or rows a step.", group=Group.TUNE, common=True)
+    batch_size: int | None = option(
+        None,
+        least=1,
+        help="Sequences or rows a batch, in training and wherever the run batches; by default 8.",
+        group=Group.TUNE,
+        common=True,
+    )
     gradient_accumulation: int = option(1, least=1, help="Batches whose gradients make one step.")
     learning_rate: float | None = option(
         None,
@@ -55,8 +61,13 @@ class TuneOptions:
     lr_scheduler: str = option("cosine", choices=CURVES, help="The curve of the learning rate, by transformers' names.")
     max_grad_norm: float = option(1.0, least=0, help="Gradients are clipped to this norm; 0: not clipped.")
     bf16: bool = option(False, help="Run the forward pass of training under bf16 autocast.", group=Group.TUNE)
-    seed: int = option(
-        0, least=0, most=MOST_SEED, help="Seed of LoRA's start and of the data order.", group=Group.TUNE, common=True
+    seed: int | None = option(
+        None,
+        least=0,
+        most=MOST_SEED,
+        help="Seed of every draw of the run: LoRA's start, the data order, samples; by default 0.",
+        group=Group.TUNE,
+        common=True,
     )
     criterion: str = option(
         AUTO,
@@ -97,8 +108,6 @@ class TuneOptions:
 
     def __post_init__(self) -> None:
         check(self)
-        if (self.resume or self.save_every) and self.checkpoints is None:
-            raise OptionError("save_every and resume need a folder for the checkpoints: set checkpoints")
         if self.steps == 0 and self.checkpoints is not None:
             raise OptionError("steps=0 trains nothing, so there are no checkpoints: leave checkpoints out")
 
@@ -113,11 +122,16 @@ class TuneOptions:
             return self.importance
         return replace(self.importance, normalise=target.layout is Layout.UNIFORM)
 
-    def latest_checkpoint(self) -> Path | None:
+    def check_checkpoints(self, folder: Path | None) -> None:
+        """Raise OptionError if checkpoints are to be saved or gone on from, and there is no folder for them."""
+        if (self.resume or self.save_every) and folder is None:
+            raise OptionError("save_every and resume need a folder for the checkpoints: set checkpoints")
+
+    def latest_checkpoint(self, folder: Path | None) -> Path | None:
         """The checkpoint to go on from, if ``resume`` is set. Raises MissingFileError if there is none."""
-        if not self.resume or self.checkpoints is None:
+        if not self.resume or folder is None:
             return None
-        found = sorted(self.checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+        found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
         if not found:
-            raise MissingFileError(f"there is no checkpoint-* to resume from in {self.checkpoints}")
+            raise MissingFileError(f"there is no checkpoint-* to resume from in {folder}")
         return found[-1]

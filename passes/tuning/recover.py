@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from peft import PeftModel, get_peft_model
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from passes.errors import ModelError, OptionError, PostconditionError, PreconditionError
-from passes.models import Adapter, Collate, Parity, base_model, heldout_loss, lora_config, lora_weights, parameter_at
+from passes.errors import ModelError, OptionError, PreconditionError
+from passes.models import Adapter, base_model, heldout_loss, lora_config, lora_weights, parameter_at
 from passes.options import RecoverOptions
-from passes.pipeline import Pass, PassResult, Program, Progress, Recovery, plain, silent
+from passes.pipeline import Pass, PassResult, Program, Progress, Recovery, RunContext, plain, silent
+from passes.tuning.arguments import training_arguments
 from passes.tuning.teacher import OtherModel
 from passes.tuning.trainer import TrainingRun, train
-from passes.tuning.tune import LOSSES_LOGGED, width_scaled_rate
+
+HeldOutLoss: TypeAlias = "Callable[[PreTrainedModel | PeftModel], float]"
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,9 @@ class RecoverReport:
 class RecoverCallback(TrainerCallback):  # type: ignore[misc]
     """Takes the held-out loss every few steps, remembers the best adapter, and stops when it gets no better."""
 
-    def __init__(self, model: PeftModel, evaluate: Any, options: RecoverOptions, progress: Progress = silent) -> None:
+    def __init__(
+        self, model: PeftModel, evaluate: HeldOutLoss, options: RecoverOptions, progress: Progress = silent
+    ) -> None:
         self._model, self._evaluate, self._options, self._progress = model, evaluate, options, progress
         self._best: list[torch.Tensor] = []
         self.evaluations: list[tuple[int, float]] = []
@@ -86,8 +91,9 @@ class RecoverPass(Pass):
     """Gives the compact model a fresh adapter, trains it without masks, and merges its best state.
 
     ``data`` yields the model's inputs and labels. ``heldout`` likewise: data that nothing was trained, scored or
-    calibrated on, and that is not what the result is measured on in the end. ``teacher`` is a model to distil from:
-    the dense source, if it is in memory. The result never has a higher held-out loss than the model that came in.
+    calibrated on, and that is not what the result is measured on in the end. ``teacher`` gives a model to distil from,
+    the dense source; it is asked for it when training begins. The result never has a higher held-out loss than the
+    model that came in.
     """
 
     name = "recover"
@@ -97,14 +103,11 @@ class RecoverPass(Pass):
         data: Dataset[dict[str, torch.Tensor]],
         heldout: Dataset[dict[str, torch.Tensor]],
         options: RecoverOptions = RecoverOptions(),
-        progress: Progress = silent,
-        collate: Collate | None = None,
-        teacher: torch.nn.Module | None = None,
+        teacher: Callable[[], torch.nn.Module] | None = None,
     ) -> None:
         if options.distill is not None and teacher is None:
-            raise OptionError("recovery can distil only from a dense model in memory: give a teacher")
-        self._data, self._heldout, self._options, self._progress = data, heldout, options, progress
-        self._collate, self._teacher = collate, teacher
+            raise OptionError("recovery can distil only from a dense model: give a teacher")
+        self._data, self._heldout, self._options, self._teacher = data, heldout, options, teacher
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -116,20 +119,22 @@ class RecoverPass(Pass):
         if program.graph is None or program.masks is not None or isinstance(program.model, PeftModel):
             raise PreconditionError("pass 'recover' needs a compact model: run ShrinkPass first")
 
-    def call(self, program: Program) -> PassResult:
+    def call(self, program: Program, run: RunContext) -> PassResult:
         """Train, go back to the best state, and merge it; or leave the model as it came in, bit for bit."""
         options, compact, expected = self._options, base_model(program.model), program.respond()
+        run = run.narrowed(options)
+        loss = partial(self._loss, run)
         with torch.random.fork_rng():
-            torch.manual_seed(options.seed)
+            torch.manual_seed(run.seed)
             model = get_peft_model(compact, lora_config(options.lora, program.traced, compact))
-        callback = RecoverCallback(model, self._loss, options, self._progress)
+        callback = RecoverCallback(model, loss, options, run.progress)
         callback.look(0)
-        course = self._train(model, callback)
+        course = self._train(model, callback, run)
         callback.restore()
         model.eval()
         before = callback.evaluations[0][1]
         adapter = Adapter.of(model)
-        recovered, after = self._merged(model, before if callback.best_step else -float("inf"))
+        recovered, after = _merged(model, loss, before if callback.best_step else -float("inf"))
         kept = after is not None
         report = RecoverReport(
             before=before,
@@ -144,73 +149,42 @@ class RecoverPass(Pass):
             same = replace(program, model=recovered)
             parity = same.respond(expected).compare(self.name, expected, 0.0)
             return PassResult(same, modified=False, report=report, parity=(parity,))
-        done = replace(program, model=recovered, recovery=Recovery(adapter, report.before, report.after))
+        done = replace(program, model=recovered, recovery=Recovery(adapter))
         return PassResult(done.expecting_itself(), modified=True, report=report)
 
-    def ensures(self, before: Program, after: Program) -> tuple[Parity, ...]:
-        """The held-out loss, taken once more, has not risen."""
-        if after.recovery is None:
-            return ()
-        loss = self._loss(after.model)
-        if not loss <= after.recovery.before:
-            raise PostconditionError(
-                f"pass 'recover' raised the held-out loss from {after.recovery.before:.6f} to {loss:.6f}"
-            )
-        return ()
+    def _loss(self, run: RunContext, model: PreTrainedModel | PeftModel) -> float:
+        return heldout_loss(model, self._heldout, run.batch_size, run.collate)
 
-    def _loss(self, model: PreTrainedModel | PeftModel) -> float:
-        return heldout_loss(model, self._heldout, self._options.batch_size, self._collate)
-
-    def _train(self, model: PeftModel, callback: RecoverCallback) -> TrainingRun:
+    def _train(self, model: PeftModel, callback: RecoverCallback, run: RunContext) -> TrainingRun:
         options = self._options
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             return train(
                 model,
-                self._arguments(Path(folder), model),
+                training_arguments(options, run, Path(folder), model, max_grad_norm=options.max_grad_norm),
                 callback,
-                teacher=OtherModel(self._teacher) if self._teacher is not None else None,
+                teacher=OtherModel(self._teacher()) if self._teacher is not None else None,
                 distill=options.distill,
                 train_dataset=self._data,
-                data_collator=self._collate,
+                data_collator=run.collate,
             )
 
-    def _arguments(self, folder: Path, model: PeftModel) -> TrainingArguments:
-        options = self._options
-        return TrainingArguments(
-            output_dir=str(folder),
-            max_steps=options.steps,
-            per_device_train_batch_size=options.batch_size,
-            gradient_accumulation_steps=options.gradient_accumulation,
-            learning_rate=options.learning_rate or width_scaled_rate(base_model(model).config.hidden_size),
-            lr_scheduler_type=options.lr_scheduler,
-            max_grad_norm=options.max_grad_norm,
-            bf16=options.bf16,
-            use_cpu=not torch.accelerator.is_available(),  # or bf16 is refused on a CPU
-            seed=options.seed,
-            save_strategy="no",
-            logging_steps=max(1, options.steps // LOSSES_LOGGED),
-            disable_tqdm=True,
-            report_to="none",
-            remove_unused_columns=False,
-            dataloader_pin_memory=torch.cuda.is_available(),
-        )
 
-    def _merged(self, model: PeftModel, limit: float) -> tuple[PreTrainedModel, float | None]:
-        """The model with the adapter in its weights and its held-out loss; or without, and None, if that is too high.
+def _merged(model: PeftModel, heldout: HeldOutLoss, limit: float) -> tuple[PreTrainedModel, float | None]:
+    """The model with the adapter in its weights and its held-out loss; or without, and None, if that is too high.
 
-        Merging rounds, so the loss is taken again; the old weights are held until then.
-        """
-        old = {name: parameter_at(model, name).detach().cpu().clone() for name in lora_weights(model)}
-        try:
-            merged = cast(PreTrainedModel, model.merge_and_unload(safe_merge=True))
-        except ValueError as error:
-            raise ModelError(f"merging the adapter gives weights that are not finite: {error}") from error
-        merged.requires_grad_(False)
-        loss = self._loss(merged)
-        if loss <= limit:
-            return merged, loss
-        with torch.no_grad():
-            for name, tensor in old.items():
-                parameter_at(merged, name).copy_(tensor)
-        return merged, None
+    Merging rounds, so the loss is taken again; the old weights are held until then.
+    """
+    old = {name: parameter_at(model, name).detach().cpu().clone() for name in lora_weights(model)}
+    try:
+        merged = cast(PreTrainedModel, model.merge_and_unload(safe_merge=True))
+    except ValueError as error:
+        raise ModelError(f"merging the adapter gives weights that are not finite: {error}") from error
+    merged.requires_grad_(False)
+    loss = heldout(merged)
+    if loss <= limit:
+        return merged, loss
+    with torch.no_grad():
+        for name, tensor in old.items():
+            parameter_at(merged, name).copy_(tensor)
+    return merged, None

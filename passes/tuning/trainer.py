@@ -16,6 +16,7 @@ from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from passes.options import DistillOptions
+from passes.tuning.arguments import training_on
 from passes.tuning.distill import DistillTrainer
 from passes.tuning.rates import RatedTrainer
 from passes.tuning.teacher import Teacher
@@ -52,6 +53,7 @@ def train(
     """
     with ExitStack() as stack:
         stack.enter_context(_random_states_kept())
+        stack.enter_context(training_on(arguments.device))
         stack.enter_context(torch.enable_grad())
         # The Trainer switches this off for good, and the configuration goes into the saved checkpoint.
         if hasattr(model.config, "use_cache"):

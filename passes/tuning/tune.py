@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,26 +20,22 @@ from passes.budget import LatencyModel, Solver
 from passes.criteria import MeasuredDepth, make_criterion
 from passes.errors import OptionError, PreconditionError
 from passes.graph import full_masks
-from passes.models import Collate, base_model
 from passes.options import Schedule, SnapshotOptions, Target, TuneOptions
-from passes.pipeline import Pass, PassResult, Program, Progress, plain, silent
+from passes.pipeline import Pass, PassResult, Program, RunContext, plain
+from passes.tuning.arguments import training_arguments
 from passes.tuning.callback import Event, PruningCallback, PruningPolicy, PruningState
 from passes.tuning.rates import stage_rates
 from passes.tuning.settle import settled
 from passes.tuning.teacher import FrozenBase
 from passes.tuning.trainer import TrainingRun, train
 
-LOSSES_LOGGED = 20
 SKIP_BATCHES = 4
 
 
-def width_scaled_rate(hidden_size: int) -> float:
-    """The default peak learning rate of the adapters: 0.64 / hidden size, at most 0.01.
-
-    For Adam the best rate of a hidden matrix falls as 1 / width (Yang et al., arXiv 2203.03466, table 3). The constant
-    was measured at hidden size 64 (docs/quality.md) and gives 1.6e-4 at 4096, near the paper's 1e-4 for 7B.
-    """
-    return min(0.01, 0.64 / hidden_size)
+def arguments_of(options: TuneOptions, run: RunContext, folder: Path, model: PeftModel) -> TrainingArguments:
+    """The Trainer's arguments, with files in ``folder``."""
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": options.save_every} if options.save_every else {}
+    return training_arguments(options, run, folder, model, max_grad_norm=0.0, **saving)
 
 
 @dataclass(frozen=True)
@@ -57,8 +54,8 @@ class TuneReport:
 class TunePass(Pass):
     """Trains the adapters with the transformers Trainer while masks grow to the target. Base weights stay as they are.
 
-    ``data`` yields the model's inputs, labels included, so that the model computes its own loss; ``collate`` makes a
-    batch of them (default: stack, for items of one length). ``latency`` is needed for a budget of latency.
+    ``data`` yields the model's inputs, labels included, so that the model computes its own loss. ``latency`` is needed
+    for a budget of latency.
     ``snapshots``: ratios on the way to the target's at which to leave a snapshot in the program. With the schedule
     ``ONE_SHOT`` the masks are those that the program brings; else it starts with all units.
     """
@@ -70,15 +67,13 @@ class TunePass(Pass):
         target: Target,
         data: Dataset[dict[str, torch.Tensor]],
         options: TuneOptions = TuneOptions(),
-        progress: Progress = silent,
-        collate: Collate | None = None,
         latency: LatencyModel | None = None,
         snapshots: SnapshotOptions | None = None,
     ) -> None:
         if options.steps == 0:
             raise OptionError("steps=0 trains nothing: score calibration data with ScorePass, or give steps=1 or more")
-        self._target, self._data, self._options, self._progress = target, data, settled(options), progress
-        self._collate, self._latency, self._snapshots = collate, latency, snapshots
+        self._target, self._data, self._options = target, data, settled(options)
+        self._latency, self._snapshots = latency, snapshots
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -102,10 +97,12 @@ class TunePass(Pass):
                     "run CompensatePass with keep_originals=True"
                 )
 
-    def call(self, program: Program) -> PassResult:
+    def call(self, program: Program, run: RunContext) -> PassResult:
         """Train, and leave the final masks in the program."""
         assert isinstance(program.model, PeftModel)
         model, graph, options = program.model, program.traced, self._options
+        run = run.narrowed(options)
+        options.check_checkpoints(run.checkpoints)
         policy = PruningPolicy(
             solver=Solver.of(self._target, graph, self._latency),
             schedule=options.schedule or Schedule(),
@@ -115,69 +112,51 @@ class TunePass(Pass):
         )
         course = policy.course(options.steps)
         rates = stage_rates(options.lr_scheduler, course.lengths) if self._snapshots else None
-        criterion = make_criterion(options.criterion, graph, options.importance_for(self._target), options.seed)
+        criterion = make_criterion(options.criterion, graph, options.importance_for(self._target), run.seed)
         if options.depth_scores == "skipped":
-            criterion = MeasuredDepth(criterion, graph, self._first_batches)
+            criterion = MeasuredDepth(criterion, graph, partial(self._first_batches, run))
         start = PruningState(full_masks(graph))
         if options.one_shot and program.masks is not None:
             start = PruningState(dict(program.masks), dict(program.scores or {}))
-        callback = PruningCallback(model, graph, criterion, policy, self._progress, start)
-        trained = self._train(program, model, callback, rates)
+        callback = PruningCallback(model, graph, criterion, policy, run.progress, start)
+        trained = self._train(program, model, callback, rates, run)
         left = tuple(callback.state.snapshots)
         tuned = replace(program, model=model.eval(), masks=callback.state.masks, snapshots=left)
         tuned = replace(tuned, scores=callback.state.chosen_by)
         report = TuneReport(trained.losses, tuple(callback.state.events), callback.state.skipped, trained.teacher_share)
         return PassResult(tuned.expecting_itself(), modified=True, report=report)
 
-    def _first_batches(self) -> Iterator[dict[str, torch.Tensor]]:
+    def _first_batches(self, run: RunContext) -> Iterator[dict[str, torch.Tensor]]:
         """The first few batches of the data, in order."""
-        loader = DataLoader(self._data, batch_size=self._options.batch_size, collate_fn=self._collate)
+        loader = DataLoader(self._data, batch_size=run.batch_size, collate_fn=run.collate)
         return islice(iter(loader), SKIP_BATCHES)
 
     def _train(
-        self, program: Program, model: PeftModel, callback: PruningCallback, rates: Sequence[float] | None
+        self,
+        program: Program,
+        model: PeftModel,
+        callback: PruningCallback,
+        rates: Sequence[float] | None,
+        run: RunContext,
     ) -> TrainingRun:
         options, teacher = self._options, None
         if options.distill is not None:
             originals = program.compensation.originals if program.compensation else {}
             teacher = FrozenBase(model, callback.masks_off, originals)
-        checkpoint = options.latest_checkpoint()
+        checkpoint = options.latest_checkpoint(run.checkpoints)
         with ExitStack() as stack:
-            folder = options.checkpoints or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            folder = run.checkpoints or Path(stack.enter_context(tempfile.TemporaryDirectory()))
             stack.callback(callback.close)
             if checkpoint is not None:
                 callback.restore(checkpoint)
             return train(
                 model,
-                self._arguments(folder, model),
+                arguments_of(options, run, folder, model),
                 callback,
                 rates=rates,
                 teacher=teacher,
                 distill=options.distill,
                 resume_from=checkpoint,
                 train_dataset=self._data,
-                data_collator=self._collate,
+                data_collator=run.collate,
             )
-
-    def _arguments(self, folder: Path, model: PeftModel) -> TrainingArguments:
-        options = self._options
-        learning_rate = options.learning_rate or width_scaled_rate(base_model(model).config.hidden_size)
-        return TrainingArguments(
-            output_dir=str(folder),
-            max_steps=options.steps,
-            per_device_train_batch_size=options.batch_size,
-            gradient_accumulation_steps=options.gradient_accumulation,
-            learning_rate=learning_rate,
-            lr_scheduler_type=options.lr_scheduler,
-            max_grad_norm=0.0,
-            bf16=options.bf16,
-            use_cpu=not torch.accelerator.is_available(),  # or bf16 is refused on a CPU
-            seed=options.seed,
-            save_strategy="steps" if options.save_every else "no",
-            save_steps=options.save_every or options.steps,
-            logging_steps=max(1, options.steps // LOSSES_LOGGED),
-            disable_tqdm=True,
-            report_to="none",
-            remove_unused_columns=False,
-            dataloader_pin_memory=torch.cuda.is_available(),
-        )

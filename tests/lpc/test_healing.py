@@ -40,7 +40,19 @@ def result(tiny_model_folder: Path, text_file: Path) -> lpc.Result:
 
 def test_the_passes_run_in_order_and_the_best_state_is_the_result(result: lpc.Result) -> None:
     names = [record.name for record in result.report.passes]
-    assert names == ["trace", "attach", "tune", "decide", "merge", "compensate", "shrink", "recover"]
+    assert names == [
+        "trace",
+        "measure",
+        "attach",
+        "tune",
+        "decide",
+        "measure",
+        "merge",
+        "compensate",
+        "shrink",
+        "recover",
+        "measure",
+    ]
     records = {record.name: record for record in result.report.passes}
     assert 0 < records["tune"].report.teacher_share < 1
     assert 0 < records["recover"].report.teacher_share < 1

@@ -30,7 +30,7 @@ from passes.graph import Kind
 from passes.models import AUTO_CLASSES, Parity, Task
 from passes.models import FILE as MODELLING_FILE
 from passes.options import TraceOptions
-from passes.pipeline import PassRecord, Program, Sequential
+from passes.pipeline import PassRecord, Pipeline, Program
 from passes.shrink import build_compact
 from passes.trace import trace
 
@@ -231,7 +231,7 @@ def test_onnx_verdicts_are_those_of_the_export(tiny_tokenizer: PreTrainedTokeniz
     model = compact("llama", 3)
     options = OnnxOptions(greedy_prompts=1, greedy_tokens=4)
     steps = SavePass(tmp_path / "hf", tiny_tokenizer), ExportPass(tmp_path / "onnx", tiny_tokenizer, options)
-    history = Sequential(*steps)(Program.start(model)).program.history
+    history = Pipeline(steps)(Program.start(model)).program.history
     found = {verdict.target: verdict for verdict in compatibility(model, history)}
     assert (tmp_path / "onnx" / "genai_config.json").exists()
     for name in ("transformers", ONNXRUNTIME.name, GENAI.name):

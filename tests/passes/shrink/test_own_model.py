@@ -18,7 +18,7 @@ from passes.families import FAMILIES, AttentionLayout, Family, Packing, register
 from passes.graph import PruningGraph, Role
 from passes.models import count_parameters, masked
 from passes.options import Target, TraceOptions, TuneOptions
-from passes.pipeline import Program, Sequential
+from passes.pipeline import Pipeline, Program
 from passes.shrink import ShrinkPass
 from passes.trace import TracePass, trace
 from passes.tuning import AttachPass, MergePass, TunePass
@@ -235,7 +235,7 @@ def test_it_goes_through_the_whole_pipeline() -> None:
     target = Target(ratio=0.15)
     options = TuneOptions(steps=3, batch_size=4)
     passes = TracePass(OWN), AttachPass(), TunePass(target, Blocks(), options), DecidePass(target, "loraprune")
-    tuned = Sequential(*passes)(Program.start(odd())).program
+    tuned = Pipeline(passes)(Program.start(odd())).program
     assert tuned.plan.target_parameters <= 0.85 * count_parameters(odd())
-    compact = Sequential(MergePass(), ShrinkPass())(tuned).program.model
+    compact = Pipeline([MergePass(), ShrinkPass()])(tuned).program.model
     assert count_parameters(compact) == tuned.plan.target_parameters
