@@ -123,8 +123,7 @@ class Result:
 
     def _run(self, stage: Path, exports: Mapping[str, Any], progress: Progress) -> Done:
         """Run the exporters until one fails; what that one wrote is removed."""
-        program, names = self.program, list(exports)
-        steps: list[Pass] = []
+        program, names, steps = self.program, list(exports), list[Pass]()
         for position, name in enumerate(names):
             exporter, folder = EXPORTERS[name], stage / name
             try:
@@ -141,7 +140,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Done:
-    """The program after the steps that went well, the steps that were begun, what is missing and why, and the error."""
+    """The program after the ``steps`` that went well; the parts that are missing, with the reason, and the error."""
 
     program: Program
     steps: Sequence[Pass]

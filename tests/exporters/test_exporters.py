@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -70,11 +71,16 @@ def test_the_formats_that_are_asked_for_are_written_and_no_other(result: lpc.Res
     assert "arrays/model.norm.weight.npy" in (tmp_path / "out" / "lpc.json").read_text(encoding="utf-8")
 
 
-def test_a_format_that_is_not_what_it_should_be_leaves_nothing(result: lpc.Result, tmp_path: Path) -> None:
+def test_a_format_that_is_not_what_it_should_be_is_missing_and_the_others_are_kept(
+    result: lpc.Result, tmp_path: Path
+) -> None:
     register_exporter(ARRAYS)
     with pytest.raises(PostconditionError, match="pass 'arrays' failed its verification"):
         result.save(tmp_path / "out", export={"hf": None, "arrays": "float16"})
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "arrays").exists()
+    assert (tmp_path / "out" / "hf" / "config.json").is_file()
+    missing = json.loads((tmp_path / "out" / "lpc.json").read_text(encoding="utf-8"))["missing"]
+    assert list(missing) == ["arrays"]
 
 
 def test_with_force_an_older_output_loses_the_formats_that_exporters_own(result: lpc.Result, tmp_path: Path) -> None:

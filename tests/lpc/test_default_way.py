@@ -155,7 +155,7 @@ def test_an_adapter_for_a_run_that_left_none_is_refused(
     out: Path, tiny_model_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
     plain = lpc.compress(tiny_model_folder, text_file, 0.3, steps=0, data_options=TEXT, compensate=False)
-    plain.save(tmp_path / "plain", onnx=False)
+    plain.save(tmp_path / "plain", export=["hf"])
     shutil.copytree(out / "adapter", tmp_path / "adapter")
     with pytest.raises(lpc.PlanError, match=r"the plan's run left no adapter/adapter_config.json"):
         lpc.apply(tmp_path / "plain", tiny_model_folder, adapter=tmp_path / "adapter")
