@@ -63,7 +63,7 @@ def test_without_words_all_is_as_declared() -> None:
         (["--samples", 5, "--sequence-length", 32], {"data_options": DataOptions(samples=5, sequence_length=32)}),
         (["--trust-remote-code"], {"trust_remote_code": True}),
         (["--recover-steps", 9, "--seed", 4, "--bf16"],
-         {"tune": TuneOptions(seed=4, bf16=True), "recover": RecoverOptions(steps=9, seed=4, bf16=True)}),
+         {"tune": TuneOptions(seed=4, bf16=True), "recover": RecoverOptions(steps=9, bf16=True)}),
         (["--recover-steps", 9, "--distill", 1],
          {"tune": TuneOptions(distill=DistillOptions(weight=1)),
           "recover": RecoverOptions(steps=9, distill=DistillOptions(weight=1))}),
