@@ -21,6 +21,7 @@ from lpc.result import Result
 from passes.options import TraceOptions
 from passes.pipeline import Pass, PassResult, Pipeline, Program, RunContext
 from passes.trace import TracePass
+from passes.tuning import settled
 
 PAGE = Path(__file__).parents[2] / "docs/pipeline.md"
 SHOWN = re.compile(r"<!-- pipelines -->\n(.*?)\n<!-- end of pipelines -->", re.DOTALL)
@@ -45,7 +46,7 @@ def pipeline_of(program: Program, run: dict[str, object]) -> Pipeline:
     rows = [{"input_ids": torch.arange(8)} for _ in range(20)]
     material = Material(rows, None, lambda model, batch_size: None, lambda model, batch_size: None, None)  # type: ignore[arg-type, return-value]
     values = {"lora": lpc.LoraOptions(), "trace": TraceOptions(), **run}
-    values["tune"] = values.get("tune", lpc.TuneOptions()).settled(program.traced)  # type: ignore[attr-defined]
+    values["tune"] = settled(values.get("tune", lpc.TuneOptions()), program.traced)  # type: ignore[arg-type]
     return compression_pipeline(program.traced, material, lpc.Target(ratio=0.3), RunContext(), **values)  # type: ignore[arg-type]
 
 
