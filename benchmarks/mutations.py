@@ -118,8 +118,8 @@ def afterwards(kind: type[Pass], change: Callable[[Pass, Program, Program], None
     """``change(pass, before, after)`` runs when a pass has done its work, before it is verified."""
     original = kind.call
 
-    def call(self: Pass, program: Program) -> PassResult:
-        result = original(self, program)
+    def call(self: Pass, program: Program, run: RunContext) -> PassResult:
+        result = original(self, program, run)
         with torch.no_grad():
             change(self, program, result.program)
         return result
@@ -246,7 +246,9 @@ def wrong_graph(site: Site) -> Any:
 
     graph = replace(site.graph, dimensions=tuple(exchanged(each) for each in site.graph.dimensions))
     original = ShrinkPass.__call__
-    return patched(ShrinkPass, "__call__", lambda self, program: original(self, replace(program, graph=graph)))
+    return patched(
+        ShrinkPass, "__call__", lambda self, program, run: original(self, replace(program, graph=graph), run)
+    )
 
 
 def _swapped_everywhere(model: PreTrainedModel, site: Site, before: Program) -> None:
