@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -13,10 +14,11 @@ from peft import PeftModel
 from exporters.files import staged_folder
 from exporters.hf import Processor
 from exporters.onnx import OnnxOptions, export_onnx
+from exporters.registry import DEFAULT_EXPORTS, Exports, chosen
 from lpc.compression import DEFAULT_LORA, DEFAULT_TEXT, DEFAULT_TRACE, DEFAULT_TUNE, context_of, target_from, tune_from
 from lpc.family_report import DENSE_ONNX, FamilyReport
 from lpc.material import AnyData, DataOptions, prepare
-from lpc.owned import MANIFEST, OUTPUT
+from lpc.owned import MANIFEST, output
 from lpc.pipelines import choices, family_pipeline, member_pipeline
 from lpc.report import record
 from lpc.result import Result
@@ -47,30 +49,32 @@ class CompactFamily:
         self,
         folder: str | Path,
         *,
-        onnx: bool | OnnxOptions = True,
+        export: Exports = DEFAULT_EXPORTS,
         benchmark: bool | BenchmarkOptions = False,
         force: bool = False,
         progress: Progress = silent,
     ) -> FamilyReport:
         """Write each result into a folder named after its ratio, and ``family.json``, ``report.md``, ``curve.svg``.
 
-        ``benchmark`` also writes the dense model's package, ``dense-onnx``, and times every model against it in
-        onnxruntime. The folder appears whole or not at all. A part of a model that fails is named as missing there, as
-        ``Result.save`` does; nothing is timed then, and the error is raised at the end. Raises what ``Result.save``
+        ``export`` as in ``Result.save``. ``benchmark`` also writes the dense model's package, ``dense-onnx``, and times
+        every model against it in onnxruntime. The folder appears whole or not at all. A part of a model that fails is
+        named as missing there, as ``Result.save`` does; nothing is timed then, and the error is raised at the end.
+        Raises what ``Result.save``
         raises, and OptionError if there is nothing to time.
         """
-        folder = Path(folder)
+        folder, exports = Path(folder), chosen(export)
         timed = (benchmark if isinstance(benchmark, BenchmarkOptions) else QUICK) if benchmark else None
         if timed is not None:
-            self._check_timeable(onnx)
+            self._check_timeable(exports)
         times: dict[float, Benchmark] = {}
         failed: list[LpcError | KeyboardInterrupt] = []
-        with staged_folder(folder, force=force, owned=OUTPUT, reads=self._inputs()) as stage:
+        with staged_folder(folder, force=force, owned=output(), reads=self._inputs()) as stage:
             for ratio, result in zip(self.ratios, self.results, strict=True):
-                wanted = onnx if not any(isinstance(error, KeyboardInterrupt) for error in failed) else False
+                interrupted = any(isinstance(error, KeyboardInterrupt) for error in failed)
+                wanted = {"hf": None} if interrupted else exports
                 failed += _saved(result, stage / str(ratio), folder / str(ratio), wanted, progress)
             if timed is not None and not failed:
-                self._export_dense(stage / DENSE_ONNX, onnx)
+                self._export_dense(stage / DENSE_ONNX, exports["onnx"])
                 times = {ratio: _time(stage, folder, ratio, timed, progress) for ratio in self.ratios}
             reports = {ratio: result.report for ratio, result in zip(self.ratios, self.results, strict=True)}
             report = FamilyReport.of(reports, stage, times)
@@ -82,17 +86,17 @@ class CompactFamily:
     def _inputs(self) -> tuple[str | Path, ...]:
         return (self.source,) if isinstance(self.source, str | Path) else ()
 
-    def _check_timeable(self, onnx: bool | OnnxOptions) -> None:
-        if not onnx:
-            raise OptionError("latency is measured on the ONNX packages: leave onnx on, or benchmark off")
+    def _check_timeable(self, exports: Mapping[str, Any]) -> None:
+        if "onnx" not in exports:
+            raise OptionError("latency is measured on the ONNX packages: export onnx too, or leave benchmark off")
         if task_of(self.results[0].model) is Task.SEQ2SEQ_LM:
             raise UnsupportedModelError("the benchmark times models in one graph, not encoder-decoders: leave it off")
 
-    def _export_dense(self, folder: Path, onnx: bool | OnnxOptions) -> None:
+    def _export_dense(self, folder: Path, options: OnnxOptions) -> None:
         source = load_source(self.source, self.results[0].processor, trust_remote_code=self.trust_remote_code)
         dense = source.model.merge_and_unload() if isinstance(source.model, PeftModel) else source.model
         folder.mkdir()
-        export_onnx(base_model(dense), source.processor, folder, onnx if isinstance(onnx, OnnxOptions) else None)
+        export_onnx(base_model(dense), source.processor, folder, options)
 
 
 @caller_state_kept()
@@ -158,14 +162,14 @@ def compress_family(
 
 
 def _saved(
-    result: Result, member: Path, shown: Path, onnx: bool | OnnxOptions, progress: Progress
+    result: Result, member: Path, shown: Path, exports: Exports, progress: Progress
 ) -> list[LpcError | KeyboardInterrupt]:
     """Save one model of the family. Returns the error of a part that is missing; raises one that leaves nothing.
 
     ``shown`` is where the model will lie, for the error's note.
     """
     try:
-        result.save(member, onnx=onnx, progress=progress)
+        result.save(member, export=exports, progress=progress)
     except (LpcError, KeyboardInterrupt) as error:
         if not (member / MANIFEST).is_file():
             raise

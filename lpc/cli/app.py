@@ -53,6 +53,7 @@ def compress(
     one_shot: o.OneShot = None,
     samples: Annotated[int, typer.Option(help="Sequences or rows to rank on and to solve on.")] = 128,
     out: o.Out = Path("lpc-out"),
+    export: o.Export = None,
     seed: Annotated[int, typer.Option(help="Seed of every draw: LoRA's start, order, samples.")] = 0,
     onnx: o.Onnx = True,
     batch_size: Annotated[int, typer.Option(help="Sequences or rows a batch, in every step.")] = 8,
@@ -93,7 +94,8 @@ def compress(
     from passes.trace import TraceOptions
     from passes.tuning import TuneOptions
 
-    needs = least_bytes(model, ratio, onnx=onnx)
+    exports = o.exports_of(export, onnx)
+    needs = least_bytes(model, ratio, onnx="onnx" in exports)
     hold(context, out, force=force, reads=(model, *data, prompt_template), writes=(checkpoints,), needs_bytes=needs)
     family = o.snapshots_of(snapshots, snapshot_steps, benchmark)
     if family is not None and ratio is None and not budget:
@@ -123,7 +125,7 @@ def compress(
             device=device,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
-            onnx=onnx,
+            export=exports,
             benchmark=benchmark,
             force=force,
             json=json,
@@ -144,7 +146,7 @@ def compress(
             trust_remote_code=trust_remote_code,
             progress=progress,
         )
-        report = result.save(out, onnx=onnx, force=force, progress=progress)
+        report = result.save(out, export=exports, force=force, progress=progress)
     show_report(report, out, as_json=json)
 
 

@@ -26,7 +26,7 @@ def run_family(
     device: str,
     dtype: str,
     trust_remote_code: bool,
-    onnx: bool,
+    export: tuple[str, ...],
     benchmark: bool,
     force: bool,
     json: bool,
@@ -47,5 +47,5 @@ def run_family(
             trust_remote_code=trust_remote_code,
             progress=progress,
         )
-        report = family.save(out, onnx=onnx, benchmark=benchmark, force=force, progress=progress)
+        report = family.save(out, export=export, benchmark=benchmark, force=force, progress=progress)
     show_family(report, out, as_json=json)

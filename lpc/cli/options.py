@@ -17,7 +17,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 Force = Annotated[bool, typer.Option("--force", help="Write into an output folder that is not empty.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, or a name on the Hugging Face hub.")]
 Out = Annotated[Path, typer.Option(help="Output folder.")]
-Onnx = Annotated[bool, typer.Option("--onnx/--no-onnx", help="Write the ONNX package too.")]
+Export = Annotated[
+    str | None,
+    typer.Option(metavar="NAME,...", help="Formats to write (default: hf,onnx)."),
+]
+Onnx = Annotated[bool, typer.Option("--onnx/--no-onnx", help="Write the ONNX package too; short for --export.")]
 QueryHeads = Annotated[bool, typer.Option("--query-heads", help="Keep all KV heads; prune query heads inside a group.")]
 CustomCode = Annotated[
     bool, typer.Option("--custom-code", help="Allow sizes that no stock class holds; adds a modelling file.")
@@ -119,6 +123,14 @@ def target_of(
         freeze=tuple(freeze or ()),
         comparison=comparison,
     )
+
+
+def exports_of(names: str | None, onnx: bool) -> tuple[str, ...]:
+    """The formats that the options name. Raises OptionError."""
+    from exporters.registry import DEFAULT_EXPORTS, chosen
+
+    asked = DEFAULT_EXPORTS if names is None else tuple(name.strip() for name in names.split(",") if name.strip())
+    return tuple(chosen(name for name in asked if onnx or name != "onnx"))
 
 
 def instructions_of(template: Path | None) -> InstructionFormat | None:

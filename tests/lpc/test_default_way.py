@@ -27,7 +27,7 @@ def out(tiny_model_folder: Path, text_file: Path, tmp_path_factory: pytest.TempP
     tune = lpc.TuneOptions(steps=3, batch_size=2)
     result = lpc.compress(tiny_model_folder, text_file, 0.3, tune=tune, text=TEXT, compensate=SOLVE)
     folder = tmp_path_factory.mktemp("default") / "out"
-    result.save(folder, onnx=False)
+    result.save(folder, export=["hf"])
     return folder
 
 
@@ -81,7 +81,7 @@ def test_what_obs_cannot_rank_is_loraprunes(tiny_model_folder: Path, text_file: 
 def test_the_output_replays_bit_for_bit(out: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
     assert lpc.Plan.load(out / "plan.json").compensated_first
     again = lpc.apply(out / "plan.json", tiny_model_folder, adapter=out / "adapter")
-    again.save(tmp_path / "again", onnx=False)
+    again.save(tmp_path / "again", export=["hf"])
     assert sha256(tmp_path / "again/hf/model.safetensors") == sha256(out / "hf/model.safetensors")
     assert again.report.to_json()["compensated"] is True
 
@@ -155,7 +155,7 @@ def test_an_adapter_for_a_run_that_left_none_is_refused(
     out: Path, tiny_model_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
     plain = lpc.compress(tiny_model_folder, text_file, 0.3, steps=0, text=TEXT, compensate=False)
-    plain.save(tmp_path / "plain", onnx=False)
+    plain.save(tmp_path / "plain", export=["hf"])
     shutil.copytree(out / "adapter", tmp_path / "adapter")
     with pytest.raises(lpc.PlanError, match=r"the plan's run left no adapter/adapter_config.json"):
         lpc.apply(tmp_path / "plain", tiny_model_folder, adapter=tmp_path / "adapter")

@@ -101,7 +101,7 @@ def test_seed_batch_size_and_samples_reach_everything(result: Result) -> None:
 
 def test_an_inserted_pass_gets_the_context_and_is_recorded(result: Result, tmp_path: Path) -> None:
     assert [r.report for r in result.report.passes if r.name == "noting"] == [(3, 2, 6)]
-    result.save(tmp_path / "out", onnx=False)
+    result.save(tmp_path / "out", export=["hf"])
     manifest = json.loads((tmp_path / "out/lpc.json").read_text())
     names = [entry["name"] for entry in manifest["pipeline"]]
     assert names == [record["name"] for record in manifest["passes"]]
