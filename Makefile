@@ -1,20 +1,25 @@
 # make demo   sets itself up, compresses the embedded model, exports, benchmarks, evaluates, leaves demo-out/
 # make test   sets itself up, checks style and types, passes the tests
+# make test-oldest, make test-latest   the tests with every package at its lower bound, and with everything unpinned
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+INSTALL := install --quiet --disable-pip-version-check
+PYTEST := pytest -n auto --dist loadfile
+# In all three, since an open range, or an older one, pulls the CUDA build.
+TORCH := $(shell grep '^torch==' constraints.txt)
 
 # Threads that spin while they wait make torch ten times slower on a machine that is shared.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint setup docs-test clean
+.PHONY: demo test test-oldest test-latest lint setup docs-test clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "lpc needs Python 3.11 or newer; run make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip $(INSTALL) -c constraints.txt torch
+	$(BIN)/pip $(INSTALL) -c constraints.txt -e '.[dev]'
 	touch $(READY)
 
 setup: $(READY)
@@ -29,7 +34,20 @@ lint: $(READY)
 	$(BIN)/lint-imports --no-cache > /dev/null || $(BIN)/lint-imports --no-cache
 
 test: lint
-	$(BIN)/pytest -n auto --dist loadfile
+	$(BIN)/$(PYTEST)
+
+test-oldest:
+	$(PYTHON) -m venv --clear $(VENV)-oldest
+	$(PYTHON) scripts/oldest_pins.py --except torch > $(VENV)-oldest/pins.txt
+	$(VENV)-oldest/bin/pip $(INSTALL) $(TORCH)
+	$(VENV)-oldest/bin/pip $(INSTALL) $(TORCH) -c $(VENV)-oldest/pins.txt -e '.[dev]'
+	$(VENV)-oldest/bin/$(PYTEST)
+
+test-latest:
+	$(PYTHON) -m venv --clear $(VENV)-latest
+	$(VENV)-latest/bin/pip $(INSTALL) $(TORCH)
+	$(VENV)-latest/bin/pip $(INSTALL) $(TORCH) -e '.[dev]'
+	$(VENV)-latest/bin/$(PYTEST)
 
 clean:
-	rm -rf $(VENV) demo-out lpc-out build *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-latest demo-out lpc-out build *.egg-info
