@@ -27,19 +27,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from exporters.files import MODEL_FILE
 from exporters.latency.machine import Machine
-from exporters.onnx import (
-    DATA_FILE,
-    MAX_OPSET,
-    MODEL_FILE,
-    Call,
-    Graph,
-    GraphBuilder,
-    OnnxFolder,
-    build_decoder,
-    call_grid,
-)
-from lpc.report.report import table
+from exporters.onnx import DATA_FILE, MAX_OPSET, Call, Graph, GraphBuilder, OnnxFolder, build_decoder, call_grid
+from lpc.report import table
 from lpc.versions import versions
 from passes.budget import Solver, Target
 from passes.graph import PruningGraph

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from lpc.report.report import table
+from lpc.report import table
 from lpc.versions import versions
 from passes.budget import Budget, Layout, Solver, Target, best_units
 from passes.errors import UnreachableBudgetError

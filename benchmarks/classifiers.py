@@ -37,7 +37,7 @@ from transformers.utils import logging as transformers_logging
 
 import lpc
 from lpc.data import Collator
-from lpc.report.report import table
+from lpc.report import table
 from lpc.versions import versions
 from passes.models import task_of
 

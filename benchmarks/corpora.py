@@ -7,11 +7,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from exporters.hf import reload
-from lpc.data import token_sequences
+from lpc.data import BlockDataset
+from lpc.data.text import token_sequences
 from lpc.source import find_tokenizer
 
 
@@ -49,9 +49,9 @@ class Loaded:
     """A corpus in memory: the dense model, and sequences [n, length] to tune on, to report and to choose by."""
 
     model: PreTrainedModel
-    train: torch.Tensor
-    heldout: torch.Tensor
-    choice: torch.Tensor
+    train: BlockDataset
+    heldout: BlockDataset
+    choice: BlockDataset
 
 
 def load(corpus: Corpus) -> Loaded:
@@ -65,14 +65,18 @@ def load(corpus: Corpus) -> Loaded:
     assert tokenizer is not None
     train = _sequences(data / corpus.train_text, tokenizer, corpus.length, corpus.train)
     held = _sequences(data / corpus.heldout_text, tokenizer, corpus.length, corpus.heldout + corpus.choice)
-    shared = {tuple(row) for row in train.tolist()} & {tuple(row) for row in held.tolist()}
+    shared = {tuple(row) for row in train.blocks.tolist()} & {tuple(row) for row in held.blocks.tolist()}
     if shared:
         sys.exit(f"{corpus.model}: {len(shared)} held-out sequences are among those to tune on")
-    return Loaded(reload(models / corpus.model), train, held[: corpus.heldout], held[corpus.heldout :])
+    parts = [
+        BlockDataset(held.blocks[part], held.labels[part])
+        for part in (slice(corpus.heldout), slice(corpus.heldout, None))
+    ]
+    return Loaded(reload(models / corpus.model), train, *parts)
 
 
-def _sequences(path: Path, tokenizer: PreTrainedTokenizerBase, length: int, count: int) -> torch.Tensor:
-    found = token_sequences(path, tokenizer, sequence_length=length).tensor[:count]
-    if len(found) < count:
-        sys.exit(f"{path} has {len(found)} sequences of {length} tokens, {count} are needed")
-    return found
+def _sequences(path: Path, tokenizer: PreTrainedTokenizerBase, length: int, count: int) -> BlockDataset:
+    found = token_sequences(path, tokenizer, sequence_length=length)
+    if len(found.tensor) < count:
+        sys.exit(f"{path} has {len(found.tensor)} sequences of {length} tokens, {count} are needed")
+    return BlockDataset(found.tensor[:count], found.labels[:count])

@@ -2,8 +2,13 @@
 
     python benchmarks/cost.py [--size small|1b|8b] [--steps N] [--batch N] [--context N] [--dtype float32] [--turns N]
 
+    python benchmarks/cost.py --model DIR --data FILE [--ratio R] [--steps N] [--samples N] [--onnx]
+
 A Llama of random weights and random tokens: what is measured is time. Each way runs in a process of its own, one after
 another, in turns, on the GPU if there is one. ``8b`` in bfloat16 is for an 80 GB GPU.
+
+With ``--model`` it is one whole run of ``lpc compress`` on a model folder and a text: rank, compensate, tune and all
+in seconds, in processor seconds (on a shared machine these say more) and in peak memory.
 """
 
 from __future__ import annotations
@@ -20,12 +25,13 @@ from statistics import median
 from typing import Any
 
 import torch
+from cost_run import model_page, run_model
 from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from exporters.latency.machine import Machine
 from lpc.ranking import BEFORE_TUNING
-from lpc.report.report import table
+from lpc.report import table
 from lpc.versions import versions
 from passes.budget import Target
 from passes.compensation import CompensatePass
@@ -74,14 +80,22 @@ class Tokens(Dataset[dict[str, torch.Tensor]]):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--size", default="small", choices=SIZES)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, help="default: 40, with --model 20")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--way", help="run this one here and print its numbers")
+    parser.add_argument("--model", help="a model folder: measure a whole run on it")
+    parser.add_argument("--data", help="the text for it")
+    parser.add_argument("--ratio", type=float, default=0.2)
+    parser.add_argument("--onnx", action="store_true", help="write the ONNX package as well")
     arguments = parser.parse_args()
+    if arguments.model:
+        whole_run(arguments)
+        return
+    arguments.steps = arguments.steps or 40
     if arguments.way:
         print(json.dumps(run(arguments)))
         return
@@ -91,10 +105,21 @@ def main() -> None:
         for name in names if turn % 2 == 0 else reversed(names):
             found[name].append(_apart(name))
             print(f"turn {turn + 1}: {name}", file=sys.stderr, flush=True)
-    text = _page(found, arguments)
+    _write(arguments.size, {"ways": found}, _page(found, arguments), arguments)
+
+
+def whole_run(arguments: argparse.Namespace) -> None:
+    """One run on a model folder, in this process."""
+    if not arguments.data:
+        raise SystemExit("--model needs --data: a text file to rank, tune and measure on")
+    found = run_model(arguments)
+    _write(Path(arguments.model).resolve().name, {"run": found}, model_page(found, arguments), arguments)
+
+
+def _write(name: str, found: Mapping[str, Any], text: str, arguments: argparse.Namespace) -> None:
     OUT.mkdir(exist_ok=True)
-    stem = f"cost-{arguments.size}-{'cuda' if torch.cuda.is_available() else 'cpu'}"
-    values = {"options": vars(arguments), "machine": asdict(Machine.here()), "versions": versions(), "ways": found}
+    stem = f"cost-{name}-{'cuda' if torch.cuda.is_available() else 'cpu'}"
+    values = {"options": vars(arguments), "machine": asdict(Machine.here()), "versions": versions(), **found}
     (OUT / f"{stem}.json").write_text(json.dumps(values, indent=1) + "\n")
     (OUT / f"{stem}.md").write_text(text)
     print(text)

@@ -25,12 +25,13 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from exporters.files import MODEL_FILE
 from exporters.latency import latency_model
 from exporters.latency.machine import Machine
 from exporters.latency.table import LatencyTable
 from exporters.latency.timing import Sample, WorkloadStep, seconds_of, steps_of, time_once
-from exporters.onnx import DATA_FILE, MAX_OPSET, MODEL_FILE, GraphBuilder, OnnxFolder, build_decoder
-from lpc.report.report import table
+from exporters.onnx import DATA_FILE, MAX_OPSET, GraphBuilder, OnnxFolder, build_decoder
+from lpc.report import table
 from lpc.versions import versions
 from passes.budget import Workload
 from passes.graph import PruningGraph

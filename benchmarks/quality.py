@@ -99,7 +99,8 @@ def _same(rows: list[dict[str, Any]], recipe: Recipe, key: dict[str, Any]) -> di
 
 def _dense(path: Path, loaded: Loaded) -> None:
     if not any(row["key"]["recipe"] == "dense" for row in read(path, 0)):
-        value = token_perplexity(loaded.model, loaded.heldout, EVALUATED_AT_ONCE).value
+        held = loaded.heldout
+        value = token_perplexity(loaded.model, held.blocks, EVALUATED_AT_ONCE, labels=held.labels).value
         key = {"recipe": "dense", "ratio": 0.0, "steps": 0, "seed": 0}
         _append(path, {"key": key, "perplexity": value, "threads": torch.get_num_threads(), "versions": versions()})
 

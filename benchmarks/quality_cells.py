@@ -9,7 +9,6 @@ from typing import Any
 
 from corpora import Loaded
 
-from lpc.data import BlockDataset
 from lpc.evaluation import token_perplexity
 from passes.budget import Layout, Target
 from passes.compensation import CompensateOptions, CompensatePass
@@ -50,7 +49,7 @@ class Recipe:
 
     def passes(self, loaded: Loaded, ratio: float, steps: int, seed: int) -> tuple[list[Pass], list[Pass]]:
         """From the dense model until all is ranked and trained, and from there to the compact model."""
-        target, data = self.target(ratio), BlockDataset(loaded.train)
+        target, data = self.target(ratio), loaded.train
         tune = replace(self.tune, steps=steps if self.trained else 0, seed=seed).settled()
         importance = tune.importance_for(target)
         score = ScoreOptions(criterion=tune.criterion, samples=self.samples, seed=seed, importance=importance)
@@ -98,7 +97,10 @@ def cell(loaded: Loaded, recipe: Recipe, ratio: float, steps: int, seed: int) ->
     return {
         "seconds": time.perf_counter() - start + made.seconds,
         "cpu_seconds": time.process_time() - cpu + made.cpu_seconds,
-        **{name: token_perplexity(program.model, text, EVALUATED_AT_ONCE).value for name, text in texts.items()},
+        **{
+            name: token_perplexity(program.model, text.blocks, EVALUATED_AT_ONCE, labels=text.labels).value
+            for name, text in texts.items()
+        },
         "achieved_ratio": program.plan.achieved_ratio,
         "counts": program.plan.counts(),
         "undone": any(getattr(record.report, "undone", False) for record in program.history),

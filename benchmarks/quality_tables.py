@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lpc.report.report import table
+from lpc.report import table
 
 Row = Mapping[str, Any]
 GRID_COLUMNS = (

@@ -21,8 +21,7 @@ import torch
 from corpora import CORPORA, Loaded, load
 from transformers.utils import logging as transformers_logging
 
-from lpc.data import BlockDataset
-from lpc.report.report import table
+from lpc.report import table
 from lpc.versions import versions
 from passes.budget import Target
 from passes.criteria import ImportanceOptions
@@ -40,7 +39,7 @@ LAST_STEP = Schedule(warmup=0.999, cooldown=0)
 def scores(program: Program, loaded: Loaded, criterion: str, seed: int) -> Mapping[str, torch.Tensor]:
     """Scores of 128 sequences, with no mask on."""
     options = ScoreOptions(criterion=criterion, seed=seed, importance=ImportanceOptions(normalise=False))
-    found = ScorePass(ANY, BlockDataset(loaded.train), options)(replace(program, masks=None)).program.scores
+    found = ScorePass(ANY, loaded.train, options)(replace(program, masks=None)).program.scores
     assert found is not None
     return found
 
@@ -62,7 +61,7 @@ def measure(loaded: Loaded, steps: int, seed: int) -> dict[str, dict[str, float]
     for state in ("before tuning", f"after {steps} steps"):
         if state != "before tuning":
             tune = TuneOptions(steps=steps, seed=seed, criterion="random", schedule=LAST_STEP, distill=None)
-            program = TunePass(ANY, BlockDataset(loaded.train), tune)(program).program
+            program = TunePass(ANY, loaded.train, tune)(program).program
         pair = [scores(program, loaded, criterion, seed) for criterion in ("loraprune", "taylor")]
         found[state] = {str(ratio): similarity(pair[0], pair[1], ratio) for ratio in RATIOS}
     return found

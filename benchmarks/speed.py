@@ -20,8 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from lpc.compression import compress
 from lpc.exporting import export
-from lpc.report import speed_rows
-from lpc.report.report import table
+from lpc.report import speed_rows, table
 from lpc.source import load_config
 from lpc.speed import BenchmarkOptions, benchmark
 from lpc.versions import versions

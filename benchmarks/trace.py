@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 from transformers import LlamaConfig
 
-from lpc.report.report import table
+from lpc.report import table
 from lpc.versions import versions
 from passes.trace import trace
 

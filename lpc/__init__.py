@@ -1,12 +1,15 @@
 """lpc: a compiler that makes trained transformers smaller.
 
-``import lpc`` is light: torch and transformers are imported when a name that needs them is first used (PEP 562).
+``import lpc`` is light: torch and transformers are imported when a name that needs them is first used (PEP 562). It
+changes nothing in other libraries but one: onnxruntime is kept from reporting home (``exporters.telemetry``).
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from exporters.telemetry import switch_off as _switch_off
 
 if TYPE_CHECKING:
     from exporters.onnx import OnnxOptions as OnnxOptions
@@ -103,6 +106,8 @@ _HOMES = {
 
 __version__ = "0.1.0"
 __all__ = ["__version__", *sorted(_HOMES)]
+
+_switch_off()
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from peft import PeftModel
 
 from exporters.hf import Processor
@@ -16,16 +17,16 @@ from lpc.latency import latency_for, predicted
 from lpc.material import AnyData, DataOptions, Material, prepare, set_aside
 from lpc.ranking import choices, compensation_for, ranking_passes, unattaching_passes
 from lpc.replay import compensated_weights
-from lpc.report import HeldOut, Measure, Report
+from lpc.report import HeldOut, Measure, Merging, Report
 from lpc.result import Result
-from lpc.source import ModelLike, Source, load_adapter, load_source
+from lpc.source import ModelLike, Source, check_not_blank, load_adapter, load_source
 from passes.budget import Budget, Layout, Solver, Target
 from passes.compensation import CompensateOptions, CompensatePass, RecompensatePass
 from passes.decide import DecidePass, ReplayPass
 from passes.errors import OptionError
 from passes.graph import Plan
 from passes.models import LoraOptions, masked
-from passes.pipeline import Pass, Program, Progress, Sequential, silent
+from passes.pipeline import Pass, Program, Progress, Sequential, caller_state_kept, silent
 from passes.shrink import ShrinkPass
 from passes.trace import TraceOptions, TracePass, options_for
 from passes.tuning import MergePass, RecoverOptions, RecoverPass, TuneOptions
@@ -40,6 +41,7 @@ DEFAULT_TEXT = DataOptions()
 DEFAULT_TRACE = TraceOptions()
 
 
+@caller_state_kept()
 def compress(
     model: ModelLike,
     data: AnyData,
@@ -101,7 +103,7 @@ def compress(
     Solver.of(target, program.traced, latency)
     material = prepare(source, data, text)
     train, aside = set_aside(material.train) if recover else (material.train, None)
-    job = Job(source, material, material.measure(program.model), progress)
+    job = Job(source, material, material.measure_dense(program.model), progress)
     progress("held-out", 1, 3)
     first = bool(tune.steps) and tune.one_shot
     solve: list[Pass] = []
@@ -145,10 +147,21 @@ class Job:
         removed = None if own_adapter else _removed(program, self.material)
         self.progress("held-out", 2, 3)
         off = unattaching_passes(tune, own_adapter=own_adapter)
-        program = Sequential(*off, MergePass(), *solve, ShrinkPass(), *after, progress=self.progress)(program).program
+        attached = self._masked(program) if not off and _merging_rounds(program) else None
+        program = Sequential(*off, MergePass(), progress=self.progress)(program).program
+        merged = self._masked(program) if attached and (solve or after) else None
+        program = Sequential(*solve, ShrinkPass(), *after, progress=self.progress)(program).program
         pruned = self.material.measure(program.model)
         self.progress("held-out", 3, 3)
-        return _result(self.source, program, _heldout(self.material, self.dense, removed, pruned))
+        merging = Merging(attached.measures, (merged or pruned).measures) if attached else None
+        heldout = replace(_heldout(self.material, self.dense, removed, pruned), merging=merging)
+        return _result(self.source, program, heldout)
+
+    def _masked(self, program: Program) -> Score:
+        """The measure of a program's model under its masks."""
+        assert program.masks is not None
+        with masked(program.model, program.traced, program.masks):
+            return self.material.measure(program.model)
 
 
 def _tune(tune: TuneOptions, steps: int | None, seed: int | None, criterion: str | None) -> TuneOptions:
@@ -169,6 +182,7 @@ def target_from(
     return target
 
 
+@caller_state_kept()
 def apply(
     plan: Plan | str | Path,
     model: ModelLike,
@@ -195,7 +209,9 @@ def apply(
     else:
         source = load_source(model, tokenizer, trust_remote_code=trust_remote_code)
         if adapter is not None:
-            source = replace(source, model=load_adapter(source.model, adapter))
+            worn_model = load_adapter(source.model, adapter)
+            check_not_blank(adapter)
+            source = replace(source, model=worn_model)
     again: list[Pass] = [RecompensatePass(solved)] if solved else []
     first, after = (again, []) if plan.compensated_first else ([], again)
     steps = [TracePass(options_for(plan.kept)), ReplayPass(plan), *first, MergePass(), *after, ShrinkPass()]
@@ -222,7 +238,12 @@ def _removed(program: Program, material: Material) -> Score:
         return material.measure(program.model)
 
 
+def _merging_rounds(program: Program) -> bool:
+    """Whether W + s·BA is rounded to fewer digits than the adapter is trained with."""
+    return isinstance(program.model, PeftModel) and program.traced.dtype.itemsize < torch.float32.itemsize
+
+
 def _result(source: Source, program: Program, heldout: HeldOut | None) -> Result:
     assert program.plan is not None
-    report = Report.of(source.name, program.traced, program.plan, program.history, heldout)
+    report = Report.of(source.name, program.traced, program.plan, program.history, heldout, source.notes)
     return Result(program=program, report=report, processor=source.processor)

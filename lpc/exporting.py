@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from exporters.files import staged_folder
+from peft import PeftModel
+
+from exporters.files import PACKAGE, staged_folder
 from exporters.onnx import OnnxOptions, OnnxPackage, export_onnx, needs_tokenizer
+from lpc.report import complete
 from lpc.source import load_source
 from passes.errors import MissingFileError, TokenizerError
 from passes.models import base_model, check_finite
@@ -20,6 +23,8 @@ def export(
     A causal language model, an encoder with a head, an image classifier, or an encoder-decoder; the first needs its
     tokenizer beside it, the others' tokenizer or image processor is taken along where there is one.
 
+    Where ``out`` is the ``onnx`` that an lpc output lacks, its manifest says from then on that it is there.
+
     Raises MissingFileError, ModelError, UnsupportedModelError, TokenizerError, OutputExistsError, OutputError, and
     PostconditionError when a graph does not compute what torch computes.
     """
@@ -27,9 +32,11 @@ def export(
         raise MissingFileError(f"there is no checkpoint folder {model}")
     source = load_source(model)
     check_finite(source.model)
-    plain = base_model(source.model)
+    dense = source.model.merge_and_unload() if isinstance(source.model, PeftModel) else source.model
+    plain = base_model(dense)
     if source.tokenizer is None and needs_tokenizer(plain):
         raise TokenizerError(f"there is no tokenizer in {model}, and an ONNX package needs one: save it there first")
-    with staged_folder(Path(out), force=force) as stage:
+    with staged_folder(Path(out), force=force, owned=PACKAGE, reads=(model,)) as stage:
         package = export_onnx(plain, source.processor, stage, options)
+    complete(Path(out))
     return replace(package, folder=Path(out))

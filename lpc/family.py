@@ -10,21 +10,23 @@ from typing import Any
 
 from peft import PeftModel
 
-from exporters.files import staged_folder, write_text
+from exporters.files import staged_folder
 from exporters.hf import Processor
 from exporters.onnx import OnnxOptions, export_onnx
 from lpc.compression import DEFAULT_LORA, DEFAULT_TEXT, DEFAULT_TRACE, DEFAULT_TUNE, Job, target_from
+from lpc.family_report import DENSE_ONNX, FamilyReport
 from lpc.material import AnyData, DataOptions, prepare
+from lpc.owned import MANIFEST, OUTPUT
 from lpc.ranking import choices
-from lpc.report import DENSE_ONNX, FamilyReport, refresh
+from lpc.report import record
 from lpc.result import Result
 from lpc.source import ModelLike, load_source
 from lpc.speed import BENCHMARK_FILE, Benchmark, BenchmarkOptions, benchmark
 from passes.budget import Layout, Solver, Target
 from passes.decide import DecidePass
-from passes.errors import OptionError, UnsupportedModelError
+from passes.errors import LpcError, OptionError, UnsupportedModelError
 from passes.models import LoraOptions, Task, base_model, task_of
-from passes.pipeline import Program, Progress, Sequential, Snapshot, plain, silent
+from passes.pipeline import Program, Progress, Sequential, Snapshot, caller_state_kept, plain, silent
 from passes.trace import TraceOptions, TracePass
 from passes.tuning import AttachPass, RecallPass, Schedule, SnapshotOptions, TuneOptions, TunePass
 
@@ -53,24 +55,32 @@ class CompactFamily:
         """Write each result into a folder named after its ratio, and ``family.json``, ``report.md``, ``curve.svg``.
 
         ``benchmark`` also writes the dense model's package, ``dense-onnx``, and times every model against it in
-        onnxruntime. The folder appears whole or not at all. Raises what ``Result.save`` raises, and OptionError if
-        there is nothing to time.
+        onnxruntime. The folder appears whole or not at all. A part of a model that fails is named as missing there, as
+        ``Result.save`` does; nothing is timed then, and the error is raised at the end. Raises what ``Result.save``
+        raises, and OptionError if there is nothing to time.
         """
         folder = Path(folder)
         timed = (benchmark if isinstance(benchmark, BenchmarkOptions) else QUICK) if benchmark else None
         if timed is not None:
             self._check_timeable(onnx)
         times: dict[float, Benchmark] = {}
-        with staged_folder(folder, force=force) as stage:
+        failed: list[LpcError | KeyboardInterrupt] = []
+        with staged_folder(folder, force=force, owned=OUTPUT, reads=self._inputs()) as stage:
             for ratio, result in zip(self.ratios, self.results, strict=True):
-                result.save(stage / str(ratio), onnx=onnx, progress=progress)
-            if timed is not None:
+                wanted = onnx if not any(isinstance(error, KeyboardInterrupt) for error in failed) else False
+                failed += _saved(result, stage / str(ratio), folder / str(ratio), wanted, progress)
+            if timed is not None and not failed:
                 self._export_dense(stage / DENSE_ONNX, onnx)
                 times = {ratio: _time(stage, folder, ratio, timed, progress) for ratio in self.ratios}
             reports = {ratio: result.report for ratio, result in zip(self.ratios, self.results, strict=True)}
             report = FamilyReport.of(reports, stage, times)
             report.write(stage)
+        if failed:
+            raise failed[0]
         return report
+
+    def _inputs(self) -> tuple[str | Path, ...]:
+        return (self.source,) if isinstance(self.source, str | Path) else ()
 
     def _check_timeable(self, onnx: bool | OnnxOptions) -> None:
         if not onnx:
@@ -85,6 +95,7 @@ class CompactFamily:
         export_onnx(base_model(dense), source.processor, folder, onnx if isinstance(onnx, OnnxOptions) else None)
 
 
+@caller_state_kept()
 def compress_family(
     model: ModelLike,
     data: AnyData,
@@ -124,7 +135,7 @@ def compress_family(
     solver = Solver.of(target, program.traced)
     snapshots.course(solver, tune.schedule or Schedule(), tune.steps, revival=tune.revival)
     material = prepare(source, data, text)
-    job = Job(source, material, material.measure(program.model), progress)
+    job = Job(source, material, material.measure_dense(program.model), progress)
     training = TunePass(target, material.train, tune, progress, collate=material.collate, snapshots=snapshots)
     program = Sequential(AttachPass(lora, tune.seed), training, progress=progress)(program).program
     made = {**choices(tune, text, target), "snapshots": plain(snapshots)}
@@ -141,6 +152,23 @@ def _result(
     return job.finish(program, RecallPass(snapshot), decide, tune=tune)
 
 
+def _saved(
+    result: Result, member: Path, shown: Path, onnx: bool | OnnxOptions, progress: Progress
+) -> list[LpcError | KeyboardInterrupt]:
+    """Save one model of the family. Returns the error of a part that is missing; raises one that leaves nothing.
+
+    ``shown`` is where the model will lie, for the error's note.
+    """
+    try:
+        result.save(member, onnx=onnx, progress=progress)
+    except (LpcError, KeyboardInterrupt) as error:
+        if not (member / MANIFEST).is_file():
+            raise
+        error.__notes__ = [note.replace(str(member), str(shown)) for note in getattr(error, "__notes__", ())]
+        return [error]
+    return []
+
+
 def _time(stage: Path, folder: Path, ratio: float, options: BenchmarkOptions, progress: Progress) -> Benchmark:
     """Time one model against the dense one; the record names the folder where they will lie."""
     member = stage / str(ratio)
@@ -150,6 +178,5 @@ def _time(stage: Path, folder: Path, ratio: float, options: BenchmarkOptions, pr
         for name, each in found.models.items()
     }
     found = replace(found, models=moved)
-    write_text(member / BENCHMARK_FILE, json.dumps(found.to_json(), indent=1) + "\n")
-    refresh(member)
+    record(member, {BENCHMARK_FILE: json.dumps(found.to_json(), indent=1) + "\n"})
     return found

@@ -17,30 +17,26 @@ from lpc.data import (
     Collator,
     Data,
     InstructionFormat,
+    Reading,
     Row,
     RowFormat,
     Rows,
     RowsLike,
-    find_columns,
-    instruction_rows,
-    is_rows,
-    open_rows,
+    TokenBlocks,
+    check_size,
+    read_data,
     split_heldout,
     split_rows,
-    token_sequences,
 )
-from lpc.evaluation import Score, score_model, token_perplexity
+from lpc.evaluation import Score, score_model, token_perplexity, warn_of_loss, warn_of_text
 from lpc.source import Source
 from passes.errors import DataError, OptionError
-from passes.models import Task, base_model, task_of
+from passes.models import Task, base_model
 
-__all__ = ["DEFAULT_SEQUENCE_LENGTH", "AnyData", "DataOptions", "Material", "prepare", "set_aside"]
+__all__ = ["AnyData", "DataOptions", "Material", "prepare", "set_aside"]
 
 AnyData: TypeAlias = "Data | RowsLike"
 """Text or instructions for a causal language model, or rows with a model's own inputs and labels for any model."""
-
-DEFAULT_SEQUENCE_LENGTH = 256
-DEFAULT_INSTRUCTION_LENGTH = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,72 +71,72 @@ class DataOptions:
 class Material:
     """Training data, how batches are made of it (None: as the Trainer does), and the measure on what is held out.
 
+    ``measure_dense`` is the same measure for the model as it was given: a warning says so if what it gives is not
+    plausible.
     ``context_length`` is the length of the sequences that text was cut into, in tokens; None for rows.
     """
 
     train: torch.utils.data.Dataset[Row]
     collate: Callable[[list[Row]], Row] | None
     measure: Callable[[PreTrainedModel | PeftModel], Score]
+    measure_dense: Callable[[PreTrainedModel | PeftModel], Score]
     context_length: int | None
 
 
 def prepare(source: Source, data: AnyData, options: DataOptions) -> Material:
     """Read the data for a model.
 
-    Raises DataError, MissingFileError, TokenizerError, OptionError, and ModelError for a model that cannot be batched.
+    Raises DataError, MissingFileError, TokenizerError (before anything is read, for a tokenizer with more tokens than
+    the model), OptionError, and ModelError for a model that cannot be batched.
     """
     model = base_model(source.model)
-    task = task_of(model)
-    if task is not Task.CAUSAL_LM and options.instructions is not None:
-        raise OptionError(f"instructions are for causal language models, and this is a model for {task}")
-    columns = find_columns(data, options.instructions) if task is Task.CAUSAL_LM else None
-    if columns is not None:
-        answered = instruction_rows(
-            data,
-            columns,
-            source.tokenizer,
-            row_format=options.instructions or InstructionFormat(),
-            length=_length(model, options.sequence_length, DEFAULT_INSTRUCTION_LENGTH),
-        )
-        return _of_rows(model, open_rows(answered, RowFormat.of(type(model), model.config)), options)
-    if is_rows(data, task):
-        if options.sequence_length is not None:
-            raise OptionError(
-                "sequence_length is for text, and the data are rows: leave it out, rows keep their length"
-            )
-        rows = open_rows(data, RowFormat.of(type(model), model.config))
-        return _of_rows(model, rows, options)
-    return _of_text(source, data, options)
+    reading = Reading(
+        rows=RowFormat.of(type(model), model.config),
+        tokenizer=source.tokenizer,
+        sequence_length=options.sequence_length,
+        instructions=options.instructions,
+    )
+    if source.tokenizer is not None and reading.rows.vocabulary is not None:
+        check_size(source.tokenizer, reading.rows.vocabulary)
+    found = read_data(data, reading)
+    if isinstance(found, Rows):
+        return _of_rows(model, found, options)
+    return _of_blocks(source, found, options)
 
 
 def _of_rows(model: PreTrainedModel, rows: Rows, options: DataOptions) -> Material:
     fraction = min(options.heldout_fraction, options.heldout_rows / len(rows))
     train, heldout = split_rows(rows, fraction)
     collate = Collator.of(model.config, rows.format.task, model.dtype)
-    return Material(train, collate, lambda tuned: score_model(tuned, heldout), None)
-
-
-def _of_text(source: Source, data: Data, options: DataOptions) -> Material:
-    model = base_model(source.model)
-    length = _length(model, options.sequence_length, DEFAULT_SEQUENCE_LENGTH)
-    vocabulary = model.config.get_text_config().vocab_size
-    blocks = token_sequences(data, source.tokenizer, sequence_length=length, vocab_size=vocabulary).tensor
-    train, heldout = split_heldout(blocks, min(options.heldout_fraction, options.heldout_sequences / len(blocks)))
 
     def measure(model: PreTrainedModel | PeftModel) -> Score:
-        found = token_perplexity(model, heldout)
+        return score_model(model, heldout)
+
+    def measure_dense(model: PreTrainedModel | PeftModel) -> Score:
+        score = measure(model)
+        if rows.format.task in (Task.CAUSAL_LM, Task.MASKED_LM, Task.SEQ2SEQ_LM):
+            warn_of_loss(score.loss, rows.format.vocabulary)
+        return score
+
+    return Material(train, collate, measure, measure_dense, None)
+
+
+def _of_blocks(source: Source, blocks: TokenBlocks, options: DataOptions) -> Material:
+    fraction = min(options.heldout_fraction, options.heldout_sequences / len(blocks.tensor))
+    train, heldout = split_heldout(blocks.tensor, fraction)
+    train_labels, labels = split_heldout(blocks.labels, fraction)
+
+    def measure(model: PreTrainedModel | PeftModel) -> Score:
+        found = token_perplexity(model, heldout, labels=labels)
         loss = math.log(found.value)
         return Score(loss=loss, accuracy=None, perplexity=found.value, rows=len(heldout), labels=found.tokens)
 
-    return Material(BlockDataset(train), None, measure, length)
+    def measure_dense(model: PreTrainedModel | PeftModel) -> Score:
+        score = measure(model)
+        warn_of_text(model, source.tokenizer, heldout, score.loss)
+        return score
 
-
-def _length(model: PreTrainedModel, wanted: int | None, default: int) -> int:
-    """The length of a sequence in tokens. Raises OptionError for one beyond the model's context."""
-    context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if wanted is not None and context is not None and wanted > context:
-        raise OptionError(f"sequence_length {wanted} is longer than the model's context of {context} tokens")
-    return wanted or min(default, context or default)
+    return Material(BlockDataset(train, train_labels), None, measure, measure_dense, blocks.tensor.shape[1])
 
 
 def set_aside(

@@ -22,9 +22,25 @@ Catch ``LpcError`` for all of them. A message names the value and the remedy; th
 
 from __future__ import annotations
 
+import unicodedata
+
+STEERING = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Unicode categories that move a terminal's cursor, hide or reorder its text, or cannot be written to it."""
+
+
+def visible(text: str) -> str:
+    """Text that may come from a file, fit for a terminal: what would steer it is spelt out (``\\x1b``); lines stay."""
+    return "".join(
+        letter if letter in "\n\t" or unicodedata.category(letter) not in STEERING else repr(letter)[1:-1]
+        for letter in text
+    )
+
 
 class LpcError(Exception):
-    """Base of every error that lpc raises on purpose."""
+    """Base of every error that lpc raises on purpose. As text, it holds no control characters."""
+
+    def __str__(self) -> str:
+        return visible(super().__str__())
 
 
 class OptionError(LpcError, ValueError):

@@ -19,9 +19,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import lpc
-from exporters.files import check_output
+from exporters.files.folder import check_output
 from lpc.cli.console import progress_bars, user_errors
-from lpc.data import token_sequences
+from lpc.data.text import token_sequences
 from lpc.evaluation import token_perplexity
 
 METHODS = ("paper", "code", "lpc")
@@ -86,11 +86,12 @@ def perplexities(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Path], context: int
 ) -> dict[str, float]:
     """The authors' measure, by the text's file name: blocks of ``context`` tokens that do not overlap, the rest of the
-    text dropped, exp of the mean loss over all but the first token of each."""
+    text dropped, exp of the mean loss over what a model can know of each: all but its
+    first token, and behind a bos that no document begins with all but the next one."""
     found = {}
     for text in texts:
         blocks = token_sequences(text, tokenizer, sequence_length=context, vocab_size=model.config.vocab_size)
-        found[text.name] = token_perplexity(model, blocks.tensor, batch_size=1).value
+        found[text.name] = token_perplexity(model, blocks.tensor, batch_size=1, labels=blocks.labels).value
     return found
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from exporters.hf.modelling import needs_modelling_file, save_with_modelling_file
 from passes.errors import PostconditionError
-from passes.models import Parity, base_model, model_class, resized, respond
+from passes.models import Parity, base_model, bit_difference, constant_difference, model_class, resized, respond
 from passes.pipeline import Pass, PassResult, Program
+
+LOADED = frozenset({"transformers_version", "architectures", "dtype", "_name_or_path"})
+"""Entries of a configuration that transformers writes when it saves or loads."""
 
 
 class Processor(Protocol):
@@ -41,13 +45,18 @@ class SavePass(Pass):
         return PassResult(program, modified=False)
 
     def ensures(self, before: Program, after: Program) -> tuple[Parity, ...]:
-        """Reload and compare."""
+        """Reload and compare: tensors, configuration, and the outputs that are computed with the tensors compared.
+
+        Sums of floats depend on where in memory their terms lie, so both models compute on the very same tensors.
+        """
         model = base_model(after.model)
         reloaded = _load(type(model), self.folder) if _is_own(type(model)) else reload(self.folder)
         reloaded = reloaded.to(next(model.parameters()).device)
-        different = first_different_tensor(model, reloaded)
+        entries = (each.config.to_dict() for each in (model, reloaded))
+        different = first_different_tensor(model, reloaded) or _first_entry(*entries)
         if different is not None:
-            raise PostconditionError(f"pass 'save' wrote a checkpoint whose {different} is not what was saved")
+            raise PostconditionError(f"pass 'save' wrote a checkpoint that is not what was saved: {different}")
+        _share_tensors(model, reloaded)
         response = respond(reloaded, after.probe)
         return (response.compare("save", respond(model, after.probe), tolerance=0.0),)
 
@@ -92,13 +101,34 @@ def _is_own(kind: type[PreTrainedModel]) -> bool:
 
 
 def first_different_tensor(model: PreTrainedModel, other: PreTrainedModel) -> str | None:
-    """The name of the first parameter that is not bit-equal in both, or None."""
-    theirs: dict[str, torch.Tensor] = dict(other.named_parameters())
-    mine: dict[str, torch.Tensor] = dict(model.named_parameters())
-    if set(theirs) != set(mine):
-        return min(set(theirs) ^ set(mine))
-    return next((name for name, value in mine.items() if not _bit_equal(value, theirs[name])), None)
+    """The first parameter or buffer that is not bit-equal in both, and how it differs, in words; or None."""
+    for kind, differs in (("parameters", bit_difference), ("buffers", constant_difference)):
+        mine, theirs = (dict(getattr(each, f"named_{kind}")()) for each in (model, other))
+        odd = sorted(mine.keys() ^ theirs.keys())
+        if odd:
+            return f"{odd[0]} {'is missing' if odd[0] in mine else 'was not there'}"
+        for name, tensor in mine.items():
+            difference = differs(theirs[name], tensor)
+            if difference is not None:
+                return f"{name} {difference}"
+    return None
 
 
-def _bit_equal(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+def _first_entry(saved: Mapping[str, Any], reloaded: Mapping[str, Any]) -> str | None:
+    """The first entry of a configuration that is another one when it is reloaded, in words; or None."""
+    for entry in sorted(saved.keys() & reloaded.keys() - LOADED):
+        if _plain(saved[entry]) != _plain(reloaded[entry]):
+            return f"config.{entry} is {reloaded[entry]!r}, not {saved[entry]!r}"
+    return None
+
+
+def _plain(entry: Any) -> Any:
+    """An entry as JSON holds it."""
+    return json.loads(json.dumps(entry, default=str, sort_keys=True))
+
+
+def _share_tensors(model: PreTrainedModel, other: PreTrainedModel) -> None:
+    """Let another model hold the very tensors of a model."""
+    for mine, theirs in ((model.named_parameters(), other.parameters()), (model.named_buffers(), other.buffers())):
+        for (_, tensor), same in zip(mine, theirs, strict=True):
+            same.data = tensor.data

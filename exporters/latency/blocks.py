@@ -14,10 +14,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from exporters.files import MODEL_FILE
 from exporters.latency.curve import Curve
 from exporters.latency.specimens import Key, Specimen, Terms, blocks_for, channel_counts, head_counts
 from exporters.latency.table import ATTENTION
-from exporters.onnx import DATA_FILE, MAX_OPSET, MODEL_FILE, GraphBuilder, build_decoder
+from exporters.onnx import DATA_FILE, MAX_OPSET, GraphBuilder, build_decoder
 from passes.errors import UnsupportedModelError
 from passes.graph import Kind, PruningGraph, Width
 from passes.models import twin_of

@@ -12,9 +12,10 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from exporters.files import MODEL_FILE
 from exporters.latency.curve import Curve
 from exporters.latency.specimens import Key, Specimen, Terms, blocks_for, channel_counts, head_counts
-from exporters.onnx import MAX_OPSET, MODEL_FILE, takes_positions, trace_decoder, trace_single
+from exporters.onnx import MAX_OPSET, takes_positions, trace_decoder, trace_single
 from passes.errors import UnsupportedModelError
 from passes.graph import Kind, PruningGraph, Width, layer_path
 from passes.models import Task, task_of

@@ -7,14 +7,13 @@ from exporters.onnx.decoder import BUILDER_FAMILIES, build_decoder, why_not_buil
 from exporters.onnx.export import export_onnx, needs_tokenizer
 from exporters.onnx.export_pass import ExportPass, ExportReport
 from exporters.onnx.graph import GraphBuilder
-from exporters.onnx.options import DATA_FILE, MAX_OPSET, MODEL_FILE, DType, OnnxOptions, OnnxPackage
+from exporters.onnx.options import DATA_FILE, MAX_OPSET, DType, OnnxOptions, OnnxPackage
 from exporters.onnx.single import trace_single
 
 __all__ = [
     "BUILDER_FAMILIES",
     "DATA_FILE",
     "MAX_OPSET",
-    "MODEL_FILE",
     "Call",
     "DType",
     "ExportPass",

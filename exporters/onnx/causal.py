@@ -12,6 +12,7 @@ from torch import nn
 from torch.export import Dim
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from exporters.files import MODEL_FILE
 from exporters.onnx.cache import cache_tensors, fill_cache, flat_shapes, takes_positions
 from exporters.onnx.decoder import build_decoder, why_not_builder
 from exporters.onnx.genai import GENAI_CONFIG, GenaiRefusedError, verify_greedy, write_genai_config
@@ -19,7 +20,6 @@ from exporters.onnx.graph import GraphBuilder
 from exporters.onnx.options import (
     BATCH,
     DATA_FILE,
-    MODEL_FILE,
     PAST,
     SEQUENCE,
     TOTAL,

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from exporters.files import MODEL_FILE
 from exporters.onnx.cache import flat_shapes, takes_positions
 from exporters.onnx.greedy import greedy_gap, require_greedy, torch_greedy
-from exporters.onnx.options import MODEL_FILE, OnnxOptions
+from exporters.onnx.options import OnnxOptions
 from exporters.onnx.verify.probes import position_limit, probe_ids, vocabulary
 from passes.errors import LpcError
 from passes.models import Parity

@@ -10,10 +10,12 @@ from typing import Literal, get_args
 import torch
 from transformers import PreTrainedModel
 
+from exporters.files import DECODER_FILE as DECODER_FILE
+from exporters.files import ENCODER_FILE as ENCODER_FILE
+from exporters.files import MODEL_FILE as MODEL_FILE
 from passes.errors import OptionError
 from passes.models import Parity, rounding_tolerance
 
-MODEL_FILE, ENCODER_FILE, DECODER_FILE = "model.onnx", "encoder_model.onnx", "decoder_model.onnx"
 DATA_FILE = f"{MODEL_FILE}.data"
 
 BATCH, SEQUENCE, PAST, TOTAL = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"

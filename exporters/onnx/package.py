@@ -8,8 +8,9 @@ from typing import Literal
 
 from transformers import PreTrainedModel
 
+from exporters.files import DECODER_FILE, ENCODER_FILE, MODEL_FILE
 from exporters.hf import Processor
-from exporters.onnx.options import DECODER_FILE, ENCODER_FILE, MODEL_FILE, GraphKind, OnnxOptions, OnnxPackage
+from exporters.onnx.options import GraphKind, OnnxOptions, OnnxPackage
 from passes.models import Parity
 
 

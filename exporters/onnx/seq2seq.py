@@ -17,12 +17,11 @@ from torch.export import Dim
 from transformers import EncoderDecoderCache, GenerationConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from exporters.files import DECODER_FILE, ENCODER_FILE
 from exporters.hf import Processor
 from exporters.onnx.cache import RUN_ERRORS, cache_tensors, fill_cross_cache, plain_shapes
 from exporters.onnx.options import (
     BATCH,
-    DECODER_FILE,
-    ENCODER_FILE,
     ENCODER_SEQUENCE,
     PAST,
     SEQUENCE,

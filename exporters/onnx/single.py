@@ -12,9 +12,10 @@ from torch import nn
 from torch.export import Dim
 from transformers import PreTrainedModel
 
+from exporters.files import MODEL_FILE
 from exporters.hf import Processor
 from exporters.onnx.cache import RUN_ERRORS
-from exporters.onnx.options import BATCH, MODEL_FILE, SEQUENCE, OnnxOptions, OnnxPackage
+from exporters.onnx.options import BATCH, SEQUENCE, OnnxOptions, OnnxPackage
 from exporters.onnx.package import finish, write_companions
 from exporters.onnx.session import open_checked
 from exporters.onnx.torch_route import Tracing, trace_to_onnx

@@ -22,6 +22,7 @@ app = typer.Typer(
 
 @app.command()
 def compress(
+    context: typer.Context,
     model: o.Model,
     data: Annotated[
         list[Path],
@@ -82,15 +83,16 @@ def compress(
     """
     from dataclasses import replace
 
-    from exporters.files import check_output
     from lpc.cli.family import run_family
+    from lpc.cli.output import hold, least_bytes
     from lpc.cli.tables import show_report
     from lpc.compression import compress as run
     from lpc.material import DataOptions
     from passes.trace import TraceOptions
     from passes.tuning import TuneOptions
 
-    check_output(out, force=force)
+    needs = least_bytes(model, ratio, onnx=onnx)
+    hold(context, out, force=force, reads=(model, *data, prompt_template), writes=(checkpoints,), needs_bytes=needs)
     family = o.snapshots_of(snapshots, snapshot_steps, benchmark)
     if family is not None and ratio is None and not budget:
         ratio = family.ratios[-1]
@@ -160,17 +162,19 @@ def inspect(
 
 @app.command()
 def export(
+    context: typer.Context,
     model: Annotated[Path, typer.Argument(metavar="HF_DIR", help="A checkpoint that lpc or transformers can load.")],
     out: Annotated[Path, typer.Option(help="Output folder.")],
     force: o.Force = False,
     json: o.Json = False,
 ) -> None:
     """Write the verified ONNX package of a checkpoint."""
-    from exporters.files import check_output
+    from exporters.files import PACKAGE
+    from lpc.cli.output import hold
     from lpc.cli.tables import show_package
     from lpc.exporting import export as run
 
-    check_output(out, force=force)
+    hold(context, out, force=force, reads=(model,), owned=PACKAGE)
     with console.progress_bars():
         package = run(model, out, force=force)
     show_package(package, out, as_json=json)
@@ -185,13 +189,11 @@ def benchmark(
 ) -> None:
     """Time prefill and decode in onnxruntime and write DIR/benchmark.json."""
     from lpc.cli.tables import show_benchmark
-    from lpc.report import refresh
     from lpc.speed import BenchmarkOptions
     from lpc.speed import benchmark as run
 
     with console.progress_bars() as progress:
         found = run(folder, against, BenchmarkOptions(repeats=repeats), progress)
-    refresh(folder)
     show_benchmark(found, as_json=json)
 
 
@@ -209,7 +211,7 @@ def evaluate(
     from lpc.cli.tables import show_evaluation
     from lpc.evaluation import EvaluateOptions
     from lpc.evaluation import evaluate as run
-    from lpc.report import refresh
+    from lpc.report import record
 
     options = EvaluateOptions(
         text=text,
@@ -220,8 +222,7 @@ def evaluate(
     )
     with console.progress_bars() as progress:
         found = run(folder, options, progress=progress)
-    found.write(folder / "eval.json")
-    refresh(folder)
+    record(folder, {"eval.json": found.to_text()})
     show_evaluation(found, as_json=json)
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-from passes.errors import LpcError
+from passes.errors import LpcError, visible
 
 if TYPE_CHECKING:
     from passes.pipeline import Progress as ProgressCallback
@@ -62,10 +64,11 @@ def user_errors() -> Iterator[None]:
         stderr.print(f"[bold red]lpc: {type(error).__name__}:[/] ", end="")
         stderr.print(str(error), markup=False)
         for note in getattr(error, "__notes__", ()):
-            stderr.print(f"  {note}", markup=False, style="dim")
+            stderr.print(f"  {visible(note)}", markup=False, style="dim")
         sys.exit(USER_ERROR)
-    except KeyboardInterrupt:
-        stderr.print("lpc: interrupted; nothing was left behind")
+    except KeyboardInterrupt as interruption:
+        notes = getattr(interruption, "__notes__", ("nothing was left behind",))
+        stderr.print(f"lpc: interrupted; {'; '.join(notes)}", markup=False)
         sys.exit(INTERRUPTED)
 
 
@@ -93,6 +96,26 @@ def prepare_process() -> None:
     for name in ("torch", "peft", "datasets", "accelerate", "lm_eval", "onnxscript", "onnx_ir", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
+    _log_to_terminal()
+
+
+class _Plain(logging.Formatter):
+    """Records as lines without control characters, since they may quote a file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
+def _log_to_terminal() -> None:
+    """Warnings of all libraries, and the traceback of an error that nobody foresaw, fit for a terminal."""
+    root = logging.getLogger()
+    if not root.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(_Plain("lpc: %(message)s"))
+        root.addHandler(handler)
+    sys.excepthook = lambda kind, error, trace: sys.stderr.write(
+        visible("".join(traceback.format_exception(kind, error, trace)))
+    )
 
 
 def print_json(values: Mapping[str, Any]) -> None:
@@ -106,10 +129,10 @@ def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     for position, name in enumerate(header):
         table.add_column(name, justify="right" if position else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(visible(cell)) for cell in row))
     stdout.print(table)
 
 
 def print_line(text: str) -> None:
     """A line of plain text."""
-    stdout.print(text, markup=False, highlight=False, soft_wrap=True)
+    stdout.print(visible(text), markup=False, highlight=False, soft_wrap=True)

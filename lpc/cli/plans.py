@@ -57,6 +57,7 @@ def plan(
 
 
 def apply(
+    context: typer.Context,
     plan: PlanFile,
     model: o.Model,
     adapter: Annotated[Path | None, typer.Option(help="The trained adapter: OUT/adapter of the run.")] = None,
@@ -70,11 +71,11 @@ def apply(
     json: o.Json = False,
 ) -> None:
     """Apply PLAN to the MODEL that it was made for and write a complete verified output; nothing is trained."""
-    from exporters.files import check_output
+    from lpc.cli.output import hold
     from lpc.cli.tables import show_report
     from lpc.compression import apply as run
 
-    check_output(out, force=force)
+    hold(context, out, force=force, reads=(plan, model, adapter, compensation))
     with console.progress_bars() as progress:
         result = run(plan, model, adapter=adapter, compensation=compensation, trust_remote_code=trust_remote_code)
         report = result.save(out, onnx=onnx, force=force, progress=progress)

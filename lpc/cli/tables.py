@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from exporters.onnx import OnnxPackage
     from lpc.demo import Demo
     from lpc.evaluation import Evaluation
+    from lpc.family_report import FamilyReport
     from lpc.inspection import Inspection
     from lpc.planning import PlanDifference
-    from lpc.report import FamilyReport
     from lpc.speed import Benchmark
     from passes.graph import Plan
 

@@ -2,9 +2,12 @@
 
 from lpc.data.collate import Collator
 from lpc.data.documents import read_documents, read_jsonl, read_text
-from lpc.data.instructions import InstructionFormat, find_columns, instruction_rows
-from lpc.data.rows import IGNORED, Row, RowFormat, Rows, RowsLike, is_rows, open_rows, split_rows
-from lpc.data.text import BlockDataset, Data, split_heldout, token_sequences
+from lpc.data.frame import TextFrame, check_size
+from lpc.data.instructions import InstructionFormat
+from lpc.data.labels import IGNORED
+from lpc.data.readers import Reading, read_data
+from lpc.data.rows import Row, RowFormat, Rows, RowsLike, open_rows, split_rows
+from lpc.data.text import BlockDataset, Data, TokenBlocks, split_heldout
 
 __all__ = [
     "IGNORED",
@@ -12,18 +15,19 @@ __all__ = [
     "Collator",
     "Data",
     "InstructionFormat",
+    "Reading",
     "Row",
     "RowFormat",
     "Rows",
     "RowsLike",
-    "find_columns",
-    "instruction_rows",
-    "is_rows",
+    "TextFrame",
+    "TokenBlocks",
+    "check_size",
     "open_rows",
+    "read_data",
     "read_documents",
     "read_jsonl",
     "read_text",
     "split_heldout",
     "split_rows",
-    "token_sequences",
 ]

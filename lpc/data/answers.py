@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from lpc.data.rows import IGNORED
-from lpc.data.text import adds_bos
+from lpc.data.frame import TextFrame
+from lpc.data.labels import IGNORED
 
 __all__ = ["AnsweredRows", "Marked", "TokenRow", "token_rows"]
 
@@ -28,6 +28,10 @@ class Marked:
     text: str
     answers: tuple[tuple[int, int], ...]
     bare: bool
+
+    def characters(self) -> int:
+        """How many are tokenized for it."""
+        return len(self.text) * (1 + len(self.answers))
 
 
 @dataclass(frozen=True)
@@ -46,15 +50,17 @@ class TokenRow:
 def token_rows(texts: Sequence[Marked], tokenizer: PreTrainedTokenizerBase) -> list[TokenRow]:
     """The tokens of texts.
 
-    A bare text gets bos in front where the tokenizer adds it, and eos, the answer's, at its end if there is one.
+    A bare text begins as the tokenizer begins a text (bos in front where it adds one), and has at its end, the
+    answer's, what the tokenizer adds there, or else eos if there is one.
     """
     places = [place for each in texts for span in each.answers for place in _places(each, span)]
     pieces = [each.text for each in texts] + [text[:end] for text, end in places]
     # verbose=False: a text may be longer than the model's context, it is cut anyway
     encoded = tokenizer(pieces, add_special_tokens=False, verbose=False)["input_ids"] if pieces else []
     before = {(text, end): ids for (text, end), ids in zip(places, encoded[len(texts) :], strict=True)}
-    start = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
-    stop = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    frame = TextFrame.of(tokenizer)
+    start, eos = list(frame.opening), tokenizer.eos_token_id
+    stop = list(frame.closing) or ([] if eos is None else [eos])
     return [
         _row(each, ids, before, (start, stop) if each.bare else ([], []))
         for each, ids in zip(texts, encoded[: len(texts)], strict=True)

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from lpc.data.answers import Marked, TokenRow, token_rows
+from lpc.data.messages import ASSISTANT, Message
 from passes.errors import DataError, TokenizerError
 
-__all__ = ["Chat"]
+__all__ = ["Chat", "Turns"]
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-ASSISTANT = "assistant"
+
+
+@dataclass(frozen=True)
+class Turns:
+    """One chat: its messages, of which those before ``given`` are the prompt, whoever says them."""
+
+    where: str
+    messages: Sequence[Message]
+    given: int = 0
+
+    def characters(self) -> int:
+        """About how many are tokenized for it: its beginnings up to every turn."""
+        return len(self.messages) * sum(len(message["content"]) for message in self.messages)
 
 
 class Chat:
@@ -28,28 +42,31 @@ class Chat:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if tokenizer.chat_template is None:
             raise TokenizerError(
-                "the data have `messages` and the tokenizer has no chat template: set tokenizer.chat_template and hand "
+                "the data are chats and the tokenizer has no chat template: set tokenizer.chat_template and hand "
                 "it over with tokenizer=, or give `prompt` and `completion` instead"
             )
         self._tokenizer = tokenizer
-        self._marks_itself = tokenizer.is_fast and GENERATION.search(tokenizer.get_chat_template()) is not None
+        self.template: str = tokenizer.get_chat_template()
+        self._marks_itself = tokenizer.is_fast and GENERATION.search(self.template) is not None
 
-    def rows(self, chats: Sequence[tuple[str, Any]]) -> list[TokenRow]:
-        """The tokens of chats, each with the name of its place. Raises DataError."""
-        checked = [(where, _messages(where, chat)) for where, chat in chats]
-        if self._marks_itself:
-            return [self._marked_by_template(where, messages) for where, messages in checked]
-        return token_rows([self._compared(where, messages) for where, messages in checked], self._tokenizer)
+    def rows(self, chats: Sequence[Turns]) -> list[TokenRow]:
+        """The tokens of chats. Raises DataError."""
+        if self._marks_itself and not any(chat.given for chat in chats):
+            return [self._marked_by_template(chat) for chat in chats]
+        return token_rows([self._compared(chat) for chat in chats], self._tokenizer)
 
-    def _marked_by_template(self, where: str, messages: Sequence[Mapping[str, Any]]) -> TokenRow:
-        found = self._apply(where, messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    def _marked_by_template(self, chat: Turns) -> TokenRow:
+        found = self._apply(
+            chat.where, chat.messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
         return TokenRow.of(found["input_ids"], found["assistant_masks"])
 
-    def _compared(self, where: str, messages: Sequence[Mapping[str, Any]]) -> Marked:
+    def _compared(self, chat: Turns) -> Marked:
+        where, messages = chat.where, chat.messages
         text = self._render(where, messages)
         spans = []
         for turn, message in enumerate(messages):
-            if message["role"] != ASSISTANT:
+            if message["role"] != ASSISTANT or turn < chat.given:
                 continue
             if turn == 0:
                 raise DataError(f"{where}: the chat begins with the assistant, who has nothing to answer: remove that")
@@ -64,21 +81,11 @@ class Chat:
             spans.append((len(before), len(through)))
         return Marked(text, tuple(spans), bare=False)
 
-    def _render(self, where: str, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+    def _render(self, where: str, messages: Sequence[Message], **options: Any) -> str:
         return str(self._apply(where, messages, tokenize=False, **options))
 
-    def _apply(self, where: str, messages: Sequence[Mapping[str, Any]], **options: Any) -> Any:
+    def _apply(self, where: str, messages: Sequence[Message], **options: Any) -> Any:
         try:
             return self._tokenizer.apply_chat_template(list(messages), **options)
         except Exception as error:  # a template may raise anything
             raise DataError(f"{where}: the tokenizer's chat template refuses the chat: {error}") from error
-
-
-def _messages(where: str, chat: Any) -> Sequence[Mapping[str, Any]]:
-    if not isinstance(chat, list | tuple) or not all(
-        isinstance(message, Mapping) and isinstance(message.get("role"), str) for message in chat
-    ):
-        raise DataError(f"{where}: `messages` must be a list of dicts with role and content")
-    if not chat:
-        raise DataError(f"{where}: `messages` is empty")
-    return chat

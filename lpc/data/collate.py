@@ -9,7 +9,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig
 
-from lpc.data.rows import IGNORED, Row
+from lpc.data.labels import IGNORED
+from lpc.data.rows import Row
 from passes.errors import DataError, ModelError
 from passes.models import Task
 

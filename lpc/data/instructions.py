@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import datasets
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from lpc.data.answers import AnsweredRows, Marked, TokenRow, token_rows
-from lpc.data.chat import Chat
-from lpc.data.documents import read_jsonl
-from lpc.data.rows import load_folder
+from lpc.data.chat import Chat, Turns
+from lpc.data.documents import checked_text, listed
+from lpc.data.messages import is_conversation, messages_of
+from lpc.data.records import Records
 from passes.errors import DataError, OptionError, TokenizerError
 
-__all__ = ["Columns", "InstructionFormat", "Record", "find_columns", "instruction_rows"]
+__all__ = ["CHATS", "PAIRS", "Columns", "InstructionFormat", "instruction_rows"]
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 ALPACA = (
@@ -41,12 +38,12 @@ ALPACA_WITH_INPUT = (
 PLACE = re.compile(r"\{(instruction|input)\}")
 PAIRS = (("instruction", "output"), ("instruction", "response"), ("prompt", "completion"))
 INPUTS = ("input", "context")
-MESSAGES = "messages"
+CHATS = ("messages", "conversations")
 BATCH = 1000
-"""Rows that are tokenized in one call."""
+"""Rows that are tokenized in one call, unless they are long."""
 
-Record = tuple[str, Mapping[str, Any]]
-"""Where a row stands, for messages, and the row."""
+BATCH_CHARS = 1_000_000
+"""Characters that are tokenized in one call, and the most that one row may have: a tokenizer needs 200 bytes each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +52,7 @@ class InstructionFormat:
 
     ``template`` makes the prompt of an ``instruction`` column: a text with ``{instruction}``, and ``{input}`` where
     rows have inputs; the answer follows it directly (default: Alpaca's two texts, with and without an input). Prompts
-    of a ``prompt`` column are taken as they stand, and ``messages`` through the tokenizer's chat template. With
+    of a ``prompt`` column are taken as they stand, and chats through the tokenizer's chat template. With
     ``mask_prompt`` only the answers' tokens have labels, else all tokens.
     """
 
@@ -77,61 +74,54 @@ class InstructionFormat:
 
 @dataclass(frozen=True)
 class Columns:
-    """Where prompt and answer stand: ``messages`` alone, or a prompt and an answer, and an input if there is one."""
+    """Where prompt and answer stand: a chat alone, or a prompt and an answer, and an input if there is one.
+
+    ``is_chat``: the columns hold lists of messages.
+    """
 
     prompt: str
     answer: str | None = None
     context: str | None = None
+    is_chat: bool = False
 
     @classmethod
-    def of(cls, names: Iterable[str]) -> Columns | None:
-        """The columns among the names of a row; None if they are not those of instruction data."""
-        names = set(names)
+    def of(cls, first: object) -> Columns | None:
+        """The columns of data, by the first row; None if it is not one of instruction data."""
+        if not isinstance(first, Mapping):
+            return None
         for prompt, answer in PAIRS:
-            if {prompt, answer} <= names:
-                context = next((name for name in INPUTS if name in names), None) if prompt == "instruction" else None
-                return cls(prompt, answer, context)
-        return cls(MESSAGES) if MESSAGES in names else None
+            if prompt in first and answer in first:
+                context = next((name for name in INPUTS if name in first), None) if prompt == "instruction" else None
+                is_chat = prompt == "prompt" and any(is_conversation(first[name]) for name in (prompt, answer))
+                return cls(prompt, answer, context, is_chat)
+        return next((cls(name, is_chat=True) for name in CHATS if name in first), None)
 
     def texts(self, where: str, row: Mapping[str, Any]) -> tuple[str, str, str]:
         """Prompt, input and answer of a row. Raises DataError for what is no text."""
-        found = []
-        for name in (self.prompt, self.context, self.answer):
-            value = "" if name is None or (name == self.context and row.get(name) is None) else row.get(name)
-            if not isinstance(value, str):
-                kind = "missing" if name not in row else f"a {type(value).__name__}, not a string"
-                raise DataError(f"{where}: `{name}` is {kind}")
-            found.append(value)
-        return found[0], found[1], found[2]
-
-
-def find_columns(data: object, given: InstructionFormat | None) -> Columns | None:
-    """The columns of instruction data, by the first row; None for data of another kind.
-
-    Rows with ``input_ids`` are the model's own inputs, and rows with a ``text`` are text, unless a format is
-    ``given``. Raises DataError if it is and the data have no such columns.
-    """
-    first = next(_records(data), None)
-    names = list(first[1]) if first is not None and isinstance(first[1], Mapping) else []
-    columns = None if "input_ids" in names else Columns.of(names)
-    if columns is None and given is not None:
-        pairs = ", ".join(f"{prompt} and {answer}" for prompt, answer in PAIRS)
-        raise DataError(
-            f"instruction data have the columns {pairs}, or {MESSAGES}, in a .jsonl file, a list of dicts or a data "
-            f"set; found: {', '.join(names) or 'none'}"
+        context = None if self.context is None else row.get(self.context)
+        given = "" if context is None or self.context is None else checked_text(where, self.context, context)
+        prompt, answer = (
+            checked_text(where, name, _field(where, row, name)) for name in (self.prompt, self.answer or "")
         )
-    if columns is not None and given is None and "text" in names:
-        logger.warning(
-            "the data have `text` beside %s and are read as text: give DataOptions(instructions=InstructionFormat()) "
-            "to tune on the answers alone",
-            columns.prompt,
-        )
-        return None
-    return columns
+        return prompt, given, answer
+
+    def turns(self, where: str, row: Mapping[str, Any], template: str) -> Turns:
+        """The chat of a row. Raises DataError."""
+        names = [self.prompt] if self.answer is None else [self.prompt, self.answer]
+        parts = [messages_of(where, name, _field(where, row, name), template) for name in names]
+        turns = Turns(where, [message for part in parts for message in part], len(parts[0]) * (len(parts) - 1))
+        _check_length(where, sum(len(message["content"]) for message in turns.messages))
+        return turns
+
+
+def _field(where: str, row: Mapping[str, Any], name: str) -> object:
+    if name not in row:
+        raise DataError(f"{where}: `{name}` is missing (it has: {listed(row)})")
+    return row[name]
 
 
 def instruction_rows(
-    data: object,
+    records: Records,
     columns: Columns,
     tokenizer: PreTrainedTokenizerBase | None,
     *,
@@ -148,9 +138,9 @@ def instruction_rows(
         raise TokenizerError("instruction data need a tokenizer: give one, or rows with input_ids and labels")
     if row_format.template is not None and columns.prompt != "instruction":
         raise OptionError(f"the template is for an `instruction` column, and the data have `{columns.prompt}`")
-    if columns.answer is not None and tokenizer.eos_token_id is None:
+    if not columns.is_chat and tokenizer.eos_token_id is None:
         logger.warning("the tokenizer has no eos token: the model is not taught where an answer ends")
-    encoded = _encode(data, columns, tokenizer, row_format)
+    encoded = _encode(records, columns, tokenizer, row_format)
     rows = AnsweredRows.cut(encoded, length, all_labels=not row_format.mask_prompt)
     if rows.left_out or rows.answers_cut:
         logger.warning(
@@ -162,66 +152,51 @@ def instruction_rows(
             rows.answers_cut,
         )
     if len(rows) == 0:
-        raise DataError(f"no row has an answer within sequence_length {length}: raise it, or check the columns")
+        raise DataError(
+            f"{records.name}: no row has an answer within sequence_length {length}: raise it, or check the columns"
+        )
     return rows
 
 
 def _encode(
-    data: object, columns: Columns, tokenizer: PreTrainedTokenizerBase, row_format: InstructionFormat
+    records: Records, columns: Columns, tokenizer: PreTrainedTokenizerBase, row_format: InstructionFormat
 ) -> Iterator[TokenRow]:
-    records = _records(data)
-    chat = Chat(tokenizer) if columns.answer is None else None
-    while batch := list(islice(records, BATCH)):
-        if chat is not None:
-            yield from chat.rows([(where, _mapping(where, row).get(MESSAGES)) for where, row in batch])
-        else:
-            yield from token_rows([_pair(where, row, columns, row_format) for where, row in batch], tokenizer)
+    rows = ((records.where(index), records.mapping(index)) for index in range(len(records)))
+    if columns.is_chat:
+        chat = Chat(tokenizer)
+        for chats in _batches((columns.turns(where, row, chat.template) for where, row in rows), Turns.characters):
+            yield from chat.rows(chats)
+    else:
+        for pairs in _batches((_pair(where, row, columns, row_format) for where, row in rows), Marked.characters):
+            yield from token_rows(pairs, tokenizer)
+
+
+def _batches(items: Iterable[T], characters: Callable[[T], int]) -> Iterator[list[T]]:
+    """Batches of at most `BATCH` items, and of one item more than `BATCH_CHARS` characters."""
+    batch: list[T] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += characters(item)
+        if size >= BATCH_CHARS or len(batch) == BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _pair(where: str, row: Mapping[str, Any], columns: Columns, row_format: InstructionFormat) -> Marked:
-    prompt, context, answer = columns.texts(where, _mapping(where, row))
+    prompt, context, answer = columns.texts(where, row)
     if columns.prompt == "instruction":
         try:
             prompt = row_format.prompt(prompt, context)
         except DataError as error:
             raise DataError(f"{where} {error}") from None
+    _check_length(where, len(prompt) + len(answer))
     spans = ((len(prompt), len(prompt) + len(answer)),) if answer else ()
     return Marked(prompt + answer, spans, bare=True)
 
 
-def _mapping(where: str, row: object) -> Mapping[str, Any]:
-    if not isinstance(row, Mapping):
-        raise DataError(f"{where} is a {type(row).__name__}, not a dict")
-    return row
-
-
-def _records(data: object) -> Iterator[Record]:
-    """The rows of files, of data sets and of lists; nothing where there are none, as in a text."""
-    if isinstance(data, str | Path):
-        data = [data]
-    if isinstance(data, list | tuple) and data and all(isinstance(item, str | Path) for item in data):
-        if all(_is_record_file(item) for item in data):
-            for item in data:
-                yield from _read(Path(item))
-    elif isinstance(data, datasets.Dataset | list | tuple):
-        yield from _numbered(data)
-    elif isinstance(data, torch.utils.data.Dataset) and hasattr(data, "__len__"):
-        yield from _numbered(data[index] for index in range(len(data)))
-
-
-def _numbered(rows: Iterable[Any], what: str = "the data") -> Iterator[Record]:
-    return ((f"row {index} of {what}", row) for index, row in enumerate(rows))
-
-
-def _is_record_file(path: str | Path) -> bool:
-    # os.path.isfile, not Path.is_file: that one raises on a text too long for a file name
-    name = str(path)
-    return (name.lower().endswith(".jsonl") and os.path.isfile(name)) or os.path.isfile(f"{name}/dataset_info.json")
-
-
-def _read(path: Path) -> Iterator[Record]:
-    if path.is_dir():
-        yield from _numbered(load_folder(path), str(path))
-    else:
-        for number, row in read_jsonl(path):
-            yield f"{path}, line {number}", row
+def _check_length(where: str, characters: int) -> None:
+    if characters > BATCH_CHARS:
+        raise DataError(f"{where} has {characters} characters, and a row at most {BATCH_CHARS}: split it, or give text")

@@ -1,14 +1,13 @@
-"""Data: from files, strings, a `datasets.Dataset` or token ids to blocks of equal length.
+"""Text and token ids to blocks of equal length.
 
-Documents are tokenized, strung together and cut into blocks that do not overlap. A list of strings is a list of files
-if all of them exist, and a list of texts if none does; a `Path`, or a single string, is always a file.
+Documents are tokenized, strung together and cut into blocks that do not overlap, each of which begins as the tokenizer
+begins a text.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -18,13 +17,26 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from lpc.data.documents import read_documents, split_documents
-from passes.errors import DataError, MissingFileError, OptionError, TokenizerError
+from lpc.data.documents import listed, split_documents
+from lpc.data.frame import TextFrame, check_size, highest_id
+from lpc.data.labels import IGNORED, LABEL_ALIASES
+from lpc.data.records import Records, open_records
+from passes.errors import DataError, OptionError, TokenizerError
 
-__all__ = ["BlockDataset", "Data", "TokenBlocks", "adds_bos", "split_heldout", "token_sequences"]
+__all__ = [
+    "BlockDataset",
+    "Data",
+    "TokenBlocks",
+    "id_blocks",
+    "is_ids",
+    "is_text",
+    "split_heldout",
+    "text_blocks",
+    "token_sequences",
+]
 
 Data: TypeAlias = "str | Path | Sequence[str | Path] | Sequence[Sequence[int]] | torch.Tensor | datasets.Dataset"
-"""What the user may hand over as data; see `token_sequences`."""
+"""What the user may hand over as data; see `token_sequences` and `lpc.records`."""
 
 PIECE_CHARS = 250_000
 """Longer documents are tokenized in pieces cut at line ends: a tokenizer needs 200 bytes of memory a character."""
@@ -37,29 +49,34 @@ BATCH_CHARS = 4 * PIECE_CHARS
 class TokenBlocks:
     """Blocks of equal length and what they were cut from.
 
-    ``tensor`` is ``[n, sequence_length]``, int64; ``tokens`` counts all tokens including separators, of which the last
-    ``dropped_tokens``, too few for a block, are not in the tensor.
+    ``tensor`` is ``[n, sequence_length]``, int64; ``tokens`` counts all tokens of the documents and those around them,
+    of which the last ``dropped_tokens``, too few for a block, are not in the tensor. What a block that begins inside a
+    document gets in front is not counted.
+
+    ``labels`` are the tokens, but -100 for what such a block got in front and for the first token behind it: that no
+    document begins with it, so nothing is learnt or measured by it.
     """
 
     tensor: torch.Tensor
+    labels: torch.Tensor
     documents: int
     tokens: int
     dropped_tokens: int
 
 
 class BlockDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """Blocks ``[n, sequence_length]`` as the transformers Trainer wants them: every token is an input and a label."""
+    """Blocks ``[n, sequence_length]`` as the transformers Trainer wants them; without labels every token is one."""
 
-    def __init__(self, blocks: torch.Tensor) -> None:
-        self._blocks = blocks
+    def __init__(self, blocks: torch.Tensor, labels: torch.Tensor | None = None) -> None:
+        self.blocks, self.labels = blocks, blocks if labels is None else labels
 
     def __len__(self) -> int:
         """The number of blocks."""
-        return len(self._blocks)
+        return len(self.blocks)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """``input_ids`` and ``labels``, both ``[sequence_length]``."""
-        return {"input_ids": self._blocks[index], "labels": self._blocks[index]}
+        return {"input_ids": self.blocks[index], "labels": self.labels[index]}
 
 
 def token_sequences(
@@ -72,33 +89,114 @@ def token_sequences(
     """Tokenize and pack ``data`` into blocks of ``sequence_length`` tokens.
 
     ``data`` is a path or paths (text, or ``.jsonl`` with a ``text`` field), a list of texts, a `datasets.Dataset` with
-    a ``text`` or an ``input_ids`` column, or token-id sequences, which are strung together as they are. A text is one
-    document, or several with ``<|endoftext|>`` between them. Each document begins with bos where the tokenizer adds
-    it; where it does not, eos stands between documents, if there is one. ``vocab_size`` is the model's (default: the
-    tokenizer's).
+    a ``text`` or an ``input_ids`` column, or token-id sequences. ``vocab_size`` is the model's (default: the
+    tokenizer's). See `text_blocks` and `id_blocks`.
 
     Raises `MissingFileError`, `DataError` (no or too little text, wrong format), `TokenizerError` (text without a
-    tokenizer, or one with more tokens than the model) and `OptionError` (``sequence_length`` below 2).
+    tokenizer, or one with more tokens than the model) and `OptionError` (a ``sequence_length`` without room for a
+    token to predict).
     """
-    if sequence_length < 2:
-        raise OptionError(f"sequence_length {sequence_length}: a sequence needs at least 2 tokens, one to predict")
-    source = _source(data)
-    stream = _pack_ids(source.sequences) if source.sequences else _tokenize(source.texts, tokenizer)
-    limit = vocab_size if vocab_size is not None else (len(tokenizer) if tokenizer is not None else None)
-    _check_vocabulary(stream, limit, from_text=not source.sequences)
-    count = len(stream) // sequence_length
-    if count == 0:
-        raise DataError(
-            f"the data has {len(stream)} tokens and one sequence needs {sequence_length}: "
-            f"give more text or a shorter sequence_length{source.remark}"
+    records = open_records(data)
+    read = text_blocks if is_text(records.first) else id_blocks
+    return read(records, tokenizer, sequence_length=sequence_length, vocab_size=vocab_size)
+
+
+def is_text(first: object) -> bool:
+    """Whether records are texts, by the first of them."""
+    return isinstance(first, str) or (isinstance(first, Mapping) and "text" in first)
+
+
+def is_ids(first: object) -> bool:
+    """Whether records are sequences of token ids without labels, by the first of them."""
+    if isinstance(first, Mapping):
+        return "input_ids" in first and not {"labels", *LABEL_ALIASES} & set(first)
+    return isinstance(first, Sequence | torch.Tensor | np.ndarray) and not isinstance(first, str | bytes)
+
+
+def text_blocks(
+    records: Records, tokenizer: PreTrainedTokenizerBase | None, *, sequence_length: int, vocab_size: int | None = None
+) -> TokenBlocks:
+    """Blocks of texts.
+
+    A text is one document, or several with ``<|endoftext|>`` between them. Documents and blocks begin as the tokenizer
+    begins a text, and documents end as it ends one; where it does neither, eos stands between documents, if there is
+    one. Raises what `token_sequences` raises.
+    """
+    if tokenizer is None:
+        raise TokenizerError("text data needs a tokenizer: give one, or give token-id sequences as data")
+    if vocab_size is not None:
+        check_size(tokenizer, vocab_size)
+    documents = split_documents(records.texts("text"))
+    if not documents:
+        raise DataError(f"{records.name} holds no text: it is empty or has white space only")
+    frame = TextFrame.of(tokenizer)
+    stream = _tokenize(documents, tokenizer, frame)
+    return _blocks(stream, len(documents), frame, sequence_length, records)
+
+
+def id_blocks(
+    records: Records, tokenizer: PreTrainedTokenizerBase | None, *, sequence_length: int, vocab_size: int | None = None
+) -> TokenBlocks:
+    """Blocks of token ids, which are strung together as they are; each block begins as the tokenizer begins a text.
+
+    Raises what `token_sequences` raises.
+    """
+    if isinstance(records.first, Mapping) and "input_ids" not in records.first:
+        held = listed(records.first)
+        raise DataError(f"{records.where(0)}: no `text` field (it has: {held}), and no `input_ids`")
+    sequences = [_ids(records.where(index), item) for index, item in enumerate(records.column("input_ids"))]
+    if not any(len(sequence) for sequence in sequences):
+        raise DataError(f"{records.name} holds no token: every sequence is empty")
+    size = vocab_size if tokenizer is None or vocab_size is not None else highest_id(tokenizer) + 1
+    for index, sequence in enumerate(sequences):
+        _check_ids(records.where(index), sequence, size)
+    frame = TextFrame() if tokenizer is None else TextFrame.of(tokenizer)
+    return _blocks(torch.cat(sequences), len(sequences), frame, sequence_length, records)
+
+
+def _blocks(stream: torch.Tensor, documents: int, frame: TextFrame, length: int, records: Records) -> TokenBlocks:
+    least = len(frame.opening) + 2
+    if length < least:
+        raise OptionError(
+            f"sequence_length {length}: a sequence needs at least {least} tokens, one to predict, one before it, and "
+            f"{len(frame.opening)} with which the tokenizer begins a text"
         )
-    used = count * sequence_length
-    return TokenBlocks(
-        tensor=stream[:used].reshape(count, sequence_length),
-        documents=len(source.texts) or len(source.sequences),
-        tokens=len(stream),
-        dropped_tokens=len(stream) - used,
-    )
+    rows, continued, end = _cut(stream, frame.opening, length)
+    if not rows:
+        raise DataError(
+            f"{records.name} has {len(stream)} tokens and one sequence needs {length}: "
+            f"give more text or a shorter sequence_length{records.remark}"
+        )
+    blocks = torch.stack(rows)
+    labels = blocks.clone()
+    labels[torch.tensor(continued), : len(frame.opening) + 1] = IGNORED
+    dropped = len(stream) - end
+    return TokenBlocks(tensor=blocks, labels=labels, documents=documents, tokens=len(stream), dropped_tokens=dropped)
+
+
+def _cut(stream: torch.Tensor, opening: tuple[int, ...], length: int) -> tuple[list[torch.Tensor], list[bool], int]:
+    """Blocks that all begin with ``opening``, which of them got one, and where in the stream the last one ends.
+
+    A block that begins where a document does has the document's opening. A cut inside an opening goes back to its
+    beginning.
+    """
+    first = torch.tensor(opening, dtype=torch.int64)
+    rows: list[torch.Tensor] = []
+    continued: list[bool] = []
+    end = 0
+    while True:
+        begin = next((at for at in range(end, end - len(opening), -1) if _stands(first, stream, at)), end)
+        continues = len(opening) > 0 and not _stands(first, stream, begin)
+        stop = begin + length - len(opening) * continues
+        if stop > len(stream):
+            return rows, continued, end
+        rows.append(torch.cat([first, stream[begin:stop]]) if continues else stream[begin:stop])
+        continued.append(continues)
+        end = stop
+
+
+def _stands(opening: torch.Tensor, stream: torch.Tensor, at: int) -> bool:
+    return at >= 0 and torch.equal(stream[at : at + len(opening)], opening)
 
 
 def split_heldout(blocks: torch.Tensor, fraction: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,136 +215,65 @@ def split_heldout(blocks: torch.Tensor, fraction: float) -> tuple[torch.Tensor, 
     return train, rest
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Either texts (documents) or token-id sequences; ``remark`` ends the message if they are too short."""
-
-    texts: Sequence[str] = ()
-    sequences: Sequence[Sequence[int]] = ()
-    remark: str = ""
-
-
-def _source(data: object) -> _Source:
-    if isinstance(data, str | Path):
-        return _Source(texts=_read([data]))
-    if isinstance(data, datasets.Dataset):
-        return _from_dataset(data)
-    if isinstance(data, torch.Tensor | np.ndarray):
-        data = data.tolist()
-    if not isinstance(data, Sequence):
+def _ids(where: str, item: object) -> torch.Tensor:
+    """One sequence of token ids, ``[tokens]``, int64."""
+    if isinstance(item, torch.Tensor | np.ndarray):
+        item = item.tolist()
+    if not isinstance(item, Sequence) or isinstance(item, str | bytes):
         raise DataError(
-            f"data of type {type(data).__name__}: give a path, a list of paths or texts, a datasets.Dataset "
-            "(one split, not streamed) or a list of token-id sequences"
+            f"{where} is a {type(item).__name__}: data must be paths, texts, rows or token-id sequences, one kind only"
         )
-    if len(data) == 0:
-        raise DataError("the data is an empty list")
-    if all(isinstance(item, str | Path) for item in data):
-        return _from_strings(data)
-    return _Source(sequences=_checked_sequences(data))
+    if not all(isinstance(token, int | np.integer) and not isinstance(token, bool) for token in item):
+        raise DataError(f"{where} is a sequence that holds something other than token ids")
+    try:
+        return torch.tensor(item, dtype=torch.int64)
+    except (OverflowError, RuntimeError, ValueError) as error:
+        raise DataError(f"{where} holds a number that is no token id: it is beyond 64 bits") from error
 
 
-def _from_strings(items: Sequence[str | Path]) -> _Source:
-    # os.path.exists, not Path.exists: that one raises on a text too long for a file name
-    are_files = [isinstance(item, Path) or os.path.exists(item) for item in items]
-    if all(are_files):
-        return _Source(texts=_read(items))
-    if any(are_files):
-        odd = items[are_files.index(False)]
-        raise DataError(
-            f"a list of strings must be all files or all texts; this one has both: {_short(odd)} is not a file"
-        )
-    return _Source(
-        texts=_documents([str(item) for item in items]),
-        remark=" (the strings were taken as texts, since none names an existing file)",
-    )
+def _check_ids(where: str, ids: torch.Tensor, vocab_size: int | None) -> None:
+    if ids.numel() == 0:
+        return
+    lowest, highest = int(ids.min()), int(ids.max())
+    if lowest < 0:
+        raise DataError(f"{where} has token id {lowest}: ids are not negative (labels such as -100 are no data)")
+    if vocab_size is not None and highest >= vocab_size:
+        raise DataError(f"{where}: token id {highest} is outside the vocabulary of {vocab_size} tokens")
 
 
-def _read(paths: Sequence[str | Path]) -> list[str]:
-    texts: list[str] = []
-    for path in paths:
-        if isinstance(path, str) and not os.path.exists(path):
-            raise MissingFileError(f"no such file: {_short(path)} (to give a text, put it in a list)")
-        texts += read_documents(Path(path))
-    return texts
-
-
-def _from_dataset(data: datasets.Dataset) -> _Source:
-    if "text" in data.column_names:
-        texts = list(data["text"])
-        for row, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise DataError(f"the data set's `text` in row {row} is a {type(text).__name__}, not a string")
-        return _Source(texts=_documents(texts))
-    if "input_ids" in data.column_names:
-        return _Source(sequences=_checked_sequences(list(data["input_ids"])))
-    raise DataError(
-        f"the data set has neither a `text` nor an `input_ids` column, only: {', '.join(data.column_names) or 'none'}"
-    )
-
-
-def _documents(texts: Iterable[str]) -> list[str]:
-    documents = split_documents(texts)
-    if not documents:
-        raise DataError("the data holds no text: it is empty or has white space only")
-    return documents
-
-
-def _checked_sequences(items: Sequence[object]) -> list[Sequence[int]]:
-    sequences: list[Sequence[int]] = []
-    for index, item in enumerate(items):
-        ids = item.tolist() if isinstance(item, torch.Tensor | np.ndarray) else item
-        if not isinstance(ids, Sequence) or isinstance(ids, str):
-            raise DataError(
-                f"item {index} of the data is a {type(item).__name__}: a list must hold paths, texts "
-                "or token-id sequences, one kind only"
-            )
-        if not all(isinstance(token, int | np.integer) and not isinstance(token, bool) for token in ids):
-            raise DataError(f"item {index} of the data is a sequence that holds something other than token ids")
-        sequences.append(ids)
-    if not any(sequences):
-        raise DataError("the data holds no token: every sequence is empty")
-    return sequences
-
-
-def _pack_ids(sequences: Sequence[Sequence[int]]) -> torch.Tensor:
-    return torch.tensor(list(itertools.chain.from_iterable(sequences)), dtype=torch.int64)
-
-
-def _tokenize(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase | None) -> torch.Tensor:
+def _tokenize(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, frame: TextFrame) -> torch.Tensor:
     """All documents as one stream of token ids, ``[tokens]``."""
-    if tokenizer is None:
-        raise TokenizerError("text data needs a tokenizer: give one, or give token-id sequences as data")
-    start = _document_start(tokenizer)
+    framed = bool(frame.opening or frame.closing)
+    between = [] if framed or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    before, after = [*frame.opening, *between], list(frame.closing)
     chunks: list[torch.Tensor] = []
     for batch in _batches(documents):
         # verbose=False: a document may be longer than the model's context, it is cut into blocks anyway
-        encoded = tokenizer([piece for piece, _ in batch], add_special_tokens=False, verbose=False)["input_ids"]
-        ids = [start + piece if first else piece for piece, (_, first) in zip(encoded, batch, strict=True)]
+        texts = [piece.text for piece in batch]
+        encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = [
+            before * piece.begins + list(piece_ids) + after * piece.ends
+            for piece, piece_ids in zip(batch, encoded, strict=True)
+        ]
         chunks.append(torch.tensor(list(itertools.chain.from_iterable(ids)), dtype=torch.int64))
-    stream = torch.cat(chunks)
-    return stream if adds_bos(tokenizer) else stream[len(start) :]
+    return torch.cat(chunks)[len(between) :]
 
 
-def _document_start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What goes before a document: bos where the tokenizer adds it itself, else eos (not before the first one)."""
-    mark = tokenizer.bos_token_id if adds_bos(tokenizer) else tokenizer.eos_token_id
-    return [] if mark is None else [mark]
+@dataclass(frozen=True)
+class _Piece:
+    text: str
+    begins: bool
+    ends: bool
 
 
-def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer puts bos before a text by itself."""
-    ids = tokenizer("a")["input_ids"]
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    return tokenizer.bos_token_id is not None and ids != plain and ids[:1] == [tokenizer.bos_token_id]
-
-
-def _batches(documents: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:
-    """Batches of ``(piece, whether it begins a document)`` of about `BATCH_CHARS` characters."""
-    batch: list[tuple[str, bool]] = []
+def _batches(documents: Iterable[str]) -> Iterator[list[_Piece]]:
+    """Batches of pieces of about `BATCH_CHARS` characters; a piece knows whether it begins or ends a document."""
+    batch: list[_Piece] = []
     size = 0
     for document in documents:
-        for index, piece in enumerate(_pieces(document)):
-            batch.append((piece, index == 0))
+        pieces = list(_pieces(document))
+        for index, piece in enumerate(pieces):
+            batch.append(_Piece(piece, index == 0, index == len(pieces) - 1))
             size += len(piece)
             if size >= BATCH_CHARS:
                 yield batch
@@ -270,23 +297,3 @@ def _pieces(document: str) -> Iterator[str]:
         yield document[begin:end]
         begin = end
     yield document[begin:]
-
-
-def _check_vocabulary(stream: torch.Tensor, vocab_size: int | None, *, from_text: bool) -> None:
-    if stream.numel() == 0:
-        return
-    lowest, highest = int(stream.min()), int(stream.max())
-    if lowest < 0:
-        raise DataError(f"token id {lowest}: ids are not negative (labels such as -100 are no data)")
-    if vocab_size is not None and highest >= vocab_size:
-        if from_text:
-            raise TokenizerError(
-                f"the tokenizer produced token id {highest} and the model has {vocab_size} tokens: "
-                "it belongs to another model"
-            )
-        raise DataError(f"token id {highest} is outside the vocabulary of {vocab_size} tokens")
-
-
-def _short(text: str | Path) -> str:
-    shown = str(text)
-    return repr(shown if len(shown) <= 60 else f"{shown[:57]}...")

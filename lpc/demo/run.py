@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from exporters.files import check_output, write_text
+from exporters.files import claimed, write_text
 from lpc.compression import compress
 from lpc.demo.text import corpus
 from lpc.evaluation import EvaluateOptions, Evaluation, evaluate
 from lpc.exporting import export
 from lpc.material import DataOptions
-from lpc.report import Report, refresh
+from lpc.owned import OUTPUT
+from lpc.report import Report, record
 from lpc.speed import Benchmark, BenchmarkOptions, benchmark
 from passes.pipeline import Progress, silent
 from passes.tuning import TuneOptions
@@ -38,9 +39,9 @@ def run(out: Path, *, force: bool = False, progress: Progress = silent) -> Demo:
     Besides, ``out/dense-onnx`` holds the dense model's ONNX package that the benchmark compares with, and
     ``out/heldout.txt`` the text of the evaluation. Raises OutputExistsError, OutputError, PostconditionError.
     """
-    check_output(out, force=force)
     text = corpus()
-    with as_file(files("lpc") / "assets" / "demo-model") as model:
+    model_files = as_file(files("lpc") / "assets" / "demo-model")
+    with claimed(out, force=force, owned=OUTPUT), model_files as model:
         result = compress(
             model,
             data=list(text.train),
@@ -55,6 +56,5 @@ def run(out: Path, *, force: bool = False, progress: Progress = silent) -> Demo:
         timed = benchmark(out, out / "dense-onnx", BenchmarkOptions(), progress)
         options = EvaluateOptions(text=out / "heldout.txt", limit=EVALUATED_DOCUMENTS)
         evaluation = evaluate(out, options, dense=model, progress=progress)
-        evaluation.write(out / "eval.json")
-    refresh(out)
+        record(out, {"eval.json": evaluation.to_text()})
     return Demo(report, timed, evaluation)

@@ -3,6 +3,7 @@
 from lpc.evaluation.evaluate import EvaluateOptions, evaluate
 from lpc.evaluation.heldout import Score, score, score_model
 from lpc.evaluation.perplexity import token_perplexity
+from lpc.evaluation.plausible import warn_of_loss, warn_of_text
 from lpc.evaluation.results import Evaluation
 from lpc.evaluation.tables import evaluation_rows
 
@@ -15,4 +16,6 @@ __all__ = [
     "score",
     "score_model",
     "token_perplexity",
+    "warn_of_loss",
+    "warn_of_text",
 ]

@@ -9,12 +9,13 @@ from typing import Any, TypeAlias
 
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.loss.loss_utils import LOSS_MAPPING
 
 from exporters.hf import reload
 from lpc.data import IGNORED, Collator, Row, RowFormat, Rows, RowsLike, open_rows
 from lpc.evaluation.perplexity import exp
+from lpc.source import load_config
 from passes.errors import DataError, MissingFileError, ModelError, OptionError, UnsupportedModelError
 from passes.models import Task, base_model, evaluation_mode, model_class, task_of
 
@@ -92,7 +93,7 @@ def score_model(model: PreTrainedModel | PeftModel, rows: Rows, *, batch_size: i
 def _score_onnx(folder: Path, data: RowsLike, batch_size: int) -> Score:
     import onnxruntime
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = load_config(folder)
     kind = model_class(config)
     task, rows = task_of(kind), open_rows(data, RowFormat.of(kind, config))
     try:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import cross_entropy
 
+from lpc.data import IGNORED
 from passes.errors import DataError, OptionError
 from passes.models import evaluation_mode
 
@@ -23,26 +24,34 @@ class Perplexity:
     context_length: int
 
 
-def token_perplexity(model: torch.nn.Module, blocks: torch.Tensor, batch_size: int = 8) -> Perplexity:
+def token_perplexity(
+    model: torch.nn.Module, blocks: torch.Tensor, batch_size: int = 8, *, labels: torch.Tensor | None = None
+) -> Perplexity:
     """Perplexity of tokens 2..L of each block ``[n, L]``; no block sees another.
 
-    ``model`` is a causal `transformers` model (or a PEFT one); it comes back with the training flags it had. The
-    logits are read as float32 and summed in float64. A NaN in the model gives a NaN. Raises `DataError` for blocks
-    without a token to predict, `OptionError` for a batch size below 1.
+    Tokens whose ``labels`` ``[n, L]`` are -100 are not counted (default: all are). Blocks are taken as they are: they
+    must begin as the model's texts do (`lpc.data.token_sequences` sees to that). ``model`` is a causal `transformers`
+    model (or a PEFT one); it comes back with the training flags it had. The logits are read as float32 and summed in
+    float64. A NaN in the model gives a NaN. Raises `DataError` for blocks without a token to predict, `OptionError` for
+    a batch size below 1.
     """
     if blocks.ndim != 2 or blocks.shape[0] == 0 or blocks.shape[1] < 2:
         raise DataError(f"perplexity needs blocks [n, L] with n >= 1 and L >= 2, not {list(blocks.shape)}")
     if batch_size < 1:
         raise OptionError(f"batch_size {batch_size}: it must be at least 1")
+    wanted = (blocks if labels is None else labels)[:, 1:]
+    tokens = int((wanted != IGNORED).sum())
+    if tokens == 0:
+        raise DataError("perplexity needs a token to predict, and all labels are -100")
     device = next(model.parameters()).device
     total = 0.0
     with evaluation_mode(model), torch.no_grad():
         for start in range(0, len(blocks), batch_size):
-            ids = blocks[start : start + batch_size].to(device)
+            ids, targets = (each[start : start + batch_size].to(device) for each in (blocks, wanted))
             logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-            losses = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+            flat = targets.flatten()
+            losses = cross_entropy(logits.flatten(0, 1), flat, reduction="none", ignore_index=IGNORED)
             total += float(losses.double().sum())
-    tokens = blocks.shape[0] * (blocks.shape[1] - 1)
     return Perplexity(exp(total / tokens), tokens, blocks.shape[1])
 
 

@@ -118,9 +118,13 @@ class Evaluation:
         values: dict[str, Any] = _finite({"schema_version": SCHEMA_VERSION, **asdict(self)})
         return values
 
+    def to_text(self) -> str:
+        """``eval.json``."""
+        return json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n"
+
     def write(self, path: Path) -> None:
         """Write ``eval.json``, whole or not at all. Raises `OutputError`."""
-        write_text(Path(path), json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
+        write_text(Path(path), self.to_text())
 
 
 def _finite(value: Any) -> Any:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
+from lpc.source import load_config
 from passes.errors import DataError, MissingFileError, OptionError, UnsupportedModelError
 from passes.models import Task, model_class, task_of
 
@@ -59,7 +60,7 @@ def _check_causal(home: Path | None) -> None:
     if home is None or not (home / "config.json").is_file():
         return
     try:
-        kind = model_class(AutoConfig.from_pretrained(home, local_files_only=True))
+        kind = model_class(load_config(home))
     except UnsupportedModelError:
         raise
     except Exception:  # noqa: BLE001 -- whoever loads the model says what is wrong with it

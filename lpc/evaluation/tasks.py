@@ -98,10 +98,11 @@ def _continue(row: Row) -> dict[str, Any]:
 
 def _hellaswag(row: Row) -> dict[str, Any]:
     """The prompt of lm-eval's own ``hellaswag`` task (lm_eval/tasks/hellaswag/utils.py)."""
-    context = f"{row['activity_label']}: {row['ctx_a']} {str(row['ctx_b']).capitalize()}"
+    label, first, second = (_string(row[name], name) for name in ("activity_label", "ctx_a", "ctx_b"))
+    context = f"{label}: {first} {second.capitalize()}"
     endings = [_tidy(ending) for ending in _choices(row["endings"], "endings")]
-    label = int(row["label"]) if isinstance(row["label"], str) else row["label"]
-    return {"query": _tidy(context), "choices": _choices(endings, "endings"), "gold": _gold(label, len(endings))}
+    gold = int(row["label"]) if isinstance(row["label"], str) else row["label"]
+    return {"query": _tidy(context), "choices": _choices(endings, "endings"), "gold": _gold(gold, len(endings))}
 
 
 def _tidy(text: str) -> str:
@@ -111,19 +112,27 @@ def _tidy(text: str) -> str:
 
 def _text(value: object, field: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"`{field}` must be a string with text in it, not {value!r}")
+        raise ValueError(f"`{field}` must be a string with text in it, not {value!r}"[:200])
+    return _string(value, field)
+
+
+def _string(value: object, field: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"`{field}` must be a string, not a {type(value).__name__}")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ValueError(f"`{field}` has half of a surrogate pair, which is no text: write the whole character")
     return value
 
 
 def _choices(value: object, field: str) -> list[str]:
     if not isinstance(value, list) or len(value) < 2:
-        raise ValueError(f"`{field}` must be a list of at least two strings, not {value!r}")
+        raise ValueError(f"`{field}` must be a list of at least two strings, not {value!r}"[:200])
     return [_text(item, field) for item in value]
 
 
 def _gold(value: object, count: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < count:
-        raise ValueError(f"the gold answer must be a number from 0 to {count - 1}, not {value!r}")
+        raise ValueError(f"the gold answer must be a number from 0 to {count - 1}, not {value!r}"[:200])
     return value
 
 

@@ -1,22 +1,39 @@
 """What a run tells: the report, the manifest, curves."""
 
-from lpc.report.family import DENSE_ONNX, FamilyReport
-from lpc.report.manifest import refresh, write_manifest
-from lpc.report.report import HeldOut, Measure, PredictedLatency, Report, heldout_rows, runs_on, size_rows, speed_rows
+from lpc.report.curve import Panel, Point, draw
+from lpc.report.manifest import complete, record, write_manifest
+from lpc.report.report import (
+    HeldOut,
+    Measure,
+    Merging,
+    PredictedLatency,
+    Report,
+    heldout_rows,
+    runs_on,
+    show_measure,
+    size_rows,
+    speed_rows,
+    table,
+)
 from lpc.report.untouched import untouched
 
 __all__ = [
-    "DENSE_ONNX",
-    "FamilyReport",
     "HeldOut",
     "Measure",
+    "Merging",
+    "Panel",
+    "Point",
     "PredictedLatency",
     "Report",
+    "complete",
+    "draw",
     "heldout_rows",
-    "refresh",
+    "record",
     "runs_on",
+    "show_measure",
     "size_rows",
     "speed_rows",
+    "table",
     "untouched",
     "write_manifest",
 ]

@@ -2,53 +2,97 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from exporters.files import sha256, write_text
+from exporters.files import UPDATE, sha256, updating, write_texts
+from lpc.owned import MANIFEST
 from lpc.report.report import render
 from lpc.versions import versions
 from passes.errors import DataError
 
 SCHEMA_VERSION = 2
-MANIFEST = "lpc.json"
 REPORT = "report.md"
+NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 
 
-def write_manifest(folder: Path, values: Mapping[str, Any]) -> None:
-    """Write ``report.md`` and ``lpc.json`` for the files in the folder.
+def write_manifest(folder: Path, values: Mapping[str, Any], texts: Mapping[str, str] = NO_TEXTS) -> None:
+    """Write ``report.md`` and ``lpc.json`` for the files in the folder, and ``texts``, by name, with them.
 
-    ``values`` are the report's; schema version, package versions and file hashes are added. A benchmark or evaluation
-    that lies in the folder goes into the report.
+    All of them are written together: a kill in between leaves the rest to the next command. ``values`` are the
+    report's; schema version, package versions and file hashes are added. A benchmark or evaluation that lies in the
+    folder goes into the report.
     """
-    benchmark, evaluation = (_read_json(folder / name) for name in ("benchmark.json", "eval.json"))
-    write_text(folder / REPORT, render(values, benchmark, evaluation))
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    found = {name: texts.get(name) or _text(folder / name) for name in ("benchmark.json", "eval.json")}
+    benchmark, evaluation = (_parsed(folder / name, text) for name, text in found.items())
+    texts = {**texts, REPORT: render(values, benchmark, evaluation)}
     manifest = {
         **values,
         "schema_version": SCHEMA_VERSION,
         "versions": values.get("versions") or versions(),
-        "files": {
-            str(path.relative_to(folder)): {"sha256": sha256(path), "bytes": path.stat().st_size} for path in files
-        },
+        "files": dict(sorted({**_files(folder), **_hashes(texts)}.items())),
     }
-    write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    write_texts(folder, {**texts, MANIFEST: json.dumps(manifest, indent=1) + "\n"})
+
+
+def record(folder: Path, texts: Mapping[str, str] = NO_TEXTS) -> None:
+    """Write texts into a folder and, in an lpc output, bring report and hashes up to date with them.
+
+    Raises OutputError when the disk refuses, DataError if the output's own files are broken.
+    """
+    with updating(folder):
+        values = _parsed(folder / MANIFEST, _text(folder / MANIFEST))
+        if values is not None:
+            write_manifest(folder, values, texts)
+        elif texts:
+            write_texts(folder, texts)
 
 
 def refresh(folder: Path) -> None:
-    """Bring report and hashes up to date after a benchmark or an evaluation; nothing to do outside an lpc output."""
-    manifest = _read_json(folder / MANIFEST)
-    if manifest is not None:
-        write_manifest(folder, manifest)
+    """Bring report and hashes up to date with the folder's files; nothing to do outside an lpc output."""
+    record(folder)
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
+def complete(part: Path) -> None:
+    """Note in the manifest beside a part that it is not missing any more; nothing to do outside an lpc output."""
+    folder = Path(os.path.realpath(part)).parent
+    values = _parsed(folder / MANIFEST, _text(folder / MANIFEST))
+    if values is None or part.name not in values.get("missing", {}):
+        return
+    with updating(folder):
+        missing = {name: why for name, why in values["missing"].items() if name != part.name}
+        write_manifest(folder, {**values, "missing": missing})
+
+
+def _files(folder: Path) -> dict[str, dict[str, str | int]]:
+    """sha256 and size of every file that lies in the folder."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name not in {MANIFEST, UPDATE})
+    return {str(path.relative_to(folder)): {"sha256": sha256(path), "bytes": path.stat().st_size} for path in paths}
+
+
+def _hashes(texts: Mapping[str, str]) -> dict[str, dict[str, str | int]]:
+    """The same of files that are about to be written."""
+    contents = {name: text.encode() for name, text in texts.items()}
+    return {
+        name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+        for name, content in contents.items()
+    }
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def _parsed(path: Path, text: str | None) -> dict[str, Any] | None:
+    if text is None:
         return None
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = json.loads(text)
     except ValueError as error:
         raise DataError(f"{path} is not valid JSON ({error}); remove it or make it anew") from error
     return values

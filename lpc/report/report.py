@@ -38,18 +38,28 @@ class Measure:
     pruned: float
 
 
+@dataclass(frozen=True)
+class Merging:
+    """What rounding W + s·BA to the weights' dtype costs: measures by name with the adapter attached, and merged."""
+
+    attached: Mapping[str, float]
+    merged: Mapping[str, float]
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
     """Measures on data that were neither scored nor tuned on, by name: loss, perplexity, accuracy.
 
     Taken over ``labels`` labels (tokens, in a language model) of ``rows`` rows. ``context_length``, in tokens, is that
-    of the rows if they were cut from text, else None.
+    of the rows if they were cut from text, else None. ``merging`` is there where a trained adapter was merged into
+    weights of fewer digits than its own.
     """
 
     measures: Mapping[str, Measure]
     rows: int
     labels: int
     context_length: int | None = None
+    merging: Merging | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +76,7 @@ class PredictedLatency:
 class Report:
     """What was done to which model, what it cost, and, of a saved one, where it runs (``compatibility``).
 
-    ``latency`` is there if the budget limited it.
+    ``latency`` is there if the budget limited it; ``notes`` say what was done to the source before anything else.
     """
 
     source: str
@@ -82,10 +92,17 @@ class Report:
     passes: tuple[PassRecord, ...]
     compatibility: tuple[Verdict, ...] = ()
     latency: PredictedLatency | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(
-        cls, source: str, graph: PruningGraph, plan: Plan, passes: tuple[PassRecord, ...], heldout: HeldOut | None
+        cls,
+        source: str,
+        graph: PruningGraph,
+        plan: Plan,
+        passes: tuple[PassRecord, ...],
+        heldout: HeldOut | None,
+        notes: tuple[str, ...] = (),
     ) -> Report:
         """The report of a finished pipeline."""
         counts = plan.counts()
@@ -101,6 +118,7 @@ class Report:
             untouched=untouched(graph),
             heldout=heldout,
             passes=passes,
+            notes=notes,
         )
 
     @property
@@ -116,6 +134,7 @@ class Report:
             "target": {"parameters": self.pruned.parameters},
             "budget": dict(self.asked),
             "layout": self.layout,
+            "notes": list(self.notes),
             "ratio": {"asked": self.asked_ratio, "achieved": self.achieved_ratio},
             "cost": {"dense": plain(self.dense), "pruned": plain(self.pruned)},
             "latency": plain(self.latency),
@@ -162,7 +181,7 @@ def render(
     evaluation: Mapping[str, Any] | None = None,
 ) -> str:
     """Markdown of ``lpc.json`` and, where they are there, ``benchmark.json`` and ``eval.json``."""
-    sections = [_headline(manifest), _sizes(manifest), _untouched(manifest), _quality(manifest)]
+    sections = [_headline(manifest), _missing(manifest), _sizes(manifest), _untouched(manifest), _quality(manifest)]
     if evaluation:
         sections.append(_evaluation(evaluation))
     if benchmark:
@@ -192,6 +211,7 @@ def _headline(manifest: Mapping[str, Any]) -> str:
         f"# {source['path'].rstrip('/').rpartition('/')[2]}, compressed by lpc\n\n"
         f"{source['parameters']:,} → {target['parameters']:,} parameters: {achieved:.1%} removed "
         f"(asked: {asked}), {manifest['layout']} widths. Source: `{source['path']}` ({source['family']})."
+        + "".join(f"\n\nNote: {note}." for note in manifest.get("notes", ()))
     )
 
 
@@ -263,14 +283,32 @@ def _quality(manifest: Mapping[str, Any]) -> str:
     context = heldout["context_length"]
     windows = f", {heldout['labels']:,} tokens in windows of {context}" if context else ""
     what = f"On {heldout['rows']:,} held-out {'sequences' if context else 'rows'}{windows}"
-    return f"## Quality\n\n{what}, neither scored nor tuned on.\n\n" + table(
-        ["", "dense", "removed, not healed", "pruned and tuned"], heldout_rows(heldout)
+    return (
+        f"## Quality\n\n{what}, neither scored nor tuned on.\n\n"
+        + table(["", "dense", "removed, not healed", "pruned and tuned"], heldout_rows(heldout))
+        + _merging(heldout.get("merging"))
     )
+
+
+def _merging(merging: Mapping[str, Any] | None) -> str:
+    """What merging cost, for people."""
+    if not merging:
+        return ""
+    shown = (
+        f"{name} {show_measure(name, value)} attached, {show_measure(name, merging['merged'][name])} merged"
+        for name, value in merging["attached"].items()
+    )
+    return f"\n\nMerging the adapter rounds the weights to their dtype: {'; '.join(shown)}."
 
 
 def _untouched(manifest: Mapping[str, Any]) -> str:
     left = manifest.get("untouched")
     return "## Left whole\n\n" + "\n".join(f"- {part}: {why}" for part, why in left.items()) if left else ""
+
+
+def _missing(manifest: Mapping[str, Any]) -> str:
+    missing = manifest.get("missing")
+    return "## Missing\n\n" + "\n".join(f"- {part}: {why}" for part, why in missing.items()) if missing else ""
 
 
 def _evaluation(evaluation: Mapping[str, Any]) -> str:

@@ -3,27 +3,48 @@
 from __future__ import annotations
 
 import copy
-import json
+import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from peft import PeftModel
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from exporters.hf import Processor, class_of
+from lpc.source.adapters import brings_embeddings, load_adapter, named_base, plain_or_lora
+from lpc.source.handed import check_handed, without_hooks
 from passes.errors import LpcError, MissingFileError, ModelError, TokenizerError
 from passes.families import family_of
-from passes.models import base_model, check_adapter_folder, task_of
+from passes.models import (
+    CONFIG_FILE,
+    Place,
+    base_model,
+    check_adapter_folder,
+    check_declared,
+    check_loss,
+    check_padding,
+    dense_weights,
+    keep_own_head,
+    load_model,
+    quiet,
+    read_json,
+    reason,
+    task_of,
+    unreadable,
+)
+
+logger = logging.getLogger(__name__)
 
 HUB_NAME = re.compile(r"(\w[\w.-]*)/[\w.-]+")
 IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 ModelLike: TypeAlias = "PreTrainedModel | PeftModel | str | Path"
-"""What the user may hand over as a model: a live one, a local folder, or a name on the Hugging Face hub."""
+"""What the user may hand over as a model: a live one, a local folder or GGUF file, or a name on the hub."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +60,15 @@ class ImageProcessorFile:
 
 @dataclass(frozen=True)
 class Source:
-    """A working copy of the user's model, its tokenizer or image processor, and its name or absolute path."""
+    """A working copy of the user's model, its tokenizer or image processor, and its name or absolute path.
+
+    ``notes`` say what was done to it before anything else, for the report.
+    """
 
     model: PreTrainedModel | PeftModel
     processor: Processor | None
     name: str
+    notes: tuple[str, ...] = ()
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -52,25 +77,21 @@ class Source:
 
 
 def load_source(model: ModelLike, processor: Processor | None = None, *, trust_remote_code: bool = False) -> Source:
-    """Load a folder or hub model of any task, or copy a live one.
+    """Load a folder, a GGUF file or a hub model of any task, or copy a live one.
 
     ``processor`` is a tokenizer or an image processor; by default the one that comes with the model. A folder that
-    holds an adapter is loaded with the base model that its configuration names. Raises MissingFileError, ModelError,
-    UnsupportedModelError or TokenizerError (a tokenizer that is there but broken).
+    holds an adapter is loaded with the base model that its configuration names; an adapter that is more than plain LoRA
+    is merged. Raises MissingFileError, ModelError, UnsupportedModelError or TokenizerError (a tokenizer that is there
+    but broken).
     """
+    check_handed(model)
+    check_processor(processor)
     if isinstance(model, PreTrainedModel | PeftModel):
-        base = base_model(model)
-        _check_supported(base)
-        name = str(base.config.name_or_path or type(base).__name__)
-        found = processor or (find_processor(Path(name)) if Path(name).is_dir() else None)
-        return Source(copy.deepcopy(model).eval(), found, _absolute(name))
-    name = str(model)
-    folder = locate(name)
-    if folder is not None and (folder / "adapter_config.json").is_file():
-        return _load_adapted(folder, processor, trust_remote_code)
-    loaded = _load_model(name, folder, trust_remote_code)
-    found = processor or (find_processor(folder) if folder else _hub_processor(name, trust_remote_code))
-    return Source(loaded, found, _absolute(name))
+        return _copied(model, processor)
+    place = find_place(str(model))
+    if place.folder is not None and (place.folder / CONFIG_FILE).is_file() and place.gguf is None:
+        return _load_adapted(place.folder, processor, trust_remote_code)
+    return _load_plain(place, processor, trust_remote_code)
 
 
 def load(model: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -81,52 +102,90 @@ def load(model: str | Path, *, trust_remote_code: bool = False) -> PreTrainedMod
     return base_model(load_source(model, trust_remote_code=trust_remote_code).model)
 
 
-def load_config(model: str | Path) -> PreTrainedConfig:
-    """The configuration of a folder (which may hold nothing else) or hub model. Raises MissingFileError, ModelError."""
-    folder = locate(str(model))
-    try:
-        return AutoConfig.from_pretrained(str(folder or model), local_files_only=folder is not None)
-    except LpcError:
-        raise
-    except Exception as error:
-        raise _unreadable(str(model), "config.json", error) from error
+def load_config(model: str | Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration of a folder (which may hold nothing else), GGUF file or hub model.
+
+    No code that comes with it is run unless that is trusted. Raises MissingFileError, ModelError.
+    """
+    return _config_at(find_place(str(model)), trust_remote_code)
 
 
-def locate(name: str) -> Path | None:
-    """The local folder of that name, or None for what can only be a hub name, ``owner/name``. Raises MissingFileError.
+def find_place(name: str) -> Place:
+    """Where the model of that name lies: a folder, a GGUF file, or the hub. Raises MissingFileError, ModelError.
 
     What looks like a path (its first part is a folder here) is never looked up on the hub.
     """
     path = Path(name)
-    if path.is_dir():
-        if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
+    if _is(path, "is_dir"):
+        if not any((path / file).is_file() for file in ("config.json", CONFIG_FILE)):
             raise MissingFileError(f"there is no config.json in {path}; name a folder that save_pretrained wrote")
-        return path
-    if path.exists():
-        raise ModelError(f"{path} is a file; name the folder that holds the model")
+        return Place(name, path)
+    if _is(path, "exists"):
+        if path.suffix.lower() == ".gguf" and path.is_file():
+            return Place(name, path.parent, path.name)
+        raise ModelError(f"{path} is a file; name the folder that holds the model, or a .gguf file")
     hub_name = HUB_NAME.fullmatch(name)
     if hub_name is None or Path(hub_name[1]).is_dir():
-        raise MissingFileError(f"there is no model folder {name} (a model on the hub is named owner/name)")
-    return None
+        raise MissingFileError(f"there is no model folder {name[:500]} (a model on the hub is named owner/name)")
+    return Place(name, None)
 
 
-def find_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+def find_tokenizer(
+    folder: Path, *, gguf: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase | None:
     """The tokenizer in a folder, or None if there are no tokenizer files. Raises TokenizerError if they are broken."""
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    if gguf is None and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None
+    options: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        with quiet():
+            return AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=trust_remote_code, **options
+            )
     except Exception as error:
-        raise TokenizerError(f"the tokenizer in {folder} cannot be loaded: {_first_line(error)}") from error
+        where = folder / gguf if gguf else folder
+        raise TokenizerError(f"the tokenizer in {where} cannot be loaded: {reason(error)}") from error
 
 
-def find_processor(folder: Path) -> Processor | None:
+def find_processor(folder: Path, *, trust_remote_code: bool = False) -> Processor | None:
     """The tokenizer in a folder, or else the image processor, or None. Raises TokenizerError for a broken tokenizer."""
-    return find_tokenizer(folder) or _image_processor(folder / IMAGE_PROCESSOR_FILE)
+    return find_tokenizer(folder, trust_remote_code=trust_remote_code) or _image_processor(
+        folder / IMAGE_PROCESSOR_FILE
+    )
+
+
+def check_processor(processor: object) -> None:
+    """Raise TokenizerError for what cannot be saved with a model, such as a tokenizer's name."""
+    if processor is not None and not callable(getattr(processor, "save_pretrained", None)):
+        raise TokenizerError(
+            f"the tokenizer is {processor!r:.80}, not a tokenizer: hand over AutoTokenizer.from_pretrained(...), or "
+            "leave it out and the one beside the model is taken"
+        )
+
+
+def _is(path: Path, question: str) -> bool:
+    """``path.is_dir()`` or the like; False for a name that no file can have."""
+    try:
+        return bool(getattr(path, question)())
+    except (OSError, ValueError):
+        return False
 
 
 def _image_processor(path: Path) -> ImageProcessorFile | None:
     return ImageProcessorFile(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _processor_of(place: Place, trust_remote_code: bool) -> Processor | None:
+    if place.folder is None:
+        return _hub_processor(place.name, trust_remote_code)
+    if place.gguf is None:
+        return find_processor(place.folder, trust_remote_code=trust_remote_code)
+    beside = find_tokenizer(place.folder, trust_remote_code=trust_remote_code)
+    try:
+        return beside or find_tokenizer(place.folder, gguf=place.gguf)
+    except TokenizerError as error:
+        logger.warning("%s; token ids can be given without one", error)
+        return None
 
 
 def _hub_processor(name: str, trust_remote_code: bool) -> Processor:
@@ -135,54 +194,91 @@ def _hub_processor(name: str, trust_remote_code: bool) -> Processor:
         found: Processor | None = _image_processor(Path(file)) if file else None
         return found or AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise TokenizerError(f"the tokenizer of {name} cannot be loaded: {_first_line(error)}") from error
+        raise TokenizerError(f"the tokenizer of {name} cannot be loaded: {reason(error)}") from error
 
 
-def _load_model(name: str, folder: Path | None, trust_remote_code: bool) -> PreTrainedModel:
-    config = load_config(name)
-    family_of(config)
-    kind = class_of(str(folder or name), config, trust_remote_code=trust_remote_code)
+def _config_at(place: Place, trust_remote_code: bool) -> PreTrainedConfig:
+    if place.folder is not None and place.gguf is None:
+        values = read_json(place.folder / "config.json")
+        check_declared(values, str(place.folder / "config.json"))
+    arguments = place.arguments
     try:
-        model: PreTrainedModel = kind.from_pretrained(
-            str(folder or name), local_files_only=folder is not None, use_safetensors=True
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            arguments.pop("pretrained_model_name_or_path"), trust_remote_code=trust_remote_code, **arguments
         )
+    except LpcError:
+        raise
     except Exception as error:
-        raise _unreadable(name, "weights", error) from error
-    _check_supported(model)
-    return model.eval()
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{place.name} brings code of its own (auto_map in its config.json), which is not run: say "
+                "trust_remote_code=True (--trust-remote-code) if you trust it"
+            ) from error
+        raise unreadable(place.name, "config.json", error) from error
+    check_declared(config.to_dict(), place.name)
+    return config
+
+
+def _copied(model: PreTrainedModel | PeftModel, processor: Processor | None) -> Source:
+    """The source of a live model: a copy, without the hooks that are the user's own."""
+    base = base_model(model)
+    if not dense_weights(base.config):
+        _check_supported(base)
+    name = str(base.config.name_or_path or type(base).__name__)
+    folder = Path(name) if _is(Path(name), "is_dir") else None
+    found = processor or (find_processor(folder) if folder else None)
+    try:
+        copied = without_hooks(copy.deepcopy(model)).eval()
+    except Exception as error:
+        raise ModelError(
+            f"this live {type(base).__name__} cannot be copied ({reason(error)}): save it and hand over the folder"
+        ) from error
+    dense_weights(base_model(copied).config, base_model(copied))
+    keep_own_head(base_model(copied), name)
+    _check_supported(base_model(copied))
+    plain, notes = plain_or_lora(copied)
+    return Source(plain, found, _absolute(name), notes)
+
+
+def _load_plain(place: Place, processor: Processor | None, trust_remote_code: bool) -> Source:
+    config = _config_at(place, trust_remote_code)
+    family_of(config)
+    kind = class_of(str(place.folder or place.name), config, trust_remote_code=trust_remote_code)
+    check_loss(kind, config.model_type)
+    check_padding(config, task_of(kind))
+    loaded = load_model(kind, place, config)
+    _check_supported(loaded)
+    return Source(loaded, processor or _processor_of(place, trust_remote_code), _absolute(place.name))
 
 
 def _load_adapted(folder: Path, processor: Processor | None, trust_remote_code: bool) -> Source:
     check_adapter_folder(folder)
-    base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base:
-        raise ModelError(f"{folder}/adapter_config.json does not name its base model; load the PeftModel yourself")
-    source = load_source(base, processor, trust_remote_code=trust_remote_code)
-    return Source(load_adapter(source.model, folder), source.processor or find_processor(folder), source.name)
+    base = find_place(named_base(folder))
+    if base.folder is not None and not base.gguf and not (base.folder / "config.json").is_file():
+        raise ModelError(
+            f"the base of the adapter in {folder}, {base.name}, is itself an adapter: merge that one first"
+        )
+    own = processor or find_processor(folder, trust_remote_code=trust_remote_code)
+    source = _load_plain(base, own, trust_remote_code)
+    if own is None:
+        _take_template(folder, source.processor)
+    saved = brings_embeddings(folder, base_model(source.model))
+    model, notes = plain_or_lora(load_adapter(source.model, folder), embeddings=saved)
+    return replace(source, model=model, notes=notes)
 
 
-def load_adapter(model: PreTrainedModel | PeftModel, folder: str | Path) -> PeftModel:
-    """The model wearing the adapter of a folder in peft's format, trainable. Raises MissingFileError, ModelError."""
-    path = check_adapter_folder(folder)
-    try:
-        return PeftModel.from_pretrained(base_model(model), str(path), is_trainable=True, use_safetensors=True).eval()
-    except Exception as error:
-        raise ModelError(f"the adapter in {path} does not fit the model: {_first_line(error)}") from error
+def _take_template(folder: Path, processor: Processor | None) -> None:
+    """The chat template that lies in an adapter's folder wins over that of the base's tokenizer."""
+    path = folder / CHAT_TEMPLATE_FILE
+    if path.is_file() and isinstance(processor, PreTrainedTokenizerBase):
+        processor.chat_template = path.read_text(encoding="utf-8")
 
 
 def _check_supported(model: PreTrainedModel) -> None:
     family_of(model.config)
-    task_of(model)
-
-
-def _unreadable(name: str, what: str, error: Exception) -> ModelError:
-    hub = "" if Path(name).is_dir() else " (there is no such folder, so it was taken for a hub name)"
-    return ModelError(f"the {what} of {name}{hub} cannot be loaded: {_first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    check_loss(type(model), model.config.model_type)
+    check_padding(model.config, task_of(model))
 
 
 def _absolute(name: str) -> str:
-    return str(Path(name).absolute()) if Path(name).is_dir() else name
+    return str(Path(name).absolute()) if _is(Path(name), "exists") else name

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from exporters.files import write_text
 from exporters.latency import processor
 from exporters.onnx import Call, OnnxFolder, call_grid, forward_grid
+from lpc.report import record
 from lpc.speed.result import Benchmark, BenchmarkOptions, Footprint, ModelName, Run, Skipped
 from lpc.speed.timing import Times, time_models
 from passes.errors import ModelError, OptionError
@@ -75,7 +75,7 @@ def benchmark(
         skipped=tuple(skipped),
         ratios={**_time_ratios(times), **_size_ratios(footprints)},
     )
-    write_text(folder / BENCHMARK_FILE, json.dumps(found.to_json(), indent=1) + "\n")
+    record(folder, {BENCHMARK_FILE: json.dumps(found.to_json(), indent=1) + "\n"})
     return found
 
 

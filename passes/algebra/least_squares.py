@@ -6,10 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from passes.algebra.products import product
 from passes.errors import ModelError
-
-DOUBLE_COLUMNS = 2048
-"""Up to so many columns, products are formed in fp64; beyond, in fp32 a batch and summed in fp64."""
 
 RIDGE_GROWTH = 10.0
 LARGEST_RIDGE = 10.0
@@ -37,23 +35,21 @@ class NormalEquations:
 
     def __init__(self, columns: int, outputs: int, *, intercept: bool, device: torch.device | str = "cpu") -> None:
         self._intercept = intercept
-        self._fine = torch.float64 if columns <= DOUBLE_COLUMNS else torch.float32
         self._gram, self._cross = (
             torch.zeros(columns, n, dtype=torch.float64, device=device) for n in (columns, outputs)
         )
         self._inputs, self._missing = (torch.zeros(n, dtype=torch.float64, device=device) for n in (columns, outputs))
-        self._squares = self._energy = 0.0
+        self._squares, self._energy = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
         self.rows = 0
 
     def add(self, inputs: torch.Tensor, missing: torch.Tensor, target: torch.Tensor) -> None:
-        """Take rows in: X' [n, columns], R [n, outputs] and Y [n, outputs]."""
-        inputs, missing = inputs.to(self._fine), missing.to(self._fine)
-        self._gram += inputs.T @ inputs
-        self._cross += inputs.T @ missing
+        """Take rows in: X' [n, columns], R [n, outputs] and Y [n, outputs]. Sums over batches are fp64."""
+        self._gram += product(inputs, inputs)
+        self._cross += product(inputs, missing)
         self._inputs += inputs.sum(0, dtype=torch.float64)
         self._missing += missing.sum(0, dtype=torch.float64)
-        self._squares += float(missing.double().square().sum())
-        self._energy += float(target.double().square().sum())
+        self._squares += missing.double().square().sum()
+        self._energy += target.double().square().sum()
         self.rows += len(inputs)
 
     def solve(self, ridge: float) -> Solution:
@@ -80,13 +76,13 @@ class NormalEquations:
 
     def error(self, solution: Solution | None = None) -> float:
         """‖R − X'D − shift‖ / ‖Y‖ of any step and shift; by default of none at all."""
-        squares = self._squares
+        squares, energy = float(self._squares), float(self._energy)
         if solution is not None:
             step, shift = solution.step, solution.shift
             squares += float((step * (self._gram @ step - 2 * self._cross)).sum())
             if shift is not None:
                 squares += float(shift @ (self.rows * shift - 2 * (self._missing - self._inputs @ step)))
-        return float((max(squares, 0.0) / self._energy) ** 0.5) if self._energy else 0.0
+        return float((max(squares, 0.0) / energy) ** 0.5) if energy else 0.0
 
     def _centred(self) -> tuple[torch.Tensor, torch.Tensor]:
         if not self._intercept:

@@ -8,6 +8,7 @@ from typing import Any
 
 from passes.budget.budget import Budget
 from passes.budget.comparison import Comparison
+from passes.checked import check_numbers
 from passes.errors import OptionError
 
 
@@ -41,6 +42,7 @@ class Target:
     comparison: Comparison | str = Comparison.KIND
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if (self.ratio is None) == (self.budget is None):
             raise OptionError(
                 "say what to reach with either ratio or budget, such as ratio=0.3 (--ratio 0.3): one of them, not both"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from peft import PeftModel
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from passes.compensation.solve import Resolver, find_sites
@@ -24,7 +24,8 @@ from passes.models import (
     batches,
     evaluation_mode,
     fingerprint,
-    heldout_loss,
+    label_count,
+    lean_loss,
     masked,
     parameter_at,
     rounding_tolerance,
@@ -138,13 +139,14 @@ class CompensatePass(Pass):
         assert program.masks is not None
         model, graph, source = program.model, program.traced, fingerprint(program.model)
         with masked(model, graph, program.masks) as hooks, evaluation_mode(model):
-            before = self._loss(model)
-            sides = Sides(model, hooks, {})
-            rows = calibration_batches(model, self._data, self._options, self._collate)
+            labelled = calibration_batches(model, self._data, self._options, self._collate)
+            guard = self._options.guard and set(task_of(base_model(model)).label_names) <= set(labelled[0])
+            before = _mean_loss(model, labelled, (model(**batch) for batch in labelled)) if guard else None
+            sides, rows = Sides(model, hooks, {}), unlabelled(model, labelled)
             sites, skipped = find_sites(sides, graph, program.masks, rows[0])
             resolver = Resolver(sides, rows, sites, residual=self._options.residual)
             resolver.run(self._options.ridge, self._progress)
-            after = self._loss(model)
+            after = _mean_loss(model, labelled, resolver.outputs(labelled)) if guard else None
             undone = before is not None and after is not None and not after <= before
             if undone:
                 sides.undo()
@@ -181,17 +183,6 @@ class CompensatePass(Pass):
                 )
         return ()
 
-    def _loss(self, model: PreTrainedModel | PeftModel) -> float | None:
-        """The model's own loss on the calibration data; None if these bear no labels, or without a guard."""
-        chosen = Subset(self._data, self._chosen())
-        if not self._options.guard or not set(task_of(base_model(model)).label_names) <= set(chosen[0]):
-            return None
-        return heldout_loss(model, chosen, self._options.batch_size, self._collate)
-
-    def _chosen(self) -> tuple[int, ...]:
-        """The places of the calibration data. Raises DataError if there are none."""
-        return calibration_rows(self._data, self._options)
-
 
 def calibration_rows(data: Dataset[dict[str, torch.Tensor]], options: CompensateOptions) -> tuple[int, ...]:
     """Which rows a compensation looks at. Raises DataError if there are none."""
@@ -207,13 +198,31 @@ def calibration_batches(
     options: CompensateOptions,
     collate: Collate | None,
 ) -> list[ModelInputs]:
-    """These rows in batches on the model's device, without labels unless the inputs follow from them."""
-    task = task_of(base_model(model))
-    unwanted = () if task is Task.SEQ2SEQ_LM else task.label_names
+    """These rows in batches on the model's device, labels included where there are any."""
     more = {"use_cache": False} if takes(base_model(model), "use_cache") else {}
     device = next(model.parameters()).device
     made = batches(data, calibration_rows(data, options), options.batch_size, collate, device)
-    return [{**{name: value for name, value in batch.items() if name not in unwanted}, **more} for batch in made]
+    return [{**batch, **more} for batch in made]
+
+
+def unlabelled(model: PreTrainedModel | PeftModel, batches: Sequence[ModelInputs]) -> list[ModelInputs]:
+    """The batches without labels, unless the inputs follow from these."""
+    task = task_of(base_model(model))
+    unwanted = () if task is Task.SEQ2SEQ_LM else task.label_names
+    return [{name: value for name, value in batch.items() if name not in unwanted} for batch in batches]
+
+
+def _mean_loss(
+    model: PreTrainedModel | PeftModel, batches: Sequence[ModelInputs], outputs: Iterable[Mapping[str, Any]]
+) -> float:
+    """The mean over all labels of the model's own loss on the batches."""
+    task, total, labels = task_of(base_model(model)), 0.0, 0
+    with lean_loss(model):
+        for batch, output in zip(batches, outputs, strict=True):
+            count = label_count(task, batch)
+            total += float(output["loss"]) * count if count else 0.0
+            labels += count
+    return total / max(labels, 1)
 
 
 def solved_weights(model: PreTrainedModel | PeftModel, names: Collection[str]) -> dict[str, torch.Tensor]:

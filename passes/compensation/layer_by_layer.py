@@ -6,60 +6,63 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel
 
-from passes.compensation.streams import ModelInputs, Reached, Sides, Streams, TokenRows, WholeModel, real_rows
-from passes.errors import UnsupportedModelError
-from passes.models import base_model, module_at, relative_difference, rounding_tolerance
+from passes.compensation.layer_stack import LayerCall, LayerStack
+from passes.compensation.streams import (
+    ModelInputs,
+    Reached,
+    Sides,
+    Streams,
+    TokenRows,
+    WholeModel,
+    real_rows,
+    row_of,
+    wide,
+)
+from passes.models import module_at, relative_difference, rounding_tolerance
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class LayerCall:
-    """How a layer is called: its arguments after the hidden states."""
+class Added(Enum):
+    """What of a projection's output reaches the stream of hidden states, with all later projections silent."""
 
-    arguments: tuple[Any, ...]
-    keywords: Mapping[str, Any]
-
-    def __call__(self, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-        """Run a layer on hidden states; the new hidden states."""
-        output = layer(hidden, *self.arguments, **self.keywords)
-        result: torch.Tensor = output[0] if isinstance(output, tuple) else output
-        return result
-
-
-def _silence(_: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(output)
+    NO = "not as it is"
+    ALONE = "it is added, to what the layer read and the outputs of the projections before it"
+    AMONG = "it is added, to whatever else the layer computes"
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a projection reads and gives, [rows, ...], and the layer's hidden states with all later projections silent;
-    None if the layer was not run to its end.
+    """What was seen of a projection: what it reads and gives [rows, ...]; ``place``, which is to be as in the dense
+    model: the stream after it where it is added, else its output [rows, outputs]; and the layer's hidden states if it
+    was run to its end with all its projections at work, else None.
     """
 
     inputs: torch.Tensor
     output: torch.Tensor
+    place: torch.Tensor
     after: torch.Tensor | None
 
 
 @dataclass
 class _State:
-    """One batch: the dense hidden states after the present layer, with what was seen of its projections there; the
-    pruned ones before it; and each layer's call.
+    """One batch: the hidden states of both sides before the present layer, or the dense ones after it once it was
+    entered; each layer's call; ``wanted``, the dense ``place`` of each of the layer's projections; and what was seen
+    of the last of them, if the layer can be left with that.
     """
 
     batch: ModelInputs
     dense: torch.Tensor
     pruned: torch.Tensor
     calls: list[LayerCall]
-    targets: dict[str, _Seen] = field(default_factory=dict)
+    wanted: dict[str, torch.Tensor] = field(default_factory=dict)
+    last: _Seen | None = None
 
 
 class LayerByLayer:
@@ -67,173 +70,202 @@ class LayerByLayer:
 
     With ``residual``, what a projection is to give makes good what the residual stream lacks already: the hidden states
     after it, with all later projections silent, are to be the dense model's. That is done where the layer adds the
-    projection's output to the stream as it is, which is proven on the first batch; elsewhere the target is the dense
-    projection's output. Memory: hidden states of all batches, twice, and as much a few times for each projection of
-    one layer.
+    projection's output to the stream as it is, which is proven on the first row; elsewhere the target is the dense
+    projection's output.
+
+    The dense side runs each layer once. The pruned one runs it up to each of its projections, and to its end once:
+    where the last projection is added, what its new weight changes is added to that. Memory: hidden states of all
+    batches, twice, as much in fp32 for each projection of one layer, and what the last of them reads.
     """
 
     def __init__(
-        self, sides: Sides, batches: Sequence[ModelInputs], path: str, modules: Sequence[str], *, residual: bool
+        self, sides: Sides, stack: LayerStack, batches: Sequence[ModelInputs], modules: Sequence[str], *, residual: bool
     ) -> None:
-        self._sides, self._path, self._modules, self._residual = sides, path, modules, residual
-        self._added: set[str] = set()
-        count = 1 + max(_index(path, module) for module in modules)
-        stack: Any = module_at(sides.model, path)
-        self._layers: list[nn.Module] = list(stack)[:count]
+        self._sides, self._stack, self._modules, self._residual = sides, stack, modules, residual
+        self._added: dict[str, Added] = {}
         self._at = -1
-        self._states = [self._enter(batch)[0] for batch in batches]
+        self._proof = self._enter(row_of(batches[0]))
+        self._states = [self._enter(batch) for batch in batches]
 
     @classmethod
     def try_on(
         cls, sides: Sides, batches: Sequence[ModelInputs], modules: Sequence[str], *, residual: bool
     ) -> LayerByLayer | None:
-        """The streams, if all the modules lie in one plain list of layers, each fed with what the last one gave.
-
-        That is proven on the first batch: each layer, run by itself, gives bit for bit what the next one read.
-        """
-        path = _layer_list(sides.model, modules)
-        if path is None:
-            return None
-        streams = cls(sides, (), path, modules, residual=residual)
-        try:
-            state, read = streams._enter(batches[0])
-            if len(read) < len(streams._layers):
-                return None
-            with sides.dense():
-                for layer, call, hidden, expected in zip(streams._layers, state.calls, read, read[1:], strict=False):
-                    if not torch.equal(call(layer, hidden), expected):
-                        return None
-        except (TypeError, UnsupportedModelError, ValueError):
-            return None
-        return cls(sides, batches, path, modules, residual=residual)
+        """The streams, if the modules lie in one plain list of layers; see ``LayerStack.try_on``."""
+        stack = LayerStack.try_on(sides, row_of(batches[0]), modules)
+        return cls(sides, stack, batches, modules, residual=residual) if stack is not None else None
 
     @property
     def residual(self) -> frozenset[str]:
         """The projections so far whose target made good what the residual stream lacked."""
-        return frozenset(self._added)
+        return frozenset(module for module, added in self._added.items() if added is not Added.NO)
 
     def rows(self, module: str) -> Iterator[TokenRows]:
         """See Streams."""
-        self._advance(_index(self._path, module))
+        self._advance(self._stack.index(module))
         for state in self._states:
-            seen, target = self._through(state, self._at, module, state.pruned), state.targets[module]
-            wanted = target.output
-            if seen.after is not None and target.after is not None:
-                wanted = seen.output + (target.after - seen.after).flatten(0, -2)
-            yield TokenRows(seen.inputs, seen.output, wanted).of(real_rows(self._sides.model, state.batch, module))
+            seen = self._look(self._at, module, state.calls[self._at], state.pruned)
+            if module == self._sites(self._at)[-1] and self._added[module] is not Added.NO:
+                state.last = seen
+            rows = TokenRows(seen.inputs, seen.output, state.wanted[module] - seen.place)
+            yield rows.of(real_rows(self._sides.model, state.batch, module))
+
+    def outputs(self, batches: Sequence[ModelInputs]) -> Iterator[Mapping[str, Any]]:
+        """See Streams. The layers are not run again."""
+        for state in self._states:
+            self._leave(state)
+        for batch, state in zip(batches, self._states, strict=True):
+            yield self._stack.outputs(batch, state.pruned)
+
+    def _enter(self, batch: ModelInputs) -> _State:
+        with self._sides.dense():
+            hidden, calls = self._stack.enter(batch)
+        return _State(batch, hidden, hidden, calls)
 
     def _advance(self, index: int) -> None:
         """Take the pruned side up to a layer, through what is compensated by now, and the dense one through it."""
         while self._at < index:
-            at = self._at + 1
-            for number, state in enumerate(self._states):
-                if self._at >= 0:
-                    state.pruned = state.calls[self._at](self._layers[self._at], state.pruned)
-                    state.calls[self._at] = LayerCall((), {})  # nothing more to hold on to
-                with self._sides.dense():
-                    if number == 0 and self._residual:
-                        self._added |= {module for module in self._sites(at) if self._is_added(state, at, module)}
-                    state.targets = {
-                        module: self._through(state, at, module, state.dense) for module in self._sites(at)
-                    }
-                    state.dense = self._dense_after(state, at)
-            self._at = at
+            for state in self._states if self._at >= 0 else ():
+                self._leave(state)
+            self._at += 1
+            with self._sides.dense():
+                self._prove(self._at)
+                for state in self._states:
+                    self._through_dense(state)
 
-    def _dense_after(self, state: _State, at: int) -> torch.Tensor:
-        """The dense hidden states after a layer: those seen with its last projection, which silences nothing."""
-        last = next(reversed(state.targets.values()), None)
-        if last is not None and last.after is not None:
-            return last.after
-        return state.calls[at](self._layers[at], state.dense)
+    def _leave(self, state: _State) -> None:
+        """The pruned hidden states after the present layer, as its projections are now."""
+        seen, state.last = state.last, None
+        if seen is not None and seen.after is not None:
+            new = module_at(self._sides.model, self._sites(self._at)[-1])(seen.inputs)
+            moved = (wide(new) - wide(seen.output)).view_as(seen.after)
+            state.pruned = (wide(seen.after) + moved).to(seen.after.dtype)
+        else:
+            state.pruned = self._call(self._at, state.calls[self._at], state.pruned)
+        state.calls[self._at] = LayerCall((), {})  # nothing more to hold on to
+
+    def _through_dense(self, state: _State) -> None:
+        """The dense hidden states after the present layer, and what its projections are to come to, in one run."""
+        sites, call = self._sites(self._at), state.calls[self._at]
+        found, after = self._watch(sites, call, state.dense, self._at)
+        state.wanted = {}
+        for module in sites:
+            if self._added[module] is Added.AMONG and module != sites[-1]:
+                state.wanted[module] = self._look(self._at, module, call, state.dense).place
+            else:
+                state.wanted[module] = self._place(module, state.dense, found, after)
+        assert after is not None
+        state.dense = after
 
     def _sites(self, at: int) -> list[str]:
         """The projections of a layer, in the order in which they run."""
-        return [module for module in self._modules if _index(self._path, module) == at]
+        return [module for module in self._modules if self._stack.index(module) == at]
 
-    def _is_added(self, state: _State, at: int, module: str) -> bool:
-        """Whether the layer adds the projection's output to the hidden states as it is: a large push comes through."""
-        plain = self._through(state, at, module, state.dense, whole=True)
-        assert plain.after is not None
-        if plain.after.flatten(0, -2).shape != plain.output.shape:
-            return False
-        noise = torch.randn(plain.output.shape, generator=torch.Generator().manual_seed(0))
-        push = noise.to(plain.output) * plain.after.abs().max()
-        pushed = self._through(state, at, module, state.dense, push=push, whole=True)
-        assert pushed.after is not None
-        difference = relative_difference((pushed.after - plain.after).flatten(0, -2), push)
-        return difference <= rounding_tolerance(push.dtype)
+    def _call(self, at: int, call: LayerCall, hidden: torch.Tensor) -> torch.Tensor:
+        return call(self._stack.layers[at], hidden)
 
-    def _through(
+    def _look(self, at: int, module: str, call: LayerCall, hidden: torch.Tensor) -> _Seen:
+        """Run a layer as far as is needed to see a projection."""
+        sites = self._sites(at)
+        until, later = sites[: sites.index(module) + 1], sites[sites.index(module) + 1 :]
+        added = self._added[module]
+        to_the_end = added is Added.AMONG or (added is Added.ALONE and not later)
+        silent = later if added is Added.AMONG else []
+        found, after = self._watch(until, call, hidden, at, silent=silent, stop=not to_the_end)
+        inputs, output = found[module]
+        return _Seen(inputs, output, self._place(module, hidden, found, after), after if not later else None)
+
+    def _place(
+        self, module: str, hidden: torch.Tensor, found: Mapping[str, Pair], after: torch.Tensor | None
+    ) -> torch.Tensor:
+        """What is to be as in the dense model; ``after``: the hidden states with the later projections silent."""
+        if self._added[module] is Added.NO:
+            return wide(found[module][1])
+        if self._added[module] is Added.AMONG:
+            assert after is not None
+            return wide(after).flatten(0, -2)
+        place = wide(hidden).flatten(0, -2)
+        for name, (_, output) in found.items():
+            place = place + wide(output)
+            if name == module:
+                break
+        return place
+
+    def _watch(
         self,
-        state: _State,
-        at: int,
-        module: str,
+        sites: Sequence[str],
+        call: LayerCall,
         hidden: torch.Tensor,
+        at: int,
         *,
+        silent: Sequence[str] = (),
         push: torch.Tensor | None = None,
-        whole: bool = False,
-    ) -> _Seen:
-        """Run a layer in which the projections after ``module`` give zero, as far as is needed.
-
-        ``push`` is added to what the projection gives; ``whole``: to the end in any case.
+        stop: bool = False,
+    ) -> tuple[dict[str, Pair], torch.Tensor | None]:
+        """Run a layer: what these projections read and give, and the hidden states after it; None if it was ended
+        with the last of them (``stop``). ``silent`` ones give zero. ``push`` is added to what the last one gives.
         """
-        found: list[torch.Tensor] = []
-        whole = whole or module in self._added
+        found: dict[str, Pair] = {}
 
-        def look(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
-            found.extend(tensor.flatten(0, -2) for tensor in (inputs[0], output))
-            if not whole:
+        def look(name: str, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
+            found[name] = (inputs[0].flatten(0, -2), output.flatten(0, -2))
+            if name != sites[-1]:
+                return None
+            if stop:
                 raise Reached
             return None if push is None else output + push.view_as(output)
 
-        sites, after = self._sites(at), None
+        after = None
         with ExitStack() as stack:
-            stack.callback(module_at(self._sides.model, module).register_forward_hook(look).remove)
-            for later in sites[sites.index(module) + 1 :]:
-                stack.callback(module_at(self._sides.model, later).register_forward_hook(_silence).remove)
+            for name in sites:
+                hook = module_at(self._sides.model, name).register_forward_hook(
+                    lambda _, inputs, output, name=name: look(name, inputs, output)
+                )
+                stack.callback(hook.remove)
+            for name in silent:
+                stack.callback(module_at(self._sides.model, name).register_forward_hook(_silence).remove)
             with suppress(Reached):
-                after = state.calls[at](self._layers[at], hidden)
-        return _Seen(found[0], found[1], after)
+                after = self._call(at, call, hidden)
+        return found, after
 
-    def _enter(self, batch: ModelInputs) -> tuple[_State, list[torch.Tensor]]:
-        """One dense pass: the hidden states before the first layer, each layer's call, and what each layer read."""
-        calls: list[LayerCall] = []
-        read: list[torch.Tensor] = []
+    def _prove(self, at: int) -> None:
+        """Find out on one row how each projection's output reaches the stream, and take the row on."""
+        sites, state = self._sites(at), self._proof
+        call = state.calls[at]
+        _, alone = self._watch((), call, state.dense, at, silent=sites)
+        bare = alone is not None and torch.equal(alone, state.dense)
+        for number, module in enumerate(sites):
+            before, later = sites[:number], sites[number + 1 :]
+            if not self._residual or not self._is_added(state, at, [*before, module], later):
+                self._added[module] = Added.NO
+            else:
+                bare = bare and all(self._added[name] is Added.ALONE for name in before)
+                self._added[module] = Added.ALONE if bare else Added.AMONG
+        state.dense = self._call(at, call, state.dense)
+        state.calls[at] = LayerCall((), {})
 
-        def hook(layer: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            rest = dict(keywords)
-            hidden, *others = inputs if inputs else (rest.pop("hidden_states"),)
-            if layer is not self._layers[len(calls)]:
-                raise UnsupportedModelError("the layers run in another order than they are listed in")
-            calls.append(LayerCall(tuple(others), rest))
-            read.append(hidden)
-            if len(calls) == len(self._layers):
-                raise Reached
-
-        handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in self._layers]
-        try:
-            with self._sides.dense():
-                self._sides.model(**batch)
-        except Reached:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
-        return _State(batch, read[0], read[0], calls), read
-
-
-def _layer_list(model: PreTrainedModel | PeftModel, modules: Sequence[str]) -> str | None:
-    """The plain name of the one list of layers that all these modules lie in."""
-    base, parts = base_model(model), modules[0].split(".")
-    for n in range(1, len(parts)):
-        path = ".".join(parts[:n])
-        if isinstance(module_at(base, path), nn.ModuleList):
-            return path if all(module.startswith(f"{path}.") for module in modules) else None
-    return None
+    def _is_added(self, state: _State, at: int, until: Sequence[str], later: Sequence[str]) -> bool:
+        """Whether the layer adds the projection's output to the hidden states as it is: a large push comes through."""
+        call = state.calls[at]
+        found, plain = self._watch(until, call, state.dense, at, silent=later)
+        output = found[until[-1]][1]
+        assert plain is not None
+        if plain.flatten(0, -2).shape != output.shape:
+            return False
+        noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(0))
+        push = noise.to(output) * plain.abs().max()
+        _, pushed = self._watch(until, call, state.dense, at, silent=later, push=push)
+        assert pushed is not None
+        difference = relative_difference((pushed - plain).flatten(0, -2), push)
+        return difference <= rounding_tolerance(push.dtype)
 
 
-def _index(path: str, module: str) -> int:
-    return int(module.removeprefix(f"{path}.").partition(".")[0])
+Pair = tuple[torch.Tensor, torch.Tensor]
+"""What a projection reads and gives, [rows, ...]."""
+
+
+def _silence(_: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(output)
 
 
 def streams_through(sides: Sides, batches: Sequence[ModelInputs], modules: Sequence[str], *, residual: bool) -> Streams:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +17,9 @@ from passes.errors import ModelError
 from passes.graph import Masks, PruningGraph, Role
 from passes.models import module_at, parameter_at
 from passes.pipeline import Progress, Solved
+
+VERIFIED_ROWS = 256
+"""Rows on which a new weight is tried before the next projection is looked at."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ class Resolver:
         self.solved: list[Solved] = []
         self.tokens = 0
         self.difference = 0.0
-        """The largest difference between what a new weight was to give on the first batch, and what it gave."""
+        """The largest difference between what a new weight was to give on the first rows, and what it gave."""
 
     @property
     def residual(self) -> frozenset[str]:
@@ -125,6 +129,10 @@ class Resolver:
             self.tokens = max(self.tokens, equations.rows)
             progress("compensate", number, len(self._sites))
 
+    def outputs(self, batches: Sequence[ModelInputs]) -> Iterator[Mapping[str, Any]]:
+        """What the model gives now; ``batches`` are those that were solved on, with labels if these are wanted."""
+        return self._streams.outputs(batches) if self._streams else (self._sides.model(**batch) for batch in batches)
+
     def _collect(self, site: Site) -> tuple[NormalEquations, TokenRows]:
         """The sums over all batches, and the rows of the first batch."""
         assert self._streams is not None
@@ -132,14 +140,14 @@ class Resolver:
         for rows in self._streams.rows(site.module):
             first = first or rows
             equations = equations or self._equations(site, rows)
-            equations.add(rows.inputs[:, site.kept], rows.target.double() - rows.pruned.double(), rows.target)
+            equations.add(rows.inputs[:, site.kept], rows.missing, rows.target)
         assert equations is not None
         assert first is not None
         return equations, first
 
     def _equations(self, site: Site, rows: TokenRows) -> NormalEquations:
         bias = getattr(module_at(self._sides.model, site.module, unwrapped=True), "bias", None)
-        outputs, device = rows.target.shape[1], rows.target.device
+        outputs, device = rows.pruned.shape[1], rows.pruned.device
         return NormalEquations(len(site.kept), outputs, intercept=bias is not None, device=device)
 
     def _write(self, site: Site, equations: NormalEquations, solution: Solution, first: TokenRows) -> Solved:
@@ -164,12 +172,12 @@ class Resolver:
         return Solved(projection=site.module, before=before, after=after, ridge=solution.ridge, changed=True)
 
     def _verify(self, site: Site, first: TokenRows, stored: Solution) -> None:
-        """The projection gives on the first batch what the equations say; relative to the size of its products."""
-        assert self._streams is not None
-        inputs = first.inputs[:, site.kept].double()
-        expected = first.pruned.double() + inputs @ stored.step
+        """The projection gives on some rows what the equations say; relative to the size of its products."""
+        read, gave = first.inputs[:VERIFIED_ROWS], first.pruned[:VERIFIED_ROWS].double()
+        inputs = read[:, site.kept].double()
+        expected = gave + inputs @ stored.step
         expected = expected if stored.shift is None else expected + stored.shift
-        actual = next(iter(self._streams.rows(site.module))).pruned.double()
-        size = float((first.pruned.double().abs() + inputs.abs() @ stored.step.abs()).max())
+        actual = module_at(self._sides.model, site.module)(read).double()
+        size = float((gave.abs() + inputs.abs() @ stored.step.abs()).max())
         difference = float((actual - expected).abs().max()) / max(size, torch.finfo(torch.float32).tiny)
         self.difference = max(self.difference, difference)

@@ -46,17 +46,32 @@ class Sides:
 
 @dataclass(frozen=True)
 class TokenRows:
-    """Of one batch, padding left out: what a projection reads under the masks [n, in], gives [n, out], and is to give
-    [n, out].
+    """Of one batch, padding left out: what a projection reads under the masks [n, in], gives [n, out], and what is
+    missing there of what it is to give [n, out]; this in fp32 where the model is in half precision.
     """
 
     inputs: torch.Tensor
     pruned: torch.Tensor
-    target: torch.Tensor
+    missing: torch.Tensor
+
+    @property
+    def target(self) -> torch.Tensor:
+        """What the projection is to give, [n, out]."""
+        return wide(self.pruned) + self.missing
 
     def of(self, real: torch.Tensor | None) -> TokenRows:
         """Only the rows that are real [rows] bool; None: all."""
-        return self if real is None else TokenRows(self.inputs[real], self.pruned[real], self.target[real])
+        return self if real is None else TokenRows(self.inputs[real], self.pruned[real], self.missing[real])
+
+
+def wide(tensor: torch.Tensor) -> torch.Tensor:
+    """Half precision as fp32, in which differences are taken."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def row_of(batch: ModelInputs) -> dict[str, Any]:
+    """The first row of a batch, as a batch of its own."""
+    return {name: value[:1] if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
 
 class Streams(Protocol):
@@ -64,6 +79,10 @@ class Streams(Protocol):
 
     def rows(self, module: str) -> Iterator[TokenRows]:
         """What a projection sees, a batch at a time. Modules are asked for in the order in which they run."""
+        ...
+
+    def outputs(self, batches: Sequence[ModelInputs]) -> Iterator[Mapping[str, Any]]:
+        """What the model gives after the last projection; ``batches`` are the same, with labels if these are wanted."""
         ...
 
 
@@ -123,4 +142,9 @@ class WholeModel:
             with self._sides.dense():
                 _, dense = captured(site, partial(self._sides.model, **batch))
             inputs, pruned = captured(site, partial(self._sides.model, **batch))
-            yield TokenRows(inputs, pruned, dense).of(real_rows(self._sides.model, batch, module))
+            missing = wide(dense) - wide(pruned)
+            yield TokenRows(inputs, pruned, missing).of(real_rows(self._sides.model, batch, module))
+
+    def outputs(self, batches: Sequence[ModelInputs]) -> Iterator[Mapping[str, Any]]:
+        """See Streams."""
+        return (self._sides.model(**batch) for batch in batches)

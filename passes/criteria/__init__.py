@@ -1,6 +1,6 @@
 """How units are ranked: one file a criterion (``loraprune``, ``obs``, ...), behind one interface."""
 
-from passes.criteria.base import AnyModel, Criterion, Needs, least_over_ranks, mean_over_ranks
+from passes.criteria.base import AnyModel, Criterion, Needs, mean_over_ranks
 from passes.criteria.fisher import Fisher
 from passes.criteria.flap import Flap
 from passes.criteria.importance import ImportanceOptions
@@ -9,6 +9,7 @@ from passes.criteria.magnitude import Magnitude
 from passes.criteria.mask_fisher import MaskFisher
 from passes.criteria.measured_depth import DEPTH_SCORES, MeasuredDepth
 from passes.criteria.obs import Obs
+from passes.criteria.portions import portions, room_on
 from passes.criteria.random import Random
 from passes.criteria.registry import (
     AUTO,
@@ -50,8 +51,9 @@ __all__ = [
     "Wanda",
     "best_criterion",
     "criterion_named",
-    "least_over_ranks",
     "make_criterion",
     "mean_over_ranks",
+    "portions",
     "register_criterion",
+    "room_on",
 ]

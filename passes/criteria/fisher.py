@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from passes.algebra import on_cpu
 from passes.criteria.base import AnyModel, Averaged, mean_over_ranks, merged_weights, weight_names
 from passes.criteria.gradients import Graded, TrueGradients
 from passes.criteria.importance import ImportanceOptions, axis_sums
@@ -75,10 +76,10 @@ class Fisher(Averaged):
             raise RuntimeError("there are no gradients of base weights: call begin() before the first forward pass")
         # The loss of a step is divided by its number of backward passes, k; so k Σ (g/k)² is the mean of g².
         factor = max(self._passes.values()) / loss_scale**2
-        scores = {dimension.name: torch.zeros(dimension.size) for dimension in self._graph.dimensions}
-        for (name, part), sums in self._sums.items():
-            device = self._gradients.parameters[part.parameter].device
-            mean = mean_over_ranks((factor * sums).to(device)).cpu()
-            scores[name] += mean / (mean.norm() + 1e-12) if self._normalise else mean
+        scores: dict[str, torch.Tensor] = {}
+        for (name, _), sums in self._sums.items():
+            mean = mean_over_ranks(factor * sums)
+            share = mean / (mean.norm() + 1e-12) if self._normalise else mean
+            scores[name] = scores[name].to(share.device) + share if name in scores else share
         self._clear()
-        return self._take_in(scores)
+        return self._take_in(on_cpu({dimension.name: scores[dimension.name] for dimension in self._graph.dimensions}))

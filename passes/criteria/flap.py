@@ -26,7 +26,7 @@ class Flap(InputCriterion):
 
     def _along(self, weight: Weight, axis: int, moments: Moments) -> torch.Tensor:
         sums = axis_sums(weight, _squared)
-        along = (sums.columns[0] if axis else sums.rows[0]) * moments.variance.cpu()
+        along = (sums.columns[0] if axis else sums.rows[0]) * moments.variance
         return (along - along.mean()) / (along.std() + 1e-12) if self._options.normalise else along
 
     def _share(self, part: Slice) -> float:

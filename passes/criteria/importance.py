@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
+from passes.algebra import on_cpu
 from passes.errors import OptionError
 from passes.graph import PruningGraph, Slice, layerless
 from passes.models import Weight, Window, stacked
@@ -63,7 +64,7 @@ def importance(weight: Weight, window: Window, options: ImportanceOptions) -> to
 
 @dataclass(frozen=True)
 class AxisSums:
-    """Element scores of one weight summed over all axes but one, and within each entry; fp32 on the CPU.
+    """Element scores of one weight summed over all axes but one, and within each entry; fp32 where the weight is.
 
     ``rows`` is [entries, rows] and ``columns`` [entries, columns].
     """
@@ -112,7 +113,7 @@ def axis_sums(weight: Weight, elements: Elements) -> AxisSums:
             scores = elements(weight, window)
             rows[window] = scores.sum(2)
             columns[window[0]] += scores.sum(1)
-    return AxisSums(rows.cpu(), columns.cpu(), stacked=weight.weight.dim() == 3)
+    return AxisSums(rows, columns, stacked=weight.weight.dim() == 3)
 
 
 def unit_scores(
@@ -140,14 +141,19 @@ def unit_scores(
             continue
         sums = axis_sums(weights[parameter], elements)
         for dimension, part in parts:
-            scores = sums.per_unit(part, dimension.size)
-            totals[dimension.name] += scores / (scores.norm() + 1e-12) if normalise else scores
+            _add(totals, dimension.name, sums.per_unit(part, dimension.size), normalise=normalise)
         if owner is not None and owner in totals:
-            across = whole.setdefault((owner, layerless(parameter)), torch.zeros_like(totals[owner]))
-            across[unit] += sums.total
+            across = whole.setdefault((owner, layerless(parameter)), sums.rows.new_zeros(totals[owner].shape))
+            across[unit] += sums.total.to(across.device)
     for (name, _), scores in whole.items():
-        totals[name] += scores / (scores.norm() + 1e-12) if normalise else scores
-    return totals
+        _add(totals, name, scores, normalise=normalise)
+    return on_cpu(totals)
+
+
+def _add(totals: dict[str, torch.Tensor], name: str, scores: torch.Tensor, *, normalise: bool) -> None:
+    """Add scores to a total, which goes to where they are; nothing waits for the device."""
+    scores = scores / (scores.norm() + 1e-12) if normalise else scores
+    totals[name] = totals[name].to(scores.device, non_blocking=True) + scores
 
 
 class MovingAverage:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from passes.algebra import on_cpu
 from passes.criteria.base import AnyModel, Averaged, merged_weights, sum_over_ranks
 from passes.criteria.importance import ImportanceOptions, unit_sums
 from passes.errors import DataError, UnsupportedModelError
@@ -63,6 +64,7 @@ class InputBatch:
         names = ("input_ids", "inputs_embeds", "pixel_values")
         self.rows = len(next(inputs[name] for name in names if inputs.get(name) is not None) if not args else args[0])
         self.number += 1
+        self._found: dict[tuple[int, torch.device], torch.Tensor] = {}
         self._source, target = inputs.get("attention_mask"), inputs.get("decoder_attention_mask")
         labels = inputs.get("labels")
         if target is None and labels is not None and labels.dim() == 2:
@@ -85,7 +87,14 @@ class InputBatch:
                 f"{module} computes {list(values.shape[:2])} rows and tokens, the attention mask has "
                 f"{list(mask.shape)}: give masks of rows and tokens"
             )
-        return values[mask.to(values.device).bool()]
+        return values.flatten(0, 1).index_select(0, self._places(mask, values.device))
+
+    def _places(self, mask: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """Where a mask [rows, tokens] is on, flat; looked up once a forward pass and device."""
+        key = (id(mask), device)
+        if key not in self._found:
+            self._found[key] = mask.flatten().nonzero()[:, 0].to(device)
+        return self._found[key]
 
     def close(self) -> None:
         """Look no longer."""
@@ -107,7 +116,7 @@ class Moments:
     def of(cls, values: torch.Tensor) -> Moments:
         """The moments of values [tokens, width]."""
         values = values.float()
-        count = torch.tensor(float(len(values)), device=values.device)
+        count = values.new_full((), float(len(values)))
         mean = values.sum(0) / count.clamp_min(1)
         return cls(count, mean, (values - mean).square_().sum(0))
 
@@ -222,13 +231,15 @@ class InputCriterion(InputReader[Moments], ABC):
         return Moments.of(values)
 
     def _scores(self, model: AnyModel, weights: Mapping[str, Weight], loss_scale: float) -> dict[str, torch.Tensor]:
-        scores = {dimension.name: torch.zeros(dimension.size) for dimension in self._graph.dimensions}
+        scores: dict[str, torch.Tensor] = {}
         for module, places in self._consumers.items():
             axis, parameter = places[0][1].axis, places[0][1].parameter
-            along = self._along(weights[parameter], axis, self._seen[module].over_ranks()).cpu()
+            along = self._along(weights[parameter], axis, self._seen[module].over_ranks())
             for dimension, part in places:
-                scores[dimension.name] += unit_sums(along, part, dimension.size) * self._share(part)
-        return self._finish(scores)
+                found = unit_sums(along, part, dimension.size) * self._share(part)
+                so_far = scores.get(dimension.name)
+                scores[dimension.name] = found if so_far is None else so_far.to(found.device) + found
+        return self._finish(on_cpu({dimension.name: scores[dimension.name] for dimension in self._graph.dimensions}))
 
     @abstractmethod
     def _along(self, weight: Weight, axis: int, moments: Moments) -> torch.Tensor:

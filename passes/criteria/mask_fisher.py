@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from passes.algebra import on_cpu
 from passes.criteria.base import AnyModel, Averaged, mean_over_ranks
 from passes.criteria.importance import ImportanceOptions, unit_sums
 from passes.criteria.inputs import InputBatch, consumers
@@ -82,8 +83,8 @@ class MaskFisher(Averaged):
             self._of, self._rows = (number, {}), self._rows + len(values)
         found = (values.float() * gradient.reshape(values.shape).float()).sum(1)
         for dimension, part in self._consumers[name]:
-            share, so_far = unit_sums(found, part, dimension.size).cpu(), self._of[1]
-            so_far[dimension.name] = so_far[dimension.name] + share if dimension.name in so_far else share
+            share, so_far = unit_sums(found, part, dimension.size), self._of[1].get(dimension.name)
+            self._of[1][dimension.name] = share if so_far is None else so_far.to(share.device) + share
 
     def _settle(self) -> None:
         """Square what has come together of one backward pass, a sequence at a time."""
@@ -99,7 +100,7 @@ class MaskFisher(Averaged):
         if unseen:
             raise RuntimeError(f"nothing was seen of {min(unseen)}: call begin() before the first forward pass")
         # The loss of a step is a mean over its n sequences; so n Σ (∂L/∂m / n)² is the mean of the squares.
-        device, factor = next(model.parameters()).device, self._rows / loss_scale**2
-        scores = {n: mean_over_ranks((factor * self._squares[n]).to(device)).cpu() for n in self._graph.by_name}
+        factor = self._rows / loss_scale**2
+        scores = {name: mean_over_ranks(factor * self._squares[name]) for name in self._graph.by_name}
         self._clear()
-        return self._take_in(scores)
+        return self._take_in(on_cpu(scores))

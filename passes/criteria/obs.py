@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import isfinite
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
-from passes.algebra import DOUBLE_COLUMNS, Surgery, damped_factor, elimination_errors
+from passes.algebra import DOUBLE_COLUMNS, Surgery, damped_factor, elimination_errors, on_cpu, product, work_bytes
 from passes.criteria.base import AnyModel, mean_over_ranks, sum_over_ranks
 from passes.criteria.importance import ImportanceOptions
 from passes.criteria.inputs import InputReader
+from passes.criteria.portions import room_to_work, runs
 from passes.graph import Dimension, PruningGraph, Role, Slice
 from passes.models import Weight, module_at
 
@@ -24,8 +24,7 @@ RIDGE = 1e-2
 
 def products(values: torch.Tensor) -> torch.Tensor:
     """Σ v vᵀ [width, width] over values [tokens, width]; fp64, where they are wide fp32."""
-    values = values.to(_kept_in(values.shape[1]))
-    return values.T @ values
+    return product(values, values).to(_kept_in(values.shape[1]))
 
 
 def _kept_in(width: int) -> torch.dtype:
@@ -36,6 +35,10 @@ def held_bytes(graph: PruningGraph, dimension: Dimension) -> int:
     """What the matrices of the projections that read a dimension take until they are ranked, in bytes."""
     parts = {part.parameter for part in dimension.of_role(Role.CONSUME)}
     return sum(width**2 * _kept_in(width).itemsize for name in parts for width in graph.shapes[name])
+
+
+Places: TypeAlias = "Sequence[tuple[Dimension, Slice]]"
+"""A dimension's projections: the dimension, and the slice of each weight that reads its units."""
 
 
 @dataclass
@@ -49,7 +52,7 @@ class Gram:
     @classmethod
     def of(cls, values: torch.Tensor) -> Gram:
         """The sums of values [tokens, width]."""
-        count = torch.tensor(float(len(values)), device=values.device, dtype=torch.float64)
+        count = torch.full((), float(len(values)), device=values.device, dtype=torch.float64)
         return cls(count, values.sum(0, dtype=torch.float64), products(values))
 
     def merge(self, other: Gram) -> None:
@@ -113,10 +116,11 @@ class Obs(InputReader[Gram]):
     def _after(self, name: str, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
         if not torch.is_grad_enabled():
             return None
-        # Frozen weights give outputs that ask for no gradient.
-        read = output.view_as(output) if output.requires_grad else output.detach().requires_grad_(True)
-        read.register_hook(partial(self._feel, name))  # type: ignore[no-untyped-call]
-        return read
+        # Frozen weights give outputs that ask for no gradient. What is returned may be written to (Falcon adds the
+        # attention's output to the MLP's in place), which neither a leaf nor a view of one allows.
+        watched = output if output.requires_grad else output.detach().requires_grad_(True)
+        watched.register_hook(partial(self._feel, name))  # type: ignore[no-untyped-call]
+        return watched.clone()
 
     @torch.no_grad()
     def _feel(self, name: str, gradient: torch.Tensor) -> None:
@@ -139,27 +143,72 @@ class Obs(InputReader[Gram]):
         for found in self._consumers.values():
             for dimension, part in found:
                 places.setdefault(dimension.name, []).append((dimension, part))
-        scores = {name: self._errors(model, parts, weights) for name, parts in places.items()}
+        scores: dict[str, torch.Tensor] = {}
+        for alike in self._alike(model, places).values():
+            room = room_to_work(self._gradients[alike[0][0][1].module].device)
+            for group in runs(alike, self._work_bytes, room):
+                scores |= self._errors(model, group, weights)
         self._gradients = {}
-        return scores
+        return on_cpu(scores)
+
+    def _alike(self, model: AnyModel, places: Mapping[str, Places]) -> dict[object, list[Places]]:
+        """The dimensions that can be ranked together: with as many projections, of one shape and alike in their units,
+        on one device.
+        """
+        found: dict[object, list[Places]] = {}
+        for parts in places.values():
+            size = parts[0][0].size
+            each = tuple(
+                (
+                    *self._sizes(part),
+                    part.segments,
+                    _biased(model, part),
+                    self._gradients[part.module].device,
+                )
+                for _, part in parts
+            )
+            found.setdefault((size, each), []).append(parts)
+        return found
+
+    def _sizes(self, part: Slice) -> tuple[int, int]:
+        """The inputs and outputs of the projection that reads a slice."""
+        return self._seen[part.module].products.shape[0], self._gradients[part.module].shape[0]
+
+    def _work_bytes(self, places: Places) -> int:
+        return sum(work_bytes(*self._sizes(part)) for _, part in places)
 
     def _errors(
-        self, model: AnyModel, places: Sequence[tuple[Dimension, Slice]], weights: Mapping[str, Weight]
-    ) -> torch.Tensor:
-        """The scores [units] of one dimension; not finite where what was seen is not."""
-        surgeries, size = [], places[0][0].size
-        seen = torch.zeros(size, dtype=torch.bool)
-        for _, part in places:
-            biased = getattr(module_at(model, part.module, unwrapped=True), "bias", None) is not None
-            sums, felt = self._seen[part.module], self._gradients[part.module].double()
-            gram = sums.second_moment(centred=biased)
-            if not isfinite(float(gram.sum() + felt.sum())):
-                return torch.full((size,), torch.nan)
-            weight = _matrix(weights[part.parameter], part.axis).double() @ damped_factor(felt, RIDGE)
-            units = torch.tensor([part.indices([unit]) for unit in range(size)], device=gram.device)
-            seen |= sums.products.diagonal()[units].any(1).cpu()
-            surgeries.append(Surgery(torch.cholesky_inverse(damped_factor(gram, RIDGE)), weight, units))
-        return (elimination_errors(surgeries) / 2).float() * seen
+        self, model: AnyModel, group: Sequence[Places], weights: Mapping[str, Weight]
+    ) -> dict[str, torch.Tensor]:
+        """The scores [units] of dimensions that are alike; not finite where what was seen is not."""
+        size, surgeries = group[0][0][0].size, []
+        seen = torch.zeros(len(group), size, dtype=torch.bool, device=self._gradients[group[0][0][1].module].device)
+        finite = torch.ones_like(seen[:, :1])
+        for parts in zip(*group, strict=True):
+            biased = _biased(model, parts[0][1])
+            sums = [self._seen[part.module] for _, part in parts]
+            gram = torch.stack([each.second_moment(centred=biased) for each in sums])
+            felt = torch.stack([self._gradients[part.module].double() for _, part in parts])
+            finite &= torch.isfinite(gram.sum((1, 2)) + felt.sum((1, 2)))[:, None]
+            gram, felt = (matrix.nan_to_num_(0.0, 0.0, 0.0) for matrix in (gram, felt))
+            weight = torch.stack([_matrix(weights[part.parameter], part.axis).double() for _, part in parts])
+            units = _units(parts[0][1], size).to(gram.device)
+            seen |= torch.stack([each.products.diagonal() for each in sums])[:, units].any(2)
+            inverse = torch.cholesky_inverse(damped_factor(gram, RIDGE))
+            surgeries.append(Surgery(inverse, weight @ damped_factor(felt, RIDGE), units))
+        scores = (elimination_errors(surgeries) / 2).float() * seen
+        scores = scores.where(finite, torch.nan)
+        return {parts[0][0].name: score for parts, score in zip(group, scores, strict=True)}
+
+
+def _biased(model: AnyModel, part: Slice) -> bool:
+    return getattr(module_at(model, part.module, unwrapped=True), "bias", None) is not None
+
+
+def _units(part: Slice, size: int) -> torch.Tensor:
+    """The inputs that each unit owns, [units, width]."""
+    unit = torch.arange(size)[:, None]
+    return torch.cat([start + unit * block + torch.arange(block) for start, block in part.segments], 1)
 
 
 def _matrix(weight: Weight, axis: int) -> torch.Tensor:

@@ -42,6 +42,7 @@ class CriterionEntry:
     channels and experts, but neither layers and blocks nor the hidden size. ``one_shot``: it is too dear to be asked at
     each step, and ranks on calibration data before the first, unless a schedule says otherwise. ``held``: the bytes of
     statistics that it holds to rank a dimension; it ranks each dimension by itself. None where that is not much.
+    ``additive``: what it sees are sums over tokens, so that it does not matter which of them share a pass.
     """
 
     name: str
@@ -54,6 +55,7 @@ class CriterionEntry:
     widths_only: bool = False
     one_shot: bool = False
     held: Callable[[PruningGraph, Dimension], int] | None = None
+    additive: bool = False
 
     def settle(self, options: ImportanceOptions) -> ImportanceOptions:
         """The options with what the criterion sets itself."""
@@ -116,6 +118,7 @@ _add(
     "Σ |W_ij|·‖X_j‖₂ over the columns that read the unit (Wanda-sp)",
     reads=("smoothing",),
     widths_only=True,
+    additive=True,
 )
 _add(
     "flap",
@@ -124,6 +127,7 @@ _add(
     "Var(X_j)·‖W_:j‖₂² of the columns that read the unit, standardised a layer and kind (FLAP)",
     reads=("normalise", "smoothing"),
     widths_only=True,
+    additive=True,
 )
 _add(
     "obs",
@@ -134,6 +138,7 @@ _add(
     widths_only=True,
     one_shot=True,
     held=held_bytes,
+    additive=True,
 )
 _add(
     "magnitude",

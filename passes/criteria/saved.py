@@ -64,3 +64,5 @@ class SavedScores:
                 )
             if not torch.isfinite(self.scores[name]).all():
                 raise PlanError(f"the scores of {name} are not finite")
+        if not any(score.any() for score in self.scores.values()):
+            raise PlanError("the scores are all zero, so they rank nothing: take the file that the run wrote")

@@ -23,4 +23,4 @@ class Wanda(InputCriterion):
     def _along(self, weight: Weight, axis: int, moments: Moments) -> torch.Tensor:
         sums = axis_sums(weight, _absolute)
         along = sums.columns[0] if axis else sums.rows[0]
-        return along * moments.mean_square.sqrt().cpu()
+        return along * moments.mean_square.sqrt()

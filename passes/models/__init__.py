@@ -2,15 +2,20 @@
 
 from passes.models.adapter import (
     ADAPTER,
+    ADAPTER_FILE,
+    CONFIG_FILE,
     GRADIENT,
     Adapter,
     LoraOptions,
     active_adapter,
+    beyond_lora,
     check_adapter,
     check_adapter_folder,
     lora_weights,
     projections,
     scored_by,
+    stated_scaling,
+    stored_factors,
 )
 from passes.models.base import (
     base_model,
@@ -22,61 +27,99 @@ from passes.models.base import (
     plain_name,
     takes,
 )
-from passes.models.batches import Collate, Row, batches, label_count, sample_rows
+from passes.models.batches import Collate, Row, batches, label_count, pieces, sample_rows
+from passes.models.declared import check_declared
 from passes.models.fingerprint import fingerprint
+from passes.models.fit import Misfit
 from passes.models.heldout import heldout_loss
+from passes.models.lean_loss import lean_loss
+from passes.models.loaded import Place, dense_weights, keep_own_head, load_model, quiet, reason, unreadable
 from passes.models.loading import register_auto_classes
 from passes.models.masks import MaskedModel, masked
 from passes.models.parameters import replaced, swapped
 from passes.models.parity import Parity, relative_difference, rounding_tolerance
-from passes.models.probe import Probe, Response, positions, respond
+from passes.models.precision import (
+    WIDE,
+    bit_difference,
+    constant_difference,
+    plain_arithmetic,
+    unchanged,
+    wide,
+    widened,
+)
+from passes.models.probe import OUTPUTS, Probe, Response, positions, respond
 from passes.models.resized import FILE, PREFIX, compact_class, has_own_sizes
 from passes.models.routing import routers, routing
 from passes.models.stock import build_stock, filled, stock_class, twin_of
-from passes.models.tasks import AUTO_CLASSES, Task, model_class, task_of
+from passes.models.stored import DTYPES, StoredTensor, headers, read_json
+from passes.models.tasks import AUTO_CLASSES, Task, check_loss, check_padding, model_class, task_of
 from passes.models.weights import DenseWeight, Weight, Window, stacked
 
 __all__ = [
     "ADAPTER",
+    "ADAPTER_FILE",
     "AUTO_CLASSES",
+    "CONFIG_FILE",
+    "DTYPES",
     "FILE",
     "GRADIENT",
+    "OUTPUTS",
     "PREFIX",
+    "WIDE",
     "Adapter",
     "Collate",
     "DenseWeight",
     "LoraOptions",
     "MaskedModel",
+    "Misfit",
     "Parity",
+    "Place",
     "Probe",
     "Response",
     "Row",
+    "StoredTensor",
     "Task",
     "Weight",
     "Window",
     "active_adapter",
     "base_model",
     "batches",
+    "beyond_lora",
+    "bit_difference",
     "build_stock",
     "check_adapter",
     "check_adapter_folder",
+    "check_declared",
     "check_finite",
+    "check_loss",
+    "check_padding",
     "compact_class",
+    "constant_difference",
     "count_parameters",
+    "dense_weights",
     "evaluation_mode",
     "filled",
     "fingerprint",
     "has_own_sizes",
+    "headers",
     "heldout_loss",
+    "keep_own_head",
     "label_count",
+    "lean_loss",
+    "load_model",
     "lora_weights",
     "masked",
     "model_class",
     "module_at",
     "parameter_at",
+    "pieces",
+    "plain_arithmetic",
     "plain_name",
     "positions",
     "projections",
+    "quiet",
+    "read_json",
+    "reason",
     "register_auto_classes",
     "relative_difference",
     "replaced",
@@ -87,9 +130,15 @@ __all__ = [
     "sample_rows",
     "scored_by",
     "stacked",
+    "stated_scaling",
     "stock_class",
+    "stored_factors",
     "swapped",
     "takes",
     "task_of",
     "twin_of",
+    "unchanged",
+    "unreadable",
+    "wide",
+    "widened",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +12,22 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model_state_dict
 from peft.tuners.lora import Linear as LoraLinear
-from peft.tuners.lora import ParamWrapper
+from peft.tuners.lora import LoraLayer, ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from passes.checked import check_numbers
 from passes.errors import MissingFileError, OptionError, UnsupportedModelError
 from passes.graph import Kind, PruningGraph
 from passes.models.base import base_model, module_at, plain_name
 from passes.models.tasks import Task, task_of
 from passes.models.weights import Projection
+
+CONFIG_FILE, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
+"""The files of a folder in peft's format."""
 
 ADAPTER, GRADIENT = "adapter", "gradient"
 """How a dimension is scored: by the gradients of its adapter, or, where it wears none, by its weights' own."""
@@ -40,6 +45,7 @@ class LoraOptions:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.rank < 1:
             raise OptionError(f"the LoRA rank must be at least 1, got {self.rank}")
         if not self.alpha > 0:
@@ -102,25 +108,35 @@ def active_adapter(model: PeftModel) -> str:
     names = list(model.active_adapters)
     if len(names) != 1:
         raise UnsupportedModelError(f"the model has {len(names)} active adapters; activate exactly one: {names}")
-    config: Any = model.peft_config[names[0]]
-    if not isinstance(config, LoraConfig):
-        raise UnsupportedModelError(
-            f"the adapter is {type(config).__name__}; lpc reads importance from LoRA adapters only"
-        )
-    extras = {
-        "use_dora": False,
-        "bias": "none",
-        "modules_to_save": None,
-        "layer_replication": None,
-        "lora_bias": False,
-        "trainable_token_indices": None,
-    }
-    for name, plain in extras.items():
-        if (getattr(config, name, plain) or plain) != plain:
-            raise UnsupportedModelError(
-                f"the adapter sets {name}={getattr(config, name)!r}; lpc supports plain LoRA, with {name}={plain!r}"
-            )
+    why = beyond_lora(model)
+    if why is not None:
+        raise UnsupportedModelError(f"{why}; lpc supports plain LoRA, so call merge_and_unload() first")
     return str(names[0])
+
+
+PLAIN: Mapping[str, Any] = {
+    "use_dora": False,
+    "bias": "none",
+    "modules_to_save": None,
+    "layer_replication": None,
+    "lora_bias": False,
+    "trainable_token_indices": None,
+}
+"""The entries of peft's configuration that make an adapter more than A and B, and their values where it is not."""
+
+
+def beyond_lora(model: PeftModel) -> str | None:
+    """What the active adapters are beside one plain LoRA, as the start of a sentence; None if they are one."""
+    names = list(model.active_adapters)
+    if len(names) > 1:
+        return f"the model has {len(names)} active adapters ({', '.join(names)})"
+    config: Any = model.peft_config[names[0]] if names else None
+    if config is not None and not isinstance(config, LoraConfig):
+        return f"the adapter is of the kind {type(config).__name__}"
+    for name, value in PLAIN.items():
+        if (getattr(config, name, value) or value) != value:
+            return f"the adapter sets {name}={getattr(config, name)!r}"
+    return None
 
 
 def check_adapter(model: PeftModel) -> None:
@@ -133,6 +149,8 @@ def check_adapter(model: PeftModel) -> None:
         if layer.merged or layer.disable_adapters:
             state, remedy = ("merged", "unmerge_adapter()") if layer.merged else ("disabled", "enable_adapter_layers()")
             raise UnsupportedModelError(f"the adapter on {name} is {state}: call {remedy} first, lpc trains it further")
+        if isinstance(layer, LoraLayer) and adapter in layer.scaling:
+            _check_scaling(name, layer, adapter)
         variant = getattr(layer, "lora_variant", {}).get(adapter)
         if variant is not None:
             raise UnsupportedModelError(
@@ -146,6 +164,21 @@ def check_adapter(model: PeftModel) -> None:
                 f"the adapter covers {name}, whose weight is tied to another, so it cannot be merged: "
                 "take it out of target_modules"
             )
+
+
+def stated_scaling(layer: LoraLayer, adapter: str) -> float:
+    """What B·A is multiplied by, as alpha and rank say: alpha / r, or alpha / sqrt(r) with rsLoRA."""
+    rank, alpha = layer.r[adapter], layer.lora_alpha[adapter]
+    return float(alpha / (math.sqrt(rank) if layer.use_rslora[adapter] else rank))
+
+
+def _check_scaling(name: str, layer: LoraLayer, adapter: str) -> None:
+    stated = stated_scaling(layer, adapter)
+    if layer.scaling[adapter] != stated:
+        raise UnsupportedModelError(
+            f"the adapter on {name} is scaled by {layer.scaling[adapter]:g}, and its alpha and rank say {stated:g}: "
+            "undo set_scale or scale_layer, an adapter that is saved cannot say it"
+        )
 
 
 def lora_layers(model: PeftModel) -> dict[str, LoraLinear | ParamWrapper]:
@@ -174,13 +207,15 @@ def lora_weights(model: PeftModel) -> dict[str, Projection]:
 def _projection(layer: LoraLinear | ParamWrapper, adapter: str) -> Projection:
     weight = layer.get_param() if isinstance(layer, ParamWrapper) else layer.get_base_layer().weight
     a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-    left, right = _as_stored(layer, a, b)
+    left, right = stored_factors(layer, a, b)
     seen = a.grad is not None and b.grad is not None
-    grad_left, grad_right = _as_stored(layer, a.grad, b.grad) if seen else (None, None)
+    grad_left, grad_right = stored_factors(layer, a.grad, b.grad) if seen else (None, None)
     return Projection(weight, left, right, grad_left, grad_right, layer.scaling[adapter])
 
 
-def _as_stored(layer: LoraLinear | ParamWrapper, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def stored_factors(
+    layer: LoraLinear | ParamWrapper, a: torch.Tensor, b: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The factors left·right of BA in the layout of the parameter; see peft's ParamWrapper.get_delta_factors."""
     if not isinstance(layer, ParamWrapper) or layer.get_param().dim() == 2:
         return (a.mT, b.mT) if layer.fan_in_fan_out else (b, a)
@@ -236,15 +271,13 @@ class Adapter:
     def save(self, folder: Path) -> None:
         """Write ``adapter_config.json`` and ``adapter_model.safetensors``; ``PeftModel.from_pretrained`` loads them."""
         self.config.save_pretrained(str(folder))
-        save_file(
-            {name: value.contiguous() for name, value in self.state.items()}, folder / "adapter_model.safetensors"
-        )
+        save_file({name: value.contiguous() for name, value in self.state.items()}, folder / ADAPTER_FILE)
 
 
 def check_adapter_folder(folder: str | Path) -> Path:
     """The folder as a path. Raises MissingFileError unless it holds a safetensors adapter in peft's format."""
     folder = Path(folder)
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
+    for name in (CONFIG_FILE, ADAPTER_FILE):
         if not (folder / name).is_file():
             raise MissingFileError(f"there is no {name} in {folder}: name a folder that peft's save_pretrained wrote")
     return folder

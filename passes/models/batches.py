@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,7 +35,18 @@ def batches(
         yield {name: value.to(device) for name, value in batch.items()}
 
 
-def label_count(task: Task, batch: Row) -> int:
+def pieces(batch: Row, task: Task, tokens: int) -> list[Row]:
+    """The batch in pieces of whole rows of at most ``tokens`` tokens, or one row; whole if one would have no label."""
+    first = next(iter(batch.values()))
+    rows = max(1, tokens // max(1, first[0].numel()))
+    if any(len(value) != len(first) for value in batch.values()) or first.is_floating_point():
+        return [batch]
+    split = {name: torch.split(value, rows) for name, value in batch.items()}
+    found = [dict(zip(split, part, strict=True)) for part in zip(*split.values(), strict=True)]
+    return found if all(label_count(task, part) for part in found) else [batch]
+
+
+def label_count(task: Task, batch: Mapping[str, Any]) -> int:
     """How many labels the model's loss on a batch is the mean over: labelled tokens, or rows."""
     labels = batch.get("labels")
     if labels is None or labels.dim() < 2 or labels.is_floating_point():

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from peft import PeftModel
@@ -12,7 +11,9 @@ from transformers import PreTrainedModel, default_data_collator
 
 from passes.errors import DataError
 from passes.models.base import base_model, evaluation_mode
-from passes.models.tasks import Task, task_of
+from passes.models.batches import label_count
+from passes.models.lean_loss import lean_loss
+from passes.models.tasks import task_of
 
 
 @torch.no_grad()
@@ -31,7 +32,7 @@ def heldout_loss(
         raise DataError("there is no held-out data to choose the best state by")
     device = next(model.parameters()).device
     total, labels = 0.0, 0
-    with evaluation_mode(model):
+    with evaluation_mode(model), lean_loss(model):
         for start in range(0, count, batch_size):
             items = [data[index] for index in range(start, min(start + batch_size, count))]
             batch = {name: value.to(device) for name, value in (collate or default_data_collator)(items).items()}
@@ -39,11 +40,3 @@ def heldout_loss(
             total += float(model(**batch)["loss"]) * weight if weight else 0.0
             labels += weight
     return total / max(labels, 1)
-
-
-def label_count(task: Task, batch: Mapping[str, Any]) -> int:
-    """Over how many labels the model's loss on a batch is the mean."""
-    if task in (Task.SEQUENCE_CLASSIFICATION, Task.IMAGE_CLASSIFICATION, Task.QUESTION_ANSWERING):
-        return len(batch[task.label_names[0]])
-    labels = batch["labels"][:, 1:] if task is Task.CAUSAL_LM else batch["labels"]
-    return int((labels != -100).sum())

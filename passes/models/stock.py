@@ -16,14 +16,35 @@ import transformers
 from transformers import MistralConfig, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+ROPE_BY_LENGTH = ("dynamic", "longrope")
+"""The kinds of rotary embedding whose frequencies depend on how long the input is, not on what has which shape."""
+
 
 def twin_of(model_type: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    """The model of a configuration on the meta device: names and shapes, no memory."""
+    """The model of a configuration on the meta device: names and shapes, no memory.
+
+    Its forward pass reads no values, which meta tensors do not have: it is for following shapes, not for numbers.
+    """
     with torch.device("meta"):
-        # Eager attention: the others inspect the values of masks, which meta tensors do not have.
-        twin = cast(Any, model_type)._from_config(copy.deepcopy(config), attn_implementation="eager")
+        # Eager attention: the others inspect the values of masks.
+        twin = cast(Any, model_type)._from_config(_valueless(config), attn_implementation="eager")
     twin.config.pad_token_id = None  # or GPT-2 looks for it in the values of its input
     return cast(PreTrainedModel, twin)
+
+
+def _valueless(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A copy under which transformers decides nothing by the values of positions."""
+    config = copy.deepcopy(config)
+    text: Any = config.get_text_config()
+    if getattr(text, "use_cache", None) is False:
+        text.use_cache = True  # without a cache, positions are searched for packed sequences
+    rope = getattr(text, "rope_parameters", None)
+    if isinstance(rope, dict):
+        nested = rope.values() if all(isinstance(value, dict) for value in rope.values()) else (rope,)
+        for entries in nested:
+            if entries.get("rope_type") in ROPE_BY_LENGTH:
+                entries["rope_type"] = "default"
+    return config
 
 
 def stock_class(model_type: type[PreTrainedModel], config: PreTrainedConfig) -> type[PreTrainedModel]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from enum import StrEnum
 from typing import Any, cast
 
@@ -9,7 +10,7 @@ import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-from passes.errors import UnsupportedModelError
+from passes.errors import ModelError, UnsupportedModelError
 from passes.models.resized import PREFIX, compact_class, has_own_sizes
 
 
@@ -99,6 +100,33 @@ def task_of(model: PreTrainedModel | type[PreTrainedModel]) -> Task:
         f"{model_class.__name__} has no task that lpc knows; supported are models for {', '.join(Task)}, "
         "stock ones or ones whose class name ends in, say, ForSequenceClassification"
     )
+
+
+def check_loss(kind: type[PreTrainedModel], model_type: str) -> None:
+    """Raise UnsupportedModelError for a stock class that computes no loss: its ``forward`` takes no labels."""
+    task = task_of(kind)
+    taken = inspect.signature(kind.forward).parameters
+    if kind.__module__.startswith("transformers.") and not any(name in taken for name in task.label_names):
+        other = next(iter(_names(_MAPPINGS[task].get(model_type, ()))), None)
+        instead = f": load it as {other}, which does" if other not in (None, kind.__name__) else ""
+        raise UnsupportedModelError(f"{kind.__name__} has no loss, its forward takes no labels{instead}")
+
+
+def check_padding(config: PreTrainedConfig, task: Task) -> None:
+    """Raise ModelError for a padding token that is no token, where it is needed.
+
+    Embeddings refuse one beyond the vocabulary. A decoder that classifies looks for it in its inputs, which cannot hold
+    -1, as old Llama configurations have it.
+    """
+    text = config.get_text_config()
+    pad, words = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
+    if pad is None or words is None:
+        return
+    if not isinstance(pad, int) or pad >= words or (pad < 0 and task is not Task.CAUSAL_LM):
+        raise ModelError(
+            f"pad_token_id is {pad!r}, which is none of the {words} tokens: set it in config.json "
+            "(model.config.pad_token_id) to a token that the tokenizer pads with, such as its eos token"
+        )
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:

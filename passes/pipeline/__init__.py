@@ -2,6 +2,7 @@
 
 from passes.pipeline.artifacts import WEIGHTS_FILE, Compensation, Solved, load_weights
 from passes.pipeline.framework import Pass, PassResult, PreservingPass, Progress, Sequential, plain, silent
+from passes.pipeline.keeping import caller_state_kept
 from passes.pipeline.program import Program
 from passes.pipeline.records import PassRecord
 from passes.pipeline.recovery import Recovery
@@ -20,6 +21,7 @@ __all__ = [
     "Sequential",
     "Snapshot",
     "Solved",
+    "caller_state_kept",
     "load_snapshots",
     "load_weights",
     "plain",

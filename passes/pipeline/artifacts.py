@@ -68,6 +68,13 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
         raise MissingFileError(f"there are no compensated weights {path}: lpc compress writes OUT/{WEIGHTS_FILE}")
     try:
         weights: dict[str, torch.Tensor] = load_file(path)
-        return weights
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise PlanError(f"{path} holds no weights: {error}") from error
+    if not weights:
+        raise PlanError(f"{path} is empty: take the {WEIGHTS_FILE} that the run wrote")
+    for name, weight in weights.items():
+        if not weight.is_floating_point() or not torch.isfinite(weight).all():
+            raise PlanError(f"{path} holds values in {name} that are not finite numbers: take the file of the run")
+        if weight.dim() > 1 and not weight.any():
+            raise PlanError(f"{path} holds nothing but zeros in {name}: take the file that the run wrote")
+    return weights

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from passes.errors import LpcError, PassError, PostconditionError, PreconditionError
-from passes.models import Parity, rounding_tolerance
+from passes.models import Parity
 from passes.pipeline.program import Program
 from passes.pipeline.records import PassRecord, measured
 
@@ -90,11 +90,7 @@ class Pass(ABC):
 
 
 class PreservingPass(Pass):
-    """A pass that must not change what the program computes: its response on the probe stays within ``tolerance``."""
-
-    def tolerance(self, program: Program) -> float:
-        """How far the response may move, relative to its largest value; default: rounding in the model's dtype."""
-        return rounding_tolerance(program.traced.dtype)
+    """A pass that must not change what the program computes: its response on the probe stays the same, bit for bit."""
 
     def requires(self, program: Program) -> None:
         """The program must be traced and know what it computes."""
@@ -104,10 +100,10 @@ class PreservingPass(Pass):
     def ensures(self, before: Program, after: Program) -> tuple[Parity, ...]:
         """The program's response equals the expected one."""
         assert before.expected is not None
-        actual, tolerance = after.respond(before.expected), self.tolerance(before)
-        parity = actual.compare(self.name, before.expected, tolerance)
+        actual = after.respond(before.expected)
+        parity = actual.compare(self.name, before.expected, tolerance=0.0)
         if not parity.holds:
-            place = actual.first_difference(before.expected, tolerance)
+            place = actual.first_difference(before.expected, tolerance=0.0)
             raise PostconditionError(f"pass {self.name!r} changed what the model computes: {parity}; {place}")
         return (parity,)
 

@@ -43,17 +43,24 @@ class Measurement:
 
 
 class _PeakSampler(threading.Thread):
-    """Samples the resident set size of this process until stopped."""
+    """Samples the resident set size of this process and the memory of its GPU tensors until stopped."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self._process = psutil.Process()
         self._stopped = threading.Event()
         self.peak = int(self._process.memory_info().rss)
+        self.device_peak = 0
 
     def run(self) -> None:
         while not self._stopped.wait(SAMPLING_SECONDS):
-            self.peak = max(self.peak, int(self._process.memory_info().rss))
+            self.look()
+
+    def look(self) -> None:
+        """One sample."""
+        self.peak = max(self.peak, int(self._process.memory_info().rss))
+        if torch.cuda.is_available():
+            self.device_peak = max(self.device_peak, int(torch.cuda.memory_allocated()))
 
     def __enter__(self) -> _PeakSampler:
         self.start()
@@ -62,15 +69,18 @@ class _PeakSampler(threading.Thread):
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._stopped.set()
         self.join()
-        self.peak = max(self.peak, int(self._process.memory_info().rss))
+        self.look()
 
 
 @contextmanager
 def measured() -> Iterator[Measurement]:
-    """Measures a block: wall-clock seconds, and the peak of resident memory (plus the GPU allocator's peak)."""
+    """Measures a block: wall-clock seconds, and the peak of resident memory plus that of the GPU's.
+
+    The allocator's own peak is the caller's and is not reset: it is taken where the block raised it, else the samples'.
+    """
     measurement = Measurement()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    on_device = torch.cuda.is_available()
+    highest = torch.cuda.max_memory_allocated() if on_device else 0
     start = time.perf_counter()
     sampler = _PeakSampler()
     try:
@@ -80,4 +90,5 @@ def measured() -> Iterator[Measurement]:
         measurement.seconds = time.perf_counter() - start
         measurement.peak_memory_bytes = sampler.peak
         if torch.cuda.is_available():
-            measurement.peak_memory_bytes += torch.cuda.max_memory_allocated()
+            raised = torch.cuda.max_memory_allocated()
+            measurement.peak_memory_bytes += raised if raised > highest else sampler.device_peak

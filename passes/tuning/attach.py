@@ -11,7 +11,8 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
-from passes.models import LoraOptions, active_adapter, scored_by
+from passes.errors import PostconditionError
+from passes.models import LoraOptions, Parity, active_adapter, lora_weights, scored_by
 from passes.pipeline import PassResult, PreservingPass, Program, plain
 
 
@@ -38,10 +39,6 @@ class AttachPass(PreservingPass):
         """The LoRA options and the seed."""
         return {"lora": plain(self.lora), "seed": self.seed}
 
-    def tolerance(self, program: Program) -> float:
-        """Bit for bit."""
-        return 0.0
-
     def call(self, program: Program) -> PassResult:
         """Attach, or take over the adapter that is there."""
         brought = isinstance(program.model, PeftModel)
@@ -56,16 +53,21 @@ class AttachPass(PreservingPass):
         report = AttachReport(MappingProxyType(scored_by(model, program.traced)))
         return PassResult(replace(program, model=model), modified=not brought, report=report)
 
+    def ensures(self, before: Program, after: Program) -> tuple[Parity, ...]:
+        """The same response, bit for bit; and a new adapter is zero, also where that would be too little to be seen."""
+        parities = super().ensures(before, after)
+        assert isinstance(after.model, PeftModel)
+        for name, projection in lora_weights(after.model).items():
+            if not isinstance(before.model, PeftModel) and projection.left.any() and projection.right.any():
+                raise PostconditionError(f"pass 'attach' gave {name} an adapter that is not zero")
+        return parities
+
 
 @dataclass(frozen=True)
 class DetachPass(PreservingPass):
     """Takes off an adapter that was there to be scored and was never trained: with B = 0 nothing changes."""
 
     name = "detach"
-
-    def tolerance(self, program: Program) -> float:
-        """Bit for bit."""
-        return 0.0
 
     def call(self, program: Program) -> PassResult:
         """The model without its adapter, if it has one."""

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from passes.models import evaluation_mode, replaced, swapped
+from passes.models import evaluation_mode, parameter_at, replaced, swapped
 
 Teacher: TypeAlias = "Callable[[Mapping[str, Any]], Mapping[str, Any]]"
 """Answers a batch with a model's outputs, by name."""
@@ -49,8 +49,17 @@ class FrozenBase:
             stack.enter_context(evaluation_mode(self._model))
             stack.enter_context(self._masks_off())
             stack.enter_context(swapped(self._start) if self._start else self._model.disable_adapter())
-            stack.enter_context(replaced(self._model, self._originals))
+            stack.enter_context(replaced(self._model, self._there()))
             yield
+
+    def _there(self) -> Mapping[str, torch.Tensor]:
+        """The originals where the model is, brought there once."""
+        device = next(self._model.parameters()).device
+        if any(tensor.device != device for tensor in self._originals.values()):
+            self._originals = {
+                name: tensor.to(parameter_at(self._model, name).device) for name, tensor in self._originals.items()
+            }
+        return self._originals
 
 
 class OtherModel:

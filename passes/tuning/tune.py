@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import TrainingArguments
 
 from passes.budget import LatencyModel, Layout, Solver, Target
+from passes.checked import check_numbers
 from passes.criteria import (
     AUTO,
     DEPTH_SCORES,
@@ -75,6 +76,7 @@ class TuneOptions:
     resume: bool = False
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         for name, least in (("steps", 0), ("batch_size", 1), ("gradient_accumulation", 1)):
             if getattr(self, name) < least:
                 raise OptionError(f"{name} must be at least {least}, got {getattr(self, name)}")

@@ -113,8 +113,8 @@ def test_weights_of_another_model_are_refused(out: Path, tiny_model_folder: Path
     from safetensors.torch import save_file
 
     for tensors, message in (
-        ({"model.layers.0.nothing.weight": torch.zeros(2)}, "has no model.layers.0.nothing.weight"),
-        ({"model.layers.0.self_attn.o_proj.weight": torch.zeros(3, 3)}, r"o_proj.weight is \[3, 3\], here"),
+        ({"model.layers.0.nothing.weight": torch.ones(2)}, "has no model.layers.0.nothing.weight"),
+        ({"model.layers.0.self_attn.o_proj.weight": torch.ones(3, 3)}, r"o_proj.weight is \[3, 3\], here"),
     ):
         save_file(tensors, tmp_path / "other.safetensors")
         with pytest.raises(lpc.PlanError, match=message):

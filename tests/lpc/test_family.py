@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 
 import lpc
 from exporters.files import sha256
+from exporters.onnx import ExportPass
 from lpc.cli import app as cli
-from lpc.report import FamilyReport
+from lpc.family_report import FamilyReport
 from lpc.result import Result
 from lpc.speed import BenchmarkOptions
 
@@ -129,6 +130,26 @@ def test_a_failure_leaves_nothing_behind(
     with pytest.raises(lpc.PostconditionError, match="no"):
         family.save(tmp_path / "out", onnx=False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [lpc.UnsupportedModelError("no such graph"), KeyboardInterrupt()])
+def test_models_without_their_package_are_kept_and_the_error_says_so(
+    family: lpc.CompactFamily, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    called: list[str] = []
+
+    def fail(self: ExportPass, program: object) -> None:
+        called.append(self.folder.name)
+        raise error
+
+    monkeypatch.setattr(ExportPass, "call", fail)
+    out = tmp_path / "out"
+    with pytest.raises(type(error)) as raised:
+        family.save(out, benchmark=True)
+    assert len(called) == (1 if isinstance(error, KeyboardInterrupt) else 3)
+    assert {path.name for path in out.iterdir()} == {"0.1", "0.2", "0.4", "family.json", "report.md", "curve.svg"}
+    assert "onnx" in json.loads((out / "0.1" / "lpc.json").read_text())["missing"]
+    assert f"lpc export {out / '0.1' / 'hf'} --out {out / '0.1' / 'onnx'}" in " ".join(raised.value.__notes__)
 
 
 def test_latency_is_measured_against_the_dense_model(

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 import lpc
 from lpc.evaluation import EvaluateOptions, evaluate
 from lpc.exporting import export
-from lpc.report import refresh
+from lpc.report.manifest import refresh
 from lpc.speed import BenchmarkOptions, benchmark
 
 FILES = {"plan.json", "scores.safetensors", "lpc.json", "report.md"}

@@ -14,8 +14,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from lpc.data import InstructionFormat, find_columns, instruction_rows
+from lpc.data import InstructionFormat
 from lpc.data.answers import AnsweredRows
+from lpc.data.instructions import Columns, instruction_rows
+from lpc.data.records import open_records
 from passes.errors import DataError, OptionError, TokenizerError
 
 EOS = 256
@@ -40,9 +42,10 @@ def rows_of(
     row_format: InstructionFormat | None = None,
     length: int = 512,
 ) -> AnsweredRows:
-    columns = find_columns(data, row_format)
+    records = open_records(data)
+    columns = Columns.of(records.first)
     assert columns is not None
-    return instruction_rows(data, columns, tokenizer, row_format=row_format or InstructionFormat(), length=length)
+    return instruction_rows(records, columns, tokenizer, row_format=row_format or InstructionFormat(), length=length)
 
 
 def by_hand(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> dict[str, list[int]]:
@@ -171,23 +174,6 @@ def test_no_row_with_an_answer_is_refused(tiny_tokenizer: PreTrainedTokenizerBas
         rows_of(LAMINI, tiny_tokenizer, length=5)
 
 
-def test_text_is_read_as_text_unless_a_format_is_given(caplog: pytest.LogCaptureFixture) -> None:
-    data = [{"text": "all of it", "instruction": "a", "output": "b"}]
-    assert find_columns(data, None) is None
-    assert "give DataOptions(instructions=InstructionFormat())" in caplog.text
-    assert find_columns(data, InstructionFormat()) is not None
-
-
-def test_other_data_are_no_instructions(tmp_path: Path) -> None:
-    saved = tmp_path / "saved"
-    datasets.Dataset.from_list([{"input_ids": [1], "labels": [1]}]).save_to_disk(str(saved))
-    (tmp_path / "a.txt").write_text("text")
-    others: list[object] = ["a text", ["a/" * 9000], [["x"]], [[1, 2]], torch.ones(2, 3), [], saved, "x" * 5000]
-    others += [[tmp_path / "a.txt"], [{"input_ids": [1], "labels": [1], "prompt": "a", "completion": "b"}], 3]
-    others += [datasets.Dataset.from_dict({"text": ["a"]}), [{"instruction": "a"}], "absent.jsonl", "\0"]
-    assert [find_columns(each, None) for each in others] == [None] * len(others)
-
-
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -195,7 +181,7 @@ def test_other_data_are_no_instructions(tmp_path: Path) -> None:
         ([{"instruction": "a", "output": 3}], "row 0 of the data: `output` is a int, not a string"),
         ([{"instruction": None, "output": "b"}], "`instruction` is a NoneType"),
         ([{"instruction": "a", "input": ["b"], "output": "c"}], "`input` is a list"),
-        ([{"prompt": [{"role": "user"}], "completion": "c"}], "`prompt` is a list"),
+        ([{"prompt": ["a"], "completion": "c"}], "`prompt` is a list"),
         ([LAMINI[0], "b"], "row 1 of the data is a str, not a dict"),
     ],
 )
@@ -215,8 +201,6 @@ def test_a_line_that_is_at_fault_is_named(tiny_tokenizer: PreTrainedTokenizerBas
 REFUSED: list[tuple[Callable[[PreTrainedTokenizerBase], object], type[Exception], str]] = [
     (lambda _: InstructionFormat(template="Q: {input}"), OptionError, r"has no \{instruction\}"),
     (lambda _: rows_of(LAMINI, None), TokenizerError, "need a tokenizer"),
-    (lambda _: find_columns(["a text"], InstructionFormat()), DataError, "found: none"),
-    (lambda _: find_columns([{"a": "b"}], InstructionFormat()), DataError, "or messages, .* found: a"),
     (
         lambda t: rows_of([{"prompt": "a", "completion": "b"}], t, InstructionFormat(template="{instruction}")),
         OptionError,

@@ -11,9 +11,8 @@ import pytest
 import torch
 import zoo
 
-from lpc.data import RowFormat, Rows, is_rows, open_rows, split_rows
+from lpc.data import RowFormat, open_rows, split_rows
 from passes.errors import DataError, MissingFileError
-from passes.models import Task
 
 ROWS = [{"input_ids": [5, 6, 7][: 1 + i % 3], "labels": i % 5} for i in range(12)]
 
@@ -125,7 +124,7 @@ def test_labels_of_a_regression_may_be_any_number() -> None:
     ("data", "message"),
     [
         ([], "no row"),
-        (iter(ROWS), "needs rows with its inputs and labels"),
+        (iter(ROWS), "data of type list_iterator: give a path"),
         (torch.zeros(3, 4), "needs rows with its inputs and labels"),
         (datasets.Dataset.from_dict({"text": ["a"], "labels": [0]}), "the data set has text, which"),
     ],
@@ -141,7 +140,7 @@ def test_files_that_hold_no_rows_are_refused(classifier: RowFormat, tmp_path: Pa
         open_rows(tmp_path / "a.txt", classifier)
     with pytest.raises(DataError, match="needs rows"):
         open_rows([str(tmp_path / "a.txt")], classifier)
-    with pytest.raises(DataError, match="cannot be loaded as a saved data set"):
+    with pytest.raises(DataError, match="is a folder: name the files in it"):
         open_rows(tmp_path, classifier)
     for absent in ("absent.jsonl", "a sentence that is no file", "x" * 5000):
         with pytest.raises(MissingFileError, match="no such file"):
@@ -150,20 +149,6 @@ def test_files_that_hold_no_rows_are_refused(classifier: RowFormat, tmp_path: Pa
     both.save_to_disk(str(tmp_path / "both"))
     with pytest.raises(DataError, match=r"several splits \(train\): name the folder of one"):
         open_rows(tmp_path / "both", classifier)
-
-
-def test_only_a_causal_model_takes_text(tmp_path: Path) -> None:
-    assert is_rows(["a text"], Task.MASKED_LM)
-    saved = tmp_path / "saved"
-    datasets.Dataset.from_list(ROWS).save_to_disk(str(saved))
-    rows = [ROWS, Map(), datasets.Dataset.from_list(ROWS), str(_jsonl(tmp_path, ROWS)), saved]
-    text_file = tmp_path / "text.jsonl"
-    text_file.write_text('{"text": "a"}\n')
-    text = ["a.txt", ["a text"], ["x" * 5000], [[1, 2]], torch.ones(2, 3), text_file, tmp_path, "x" * 5000, []]
-    text += [datasets.Dataset.from_dict({"text": ["a"], "label": [0]})]
-    text += [datasets.Dataset.from_dict({"text": ["a"]}), datasets.Dataset.from_dict({"input_ids": [[1]]})]
-    assert [is_rows(each, Task.CAUSAL_LM) for each in rows] == [True] * len(rows)
-    assert [is_rows(each, Task.CAUSAL_LM) for each in text] == [False] * len(text)
 
 
 def test_rows_sorted_by_label_are_held_out_across_labels(classifier: RowFormat) -> None:
@@ -178,7 +163,7 @@ def test_rows_sorted_by_label_are_held_out_across_labels(classifier: RowFormat) 
 
 
 def test_a_subset_of_a_subset_counts_from_the_first(classifier: RowFormat) -> None:
-    rows = Rows(ROWS, classifier).subset([4, 6, 8]).subset([2])
+    rows = open_rows(ROWS, classifier).subset([4, 6, 8]).subset([2])
     assert [int(row["labels"]) for row in rows] == [8 % 5]
 
 

@@ -9,8 +9,9 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
-from lpc.data import BlockDataset, split_heldout, token_sequences
+from lpc.data import BlockDataset, split_heldout
 from lpc.data import text as data_module
+from lpc.data.text import token_sequences
 from passes.errors import DataError, LpcError, MissingFileError, OptionError, TokenizerError
 
 EOS = 256
@@ -139,17 +140,25 @@ def bad_inputs(folder: Path) -> dict[str, tuple[object, type[LpcError], str]]:
             r"line 2: no `text` field \(it has: body",
         ),
         "text a number": (write(folder / "d.jsonl", '{"text": 3}\n'), DataError, "line 1: `text` is a int"),
-        "empty list": ([], DataError, "empty list"),
+        "empty list": ([], DataError, "the data has no row: it is empty"),
         "blank texts": (["", " "], DataError, "holds no text"),
         "mixed": ([str(good), "a text"], DataError, "all files or all texts"),
-        "mixed kinds": (["a text", [1, 2]], DataError, "item 0 of the data is a str"),
-        "flat ids": ([1, 2, 3], DataError, "item 0 of the data is a int"),
+        "mixed kinds": (["a text", [1, 2]], DataError, "row 1 of the data: `text` is a list, not a string"),
+        "flat ids": ([1, 2, 3], DataError, "row 0 of the data is a int"),
         "floats": ([[0.5, 1.0]], DataError, "other than token ids"),
         "empty ids": ([[], []], DataError, "every sequence is empty"),
         "negative ids": ([[-100, 3, 4, 5]], DataError, "token id -100"),
         "ids outside": ([[3, 4, 5, 257]], DataError, "257 is outside the vocabulary of 257"),
-        "no column": (datasets.Dataset.from_dict({"body": ["a"]}), DataError, "only: body"),
-        "null text": (datasets.Dataset.from_dict({"text": ["a", None]}), DataError, "row 1 is a NoneType"),
+        "no column": (
+            datasets.Dataset.from_dict({"body": ["a"]}),
+            DataError,
+            r"no `text` field \(it has: body\), and no `input_ids`",
+        ),
+        "null text": (
+            datasets.Dataset.from_dict({"text": ["a", None]}),
+            DataError,
+            "row 1 of the data: `text` is a NoneType",
+        ),
         "splits": (datasets.DatasetDict(), DataError, "one split"),
         "short": (
             ["abc"],

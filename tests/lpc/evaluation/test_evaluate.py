@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from exporters.onnx import export_onnx
 from lpc.evaluation import EvaluateOptions, Evaluation, evaluate, evaluation_rows, harness
-from lpc.evaluation import evaluate as evaluate_module
+from lpc.evaluation.evaluate import _context_length
 from lpc.evaluation.results import Agreement, ModelRun
 from lpc.evaluation.subjects import find_subjects
 from lpc.evaluation.tasks import read_rows
@@ -430,4 +430,4 @@ def test_hellaswag_rows_become_lm_evals_prompt(tmp_path: Path) -> None:
 def test_context_defaults_to_what_all_models_allow(output_folder: Path) -> None:
     subjects = find_subjects(output_folder, "all", None)
     options = EvaluateOptions(tasks=("x",))
-    assert evaluate_module._context_length(options, subjects) == 128
+    assert _context_length(options, subjects) == 128

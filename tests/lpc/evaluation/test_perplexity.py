@@ -24,6 +24,20 @@ def test_perplexity_equals_a_direct_computation(tiny_llama: PreTrainedModel) -> 
     assert found.value == pytest.approx(math.exp(total / 55), rel=1e-5)
 
 
+def test_tokens_without_a_label_are_not_counted(tiny_llama: PreTrainedModel) -> None:
+    blocks = torch.randint(0, 257, (3, 8), generator=torch.Generator().manual_seed(0))
+    labels = blocks.clone()
+    labels[0, :4] = labels[2, 5] = -100
+    with torch.no_grad():
+        losses = -tiny_llama(input_ids=blocks).logits[:, :-1].log_softmax(-1).gather(-1, blocks[:, 1:, None])[..., 0]
+    expected = losses[labels[:, 1:] != -100].double().mean()
+    found = token_perplexity(tiny_llama, blocks, batch_size=2, labels=labels)
+    assert (found.tokens, found.context_length) == (21 - 4, 8)
+    assert found.value == pytest.approx(float(expected.exp()), rel=1e-5)
+    with pytest.raises(DataError, match="all labels are -100"):
+        token_perplexity(tiny_llama, blocks, labels=torch.full_like(blocks, -100))
+
+
 def test_model_comes_back_in_its_modes(tiny_llama: PreTrainedModel) -> None:
     tiny_llama.train()
     tiny_llama.model.norm.eval()

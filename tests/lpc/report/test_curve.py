@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpc.report.curve import Panel, Point, draw
+from lpc.report import Panel, Point, draw
 
 SVG = "{http://www.w3.org/2000/svg}"
 values = st.floats(1e-3, 1e12, allow_nan=False)

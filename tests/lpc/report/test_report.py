@@ -9,7 +9,8 @@ from transformers import LlamaConfig
 
 from exporters.runtimes import Verdict
 from lpc.inspection import inspect
-from lpc.report import HeldOut, Measure, Report, refresh, size_rows, speed_rows, write_manifest
+from lpc.report import HeldOut, Measure, Report, size_rows, speed_rows, write_manifest
+from lpc.report.manifest import refresh
 from lpc.report.report import Widths, render
 from lpc.versions import versions
 from passes.errors import DataError

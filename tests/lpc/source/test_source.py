@@ -46,7 +46,7 @@ def test_load_config_needs_only_config_json(tiny_model_folder: Path, tmp_path: P
 
 @pytest.mark.parametrize("name", ["/absent/model", "./absent", "absent", "a b c", "x/y/z", "tests/absent"])
 def test_missing_folder_is_named_and_not_looked_up_on_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parent.parent.parent)
+    monkeypatch.chdir(Path(__file__).parents[3])
     with pytest.raises(MissingFileError, match="no model folder"):
         load_source(name)
 

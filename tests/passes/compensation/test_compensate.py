@@ -378,3 +378,55 @@ def test_activations_that_are_not_finite_are_an_error_that_names_the_projection(
 def test_impossible_options_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(OptionError, match=next(iter(wrong))):
         CompensateOptions(**wrong)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "gemma3_text", "bert", "falcon-mqa", "t5"])
+def test_the_loss_after_is_the_model_s_own_of_whole_forward_passes(name: str) -> None:
+    program = TracePass(TraceOptions(custom_code=True))(Program.start(zoo.build(name))).program
+    kept = random_units(program.traced, {width.name: max(1, width.size // 2) for width in program.traced.widths}, 4)
+    program = planned(program, kept)
+    data = Labelled(name)
+    result = CompensatePass(data, CompensateOptions(batch_size=2, ridge=0.1))(program)
+    report = report_of(result)
+    assert report.layer_by_layer == (name != "t5")
+    batch = {key: torch.stack([row[key] for row in data.rows]) for key in data.rows[0]}
+    with torch.no_grad(), masked(program.model, program.traced, program.masks):
+        now = float(program.model(**batch).loss)
+    assert (report.loss_before if report.undone else report.loss_after) == pytest.approx(now, rel=1e-4)
+
+
+class Labelled(Dataset[dict[str, torch.Tensor]]):
+    """The three rows of a case of the zoo, without padding, so that each has as many labels."""
+
+    def __init__(self, name: str) -> None:
+        batch = zoo.inputs(name, zoo.ZOO[name])
+        batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
+        batch["input_ids"] = batch["input_ids"].masked_fill(batch["input_ids"] == 256, 7)
+        batch = {**batch, **zoo.labels(zoo.ZOO[name], batch)}
+        self.rows = [{key: value[row] for key, value in batch.items()} for row in range(3)]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.rows[index]
+
+
+def test_the_sample_goes_through_each_layer_no_more_than_is_needed() -> None:
+    program, _, _, _ = prepared("llama")
+    tokens: dict[str, int] = {"self_attn.q_proj": 0, "mlp.down_proj": 0}
+    for name, module in program.model.named_modules():
+        leaf = ".".join(name.split(".")[-2:])
+        if leaf in tokens:
+
+            def count(_: object, inputs: tuple[torch.Tensor, ...], leaf: str = leaf) -> None:
+                tokens[leaf] += inputs[0].shape[:-1].numel()
+
+            module.register_forward_pre_hook(count)
+    compensated(program, CompensateOptions(batch_size=4))
+    once = len(DATA) * 12 * program.model.config.num_hidden_layers
+    # the guard's first loss, the dense side, and the pruned one: up to attention's output, and to the end; a few rows
+    # more for the proofs and for the first batch
+    assert tokens["self_attn.q_proj"] <= 4.7 * once
+    # here each new weight is tried on the first batch, and what it changes is added where the layer is left
+    assert tokens["mlp.down_proj"] <= 4.7 * once

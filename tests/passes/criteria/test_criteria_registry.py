@@ -114,7 +114,7 @@ def test_an_answer_that_is_no_score_of_every_unit_is_refused(answer: dict[str, t
 
 
 def test_the_documentation_lists_every_criterion() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "criteria.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "criteria.md").read_text(encoding="utf-8")
     for name, entry in CRITERIA.items():
         assert f"| `{name}` | {entry.description.replace('|', chr(92) + '|')} | {entry.needs} |" in page
 

@@ -16,7 +16,7 @@ from passes.budget import Solver, Target
 from passes.criteria import CRITERIA, ImportanceOptions, Needs, make_criterion
 from passes.decide import DecidePass, ScoreOptions, ScorePass
 from passes.errors import DataError, ModelError, OptionError, PassError, PreconditionError
-from passes.models import batches, count_parameters, masked, sample_rows
+from passes.models import Task, batches, count_parameters, masked, pieces, sample_rows
 from passes.pipeline import Program, Sequential
 from passes.shrink import ShrinkPass
 from passes.tuning import AttachPass, DetachPass, MergePass
@@ -260,3 +260,23 @@ def test_batches_are_collated_in_order_and_the_last_may_be_smaller() -> None:
     assert [batch["x"].tolist() for batch in found] == [[[1], [2]], [[5]]]
     own = list(batches(rows, (3,), 2, lambda items: {"x": items[0]["x"] * 2}, torch.device("cpu")))
     assert own[0]["x"].tolist() == [6]
+
+
+@pytest.mark.parametrize("name", ["obs", "wanda", "flap"])
+def test_how_many_tokens_are_looked_at_at_a_time_changes_no_score(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    assert CRITERIA[name].additive
+    whole = score(program_for(name), criterion=name, batch_size=6).scores
+    monkeypatch.setattr("passes.decide.score.HOST_TOKENS", 40)
+    for key, expected in whole.items():
+        assert relative(score(program_for(name), criterion=name, batch_size=6).scores[key], expected) < 1e-4
+
+
+def test_pieces_are_whole_rows_and_each_has_labels() -> None:
+    ids = torch.arange(40).view(5, 8)
+    batch = {"input_ids": ids, "labels": ids}
+    found = pieces(batch, Task.CAUSAL_LM, 17)
+    assert [len(piece["labels"]) for piece in found] == [2, 2, 1]
+    assert torch.equal(torch.cat([piece["input_ids"] for piece in found]), ids)
+    assert len(pieces(batch, Task.CAUSAL_LM, 3)) == 5
+    without = {"input_ids": ids, "labels": ids.index_fill(0, torch.tensor([4]), -100)}
+    assert pieces(without, Task.CAUSAL_LM, 17) == [without]

@@ -44,14 +44,14 @@ class Doing(Pass):
 
 @dataclass(frozen=True)
 class Nudging(PreservingPass):
-    """Claims to preserve, and adds to one weight."""
+    """Claims to preserve, and multiplies one weight."""
 
-    amount: float
+    factor: float
     name = "nudging"
 
     def call(self, program: Program) -> PassResult:
         with torch.no_grad():
-            program.model.model.layers[1].mlp.down_proj.weight.add_(self.amount)
+            program.model.model.layers[1].mlp.down_proj.weight.mul_(self.factor)
         return PassResult(program, modified=True)
 
 
@@ -107,13 +107,13 @@ def test_a_record_holds_options_seconds_memory_parity_and_report(program: Progra
 
 def test_a_preserving_pass_that_changes_the_response_is_caught(program: Program) -> None:
     with pytest.raises(PostconditionError, match=r"'nudging' changed what the model computes.*layer 1 is the first"):
-        Nudging(0.1)(program)
-    Nudging(-0.1)(program)
+        Nudging(2)(program)
+    Nudging(0.5)(program)
 
 
 def test_a_preserving_pass_needs_a_traced_program() -> None:
     with pytest.raises(PreconditionError, match="run TracePass first"):
-        Nudging(0.0)(Program.start(build_model("llama")))
+        Nudging(1)(Program.start(build_model("llama")))
 
 
 def test_a_sequence_is_a_pass_and_nests(program: Program) -> None:

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from exporters.files import write_text
-from lpc.report.curve import Panel, Point, draw
-from lpc.report.report import Report, show_measure, table
+from lpc.report import Panel, Point, Report, draw, show_measure, table
 from lpc.speed import Benchmark, Run
 
 SCHEMA_VERSION = 1

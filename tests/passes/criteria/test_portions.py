@@ -11,10 +11,10 @@ import torch
 from workbench import Blocks, build_model, traced
 
 from passes.budget import Target
-from passes.criteria import obs
+from passes.criteria import obs, portions, room_on
 from passes.criteria.obs import Gram, held_bytes
+from passes.criteria.portions import HOST_BYTES
 from passes.decide import ScoreOptions, ScorePass
-from passes.decide.portions import HOST_BYTES, portions, room_on
 from passes.graph import Dimension
 
 

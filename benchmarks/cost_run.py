@@ -1,0 +1,101 @@
+"""What a whole run of ``lpc compress`` costs on a model folder, stage by stage; see ``cost.py``."""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lpc
+from lpc.report import table
+
+STAGES = {"score": "rank", "compensate": "compensate", "tune": "tune"}
+DEFAULT_STEPS = 20
+
+
+class Clock:
+    """A Progress that keeps the processor seconds between the first and the last word of each stage."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, float] = {}
+        self._last: dict[str, float] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Look at the time."""
+        now = time.process_time()
+        self._first.setdefault(stage, now)
+        self._last[stage] = now
+
+    def seconds(self, stage: str) -> float:
+        """Processor seconds of a stage."""
+        return self._last[stage] - self._first[stage]
+
+
+def run_model(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Seconds, processor seconds and peak memory of one run, as ``lpc compress`` does it, saving included."""
+    clock, start = Clock(), time.perf_counter()
+    steps = DEFAULT_STEPS if arguments.steps is None else arguments.steps
+    result = lpc.compress(
+        arguments.model,
+        arguments.data,
+        arguments.ratio,
+        tune=lpc.TuneOptions(steps=steps, batch_size=arguments.batch),
+        text=lpc.DataOptions(samples=arguments.samples, sequence_length=arguments.context),
+        progress=clock,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        result.save(Path(folder) / "out", onnx=arguments.onnx)
+    found: dict[str, Any] = {
+        "seconds": time.perf_counter() - start,
+        "processor": time.process_time(),
+        "bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "threads": torch.get_num_threads(),
+        "stages": {},
+        "heldout": {name: [m.dense, m.removed, m.pruned] for name, m in result.report.heldout.measures.items()}
+        if result.report.heldout
+        else {},
+    }
+    for record in result.program.history:
+        if record.name in STAGES:
+            found["stages"][STAGES[record.name]] = {
+                "seconds": record.seconds,
+                "processor": clock.seconds(record.name),
+                "bytes": record.peak_memory_bytes,
+            }
+    return found
+
+
+def model_page(found: Mapping[str, Any], arguments: argparse.Namespace) -> str:
+    """A line a stage, and one for the whole run."""
+    stages: Mapping[str, Mapping[str, float]] = found["stages"]
+    lines = [_line(name, stage) for name, stage in stages.items()]
+    both = {
+        key: sum(stages[name][key] for name in ("rank", "compensate") if name in stages)
+        for key in ("seconds", "processor")
+    }
+    if "tune" in stages and len(stages) > 1:
+        lines.append(
+            [
+                "rank + compensate, of tuning",
+                *(f"{both[key] / stages['tune'][key]:.2f}" for key in ("seconds", "processor")),
+                "",
+            ]
+        )
+    lines.append(_line("whole run, saving included", found))
+    steps = DEFAULT_STEPS if arguments.steps is None else arguments.steps
+    head = (
+        f"{Path(arguments.model).name}, ratio {arguments.ratio}, {steps} steps of {arguments.batch} × "
+        f"{arguments.context}, {arguments.samples} sequences ranked, {found['threads']} threads; held out (dense, "
+        f"removed, compact): {found['heldout']}"
+    )
+    return f"{head}\n\n{table(['stage', 'seconds', 'processor seconds', 'peak GiB'], lines)}\n"
+
+
+def _line(name: str, values: Mapping[str, float]) -> list[str]:
+    return [name, f"{values['seconds']:.1f}", f"{values['processor']:.1f}", f"{values['bytes'] / 2**30:.2f}"]

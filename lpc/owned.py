@@ -1,0 +1,36 @@
+"""What lpc's commands own in an output folder."""
+
+from __future__ import annotations
+
+import re
+
+from exporters.files import Owned
+
+MANIFEST, FAMILY = "lpc.json", "family.json"
+RATIO = re.compile(r"0\.\d+")
+"""The folder of one model of a family, itself an output."""
+
+OUTPUT = Owned(
+    names=frozenset(
+        {
+            "hf",
+            "onnx",
+            "adapter",
+            "recovery",
+            "plan.json",
+            "compensation.safetensors",
+            "scores.safetensors",
+            MANIFEST,
+            "report.md",
+            "benchmark.json",
+            "eval.json",
+            FAMILY,
+            "curve.svg",
+            "dense-onnx",
+            ".lpc-update.json",
+        }
+    ),
+    is_made=lambda folder: any((folder / sign).is_file() for sign in (MANIFEST, FAMILY)),
+    is_member=lambda entry: RATIO.fullmatch(entry.name) is not None and (entry / MANIFEST).is_file(),
+)
+"""Of ``lpc compress``, ``apply`` and ``demo``, of one model or a family: each replaces all of an older output."""
