@@ -51,9 +51,9 @@ def position_masks(mask: torch.Tensor, tokens: int, window: int, dtype: torch.dt
     A query reads the real keys up to itself, and in sliding layers those less than ``window`` positions before it.
     """
     slots, positions = torch.arange(mask.shape[1], device=mask.device), mask.cumsum(-1)
-    queries = slots[mask.shape[1] - tokens :, None]
-    allowed = (slots <= queries)[None] & mask.bool()[:, None]
-    near = positions[:, None] > positions[:, mask.shape[1] - tokens :, None] - window
+    own = torch.arange(tokens, device=mask.device) + (mask.shape[1] - tokens)  # a slice would have no size in a trace
+    allowed = (slots <= own[:, None])[None] & mask.bool()[:, None]
+    near = positions[:, None] > positions.index_select(1, own)[:, :, None] - window
     zero, least = torch.zeros((), dtype=dtype), torch.tensor(torch.finfo(dtype).min, dtype=dtype)
     kept = {FULL: allowed, SLIDING: allowed & near}
     return {name: torch.where(each, zero, least)[:, None] for name, each in kept.items()}
