@@ -98,7 +98,7 @@ def random_model(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
 
 def write(config: PreTrainedConfig, seed: int, folder: Path) -> OnnxFolder:
     """The ONNX model of a configuration, with random weights beside it."""
-    builder = GraphBuilder(torch.float32)
+    builder = GraphBuilder()
     decoder = build_decoder(random_model(config, seed), builder)
     folder.mkdir()
     builder.save(folder / MODEL_FILE, decoder.inputs, decoder.outputs, opset=MAX_OPSET, data_file=DATA_FILE)

@@ -30,14 +30,14 @@ from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from exporters.latency.machine import Machine
-from lpc.ranking import BEFORE_TUNING
+from lpc.pipelines import BEFORE_TUNING
 from lpc.report import table
 from lpc.versions import versions
 from passes.budget import Target
 from passes.compensation import CompensatePass
 from passes.decide import ScoreOptions, ScorePass
 from passes.models import LoraOptions
-from passes.pipeline import Pass, Program, Sequential
+from passes.pipeline import Pass, Pipeline, Program
 from passes.pipeline.records import measured
 from passes.trace import TracePass
 from passes.tuning import AttachPass, Schedule, TuneOptions, TunePass
@@ -142,10 +142,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         model = model.to("cuda")
     count = max(arguments.samples, arguments.steps * arguments.batch)
     data = Tokens(count, arguments.context, config.vocab_size)
-    ready = Sequential(TracePass(), AttachPass(LoraOptions()))(Program.start(model)).program
+    ready = Pipeline([TracePass(), AttachPass(LoraOptions())])(Program.start(model)).program
     if arguments.way == PLAIN:
         return _plain(ready, data, arguments)
-    done = Sequential(*_passes(arguments, ready, data))(ready).program
+    done = Pipeline(_passes(arguments, ready, data))(ready).program
     records = [record for record in done.history if record.name in ("score", "compensate", "tune")]
     return {record.name: {"seconds": record.seconds, "bytes": record.peak_memory_bytes} for record in records}
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import lpc
+from exporters.registry import DEFAULT_EXPORTS
 from lpc.report import table
 
 STAGES = {"score": "rank", "compensate": "compensate", "tune": "tune"}
@@ -50,7 +51,7 @@ def run_model(arguments: argparse.Namespace) -> dict[str, Any]:
         progress=clock,
     )
     with tempfile.TemporaryDirectory() as folder:
-        result.save(Path(folder) / "out", onnx=arguments.onnx)
+        result.save(Path(folder) / "out", export=DEFAULT_EXPORTS if arguments.onnx else ["hf"])
     found: dict[str, Any] = {
         "seconds": time.perf_counter() - start,
         "processor": time.process_time(),

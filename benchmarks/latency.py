@@ -75,7 +75,7 @@ def draw(size: int, random: Random) -> int:
 def export_plan(model: LlamaForCausalLM, graph: PruningGraph, counts: Counts, folder: Path) -> OnnxFolder:
     """The ONNX model of a plan; which units stay does not matter to the time."""
     compact = build_compact(model, graph, {name: range(count) for name, count in counts.items()})
-    builder = GraphBuilder(torch.float32)
+    builder = GraphBuilder()
     decoder = build_decoder(compact, builder)
     folder.mkdir()
     builder.save(folder / MODEL_FILE, decoder.inputs, decoder.outputs, opset=MAX_OPSET, data_file=DATA_FILE)

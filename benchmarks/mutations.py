@@ -37,7 +37,7 @@ from passes.errors import LpcError
 from passes.graph import Dimension, Kind, Plan, PruningGraph, Role, layer_path
 from passes.models import LoraOptions, fingerprint
 from passes.models.adapter import lora_layers
-from passes.pipeline import Pass, PassResult, Program, Sequential
+from passes.pipeline import Pass, PassResult, Pipeline, Program, RunContext
 from passes.shrink import ShrinkPass
 from passes.trace import TracePass
 from passes.tuning import AttachPass, MergePass
@@ -118,8 +118,8 @@ def afterwards(kind: type[Pass], change: Callable[[Pass, Program, Program], None
     """``change(pass, before, after)`` runs when a pass has done its work, before it is verified."""
     original = kind.call
 
-    def call(self: Pass, program: Program) -> PassResult:
-        result = original(self, program)
+    def call(self: Pass, program: Program, run: RunContext) -> PassResult:
+        result = original(self, program, run)
         with torch.no_grad():
             change(self, program, result.program)
         return result
@@ -348,7 +348,7 @@ class Trained(Pass):
     name: ClassVar[str] = "trained"
     seed: int = 0
 
-    def call(self, program: Program) -> PassResult:
+    def call(self, program: Program, run: RunContext) -> PassResult:
         """Set adapter, plan and masks."""
         generator, graph = torch.Generator().manual_seed(self.seed), program.traced
         for name, layer in lora_layers(program.model).items():
@@ -376,7 +376,7 @@ def start(model: PreTrainedModel) -> Program:
 
 def merged(program: Program) -> Program:
     """A traced program with its adapter merged, ready to be cut as often as is wanted."""
-    return Sequential(*FIRST, MergePass())(program).program
+    return Pipeline([*FIRST, MergePass()])(program).program
 
 
 FIRST = (AttachPass(LoraOptions(rank=8, alpha=16)), Trained())
@@ -393,7 +393,7 @@ def run(program: Program, mutation: Mutation | None = None) -> tuple[str | None,
     with tempfile.TemporaryDirectory() as folder, planted:
         before = () if program.plan else (*FIRST, MergePass())
         try:
-            done = Sequential(*before, ShrinkPass(), SavePass(Path(folder)))(program).program
+            done = Pipeline([*before, ShrinkPass(), SavePass(Path(folder))])(program).program
         except LpcError as error:
             note = next(note for note in error.__notes__ if note.startswith("failing pass: "))
             return note.removeprefix("failing pass: ").partition(";")[0], str(error)

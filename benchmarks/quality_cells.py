@@ -14,7 +14,7 @@ from passes.budget import Layout, Target
 from passes.compensation import CompensateOptions, CompensatePass
 from passes.decide import DecidePass, ScoreOptions, ScorePass
 from passes.models import LoraOptions
-from passes.pipeline import Pass, Program, Sequential, plain
+from passes.pipeline import Pass, Pipeline, Program, plain
 from passes.shrink import ShrinkPass
 from passes.trace import TraceOptions, TracePass
 from passes.tuning import AttachPass, DetachPass, MergePass, TuneOptions, TunePass
@@ -87,11 +87,11 @@ def cell(loaded: Loaded, recipe: Recipe, ratio: float, steps: int, seed: int) ->
     key = (id(loaded), recipe if recipe.solves_first else replace(recipe, compensate=None), ratio, steps, seed)
     if not _kept or _kept[0].key != key:
         start, cpu = time.perf_counter(), time.process_time()
-        program = Sequential(*before)(Program.start(copy.deepcopy(loaded.model))).program
+        program = Pipeline(before)(Program.start(copy.deepcopy(loaded.model))).program
         _kept[:] = [Tuned(key, program, time.perf_counter() - start, time.process_time() - cpu)]
     made, start, cpu = _kept[0], time.perf_counter(), time.process_time()
     program = replace(made.program, model=copy.deepcopy(made.program.model))
-    program = Sequential(*after)(program).program
+    program = Pipeline(after)(program).program
     assert program.plan is not None
     texts = {"perplexity": loaded.heldout, "choice": loaded.choice}
     return {

@@ -26,7 +26,7 @@ from lpc.versions import versions
 from passes.budget import Target
 from passes.criteria import ImportanceOptions
 from passes.decide import ScoreOptions, ScorePass
-from passes.pipeline import Program, Sequential
+from passes.pipeline import Pipeline, Program
 from passes.trace import TracePass
 from passes.tuning import AttachPass, Schedule, TuneOptions, TunePass
 
@@ -56,7 +56,7 @@ def similarity(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor
 
 def measure(loaded: Loaded, steps: int, seed: int) -> dict[str, dict[str, float]]:
     """By state of the model and by ratio."""
-    program = Sequential(TracePass(), AttachPass(seed=seed))(Program.start(copy.deepcopy(loaded.model))).program
+    program = Pipeline([TracePass(), AttachPass(seed=seed)])(Program.start(copy.deepcopy(loaded.model))).program
     found = {}
     for state in ("before tuning", f"after {steps} steps"):
         if state != "before tuning":

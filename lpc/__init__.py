@@ -13,6 +13,10 @@ from exporters.telemetry import switch_off as _switch_off
 
 if TYPE_CHECKING:
     from exporters.onnx import OnnxOptions as OnnxOptions
+    from exporters.onnx import Precision as Precision
+    from exporters.onnx import register_precision as register_precision
+    from exporters.registry import Exporter as Exporter
+    from exporters.registry import register_exporter as register_exporter
     from lpc.compression import apply as apply
     from lpc.compression import compress as compress
     from lpc.data import InstructionFormat as InstructionFormat
@@ -27,8 +31,10 @@ if TYPE_CHECKING:
     from lpc.result import Result as Result
     from lpc.source import load as load
     from passes.budget import Budget as Budget
+    from passes.budget import Measure as Measure
     from passes.budget import Target as Target
     from passes.budget import Workload as Workload
+    from passes.budget import register_measure as register_measure
     from passes.compensation import CompensateOptions as CompensateOptions
     from passes.criteria import CRITERIA as CRITERIA
     from passes.criteria import ImportanceOptions as ImportanceOptions
@@ -41,6 +47,11 @@ if TYPE_CHECKING:
     from passes.graph import Plan as Plan
     from passes.models import LoraOptions as LoraOptions
     from passes.models import register_auto_classes as register_auto_classes
+    from passes.pipeline import Pass as Pass
+    from passes.pipeline import PassResult as PassResult
+    from passes.pipeline import Pipeline as Pipeline
+    from passes.pipeline import Program as Program
+    from passes.pipeline import RunContext as RunContext
     from passes.trace import TraceOptions as TraceOptions
     from passes.tuning import ONE_SHOT as ONE_SHOT
     from passes.tuning import DistillOptions as DistillOptions
@@ -58,6 +69,7 @@ _ERRORS = (
     "OutputExistsError",
     "PassError",
     "PlanError",
+    "PluginError",
     "PostconditionError",
     "PreconditionError",
     "TokenizerError",
@@ -73,17 +85,25 @@ _HOMES = {
     "CompensateOptions": "passes.compensation",
     "DataOptions": "lpc.material",
     "DistillOptions": "passes.tuning",
+    "Exporter": "exporters.registry",
     "Family": "passes.families",
     "ImportanceOptions": "passes.criteria",
     "InstructionFormat": "lpc.data",
     "LoraOptions": "passes.models",
+    "Measure": "passes.budget",
     "ONE_SHOT": "passes.tuning",
     "OnnxOptions": "exporters.onnx",
     "Packing": "passes.families",
+    "Pass": "passes.pipeline",
+    "PassResult": "passes.pipeline",
+    "Pipeline": "passes.pipeline",
     "Plan": "passes.graph",
+    "Precision": "exporters.onnx",
+    "Program": "passes.pipeline",
     "RecoverOptions": "passes.tuning",
     "Report": "lpc.report",
     "Result": "lpc.result",
+    "RunContext": "passes.pipeline",
     "SavedScores": "passes.criteria",
     "Schedule": "passes.tuning",
     "Score": "lpc.evaluation",
@@ -100,6 +120,9 @@ _HOMES = {
     "plan": "lpc.planning",
     "register_attention": "passes.families",
     "register_criterion": "passes.criteria",
+    "register_exporter": "exporters.registry",
+    "register_measure": "passes.budget",
+    "register_precision": "exporters.onnx",
     "score": "lpc.evaluation",
     **dict.fromkeys(_ERRORS, "passes.errors"),
 }

@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
 
 from exporters.hf import Processor
-from lpc.evaluation import Score
 from lpc.latency import latency_for, predicted
-from lpc.material import AnyData, DataOptions, Material, prepare, set_aside
-from lpc.ranking import choices, compensation_for, ranking_passes, unattaching_passes
-from lpc.replay import compensated_weights
-from lpc.report import HeldOut, Measure, Merging, Report
+from lpc.material import AnyData, DataOptions, prepare
+from lpc.pipelines import compression_pipeline, replay_pipeline
+from lpc.replay import check_adapter_files, check_worn, compensated_weights
 from lpc.result import Result
-from lpc.source import ModelLike, Source, check_not_blank, load_adapter, load_source
+from lpc.source import ModelLike, check_not_blank, load_adapter, load_source
 from passes.budget import Budget, Layout, Solver, Target
-from passes.compensation import CompensateOptions, CompensatePass, RecompensatePass
-from passes.decide import DecidePass, ReplayPass
+from passes.compensation import CompensateOptions
 from passes.errors import OptionError
 from passes.graph import Plan
-from passes.models import LoraOptions, masked
-from passes.pipeline import Pass, Program, Progress, Sequential, caller_state_kept, silent
-from passes.shrink import ShrinkPass
-from passes.trace import TraceOptions, TracePass, options_for
-from passes.tuning import MergePass, RecoverOptions, RecoverPass, TuneOptions
+from passes.models import LoraOptions
+from passes.pipeline import Handed, Pipeline, Program, Progress, RunContext, caller_state_kept, device_named, silent
+from passes.trace import TraceOptions, TracePass
+from passes.tuning import RecoverOptions, TuneOptions
 
 __all__ = ["DataOptions", "apply", "compress"]
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_LORA = LoraOptions()
 DEFAULT_TUNE = TuneOptions()
@@ -52,6 +45,7 @@ def compress(
     target: Target | None = None,
     steps: int | None = None,
     seed: int | None = None,
+    batch_size: int | None = None,
     criterion: str | None = None,
     multiple: int | None = None,
     tokenizer: Processor | None = None,
@@ -61,6 +55,9 @@ def compress(
     trace: TraceOptions = DEFAULT_TRACE,
     compensate: CompensateOptions | bool | None = None,
     recover: RecoverOptions | None = None,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    pipeline: Callable[[Pipeline], Pipeline] | None = None,
     trust_remote_code: bool = False,
     progress: Progress = silent,
 ) -> Result:
@@ -75,10 +72,11 @@ def compress(
 
     By default ``text.samples`` rows rank the units (criterion ``obs``), what must go is masked, the projections that
     read it are solved anew, and adapters are trained under the masks, drawn to the dense model (docs/quality.md).
-    ``tune.criterion`` and ``tune.schedule`` choose other ways; ``steps``, ``seed`` and ``criterion`` are short for the
-    same fields of ``tune``. With ``steps=0`` nothing is trained. ``compensate`` says whether projections are solved
-    anew, which is kept where the loss on the calibration data falls by it: before tuning where units go before it, else
-    after merging; by default where nothing was trained yet.
+    ``tune.criterion`` and ``tune.schedule`` choose other ways; ``steps``, ``seed``, ``batch_size`` and ``criterion``
+    are short for the same fields of ``tune``. Seed and batch size are the whole run's, as ``text.samples`` is: whatever
+    draws, batches or samples follows them, unless its own options say otherwise. With ``steps=0`` nothing is trained.
+    ``compensate`` says whether projections are solved anew, which is kept where the loss on the calibration data falls
+    by it: before tuning where units go before it, else after merging; by default where nothing was trained yet.
 
     ``ratio``, ``budget``, ``layout`` and ``multiple`` are short for the same fields of a ``target``, which has more:
     floors, protected layers, frozen dimensions. With ``layout="per-layer"`` each layer gets widths of its own, by
@@ -86,88 +84,73 @@ def compress(
     stock class can do without (``custom_code``; the checkpoint then needs ``trust_remote_code``), whole layers or
     blocks (``depth``), and the ``hidden`` size. ``tokenizer`` may be an image processor as well; it is saved with the
     model (default: what lies beside the model). ``recover`` trains the compact model further, on data of which a share
-    is set aside from tuning to choose the best state by. With ``recover.distill`` the source is held in memory once
-    more.
+    is set aside from tuning to choose the best state by. With ``recover.distill`` the source is loaded once more
+    when that begins.
+
+    ``device`` is where the model is put, once: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``auto``, what is there.
+    ``dtype`` is that of its weights: ``fp32``, ``bf16``, ``fp16``, or ``auto``, as they are stored. ``pipeline`` gets
+    the passes that these arguments make (docs/pipeline.md) and returns those that are to run.
 
     Raises LpcError: OptionError, MissingFileError, DataError, ModelError, UnsupportedModelError, TokenizerError for
     what the user gave, UnreachableBudgetError stating what can be reached, PostconditionError if a verification fails.
     """
     target = target_from(target, ratio, budget, layout, multiple)
-    tune = _tune(tune, steps, seed, criterion)
-    source = load_source(model, tokenizer, trust_remote_code=trust_remote_code)
+    tune = tune_from(tune, steps, seed, batch_size, criterion)
+    tune.check_checkpoints(tune.checkpoints)
+    run = context_of(tune, text, device, dtype, progress)
+    source = load_source(model, tokenizer, trust_remote_code=trust_remote_code, run=run)
     trace = replace(trace, custom_code=trace.custom_code or target.layout is Layout.PER_LAYER)
-    program = TracePass(trace)(Program.start(source.model)).program
-    tune = tune.settled(program.traced)
-    solving = compensation_for(compensate, tune, program.traced)
+    program = TracePass(trace)(Program.start(source.model), run).program
     latency = latency_for(program.model, program.traced, target.wanted, progress)
     Solver.of(target, program.traced, latency)
     material = prepare(source, data, text)
-    train, aside = set_aside(material.train) if recover else (material.train, None)
-    job = Job(source, material, material.measure_dense(program.model), progress)
-    progress("held-out", 1, 3)
-    first = bool(tune.steps) and tune.one_shot
-    solve: list[Pass] = []
-    if solving:
-        solve.append(CompensatePass(train, solving, progress, material.collate, keep_originals=first))
-    scored = replace(material, train=train)
-    ranking = ranking_passes(target, scored, lora, tune, text, latency, progress, solve if first else ())
-    program = Sequential(*ranking, progress=progress)(program).program
-    decide = DecidePass(target, tune.criterion, choices(tune, text, target), latency)
-    after: list[Pass] = []
-    if recover and aside is not None:
-        teacher = load_source(model, trust_remote_code=trust_remote_code).model if recover.distill else None
-        after.append(RecoverPass(train, aside, recover, progress, material.collate, teacher))
-    result = job.finish(program, decide, tune=tune, solve=() if first else solve, after=after)
+    run = replace(run, collate=material.collate)
+    teacher = _teacher(model, run, trust_remote_code) if recover and recover.distill else None
+    passes = compression_pipeline(
+        program.traced,
+        material,
+        target,
+        run,
+        lora=lora,
+        tune=tune.settled(program.traced),
+        trace=trace,
+        compensate=compensate,
+        recover=recover,
+        teacher=teacher,
+        latency=latency,
+        own_adapter=isinstance(program.model, PeftModel),
+    )
+    passes = pipeline(passes) if pipeline else passes
+    name, processor, notes, handed = source.name, source.processor, source.notes, Handed(program)
+    del source, program  # the dense model is the pipeline's alone now, which lets it go when it is replaced
+    program = passes.after(TracePass.name).run(handed, run).program
+    result = Result.of(program, name, processor, run, passes, material.context_length, notes)
     return replace(result, report=replace(result.report, latency=predicted(latency, target.wanted, result.plan)))
 
 
-@dataclass(frozen=True)
-class Job:
-    """A source, what it is tuned and measured on, and ``dense``: its score before anything is done to it."""
-
-    source: Source
-    material: Material
-    dense: Score
-    progress: Progress
-
-    def finish(
-        self,
-        program: Program,
-        *decide: Pass,
-        tune: TuneOptions,
-        solve: Sequence[Pass] = (),
-        after: Sequence[Pass] = (),
-    ) -> Result:
-        """From a tuned program to the compact model; measures with the units gone, and at the end.
-
-        ``solve`` runs on the merged model before it is shrunk, ``after`` on the compact one.
-        """
-        own_adapter = isinstance(self.source.model, PeftModel)
-        program = Sequential(*decide, progress=self.progress)(program).program
-        removed = None if own_adapter else _removed(program, self.material)
-        self.progress("held-out", 2, 3)
-        off = unattaching_passes(tune, own_adapter=own_adapter)
-        attached = self._masked(program) if not off and _merging_rounds(program) else None
-        program = Sequential(*off, MergePass(), progress=self.progress)(program).program
-        merged = self._masked(program) if attached and (solve or after) else None
-        program = Sequential(*solve, ShrinkPass(), *after, progress=self.progress)(program).program
-        pruned = self.material.measure(program.model)
-        self.progress("held-out", 3, 3)
-        merging = Merging(attached.measures, (merged or pruned).measures) if attached else None
-        heldout = replace(_heldout(self.material, self.dense, removed, pruned), merging=merging)
-        return _result(self.source, program, heldout)
-
-    def _masked(self, program: Program) -> Score:
-        """The measure of a program's model under its masks."""
-        assert program.masks is not None
-        with masked(program.model, program.traced, program.masks):
-            return self.material.measure(program.model)
+def context_of(
+    tune: TuneOptions, text: DataOptions, device: str, dtype: str | torch.dtype, progress: Progress
+) -> RunContext:
+    """The context of a run whose options are these. Raises OptionError for a device that is not there."""
+    run = RunContext(progress=progress, device=str(device_named(device)), dtype=dtype, samples=text.samples)
+    return run.narrowed(tune)
 
 
-def _tune(tune: TuneOptions, steps: int | None, seed: int | None, criterion: str | None) -> TuneOptions:
+def _teacher(model: ModelLike, run: RunContext, trust_remote_code: bool) -> Callable[[], torch.nn.Module]:
+    """The dense model once more, when it is asked for."""
+    return lambda: load_source(model, trust_remote_code=trust_remote_code, run=run).model
+
+
+def tune_from(
+    tune: TuneOptions,
+    steps: int | None,
+    seed: int | None,
+    batch_size: int | None,
+    criterion: str | None = None,
+) -> TuneOptions:
     """The tuning that the arguments of ``compress`` say."""
-    tune = replace(tune, steps=tune.steps if steps is None else steps, seed=tune.seed if seed is None else seed)
-    return replace(tune, criterion=criterion or tune.criterion)
+    said: dict[str, Any] = {"steps": steps, "seed": seed, "batch_size": batch_size, "criterion": criterion or None}
+    return replace(tune, **{name: value for name, value in said.items() if value is not None})
 
 
 def target_from(
@@ -190,6 +173,8 @@ def apply(
     adapter: PeftModel | str | Path | None = None,
     compensation: str | Path | None = None,
     tokenizer: Processor | None = None,
+    device: str = "auto",
+    dtype: str | torch.dtype | None = None,
     trust_remote_code: bool = False,
 ) -> Result:
     """Replay a plan without data and without training: the same compact checkpoint again, bit for bit.
@@ -197,53 +182,29 @@ def apply(
     ``model`` is the source that the plan was made for, ``adapter`` the folder of the trained adapter (``OUT/adapter``),
     or a PeftModel that wears it. ``compensation`` is the file of the weights that were solved in the run
     (``OUT/compensation.safetensors``); by default the one beside the plan's file. Without it the weights are as they
-    were before (a warning says so). Training after shrinking is left out. Raises PlanError when the plan is for another
-    model, or an adapter was trained on compensated weights that are not there, and what ``compress`` raises.
+    were before (a warning says so). Training after shrinking is left out. ``device`` and ``dtype`` are as in
+    ``compress``; the dtype is by default that of the run.
+
+    Raises PlanError when the plan is for another model, when what is given is not what the plan names (by its sha256),
+    or an adapter was trained on compensated weights that are not there, and what ``compress`` raises.
     """
-    folder = None if isinstance(plan, Plan) else Path(plan).parent
+    folder = None if isinstance(plan, Plan) else Path(plan) if Path(plan).is_dir() else Path(plan).parent
     plan = plan if isinstance(plan, Plan) else Plan.load(plan)
     worn = adapter is not None or isinstance(model, PeftModel)
     solved = compensated_weights(plan, folder, compensation, adapter, worn=worn)
-    if isinstance(adapter, PeftModel):
-        source = load_source(adapter, tokenizer)
-    else:
-        source = load_source(model, tokenizer, trust_remote_code=trust_remote_code)
-        if adapter is not None:
-            worn_model = load_adapter(source.model, adapter)
-            check_not_blank(adapter)
-            source = replace(source, model=worn_model)
-    again: list[Pass] = [RecompensatePass(solved)] if solved else []
-    first, after = (again, []) if plan.compensated_first else ([], again)
-    steps = [TracePass(options_for(plan.kept)), ReplayPass(plan), *first, MergePass(), *after, ShrinkPass()]
-    return _result(source, Sequential(*steps)(Program.start(source.model)).program, None)
-
-
-def _heldout(material: Material, dense: Score, removed: Score | None, pruned: Score) -> HeldOut:
-    before, between = dense.measures, removed.measures if removed else {}
-    return HeldOut(
-        measures={name: Measure(before[name], between.get(name), value) for name, value in pruned.measures.items()},
-        rows=pruned.rows,
-        labels=pruned.labels,
-        context_length=material.context_length,
-    )
-
-
-def _removed(program: Program, material: Material) -> Score:
-    """The measure of the dense weights with the units gone and nothing healed."""
-    assert program.masks is not None
-    model = program.model
-    off = model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
-    dense = program.compensation.undone(model) if program.compensation else nullcontext()
-    with off, dense, masked(program.model, program.traced, program.masks):
-        return material.measure(program.model)
-
-
-def _merging_rounds(program: Program) -> bool:
-    """Whether W + s·BA is rounded to fewer digits than the adapter is trained with."""
-    return isinstance(program.model, PeftModel) and program.traced.dtype.itemsize < torch.float32.itemsize
-
-
-def _result(source: Source, program: Program, heldout: HeldOut | None) -> Result:
-    assert program.plan is not None
-    report = Report.of(source.name, program.traced, program.plan, program.history, heldout, source.notes)
-    return Result(program=program, report=report, processor=source.processor)
+    run = RunContext(device=str(device_named(device)), dtype=dtype or str(plan.options.get("dtype", "auto")))
+    live = isinstance(adapter, PeftModel)
+    source = load_source(adapter if live else model, tokenizer, trust_remote_code=trust_remote_code, run=run)
+    if adapter is not None and not live:
+        worn_model = load_adapter(source.model, adapter)
+        check_not_blank(adapter)
+        check_adapter_files(plan, Path(adapter))
+        source = replace(source, model=worn_model)
+    elif isinstance(source.model, PeftModel):
+        check_worn(plan, source.model)
+    passes = replay_pipeline(plan, solved)
+    name, processor, notes = source.name, source.processor, source.notes
+    handed = Handed(Program.start(source.model))
+    del source
+    program = passes.run(handed, run).program
+    return Result.of(program, name, processor, run, passes, notes=notes)

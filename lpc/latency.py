@@ -16,7 +16,7 @@ def latency_for(
     model: PreTrainedModel | PeftModel, graph: PruningGraph, budget: Budget, progress: Progress = silent
 ) -> LatencyModel | None:
     """The latency model for a budget that limits latency, else None. Raises UnsupportedModelError."""
-    if budget.latency is None:
+    if not budget.needs_latency:
         return None
     from exporters.latency import latency_model
 

@@ -46,8 +46,8 @@ class DataOptions:
     ``sequence_length`` in tokens (default: 256 for text and 512, the most a row has, for instructions; or the model's
     context if that is shorter). Of text the last ``heldout_fraction`` of the stream is held out, at most
     ``heldout_sequences``; of rows a random choice, at most ``heldout_rows``. Of the rest ``samples`` sequences or rows
-    are scored where nothing is trained (``steps=0``). ``instructions`` says how prompts and answers become rows
-    (default: `InstructionFormat` where the data have such columns and no ``text``).
+    are looked at where units are ranked or projections solved on data. ``instructions`` says how prompts and answers
+    become rows (default: `InstructionFormat` where the data have such columns and no ``text``).
     """
 
     sequence_length: int | None = None
@@ -67,6 +67,10 @@ class DataOptions:
                 raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
+Measurer: TypeAlias = "Callable[[PreTrainedModel | PeftModel, int], Score]"
+"""Measures a model on what is held out, so many sequences or rows a batch."""
+
+
 @dataclass(frozen=True)
 class Material:
     """Training data, how batches are made of it (None: as the Trainer does), and the measure on what is held out.
@@ -78,8 +82,8 @@ class Material:
 
     train: torch.utils.data.Dataset[Row]
     collate: Callable[[list[Row]], Row] | None
-    measure: Callable[[PreTrainedModel | PeftModel], Score]
-    measure_dense: Callable[[PreTrainedModel | PeftModel], Score]
+    measure: Measurer
+    measure_dense: Measurer
     context_length: int | None
 
 
@@ -109,11 +113,11 @@ def _of_rows(model: PreTrainedModel, rows: Rows, options: DataOptions) -> Materi
     train, heldout = split_rows(rows, fraction)
     collate = Collator.of(model.config, rows.format.task, model.dtype)
 
-    def measure(model: PreTrainedModel | PeftModel) -> Score:
-        return score_model(model, heldout)
+    def measure(model: PreTrainedModel | PeftModel, batch_size: int) -> Score:
+        return score_model(model, heldout, batch_size=batch_size)
 
-    def measure_dense(model: PreTrainedModel | PeftModel) -> Score:
-        score = measure(model)
+    def measure_dense(model: PreTrainedModel | PeftModel, batch_size: int) -> Score:
+        score = measure(model, batch_size)
         if rows.format.task in (Task.CAUSAL_LM, Task.MASKED_LM, Task.SEQ2SEQ_LM):
             warn_of_loss(score.loss, rows.format.vocabulary)
         return score
@@ -126,14 +130,16 @@ def _of_blocks(source: Source, blocks: TokenBlocks, options: DataOptions) -> Mat
     train, heldout = split_heldout(blocks.tensor, fraction)
     train_labels, labels = split_heldout(blocks.labels, fraction)
 
-    def measure(model: PreTrainedModel | PeftModel) -> Score:
-        found = token_perplexity(model, heldout, labels=labels)
+    def measure(model: PreTrainedModel | PeftModel, batch_size: int) -> Score:
+        found = token_perplexity(model, heldout, batch_size, labels=labels)
         loss = math.log(found.value)
         return Score(loss=loss, accuracy=None, perplexity=found.value, rows=len(heldout), labels=found.tokens)
 
-    def measure_dense(model: PreTrainedModel | PeftModel) -> Score:
-        score = measure(model)
-        warn_of_text(model, source.tokenizer, heldout, score.loss)
+    tokenizer = source.tokenizer  # the measure must not hold the source, and with it the dense model
+
+    def measure_dense(model: PreTrainedModel | PeftModel, batch_size: int) -> Score:
+        score = measure(model, batch_size)
+        warn_of_text(model, tokenizer, heldout, score.loss)
         return score
 
     return Material(BlockDataset(train, train_labels), None, measure, measure_dense, blocks.tensor.shape[1])

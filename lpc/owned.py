@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from exporters.files import Owned
+from passes.errors import OptionError
 
 MANIFEST, FAMILY = "lpc.json", "family.json"
 RATIO = re.compile(r"0\.\d+")
@@ -34,3 +36,13 @@ OUTPUT = Owned(
     is_member=lambda entry: RATIO.fullmatch(entry.name) is not None and (entry / MANIFEST).is_file(),
 )
 """Of ``lpc compress``, ``apply`` and ``demo``, of one model or a family: each replaces all of an older output."""
+
+
+def output() -> Owned:
+    """``OUTPUT`` with the folders of all exporters. Raises OptionError where one has the name of something else."""
+    from exporters.registry import DEFAULT_EXPORTS, EXPORTERS
+
+    taken = sorted((OUTPUT.names - {*DEFAULT_EXPORTS}) & {*EXPORTERS})
+    if taken:
+        raise OptionError(f"the exporter name {taken[0]!r} is that of another part of an output: give it another")
+    return replace(OUTPUT, names=OUTPUT.names | {*EXPORTERS})

@@ -117,7 +117,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             text=data_options(arguments.method),
             progress=progress,
         )
-        result.save(arguments.out, onnx=False, progress=progress)
+        result.save(arguments.out, export=["hf"], progress=progress)
     pruned = perplexities(result.model, tokenizer, arguments.text, context)
     return {
         "out": str(arguments.out),

@@ -9,12 +9,17 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from exporters.onnx import PRECISIONS
+from exporters.registry import EXPORTERS
 from lpc.cli import app as cli
-from passes.criteria import registry
+from passes.budget import MEASURES
+from passes.criteria import CRITERIA
+from passes.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
@@ -31,12 +36,12 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path,
 
 
 @pytest.fixture(autouse=True)
-def _criteria_as_before() -> Iterator[None]:
-    """Pages register criteria of their own."""
-    before = dict(registry._REGISTERED)
-    yield
-    registry._REGISTERED.clear()
-    registry._REGISTERED.update(before)
+def _registries_as_before() -> Iterator[None]:
+    """Pages register entries of their own."""
+    with ExitStack() as stack:
+        for registry in (CRITERIA, EXPORTERS, FAMILIES, MEASURES, PRECISIONS):
+            stack.enter_context(registry.restored())
+        yield
 
 
 def _run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:

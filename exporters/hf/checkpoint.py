@@ -14,7 +14,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from exporters.hf.modelling import needs_modelling_file, save_with_modelling_file
 from passes.errors import PostconditionError
 from passes.models import Parity, base_model, bit_difference, constant_difference, model_class, resized, respond
-from passes.pipeline import Pass, PassResult, Program
+from passes.pipeline import Pass, PassResult, Program, RunContext
 
 LOADED = frozenset({"transformers_version", "architectures", "dtype", "_name_or_path"})
 """Entries of a configuration that transformers writes when it saves or loads."""
@@ -39,7 +39,7 @@ class SavePass(Pass):
     processor: Processor | None = field(default=None, metadata={"record": False})
     name = "save"
 
-    def call(self, program: Program) -> PassResult:
+    def call(self, program: Program, run: RunContext) -> PassResult:
         """Write the folder."""
         save_checkpoint(base_model(program.model), self.processor, self.folder)
         return PassResult(program, modified=False)

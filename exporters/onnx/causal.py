@@ -82,11 +82,12 @@ def export_causal(
         parameters = trace_decoder(options.cast(model), path, opset=options.opset, positions=positions)
     else:
         parameters = _build(model, path, options)
+    options.precision.finish(path)
     write_companions(model, tokenizer, folder, options)
     generation = model.generation_config or GenerationConfig.from_model_config(copy.deepcopy(model.config))
     generation.save_pretrained(folder)
     graph = open_checked(path, input_names(layers, positions=positions), ["logits", *present_names(layers)])
-    parity = verify_onnx(model, graph, options.tolerance)
+    parity = verify_onnx(model, graph, options.precision.tolerance)
     no_genai, greedy = _genai_side(model, tokenizer, folder, options)
     return finish(
         folder,
@@ -138,7 +139,7 @@ def _road(model: PreTrainedModel, options: OnnxOptions) -> Route:
 
 
 def _build(model: PreTrainedModel, path: Path, options: OnnxOptions) -> int:
-    graph = GraphBuilder(options.torch_dtype)
+    graph = GraphBuilder(options.precision)
     decoder = build_decoder(model, graph)
     return graph.save(path, decoder.inputs, decoder.outputs, opset=options.opset, data_file=DATA_FILE)
 

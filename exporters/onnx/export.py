@@ -64,6 +64,15 @@ def needs_tokenizer(model: PreTrainedModel) -> bool:
     return kind_of(model) == "decoder"
 
 
+def check_tokenizer(model: PreTrainedModel, processor: Processor | None) -> None:
+    """Raise ``TokenizerError`` if the model's package needs a tokenizer, and the processor is none."""
+    if needs_tokenizer(model) and not isinstance(processor, PreTrainedTokenizerBase):
+        raise TokenizerError(
+            "an ONNX package needs the tokenizer, and none was found beside the model: "
+            'pass tokenizer=... to compress, or leave ONNX out (export=["hf"], --no-onnx)'
+        )
+
+
 def fp32_reference(model: PreTrainedModel) -> PreTrainedModel:
     """The model itself if it is fp32, on CPU and in eval mode; otherwise a copy that is."""
     kinds = {(parameter.dtype, parameter.device.type) for parameter in model.parameters()}

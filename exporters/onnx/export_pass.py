@@ -11,7 +11,7 @@ from exporters.hf import Processor
 from exporters.onnx.export import export_onnx
 from exporters.onnx.options import OnnxOptions
 from passes.models import base_model
-from passes.pipeline import Pass, PassResult, Program, plain
+from passes.pipeline import Pass, PassResult, Program, RunContext, plain
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ExportPass(Pass):
         """The ONNX options."""
         return {"onnx": plain(self.onnx)}
 
-    def call(self, program: Program) -> PassResult:
+    def call(self, program: Program, run: RunContext) -> PassResult:
         """Export and verify."""
         package = export_onnx(base_model(program.model), self.processor, self.folder, self.onnx)
         report = ExportReport(

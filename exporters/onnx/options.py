@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 from exporters.files import DECODER_FILE as DECODER_FILE
 from exporters.files import ENCODER_FILE as ENCODER_FILE
 from exporters.files import MODEL_FILE as MODEL_FILE
+from exporters.onnx.precision import PRECISIONS, Precision
 from passes.errors import OptionError
-from passes.models import Parity, rounding_tolerance
+from passes.models import Parity
 
 DATA_FILE = f"{MODEL_FILE}.data"
 
@@ -23,10 +24,8 @@ BATCH, SEQUENCE, PAST, TOTAL = "batch_size", "sequence_length", "past_sequence_l
 ENCODER_SEQUENCE = "encoder_sequence_length"
 
 GraphKind = Literal["decoder", "single", "encoder-decoder"]
-DType = Literal["float32", "float16"]
 Route = Literal["auto", "builder", "torch"]
 
-FLOAT32_TOLERANCE = 1e-4
 MIN_OPSET, MAX_OPSET = 23, 23
 
 
@@ -67,7 +66,7 @@ class OnnxOptions:
     """How the ONNX package is made.
 
     ``opset``: the ONNX opset; 23 is the one that measured best (docs/onnx.md) and the one torch's exporter ends at.
-    ``dtype``: type of the weights, logits and cache in the graph; float32 is the right one on CPU.
+    ``dtype``: the precision of the graph, by name (``PRECISIONS``); float32 is the right one on CPU.
     ``route``: ``builder`` writes the graph from the weights (Llama, Mistral, Qwen2, Qwen3), ``torch`` traces the model
     with ``torch.onnx.export``, ``auto`` takes the builder where it knows the model and torch otherwise.
     ``greedy_prompts`` and ``greedy_tokens``: probe prompts, and tokens a prompt, that GenAI (or the two graphs of an
@@ -77,7 +76,7 @@ class OnnxOptions:
     """
 
     opset: int = 23
-    dtype: DType = "float32"
+    dtype: str = "float32"
     route: Route = "auto"
     greedy_prompts: int = 3
     greedy_tokens: int = 12
@@ -87,26 +86,21 @@ class OnnxOptions:
             raise OptionError(
                 f"ONNX opset {self.opset} is not supported; use {MIN_OPSET} (Attention, RMSNormalization)"
             )
-        if self.dtype not in get_args(DType):
-            raise OptionError(f"ONNX dtype {self.dtype!r} is not supported; use one of {', '.join(get_args(DType))}")
+        PRECISIONS.named(self.dtype)
         if self.route not in get_args(Route):
             raise OptionError(f"ONNX route {self.route!r} is not known; use one of {', '.join(get_args(Route))}")
         if self.greedy_prompts < 0 or self.greedy_tokens < 1:
             raise OptionError("greedy_prompts must be at least 0 and greedy_tokens at least 1")
 
     @property
-    def torch_dtype(self) -> torch.dtype:
-        """The torch dtype of the graph's weights."""
-        return torch.float32 if self.dtype == "float32" else torch.float16
+    def precision(self) -> Precision:
+        """The precision of that name."""
+        return PRECISIONS[self.dtype]
 
     def cast(self, model: PreTrainedModel) -> PreTrainedModel:
         """The fp32 model itself, or a copy in the graph's type."""
-        return model if self.dtype == "float32" else copy.deepcopy(model).to(self.torch_dtype)
-
-    @property
-    def tolerance(self) -> float:
-        """Relative difference allowed between onnxruntime and torch in fp32: 1e-4, or rounding in half precision."""
-        return FLOAT32_TOLERANCE if self.dtype == "float32" else rounding_tolerance(torch.float16)
+        dtype = self.precision.torch_dtype
+        return model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +117,7 @@ class OnnxPackage:
     kind: GraphKind
     files: tuple[str, ...]
     opset: int
-    dtype: DType
+    dtype: str
     route: Literal["builder", "torch"]
     parameters: int
     kv_bytes_per_token: int

@@ -25,7 +25,7 @@ def clear(folder: Path) -> None:
 def write_companions(model: PreTrainedModel, processor: Processor | None, folder: Path, options: OnnxOptions) -> None:
     """``config.json``, and the tokenizer or image processor if there is one."""
     config = copy.deepcopy(model.config)
-    config.dtype = options.dtype
+    config.dtype = str(options.precision.torch_dtype).removeprefix("torch.")
     vars(config).pop("auto_map", None)  # the file that it names lies beside the weights
     config.save_pretrained(folder)
     if processor is not None:

@@ -102,6 +102,7 @@ def export_seq2seq(
     encoder, decoder = folder / ENCODER_FILE, folder / DECODER_FILE
     parameters = trace_to_onnx(exported, EncoderGraph(exported), _encoder(sample), encoder, opset=options.opset)
     parameters += trace_to_onnx(exported, DecoderGraph(exported), _decoder(sample), decoder, opset=options.opset)
+    options.precision.finish(encoder, decoder)
     write_companions(model, processor, folder, options)
     generation = model.generation_config or GenerationConfig.from_model_config(model.config)
     generation.save_pretrained(folder)
@@ -122,8 +123,8 @@ def export_seq2seq(
 
 
 def _verify(model: PreTrainedModel, encoder: OnnxModel, decoder: OnnxModel, options: OnnxOptions) -> Any:
-    parity = verify_encoder(model, encoder, options.tolerance)
-    parity += verify_decoder(model, decoder, options.tolerance)
+    parity = verify_encoder(model, encoder, options.precision.tolerance)
+    parity += verify_decoder(model, decoder, options.precision.tolerance)
     if options.greedy_prompts:
         parity += (verify_generation(model, encoder, decoder, options),)
     return parity

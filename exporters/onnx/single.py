@@ -64,11 +64,12 @@ def export_single(
     """
     exported, path = options.cast(model), folder / MODEL_FILE
     parameters = trace_single(model, path, opset=options.opset, exported=exported)
+    options.precision.finish(path)
     sample = sample_inputs(model)
     inputs, outputs = tuple(sample), output_names(model, sample)
     write_companions(model, processor, folder, options)
     graph = open_checked(path, inputs, outputs)
-    parity = verify_single(model, graph, options.tolerance)
+    parity = verify_single(model, graph, options.precision.tolerance)
     return finish(folder, options, kind="single", parameters=parameters, parity=parity, no_genai=NO_GENAI)
 
 

@@ -51,11 +51,12 @@ def compress(
         str, typer.Option(help="How units are ranked (docs/criteria.md); auto: obs, else loraprune.")
     ] = "auto",
     one_shot: o.OneShot = None,
-    samples: Annotated[int, typer.Option(help="Sequences or rows to rank on, with --one-shot and --steps 0.")] = 128,
+    samples: Annotated[int, typer.Option(help="Sequences or rows to rank on and to solve on.")] = 128,
     out: o.Out = Path("lpc-out"),
-    seed: Annotated[int, typer.Option(help="Seed of LoRA's start and of the data order.")] = 0,
+    export: o.Export = None,
+    seed: Annotated[int, typer.Option(help="Seed of every draw: LoRA's start, order, samples.")] = 0,
     onnx: o.Onnx = True,
-    batch_size: Annotated[int, typer.Option(help="Sequences a step.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Sequences or rows a batch, in every step.")] = 8,
     sequence_length: Annotated[
         int | None, typer.Option(help="Tokens a sequence (default: 256 or the context).")
     ] = None,
@@ -73,6 +74,8 @@ def compress(
     compensate: o.Compensate = None,
     distill: o.Distill = None,
     recover_steps: o.RecoverSteps = None,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
     trust_remote_code: o.Trust = False,
     force: o.Force = False,
     json: o.Json = False,
@@ -91,7 +94,8 @@ def compress(
     from passes.trace import TraceOptions
     from passes.tuning import TuneOptions
 
-    needs = least_bytes(model, ratio, onnx=onnx)
+    exports = o.exports_of(export, onnx)
+    needs = least_bytes(model, ratio, onnx="onnx" in exports)
     hold(context, out, force=force, reads=(model, *data, prompt_template), writes=(checkpoints,), needs_bytes=needs)
     family = o.snapshots_of(snapshots, snapshot_steps, benchmark)
     if family is not None and ratio is None and not budget:
@@ -118,8 +122,10 @@ def compress(
             tune=tune,
             text=text,
             trace=trace,
+            device=device,
+            dtype=dtype,
             trust_remote_code=trust_remote_code,
-            onnx=onnx,
+            export=exports,
             benchmark=benchmark,
             force=force,
             json=json,
@@ -135,10 +141,12 @@ def compress(
             recover=healing.recover,
             text=text,
             trace=trace,
+            device=device,
+            dtype=dtype,
             trust_remote_code=trust_remote_code,
             progress=progress,
         )
-        report = result.save(out, onnx=onnx, force=force, progress=progress)
+        report = result.save(out, export=exports, force=force, progress=progress)
     show_report(report, out, as_json=json)
 
 

@@ -23,8 +23,10 @@ def run_family(
     tune: TuneOptions,
     text: DataOptions,
     trace: TraceOptions,
+    device: str,
+    dtype: str,
     trust_remote_code: bool,
-    onnx: bool,
+    export: tuple[str, ...],
     benchmark: bool,
     force: bool,
     json: bool,
@@ -40,8 +42,10 @@ def run_family(
             tune=tune,
             text=text,
             trace=trace,
+            device=device,
+            dtype=dtype,
             trust_remote_code=trust_remote_code,
             progress=progress,
         )
-        report = family.save(out, onnx=onnx, benchmark=benchmark, force=force, progress=progress)
+        report = family.save(out, export=export, benchmark=benchmark, force=force, progress=progress)
     show_family(report, out, as_json=json)

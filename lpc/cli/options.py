@@ -17,7 +17,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 Force = Annotated[bool, typer.Option("--force", help="Write into an output folder that is not empty.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, or a name on the Hugging Face hub.")]
 Out = Annotated[Path, typer.Option(help="Output folder.")]
-Onnx = Annotated[bool, typer.Option("--onnx/--no-onnx", help="Write the ONNX package too.")]
+Export = Annotated[
+    str | None,
+    typer.Option(metavar="NAME,...", help="Formats to write (default: hf,onnx)."),
+]
+Onnx = Annotated[bool, typer.Option("--onnx/--no-onnx", help="Write the ONNX package too; short for --export.")]
 QueryHeads = Annotated[bool, typer.Option("--query-heads", help="Keep all KV heads; prune query heads inside a group.")]
 CustomCode = Annotated[
     bool, typer.Option("--custom-code", help="Allow sizes that no stock class holds; adds a modelling file.")
@@ -48,6 +52,9 @@ OneShot = Annotated[
     typer.Option("--one-shot/--progressive", help="Remove all before tuning, or on the way (default: by criterion)."),
 ]
 RecoverSteps = Annotated[int | None, typer.Option(help="Optimizer steps on the compact model, at most.")]
+
+Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps, or auto, what is there.")]
+Dtype = Annotated[str, typer.Option(help="Of the weights: fp32, bf16, fp16, or auto, as they are stored.")]
 
 Ratio = Annotated[float | None, typer.Option(help="Share of all parameters to remove; short for a --budget.")]
 Limits = Annotated[
@@ -118,6 +125,14 @@ def target_of(
     )
 
 
+def exports_of(names: str | None, onnx: bool) -> tuple[str, ...]:
+    """The formats that the options name. Raises OptionError."""
+    from exporters.registry import DEFAULT_EXPORTS, chosen
+
+    asked = DEFAULT_EXPORTS if names is None else tuple(name.strip() for name in names.split(",") if name.strip())
+    return tuple(chosen(name for name in asked if onnx or name != "onnx"))
+
+
 def instructions_of(template: Path | None) -> InstructionFormat | None:
     """The format that a template file asks for. Raises MissingFileError, DataError, OptionError."""
     from lpc.data import InstructionFormat, read_text
@@ -155,8 +170,7 @@ def healing_of(
     tune = replace(tune, distill=taught, schedule=schedule)
     recover = None
     if recover_steps is not None:  # a teacher for it is a second model in memory: only if asked for
-        recover = RecoverOptions(steps=recover_steps, batch_size=tune.batch_size, bf16=tune.bf16, seed=tune.seed)
-        recover = replace(recover, distill=taught if distill else None)
+        recover = RecoverOptions(steps=recover_steps, bf16=tune.bf16, distill=taught if distill else None)
     return Healing(tune, compensate, recover)
 
 

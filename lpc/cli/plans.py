@@ -65,7 +65,9 @@ def apply(
         Path | None, typer.Option(help="Compensated weights (default: compensation.safetensors beside PLAN).")
     ] = None,
     out: o.Out = Path("lpc-out"),
+    export: o.Export = None,
     onnx: o.Onnx = True,
+    device: o.Device = "auto",
     trust_remote_code: o.Trust = False,
     force: o.Force = False,
     json: o.Json = False,
@@ -75,10 +77,18 @@ def apply(
     from lpc.cli.tables import show_report
     from lpc.compression import apply as run
 
+    exports = o.exports_of(export, onnx)
     hold(context, out, force=force, reads=(plan, model, adapter, compensation))
     with console.progress_bars() as progress:
-        result = run(plan, model, adapter=adapter, compensation=compensation, trust_remote_code=trust_remote_code)
-        report = result.save(out, onnx=onnx, force=force, progress=progress)
+        result = run(
+            plan,
+            model,
+            adapter=adapter,
+            compensation=compensation,
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
+        report = result.save(out, export=exports, force=force, progress=progress)
     show_report(report, out, as_json=json)
 
 

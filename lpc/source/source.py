@@ -16,6 +16,7 @@ from transformers.utils import cached_file
 from exporters.hf import Processor, class_of
 from lpc.source.adapters import brings_embeddings, load_adapter, named_base, plain_or_lora
 from lpc.source.handed import check_handed, without_hooks
+from lpc.source.placing import placed
 from passes.errors import LpcError, MissingFileError, ModelError, TokenizerError
 from passes.families import family_of
 from passes.models import (
@@ -35,6 +36,7 @@ from passes.models import (
     task_of,
     unreadable,
 )
+from passes.pipeline import RunContext
 
 logger = logging.getLogger(__name__)
 
@@ -76,16 +78,28 @@ class Source:
         return self.processor if isinstance(self.processor, PreTrainedTokenizerBase) else None
 
 
-def load_source(model: ModelLike, processor: Processor | None = None, *, trust_remote_code: bool = False) -> Source:
+def load_source(
+    model: ModelLike,
+    processor: Processor | None = None,
+    *,
+    trust_remote_code: bool = False,
+    run: RunContext | None = None,
+) -> Source:
     """Load a folder, a GGUF file or a hub model of any task, or copy a live one.
 
     ``processor`` is a tokenizer or an image processor; by default the one that comes with the model. A folder that
     holds an adapter is loaded with the base model that its configuration names; an adapter that is more than plain LoRA
-    is merged. Raises MissingFileError, ModelError, UnsupportedModelError or TokenizerError (a tokenizer that is there
-    but broken).
+    is merged. With a ``run`` the model lies on its device and has its dtype, else it is as it was stored, on the CPU,
+    or where the live one is. Raises MissingFileError, ModelError, UnsupportedModelError or TokenizerError (a tokenizer
+    that is there but broken).
     """
     check_handed(model)
     check_processor(processor)
+    source = _load(model, processor, trust_remote_code)
+    return source if run is None else replace(source, model=placed(source.model, run))
+
+
+def _load(model: ModelLike, processor: Processor | None, trust_remote_code: bool) -> Source:
     if isinstance(model, PreTrainedModel | PeftModel):
         return _copied(model, processor)
     place = find_place(str(model))

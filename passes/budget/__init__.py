@@ -2,13 +2,19 @@
 
 from passes.budget.budget import Budget, LatencyModel, Workload
 from passes.budget.bundles import default_multiple, reachable_counts
+from passes.budget.measures import BYTES, COUNTS, MEASURES, SECONDS, Measure, register_measure
 from passes.budget.solver import Scores, Solver, best_units, largest_ratio
 from passes.budget.target import Layout, Target
 
 __all__ = [
+    "BYTES",
+    "COUNTS",
+    "MEASURES",
+    "SECONDS",
     "Budget",
     "LatencyModel",
     "Layout",
+    "Measure",
     "Scores",
     "Solver",
     "Target",
@@ -17,4 +23,5 @@ __all__ = [
     "default_multiple",
     "largest_ratio",
     "reachable_counts",
+    "register_measure",
 ]

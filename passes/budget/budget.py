@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
 
+from passes.budget.measures import MEASURES, Measure
 from passes.errors import OptionError
 from passes.graph import Kept
 
 Amount: TypeAlias = "float | int | str"
 """A fraction of the dense model (a float between 0 and 1), or an absolute amount: a number or a text such as 3.5B."""
 
-MEASURES = ("parameters", "macs", "weight_bytes", "kv_cache_bytes", "latency")
 RUNTIMES = ("onnxruntime-cpu",)
-
-_COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
-_BYTES = {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
-_TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
-_SUFFIXES = {
-    "parameters": _COUNTS, "macs": _COUNTS, "weight_bytes": _BYTES, "kv_cache_bytes": _BYTES, "latency": _TIMES,
-}  # fmt: skip
-_AMOUNT = re.compile(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +85,8 @@ class Budget:
 
     An amount is a fraction of the dense model (a float between 0 and 1) or absolute: a whole number, or a text with a
     unit ("3.5B" parameters or MACs a token; "7GB" of weights; "64KiB" of key-value cache a token; "12ms").
-    ``latency`` is that of the workload ``at`` on this machine, in ``runtime``; see docs/latency.md.
+    ``latency`` is that of the workload ``at`` on this machine, in ``runtime``; see docs/latency.md. ``others`` are
+    amounts of measures that were registered from outside, by name.
     """
 
     parameters: Amount | None = None
@@ -102,12 +96,13 @@ class Budget:
     latency: Amount | None = None
     at: Workload = Workload()
     runtime: str = RUNTIMES[0]
+    others: Mapping[str, Amount] = field(default_factory=lambda: MappingProxyType({}), hash=False)
 
     def __post_init__(self) -> None:
         if not self.asked:
             raise OptionError(f"a budget limits at least one of {', '.join(MEASURES)}")
-        for measure, amount in self.asked.items():
-            _check_amount(measure, amount)
+        for name, amount in self.asked.items():
+            _check_amount(MEASURES.named(name), amount)
         if self.runtime not in RUNTIMES:
             raise OptionError(f"runtime {self.runtime!r} is unknown: latency is measured on {', '.join(RUNTIMES)}")
 
@@ -131,20 +126,27 @@ class Budget:
             if measure in amounts:
                 raise OptionError(f"the budget limits {measure} twice: {amounts[measure]} and {amount}")
             amounts[measure] = _as_fraction(amount)
-        values: dict[str, Any] = dict(amounts)
-        return cls(**values, at=at, runtime=runtime)
+        own = [each.name for each in fields(cls)]
+        values: dict[str, Any] = {measure: amount for measure, amount in amounts.items() if measure in own}
+        others = {measure: amount for measure, amount in amounts.items() if measure not in own}
+        return cls(**values, at=at, runtime=runtime, others=others)
 
     @property
     def asked(self) -> dict[str, Amount]:
         """The amounts as they were asked for, by measure."""
-        amounts = {f.name: getattr(self, f.name) for f in fields(self) if f.name in MEASURES}
+        amounts = {f.name: getattr(self, f.name) for f in fields(self) if f.name in MEASURES} | dict(self.others)
         return {measure: amount for measure, amount in amounts.items() if amount is not None}
+
+    @property
+    def needs_latency(self) -> bool:
+        """Whether a latency model of this machine is needed."""
+        return any(MEASURES[name].needs_latency for name in self.asked)
 
     def limits(self, dense: Mapping[str, float]) -> tuple[Limit, ...]:
         """The absolute limits, given what the dense model costs in each measure."""
         return tuple(
-            Limit(measure, _absolute(measure, amount, dense[measure]), f"{measure}={amount}")
-            for measure, amount in self.asked.items()
+            Limit(name, _absolute(MEASURES[name], amount, dense[name]), f"{name}={amount}")
+            for name, amount in self.asked.items()
         )
 
 
@@ -158,37 +160,20 @@ def _as_fraction(text: str) -> Amount:
     return text
 
 
-def _check_amount(measure: str, amount: Amount) -> None:
+def _check_amount(measure: Measure, amount: Amount) -> None:
+    name = measure.name
     if isinstance(amount, bool) or not isinstance(amount, float | int | str):
-        raise OptionError(f"{measure}={amount!r} is not an amount: give a fraction, a number or a text with a unit")
+        raise OptionError(f"{name}={amount!r} is not an amount: give a fraction, a number or a text with a unit")
     if isinstance(amount, float) and not 0 < amount < 1:
         raise OptionError(
-            f"{measure}={amount} is not a fraction: it must lie strictly between 0 and 1; give absolute amounts as a "
-            f"whole number or a text such as {_example(measure)}"
+            f"{name}={amount} is not a fraction: it must lie strictly between 0 and 1; give absolute amounts as a "
+            f"whole number or a text such as {measure.quoted}"
         )
-    if measure == "latency" and isinstance(amount, int):
-        raise OptionError(
-            f"latency={amount} has no unit: write it as in {_example(measure)}, or a fraction such as 0.5"
-        )
-    if not isinstance(amount, float) and not _parsed(measure, amount) > 0:
-        raise OptionError(f"{measure}={amount} must be positive")
+    if measure.needs_unit and isinstance(amount, int):
+        raise OptionError(f"{name}={amount} has no unit: write it as in {measure.quoted}, or a fraction such as 0.5")
+    if not isinstance(amount, float) and not measure.parsed(amount) > 0:
+        raise OptionError(f"{name}={amount} must be positive")
 
 
-def _parsed(measure: str, amount: int | str) -> float:
-    if isinstance(amount, int):
-        return float(amount)
-    found, suffixes = _AMOUNT.fullmatch(amount.strip()), _SUFFIXES[measure]
-    if found is None or found[2].lower() not in suffixes:
-        raise OptionError(f"{measure}={amount!r} cannot be read: write it as in {_example(measure)}")
-    return float(found[1]) * suffixes[found[2].lower()]
-
-
-def _example(measure: str) -> str:
-    return {"latency": '"12ms"', "weight_bytes": '"7GB"', "kv_cache_bytes": '"64KiB"'}.get(measure, '"3.5B"')
-
-
-def _absolute(measure: str, amount: Amount, dense: float) -> float:
-    if isinstance(amount, float):
-        # Without rounding, the floating-point error of a fraction can exclude a size that meets it exactly.
-        return round(amount * dense, 3) if measure != "latency" else amount * dense
-    return _parsed(measure, amount)
+def _absolute(measure: Measure, amount: Amount, dense: float) -> float:
+    return measure.share(amount, dense) if isinstance(amount, float) else measure.parsed(amount)

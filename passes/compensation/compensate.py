@@ -17,7 +17,6 @@ from passes.compensation.streams import ModelInputs, Sides
 from passes.errors import DataError, OptionError, PostconditionError, PreconditionError
 from passes.graph import COMPENSATED, Kind
 from passes.models import (
-    Collate,
     Parity,
     Task,
     base_model,
@@ -33,7 +32,7 @@ from passes.models import (
     takes,
     task_of,
 )
-from passes.pipeline import Compensation, Pass, PassResult, Program, Progress, Solved, plain, silent
+from passes.pipeline import Compensation, Pass, PassResult, Program, RunContext, Solved, plain
 
 logger = logging.getLogger(__name__)
 
@@ -45,24 +44,25 @@ ERROR_SLACK = 1e-6
 class CompensateOptions:
     """How much calibration data is used, and how.
 
-    ``samples`` sequences (rows) of the data, drawn without replacement by ``seed``, in batches of ``batch_size``.
-    ``ridge``: λ, in units of the mean squared activation. ``residual``: where the structure allows,
+    ``samples`` sequences (rows) of the data, drawn without replacement by ``seed``, in batches of ``batch_size``: by
+    default the run's. ``ridge``: λ, in units of the mean squared activation. ``residual``: where the structure allows,
     the target makes good what the residual stream lacks already (``passes.compensation.layer_by_layer``); else it is
-    what the dense projection gives. ``guard``: where the data bear labels, take everything back
-    if the model's own loss on them has risen.
+    what the dense projection gives. ``guard``: where the data bear labels, take everything back if the model's own loss
+    on them has risen.
     """
 
-    samples: int = 128
-    batch_size: int = 8
+    samples: int | None = None
+    batch_size: int | None = None
     ridge: float = 1e-2
     residual: bool = True
     guard: bool = True
-    seed: int = 0
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("samples", "batch_size"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise OptionError(f"{name} must be at least 1, got {value}")
         if not 0 <= self.ridge <= 1:
             raise OptionError(f"ridge must lie between 0 and 1, got {self.ridge}")
 
@@ -98,8 +98,8 @@ class CompensatePass(Pass):
     the dense model: masks off, adapter off, weights as they were. ``passes.algebra.least_squares`` has the formula.
     Only weights of kept units change, and biases where there are any, so that shrinking still cuts what is masked.
 
-    ``data`` yields the model's inputs; ``collate`` makes a batch of them (default: stack). ``keep_originals``: the
-    program carries the old weights, for a teacher that is to be the dense model (``passes.tuning.distill``).
+    ``data`` yields the model's inputs. ``keep_originals``: the program carries the old weights, for a teacher that is
+    to be the dense model (``passes.tuning.distill``).
     """
 
     name = "compensate"
@@ -108,13 +108,10 @@ class CompensatePass(Pass):
         self,
         data: Dataset[dict[str, torch.Tensor]],
         options: CompensateOptions = CompensateOptions(),
-        progress: Progress = silent,
-        collate: Collate | None = None,
         *,
         keep_originals: bool = False,
     ) -> None:
-        self._data, self._options, self._progress, self._collate = data, options, progress, collate
-        self._keep_originals = keep_originals
+        self._data, self._options, self._keep_originals = data, options, keep_originals
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -134,18 +131,20 @@ class CompensatePass(Pass):
             )
 
     @torch.no_grad()
-    def call(self, program: Program) -> PassResult:
+    def call(self, program: Program, run: RunContext) -> PassResult:
         """Solve, and write the new weights into the working copy; take them back if the model's loss has risen."""
         assert program.masks is not None
         model, graph, source = program.model, program.traced, fingerprint(program.model)
+        run = run.narrowed(self._options)
+        options = run.told(self.options)
         with masked(model, graph, program.masks) as hooks, evaluation_mode(model):
-            labelled = calibration_batches(model, self._data, self._options, self._collate)
+            labelled = calibration_batches(model, self._data, run)
             guard = self._options.guard and set(task_of(base_model(model)).label_names) <= set(labelled[0])
             before = _mean_loss(model, labelled, (model(**batch) for batch in labelled)) if guard else None
             sides, rows = Sides(model, hooks, {}), unlabelled(model, labelled)
             sites, skipped = find_sites(sides, graph, program.masks, rows[0])
             resolver = Resolver(sides, rows, sites, residual=self._options.residual)
-            resolver.run(self._options.ridge, self._progress)
+            resolver.run(self._options.ridge, run.progress)
             after = _mean_loss(model, labelled, resolver.outputs(labelled)) if guard else None
             undone = before is not None and after is not None and not after <= before
             if undone:
@@ -167,8 +166,8 @@ class CompensatePass(Pass):
             return PassResult(program, modified=False, report=report)
         originals = sides.originals if self._keep_originals else {}
         weights = solved_weights(model, sides.originals)
-        done = Compensation(report.projections, originals, weights, source, self.options)
-        plan = program.plan and replace(program.plan, options={**program.plan.options, COMPENSATED: self.options})
+        done = Compensation(report.projections, originals, weights, source, options)
+        plan = program.plan and replace(program.plan, options={**program.plan.options, COMPENSATED: options})
         solved = replace(program, plan=plan, compensation=done).expecting_itself()
         parity = Parity("compensate", resolver.difference, rounding_tolerance(graph.dtype))
         return PassResult(solved, modified=bool(sides.originals), report=report, parity=(parity,))
@@ -184,9 +183,9 @@ class CompensatePass(Pass):
         return ()
 
 
-def calibration_rows(data: Dataset[dict[str, torch.Tensor]], options: CompensateOptions) -> tuple[int, ...]:
+def calibration_rows(data: Dataset[dict[str, torch.Tensor]], run: RunContext) -> tuple[int, ...]:
     """Which rows a compensation looks at. Raises DataError if there are none."""
-    rows = sample_rows(len(data), options.samples, options.seed)  # type: ignore[arg-type]
+    rows = sample_rows(len(data), run.samples, run.seed)  # type: ignore[arg-type]
     if not rows:
         raise DataError("there is no calibration data")
     return rows
@@ -195,13 +194,12 @@ def calibration_rows(data: Dataset[dict[str, torch.Tensor]], options: Compensate
 def calibration_batches(
     model: PreTrainedModel | PeftModel,
     data: Dataset[dict[str, torch.Tensor]],
-    options: CompensateOptions,
-    collate: Collate | None,
+    run: RunContext,
 ) -> list[ModelInputs]:
     """These rows in batches on the model's device, labels included where there are any."""
     more = {"use_cache": False} if takes(base_model(model), "use_cache") else {}
     device = next(model.parameters()).device
-    made = batches(data, calibration_rows(data, options), options.batch_size, collate, device)
+    made = batches(data, calibration_rows(data, run), run.batch_size, run.collate, device)
     return [{**batch, **more} for batch in made]
 
 

@@ -9,7 +9,7 @@ import torch
 
 from passes.errors import ModelError, PlanError, PreconditionError
 from passes.models import parameter_at
-from passes.pipeline import Compensation, Pass, PassResult, Program
+from passes.pipeline import Compensation, Pass, PassResult, Program, RunContext
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class RecompensatePass(Pass):
                 )
 
     @torch.no_grad()
-    def call(self, program: Program) -> PassResult:
+    def call(self, program: Program, run: RunContext) -> PassResult:
         """Write the weights into the working copy."""
         for name, weight in self.weights.items():
             parameter = parameter_at(program.model, name)

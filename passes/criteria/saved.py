@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,21 +26,28 @@ class SavedScores:
     ``scored_by`` is as in ``Plan``.
     """
 
+    name: ClassVar[str] = "scores"
+
     source: str
     criterion: str
     scores: Mapping[str, torch.Tensor]
     scored_by: Mapping[str, str] = field(default_factory=dict)
 
-    def save(self, path: Path) -> None:
-        """Write a safetensors file, one tensor a dimension."""
+    def save(self, folder: Path) -> tuple[Path, ...]:
+        """Write a safetensors file, one tensor a dimension, into an output's folder."""
         head = {"source": self.source, "criterion": self.criterion, "scored_by": dict(self.scored_by)}
         metadata = {"lpc": json.dumps({"schema_version": SCHEMA_VERSION, **head}, sort_keys=True)}
-        save_file({name: score.float().contiguous() for name, score in self.scores.items()}, path, metadata=metadata)
+        tensors = {name: score.float().contiguous() for name, score in self.scores.items()}
+        save_file(tensors, folder / SCORES_FILE, metadata=metadata)
+        return (Path(SCORES_FILE),)
 
     @classmethod
     def load(cls, path: str | Path) -> SavedScores:
-        """Read such a file. Raises MissingFileError, or PlanError for a file that lpc did not write."""
-        path = Path(path)
+        """Read them from an output's folder, or from the file.
+
+        Raises MissingFileError, or PlanError for a file that lpc did not write.
+        """
+        path = Path(path) / SCORES_FILE if Path(path).is_dir() else Path(path)
         if not path.is_file():
             raise MissingFileError(f"there is no scores file {path}: lpc compress writes OUT/{SCORES_FILE}")
         try:

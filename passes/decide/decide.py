@@ -9,11 +9,11 @@ from typing import Any
 from peft import PeftModel
 
 from passes.budget import LatencyModel, Solver, Target
-from passes.criteria import CRITERIA, Needs
+from passes.criteria import CRITERIA, Needs, SavedScores
 from passes.errors import PreconditionError
 from passes.graph import COMPENSATED, Plan
 from passes.models import ADAPTER, fingerprint, scored_by
-from passes.pipeline import Pass, PassResult, Program
+from passes.pipeline import Pass, PassResult, Program, RunContext
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class DecidePass(Pass):
         if program.graph is None or program.masks is None:
             raise PreconditionError("pass 'decide' needs masks: run TunePass or ScorePass first")
 
-    def call(self, program: Program) -> PassResult:
+    def call(self, program: Program, run: RunContext) -> PassResult:
         """Write the plan."""
         graph = program.traced
         assert program.masks is not None
@@ -51,7 +51,10 @@ class DecidePass(Pass):
             scored_by=self._exceptions(program),
             options={**self.details, **self.target.options, **({COMPENSATED: done.options} if done else {})},
         )
-        return PassResult(replace(program, plan=plan), modified=False)
+        decided = replace(program, plan=plan)
+        if program.scores is not None:
+            decided = decided.leaving(SavedScores(plan.source, self.criterion, program.scores, plan.scored_by))
+        return PassResult(decided, modified=False)
 
     def _exceptions(self, program: Program) -> dict[str, str]:
         """The dimensions that a criterion which reads the adapter had to score otherwise."""

@@ -9,7 +9,7 @@ from typing import Any
 from passes.errors import PlanError, PreconditionError
 from passes.graph import Plan
 from passes.models import fingerprint
-from passes.pipeline import Pass, PassResult, Program
+from passes.pipeline import Pass, PassResult, Program, RunContext
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ReplayPass(Pass):
                 "load the model that the plan was made for"
             )
 
-    def call(self, program: Program) -> PassResult:
+    def call(self, program: Program, run: RunContext) -> PassResult:
         """Set the plan's masks."""
         masks = self.plan.masks(program.traced)
         return PassResult(replace(program, plan=self.plan, masks=masks).expecting_itself(), modified=False)

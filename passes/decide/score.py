@@ -26,7 +26,6 @@ from passes.criteria import (
 from passes.errors import DataError, ModelError, OptionError, PreconditionError
 from passes.graph import PruningGraph
 from passes.models import (
-    Collate,
     Row,
     base_model,
     batches,
@@ -38,7 +37,7 @@ from passes.models import (
     takes,
     task_of,
 )
-from passes.pipeline import Pass, PassResult, Program, Progress, plain, silent
+from passes.pipeline import Pass, PassResult, Program, RunContext, plain
 
 HOST_TOKENS = 1024
 """So many tokens are looked at at a time on a processor, where that is as fast as more and takes less memory."""
@@ -48,17 +47,17 @@ HOST_TOKENS = 1024
 class ScoreOptions:
     """What the scores are made of.
 
-    ``samples`` rows of the data, chosen by ``seed``, in batches of ``batch_size``. The whole sample is looked at once:
-    nothing is averaged over steps, so λ (``importance.smoothing``) has no effect. ``seed`` is also that of the
-    criterion random. ``statistics_bytes``: what a criterion may hold at once of what it saw; if the model needs more,
-    its dimensions are ranked in portions, for each of which the sample is run again, with the same result. None: half
-    of what is free on a CUDA device, else 8 GiB.
+    ``samples`` rows of the data, chosen by ``seed``, in batches of ``batch_size``: by default the run's. The whole
+    sample is looked at once: nothing is averaged over steps, so λ (``importance.smoothing``) has no effect. ``seed`` is
+    also that of the criterion random. ``statistics_bytes``: what a criterion may hold at once of what it saw; if the
+    model needs more, its dimensions are ranked in portions, for each of which the sample is run again, with the same
+    result. None: half of what is free on a CUDA device, else 8 GiB.
     """
 
     criterion: str = "loraprune"
-    samples: int = 128
-    batch_size: int = 8
-    seed: int = 0
+    samples: int | None = None
+    batch_size: int | None = None
+    seed: int | None = None
     importance: ImportanceOptions = ImportanceOptions()
     statistics_bytes: int | None = None
 
@@ -86,8 +85,8 @@ class ScoreReport:
 class ScorePass(Pass):
     """Scores units on calibration data in evaluation mode, trains nothing, and masks down to the target.
 
-    ``data``, ``collate`` and ``latency`` are as in ``TunePass``. The model runs under the program's masks, if it has
-    any. It comes back as it was: the same weights, the same flags, no gradients. The loss is the mean over labels.
+    ``data`` and ``latency`` are as in ``TunePass``. The model runs under the program's masks, if it has any. It comes
+    back as it was: the same weights, the same flags, no gradients. The loss is the mean over labels.
     """
 
     name = "score"
@@ -97,12 +96,9 @@ class ScorePass(Pass):
         target: Target,
         data: Dataset[Row],
         options: ScoreOptions = ScoreOptions(),
-        progress: Progress = silent,
-        collate: Collate | None = None,
         latency: LatencyModel | None = None,
     ) -> None:
-        self._target, self._data, self._options, self._progress = target, data, options, progress
-        self._collate, self._latency = collate, latency
+        self._target, self._data, self._options, self._latency = target, data, options, latency
         self._needs = criterion_named(options.criterion).needs
 
     @property
@@ -119,7 +115,7 @@ class ScorePass(Pass):
                 f"the criterion {self._options.criterion!r} reads the gradients of an adapter: run AttachPass first"
             )
 
-    def call(self, program: Program) -> PassResult:
+    def call(self, program: Program, run: RunContext) -> PassResult:
         """Score, and leave scores and masks in the program."""
         graph, model = program.traced, program.model
         solver = Solver.of(self._target, graph, self._latency)
@@ -128,7 +124,7 @@ class ScorePass(Pass):
         masks = masked(model, graph, program.masks) if program.masks is not None else nullcontext()
         with _as_it_was(model, frozen=self._needs is not Needs.ADAPTER), masks, lean_loss(model):
             for number, part in enumerate(parts):
-                found, report = self._look(model, part, number, len(parts))
+                found, report = self._look(model, part, number, len(parts), run.narrowed(self._options))
                 scores |= found
         report = replace(report, portions=len(parts))
         scored = replace(program, masks=solver.masks(scores), scores=scores).expecting_itself()
@@ -141,15 +137,15 @@ class ScorePass(Pass):
         return portions(graph, partial(held, graph), self._options.statistics_bytes or room_on(device))
 
     def _look(
-        self, model: AnyModel, graph: PruningGraph, number: int, of: int
+        self, model: AnyModel, graph: PruningGraph, number: int, of: int, run: RunContext
     ) -> tuple[dict[str, torch.Tensor], ScoreReport]:
         """The scores of one portion of the graph, which is the ``number``th ``of`` so many."""
         options = self._options
         importance = replace(options.importance, smoothing=0.0)
-        criterion = make_criterion(options.criterion, graph, importance, options.seed)
+        criterion = make_criterion(options.criterion, graph, importance, run.seed)
         try:
             criterion.begin(model)
-            report = self._run(model, number, of)
+            report = self._run(model, number, of, run)
             self._observe(criterion, model)
         finally:
             criterion.end(model)
@@ -162,19 +158,19 @@ class ScorePass(Pass):
                 "model in fp32 or bf16"
             )
 
-    def _run(self, model: AnyModel, number: int, of: int) -> ScoreReport:
+    def _run(self, model: AnyModel, number: int, of: int, run: RunContext) -> ScoreReport:
         """The forward and, where the criterion needs them, the backward passes over the sample."""
         if self._needs is Needs.WEIGHTS:
             return ScoreReport(0, 0, None)
-        options, count = self._options, len(cast(Any, self._data))
-        rows = sample_rows(count, options.samples, options.seed)
+        count = len(cast(Any, self._data))
+        rows = sample_rows(count, run.samples, run.seed)
         if not rows:
             raise DataError("the calibration data has no row")
         device, task = next(model.parameters()).device, task_of(base_model(model))
         backward = self._needs is not Needs.ACTIVATIONS
         quiet = {"use_cache": False} if takes(base_model(model), "use_cache") else {}
-        sample = list(batches(self._data, rows, options.batch_size, self._collate, device))
-        if device.type == "cpu" and criterion_named(options.criterion).additive:
+        sample = list(batches(self._data, rows, run.batch_size, run.collate, device))
+        if device.type == "cpu" and criterion_named(self._options.criterion).additive:
             sample = [piece for batch in sample for piece in pieces(batch, task, HOST_TOKENS)]
         labels = sum(label_count(task, batch) for batch in sample)
         total, done = 0.0, 0
@@ -185,8 +181,8 @@ class ScorePass(Pass):
             if backward:
                 share.backward()
             total, done = total + float(share.detach()), done + len(next(iter(batch.values())))
-            self._progress("score", number * len(rows) + done, of * len(rows))
-        return ScoreReport(len(rows), -(-len(rows) // options.batch_size), total)
+            run.progress("score", number * len(rows) + done, of * len(rows))
+        return ScoreReport(len(rows), -(-len(rows) // run.batch_size), total)
 
 
 @contextmanager

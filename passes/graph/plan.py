@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -14,7 +14,10 @@ from passes.errors import MissingFileError, PlanError
 from passes.graph.graph import PruningGraph
 from passes.graph.kinds import Kind
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION, READABLE = 3, (2, 3)
+"""The version that is written, and those that are read; version 2 had no ``artifacts``."""
+
+PLAN_FILE = "plan.json"
 LAYOUTS = ("uniform", "per-layer")
 COMPENSATED = "compensate"
 """The entry of a plan's options that says that weights were solved on data."""
@@ -30,20 +33,7 @@ MEANINGFUL = (
     "sliding_window",
     "layer_types",
 )
-"""Configuration entries that change what the same parameters compute."""
-
-MEANINGFUL_WHERE_SET = (
-    "activation", "activation_function", "alibi", "apply_residual_connection_post_layernorm",
-    "attention_multiplier", "attn_logit_softcapping", "do_layer_norm_before", "embedding_multiplier",
-    "feed_forward_proj", "final_logit_softcapping", "global_attn_every_n_layers", "hidden_activation",
-    "layer_norm_eps", "layer_norm_epsilon", "local_attention", "logit_scale", "logits_scaling", "multi_query",
-    "new_decoder_architecture", "no_rope_layers", "norm_eps", "norm_topk_prob", "num_experts_per_tok", "parallel_attn",
-    "partial_rotary_factor", "query_pre_attn_scalar", "relative_attention_max_distance",
-    "relative_attention_num_buckets", "residual_multiplier", "rotary_dim", "rotary_pct",
-    "scale_attn_by_inverse_layer_idx", "scale_attn_weights", "scale_decoder_outputs", "scale_embedding",
-    "use_parallel_residual",
-)  # fmt: skip
-"""The same, of entries that only some families have."""
+"""Configuration entries of all types that change what the same parameters compute; a family names its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +43,12 @@ class Plan:
     ``kept`` maps each dimension's name to the kept units, ascending: none in what lies in a layer or block that goes.
     ``budget`` is what was asked for, an amount a measure; ``source_parameters`` and ``target_parameters`` say what is
     reached. ``source`` is the fingerprint of the model the plan was made for. ``scored_by`` names the dimensions that
-    the criterion scored by something else than the adapter, and by what.
+    the criterion scored by something else than the adapter, and by what. ``artifacts`` are the files that the run left
+    beside the plan (adapter, solved weights, scores), relative to it, with their sha256: ``lpc apply`` takes no others.
+    They are known once they are written, and are no part of the decision: plans that differ in them alone are equal.
     """
+
+    name: ClassVar[str] = "plan"
 
     source: str
     family: str
@@ -66,6 +60,7 @@ class Plan:
     criterion: str = ""
     scored_by: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    artifacts: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
@@ -131,9 +126,14 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON text; ``from_json`` reads it back."""
-        values = {"schema_version": SCHEMA_VERSION, **{name: getattr(self, name) for name in self.__dataclass_fields__}}
+        values = {"schema_version": SCHEMA_VERSION, **{f.name: getattr(self, f.name) for f in fields(self)}}
         values["kept"] = {name: list(units) for name, units in self.kept.items()}
         return json.dumps(values, indent=1) + "\n"
+
+    def save(self, folder: Path) -> tuple[Path, ...]:
+        """Write ``plan.json`` into an output's folder."""
+        (folder / PLAN_FILE).write_text(self.to_json(), encoding="utf-8")
+        return (Path(PLAN_FILE),)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -141,8 +141,9 @@ class Plan:
         try:
             values = json.loads(text)
             version = values.pop("schema_version")
-            if version != SCHEMA_VERSION:
-                raise PlanError(f"the plan has schema version {version}; this lpc reads version {SCHEMA_VERSION}")
+            if version not in READABLE:
+                known = " and ".join(map(str, READABLE))
+                raise PlanError(f"the plan has schema version {version}; this lpc reads versions {known}")
             values["kept"] = {name: tuple(units) for name, units in values["kept"].items()}
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -152,8 +153,8 @@ class Plan:
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
-        """Read a plan file. Raises MissingFileError or PlanError."""
-        path = Path(path)
+        """Read a plan from its file, or from an output's folder. Raises MissingFileError or PlanError."""
+        path = Path(path) / PLAN_FILE if Path(path).is_dir() else Path(path)
         if not path.is_file():
             raise MissingFileError(f"there is no plan file {path}")
         try:

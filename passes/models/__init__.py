@@ -3,6 +3,7 @@
 from passes.models.adapter import (
     ADAPTER,
     ADAPTER_FILE,
+    ADAPTER_FILES,
     CONFIG_FILE,
     GRADIENT,
     Adapter,
@@ -58,6 +59,7 @@ from passes.models.weights import DenseWeight, Weight, Window, stacked
 __all__ = [
     "ADAPTER",
     "ADAPTER_FILE",
+    "ADAPTER_FILES",
     "AUTO_CLASSES",
     "CONFIG_FILE",
     "DTYPES",

@@ -7,14 +7,14 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model_state_dict
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer, ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -31,6 +31,9 @@ CONFIG_FILE, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 ADAPTER, GRADIENT = "adapter", "gradient"
 """How a dimension is scored: by the gradients of its adapter, or, where it wears none, by its weights' own."""
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+"""The files of an adapter in peft's format."""
 
 _TASK_TYPES = {Task.CAUSAL_LM: TaskType.CAUSAL_LM, Task.SEQ2SEQ_LM: TaskType.SEQ_2_SEQ_LM}
 """peft's other task types would train the head as well."""
@@ -254,6 +257,8 @@ def scored_by(model: PeftModel, graph: PruningGraph) -> dict[str, str]:
 class Adapter:
     """A trained adapter taken off its model: peft's configuration and tensors, in peft's own key format."""
 
+    name: ClassVar[str] = "adapter"
+
     config: LoraConfig
     state: Mapping[str, torch.Tensor]
 
@@ -268,16 +273,32 @@ class Adapter:
                 setattr(config, field, sorted(getattr(config, field)))
         return cls(config, {key: value.cpu().clone() for key, value in state.items()})
 
-    def save(self, folder: Path) -> None:
-        """Write ``adapter_config.json`` and ``adapter_model.safetensors``; ``PeftModel.from_pretrained`` loads them."""
+    def save(self, folder: Path) -> tuple[Path, ...]:
+        """Write it as ``adapter`` into an output's folder; returns the files, relative to it."""
+        return tuple(Path(self.name) / name for name in self.write(folder / self.name))
+
+    @classmethod
+    def load(cls, folder: Path) -> Adapter:
+        """Read what ``save`` wrote. Raises MissingFileError."""
+        return cls.read(folder / cls.name)
+
+    def write(self, folder: Path) -> tuple[str, ...]:
+        """Write ``ADAPTER_FILES`` into a folder of its own; ``PeftModel.from_pretrained`` loads them."""
         self.config.save_pretrained(str(folder))
-        save_file({name: value.contiguous() for name, value in self.state.items()}, folder / ADAPTER_FILE)
+        save_file({name: value.contiguous() for name, value in self.state.items()}, folder / ADAPTER_FILES[1])
+        return ADAPTER_FILES
+
+    @classmethod
+    def read(cls, folder: Path) -> Adapter:
+        """Read what ``write`` or peft wrote. Raises MissingFileError."""
+        config = LoraConfig.from_pretrained(str(check_adapter_folder(folder)))
+        return cls(config, load_file(folder / ADAPTER_FILES[1]))
 
 
 def check_adapter_folder(folder: str | Path) -> Path:
     """The folder as a path. Raises MissingFileError unless it holds a safetensors adapter in peft's format."""
     folder = Path(folder)
-    for name in (CONFIG_FILE, ADAPTER_FILE):
+    for name in ADAPTER_FILES:
         if not (folder / name).is_file():
             raise MissingFileError(f"there is no {name} in {folder}: name a folder that peft's save_pretrained wrote")
     return folder

@@ -1,8 +1,12 @@
-"""The framework: passes, the program that flows through them, their records and artifacts."""
+"""The framework: passes, the program that flows through them, what a run shares, their records and artifacts."""
 
-from passes.pipeline.artifacts import WEIGHTS_FILE, Compensation, Solved, load_weights
-from passes.pipeline.framework import Pass, PassResult, PreservingPass, Progress, Sequential, plain, silent
+from passes.pipeline.artifacts import Artifact
+from passes.pipeline.compensation import WEIGHTS_FILE, Compensation, Solved
+from passes.pipeline.context import Progress, RunContext, device_named, dtype_named, silent
+from passes.pipeline.framework import Pass, PassResult, PreservingPass
 from passes.pipeline.keeping import caller_state_kept
+from passes.pipeline.pipeline import Handed, PassEntry, Pipeline
+from passes.pipeline.plain import plain
 from passes.pipeline.program import Program
 from passes.pipeline.records import PassRecord
 from passes.pipeline.recovery import Recovery
@@ -10,20 +14,25 @@ from passes.pipeline.snapshots import Snapshot, load_snapshots
 
 __all__ = [
     "WEIGHTS_FILE",
+    "Artifact",
     "Compensation",
+    "Handed",
     "Pass",
+    "PassEntry",
     "PassRecord",
     "PassResult",
+    "Pipeline",
     "PreservingPass",
     "Program",
     "Progress",
     "Recovery",
-    "Sequential",
+    "RunContext",
     "Snapshot",
     "Solved",
     "caller_state_kept",
+    "device_named",
+    "dtype_named",
     "load_snapshots",
-    "load_weights",
     "plain",
     "silent",
 ]

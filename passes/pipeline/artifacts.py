@@ -1,80 +1,19 @@
-"""What a compensation did to the weights, and how to undo it for the length of a forward pass."""
+"""Artifacts: what passes leave behind beside the model. Each saves itself into an output, and loads itself."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
-from peft import PeftModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
-
-from passes.errors import MissingFileError, PlanError
-from passes.models import replaced
-
-WEIGHTS_FILE = "compensation.safetensors"
+from typing import ClassVar, Protocol, Self
 
 
-@dataclass(frozen=True, kw_only=True)
-class Solved:
-    """One consuming projection, solved anew on the calibration data.
+class Artifact(Protocol):
+    """Something that belongs to a run's output, under a ``name`` that no other artifact of the run has."""
 
-    ``before`` and ``after``: ‖Y − Ŷ‖ / ‖Y‖ (Frobenius norms over all calibration tokens) of its output Ŷ under the
-    masks against what it is to give, Y, both times with everything before it compensated. ``ridge`` is the λ that made
-    the system positive definite. With ``changed`` false the old weight was as good and stayed.
-    """
+    name: ClassVar[str]
 
-    projection: str
-    before: float
-    after: float
-    ridge: float
-    changed: bool
+    def save(self, folder: Path) -> tuple[Path, ...]:
+        """Write it into an output's folder; returns the files, relative to it."""
 
-
-@dataclass(frozen=True)
-class Compensation:
-    """The projections that were solved, in order of depth, and how.
-
-    ``weights`` are the parameters that were changed as they are after it, by plain name, on the CPU; ``originals`` as
-    they were, empty if they were not to be kept. ``source`` is the fingerprint of the model before,
-    for a plan that is made afterwards.
-    """
-
-    solved: tuple[Solved, ...]
-    originals: Mapping[str, torch.Tensor]
-    weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    source: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def save(self, path: Path) -> None:
-        """Write the changed weights as a safetensors file."""
-        save_file({name: tensor.contiguous() for name, tensor in self.weights.items()}, path)
-
-    @contextmanager
-    def undone(self, model: PreTrainedModel | PeftModel) -> Iterator[None]:
-        """The model with its original parameters, inside the block. Nothing is copied on one device."""
-        with replaced(model, self.originals):
-            yield
-
-
-def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """What ``Compensation.save`` wrote. Raises MissingFileError, or PlanError for another kind of file."""
-    if not path.is_file():
-        raise MissingFileError(f"there are no compensated weights {path}: lpc compress writes OUT/{WEIGHTS_FILE}")
-    try:
-        weights: dict[str, torch.Tensor] = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise PlanError(f"{path} holds no weights: {error}") from error
-    if not weights:
-        raise PlanError(f"{path} is empty: take the {WEIGHTS_FILE} that the run wrote")
-    for name, weight in weights.items():
-        if not weight.is_floating_point() or not torch.isfinite(weight).all():
-            raise PlanError(f"{path} holds values in {name} that are not finite numbers: take the file of the run")
-        if weight.dim() > 1 and not weight.any():
-            raise PlanError(f"{path} holds nothing but zeros in {name}: take the file that the run wrote")
-    return weights
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read from an output's folder what ``save`` wrote. Raises MissingFileError or PlanError."""

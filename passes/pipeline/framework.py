@@ -5,23 +5,18 @@ from __future__ import annotations
 import dataclasses
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from passes.errors import LpcError, PassError, PostconditionError, PreconditionError
 from passes.models import Parity
+from passes.pipeline.context import DEFAULT_RUN, RunContext
+from passes.pipeline.plain import plain
 from passes.pipeline.program import Program
 from passes.pipeline.records import PassRecord, measured
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int], None]
-"""Told the stage's name, the steps done and the steps in total."""
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """A Progress that shows nothing."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +36,8 @@ class Pass(ABC):
     """One verb on a program.
 
     Subclasses implement ``call`` and keep no state between calls; options are dataclass fields or constructor
-    arguments. The framework runs ``requires`` before and ``ensures`` after, measures, and appends a PassRecord to the
-    program's history.
+    arguments, and what the passes of a run share comes with the call. The framework runs ``requires`` before and
+    ``ensures`` after, measures, and appends a PassRecord to the program's history.
     """
 
     name: ClassVar[str]
@@ -51,7 +46,7 @@ class Pass(ABC):
         """Raise PreconditionError if the program cannot be given to this pass."""
 
     @abstractmethod
-    def call(self, program: Program) -> PassResult:
+    def call(self, program: Program, run: RunContext) -> PassResult:
         """Do the work and return the new program."""
 
     def ensures(self, before: Program, after: Program) -> tuple[Parity, ...]:
@@ -63,13 +58,13 @@ class Pass(ABC):
         """The options as plain values, for the record."""
         return plain(self) if dataclasses.is_dataclass(self) else {}
 
-    def __call__(self, program: Program) -> PassResult:
+    def __call__(self, program: Program, run: RunContext = DEFAULT_RUN) -> PassResult:
         """Check, run, verify and record. Raises LpcError; anything else becomes a PassError that names the pass."""
         parities: tuple[Parity, ...] = ()
         with measured() as measurement:
             try:
                 self.requires(program)
-                result = self.call(program)
+                result = self.call(program, run)
                 parities = (*result.parity, *self.ensures(program, result.program))
             except LpcError:
                 raise
@@ -78,7 +73,7 @@ class Pass(ABC):
         check_parities(self.name, parities)
         record = PassRecord(
             name=self.name,
-            options=self.options,
+            options=run.told(self.options),
             seconds=measurement.seconds,
             peak_memory_bytes=measurement.peak_memory_bytes,
             modified=result.modified,
@@ -108,54 +103,8 @@ class PreservingPass(Pass):
         return (parity,)
 
 
-class Sequential(Pass):
-    """Passes one after another; itself a pass. An error names the failing pass and those already run."""
-
-    name = "sequential"
-
-    def __init__(self, *passes: Pass, progress: Progress = silent) -> None:
-        self.passes = passes
-        self._progress = progress
-
-    @property
-    def options(self) -> Mapping[str, Any]:
-        """The names of the passes."""
-        return {"passes": [pass_.name for pass_ in self.passes]}
-
-    def __call__(self, program: Program) -> PassResult:
-        """Run the passes; each records itself, the sequence adds no record of its own."""
-        return self.call(program)
-
-    def call(self, program: Program) -> PassResult:
-        """Run the passes in order."""
-        modified = False
-        for position, pass_ in enumerate(self.passes):
-            self._progress(pass_.name, 0, 1)
-            try:
-                result = pass_(program)
-            except LpcError as error:
-                done = ", ".join(p.name for p in self.passes[:position]) or "none"
-                error.add_note(f"failing pass: {pass_.name}; already run: {done}")
-                raise
-            program, modified = result.program, modified or result.modified
-            self._progress(pass_.name, 1, 1)
-        return PassResult(program, modified)
-
-
 def check_parities(name: str, parities: tuple[Parity, ...]) -> None:
     """Raise PostconditionError naming the pass and the first parity that does not hold."""
     for parity in parities:
         if not parity.holds:
             raise PostconditionError(f"pass {name!r} failed its verification: {parity}")
-
-
-def plain(value: Any) -> Any:
-    """Dataclasses, tuples and enums as dicts, lists and strings, ready for JSON; callables are left out."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.metadata.get("record", True)}
-        return {name: plain(item) for name, item in fields.items()}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)

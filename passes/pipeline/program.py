@@ -24,7 +24,8 @@ from passes.models import (
     routers,
     routing,
 )
-from passes.pipeline.artifacts import Compensation
+from passes.pipeline.artifacts import Artifact
+from passes.pipeline.compensation import Compensation
 from passes.pipeline.records import PassRecord
 from passes.pipeline.recovery import Recovery
 from passes.pipeline.snapshots import Snapshot
@@ -39,8 +40,8 @@ class Program:
     ``expected`` is the response that the next meaning-preserving pass must reproduce under the masks. Passes never
     change a Program; the model inside is the pipeline's own working copy. ``scores`` are the importance [units] a
     dimension that the masks were chosen by. ``adapter`` is what was merged into it, ``compensation`` what was solved in
-    it, ``recovery`` what was trained on it when it was compact already. ``snapshots`` are what tuning left at ratios on
-    its way.
+    it, ``recovery`` what was trained on it when it was compact already, ``others`` what else passes have left
+    (``leaving``). ``snapshots`` are what tuning left at ratios on its way.
     """
 
     model: PreTrainedModel | PeftModel
@@ -53,6 +54,7 @@ class Program:
     snapshots: tuple[Snapshot, ...] = ()
     compensation: Compensation | None = None
     recovery: Recovery | None = None
+    others: tuple[Artifact, ...] = ()
     expected: Response | None = None
     history: tuple[PassRecord, ...] = ()
 
@@ -72,6 +74,16 @@ class Program:
         """The graph; only for passes whose ``requires`` has checked that there is one."""
         assert self.graph is not None
         return self.graph
+
+    @property
+    def artifacts(self) -> tuple[Artifact, ...]:
+        """All that passes have left so far and that belongs into the output."""
+        found: tuple[Artifact | None, ...] = (self.adapter, self.compensation, self.recovery, *self.others)
+        return tuple(each for each in found if each is not None)
+
+    def leaving(self, artifact: Artifact) -> Program:
+        """The same program with one artifact more; it takes the place of one of its name."""
+        return replace(self, others=(*(each for each in self.others if each.name != artifact.name), artifact))
 
     def respond(self, like: Response | None = None) -> Response:
         """What the program computes now: the model under the masks, in evaluation mode.

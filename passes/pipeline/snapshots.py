@@ -31,14 +31,16 @@ class Snapshot:
     scores: Mapping[str, torch.Tensor]
     adapter: Adapter
 
-    def save(self, folder: Path) -> None:
-        """Write it beside a training checkpoint."""
+    def save(self, folder: Path) -> tuple[Path, ...]:
+        """Write it beside a training checkpoint; returns the file, relative to the folder."""
         parts = {"mask": self.masks, "score": self.scores, "adapter": self.adapter.state}
         tensors = {
             f"{part}.{name}": value.contiguous() for part, those in parts.items() for name, value in those.items()
         }
         told = json.dumps({"ratio": self.ratio, "step": self.step})
-        save_file(tensors, folder / SNAPSHOT_FILES.replace("*", str(self.ratio)), metadata={"snapshot": told})
+        file = SNAPSHOT_FILES.replace("*", str(self.ratio))
+        save_file(tensors, folder / file, metadata={"snapshot": told})
+        return (Path(file),)
 
     @classmethod
     def load(cls, path: Path, config: LoraConfig) -> Snapshot:

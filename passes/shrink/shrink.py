@@ -9,7 +9,7 @@ from peft import PeftModel
 
 from passes.errors import PreconditionError
 from passes.models import Parity, base_model, masked, unchanged, widened
-from passes.pipeline import Pass, PassResult, Program
+from passes.pipeline import Pass, PassResult, Program, RunContext
 from passes.shrink.blockwise import compare_blocks, course_of
 from passes.shrink.build import build_compact
 from passes.shrink.gathered import Gathered
@@ -40,7 +40,7 @@ class ShrinkPass(Pass):
             if not gone and not torch.equal(mask.cpu(), planned[name]):
                 raise PreconditionError(f"pass 'shrink': the masks of {name} are not those of the plan")
 
-    def call(self, program: Program) -> PassResult:
+    def call(self, program: Program, run: RunContext) -> PassResult:
         """Cut the tensors and rebuild the stock model around them."""
         assert program.plan is not None
         model, graph, plan = base_model(program.model), program.traced, program.plan

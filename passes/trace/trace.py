@@ -20,7 +20,7 @@ from passes.errors import OptionError, UnsupportedModelError
 from passes.families import AttentionBlock, ExpertsBlock, Family, attention_blocks, family_of
 from passes.graph import Dimension, Kind, PruningGraph, Role, layer_path
 from passes.models import Probe, base_model, has_own_sizes, model_class, plain_name, task_of, twin_of
-from passes.pipeline import Pass, PassResult, Program
+from passes.pipeline import Pass, PassResult, Program, RunContext
 from passes.trace.dependencies import CoupledModule, Dependencies, Opaque
 from passes.trace.depth import DepthFinder, check_depth, depth_of
 from passes.trace.dimensions import DimensionFinder
@@ -70,7 +70,7 @@ class TracePass(Pass):
     trace_options: TraceOptions = TraceOptions()
     name = "trace"
 
-    def call(self, program: Program) -> PassResult:
+    def call(self, program: Program, run: RunContext) -> PassResult:
         """Trace the twin of the program's model and check that it has the model's own parameters."""
         model = base_model(program.model)
         dtype = next(model.parameters()).dtype

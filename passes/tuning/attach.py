@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from passes.errors import PostconditionError
 from passes.models import LoraOptions, Parity, active_adapter, lora_weights, scored_by
-from passes.pipeline import PassResult, PreservingPass, Program, plain
+from passes.pipeline import PassResult, PreservingPass, Program, RunContext, plain
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class AttachReport:
 class AttachPass(PreservingPass):
     """Gives the model a LoRA adapter; one that the model already wears is kept and goes on from there.
 
-    Base weights never require gradients. ``seed`` fixes the initial A.
+    Base weights never require gradients. ``seed`` fixes the initial A (default: the run's).
     """
 
     lora: LoraOptions = LoraOptions()
-    seed: int = 0
+    seed: int | None = None
     name = "attach"
 
     @property
@@ -39,7 +39,7 @@ class AttachPass(PreservingPass):
         """The LoRA options and the seed."""
         return {"lora": plain(self.lora), "seed": self.seed}
 
-    def call(self, program: Program) -> PassResult:
+    def call(self, program: Program, run: RunContext) -> PassResult:
         """Attach, or take over the adapter that is there."""
         brought = isinstance(program.model, PeftModel)
         if isinstance(program.model, PeftModel):
@@ -47,7 +47,7 @@ class AttachPass(PreservingPass):
             _train_only(model, active_adapter(model))
         else:
             with torch.random.fork_rng():
-                torch.manual_seed(self.seed)
+                torch.manual_seed(run.seed if self.seed is None else self.seed)
                 model = get_peft_model(program.model, self.lora.config(program.traced, program.model))
             model.train(program.model.training)
         report = AttachReport(MappingProxyType(scored_by(model, program.traced)))
@@ -69,7 +69,7 @@ class DetachPass(PreservingPass):
 
     name = "detach"
 
-    def call(self, program: Program) -> PassResult:
+    def call(self, program: Program, run: RunContext) -> PassResult:
         """The model without its adapter, if it has one."""
         if not isinstance(program.model, PeftModel):
             return PassResult(program, modified=False)

@@ -28,7 +28,7 @@ from passes.models import (
     wide,
     widened,
 )
-from passes.pipeline import Pass, PassResult, Program
+from passes.pipeline import Pass, PassResult, Program, RunContext
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,15 @@ class MergePass(Pass):
         if program.graph is None:
             raise PreconditionError("pass 'merge' needs a traced program: run TracePass first")
 
-    def call(self, program: Program) -> PassResult:
+    def call(self, program: Program, run: RunContext) -> PassResult:
         """Merge, if there is an adapter."""
         if not isinstance(program.model, PeftModel):
             return PassResult(program, modified=False)
         adapter = Adapter.of(program.model)
         merged, parity = merge(program.model)
-        return PassResult(
-            replace(program, model=merged, adapter=adapter).expecting_itself(), modified=True, parity=(parity,)
-        )
+        done = program.compensation and program.compensation.without_originals()
+        program = replace(program, model=merged, adapter=adapter, compensation=done)
+        return PassResult(program.expecting_itself(), modified=True, parity=(parity,))
 
     def ensures(self, before: Program, after: Program) -> tuple[Parity, ...]:
         """Nothing of the adapter is left."""

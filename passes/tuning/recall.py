@@ -12,7 +12,7 @@ from peft import PeftModel, set_peft_model_state_dict
 
 from passes.errors import PostconditionError, PreconditionError
 from passes.models import Adapter, Parity, active_adapter
-from passes.pipeline import Pass, PassResult, Program, Snapshot
+from passes.pipeline import Pass, PassResult, Program, RunContext, Snapshot
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class RecallPass(Pass):
         if program.graph is None or not isinstance(program.model, PeftModel):
             raise PreconditionError("pass 'recall' needs a traced program with its adapter: run it after TunePass")
 
-    def call(self, program: Program) -> PassResult:
+    def call(self, program: Program, run: RunContext) -> PassResult:
         """Copy the model and put the snapshot into it."""
         assert isinstance(program.model, PeftModel)
         snapshot, model = self.snapshot, copy.deepcopy(program.model)

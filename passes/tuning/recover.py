@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from peft import PeftModel, get_peft_model
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from passes.errors import ModelError, OptionError, PostconditionError, PreconditionError
-from passes.models import Adapter, Collate, LoraOptions, Parity, base_model, heldout_loss, lora_weights, parameter_at
-from passes.pipeline import Pass, PassResult, Program, Progress, Recovery, plain, silent
+from passes.errors import ModelError, OptionError, PreconditionError
+from passes.models import Adapter, LoraOptions, base_model, heldout_loss, lora_weights, parameter_at
+from passes.pipeline import Pass, PassResult, Program, Progress, Recovery, RunContext, plain, silent
+from passes.tuning.arguments import training_arguments
 from passes.tuning.distill import DistillOptions
 from passes.tuning.teacher import OtherModel
 from passes.tuning.trainer import TrainingRun, train
-from passes.tuning.tune import LOSSES_LOGGED, width_scaled_rate
+
+HeldOutLoss: TypeAlias = "Callable[[PreTrainedModel | PeftModel], float]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,26 +32,28 @@ class RecoverOptions:
 
     At most ``steps`` optimizer steps of ``batch_size`` × ``gradient_accumulation`` sequences; every ``every`` steps the
     loss on held-out data is taken, and after ``patience`` times without a new best training stops. ``lora``: the
-    adapter, a fresh one. ``distill`` needs a teacher (see RecoverPass).
+    adapter, a fresh one. ``distill`` needs a teacher (see RecoverPass). ``batch_size`` and ``seed`` are by default the
+    run's.
     """
 
     steps: int = 200
     every: int = 25
     patience: int = 4
-    batch_size: int = 8
+    batch_size: int | None = None
     gradient_accumulation: int = 1
     learning_rate: float | None = None
     lr_scheduler: str = "cosine"
     max_grad_norm: float = 1.0
     bf16: bool = False
-    seed: int = 0
+    seed: int | None = None
     lora: LoraOptions = LoraOptions()
     distill: DistillOptions | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "every", "patience", "batch_size", "gradient_accumulation"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise OptionError(f"{name} must be at least 1, got {value}")
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise OptionError(f"learning_rate must be positive, got {self.learning_rate}")
         if not self.max_grad_norm >= 0:
@@ -75,7 +80,9 @@ class RecoverReport:
 class RecoverCallback(TrainerCallback):  # type: ignore[misc]
     """Takes the held-out loss every few steps, remembers the best adapter, and stops when it gets no better."""
 
-    def __init__(self, model: PeftModel, evaluate: Any, options: RecoverOptions, progress: Progress = silent) -> None:
+    def __init__(
+        self, model: PeftModel, evaluate: HeldOutLoss, options: RecoverOptions, progress: Progress = silent
+    ) -> None:
         self._model, self._evaluate, self._options, self._progress = model, evaluate, options, progress
         self._best: list[torch.Tensor] = []
         self.evaluations: list[tuple[int, float]] = []
@@ -118,8 +125,9 @@ class RecoverPass(Pass):
     """Gives the compact model a fresh adapter, trains it without masks, and merges its best state.
 
     ``data`` yields the model's inputs and labels. ``heldout`` likewise: data that nothing was trained, scored or
-    calibrated on, and that is not what the result is measured on in the end. ``teacher`` is a model to distil from:
-    the dense source, if it is in memory. The result never has a higher held-out loss than the model that came in.
+    calibrated on, and that is not what the result is measured on in the end. ``teacher`` gives a model to distil from,
+    the dense source; it is asked for it when training begins. The result never has a higher held-out loss than the
+    model that came in.
     """
 
     name = "recover"
@@ -129,14 +137,11 @@ class RecoverPass(Pass):
         data: Dataset[dict[str, torch.Tensor]],
         heldout: Dataset[dict[str, torch.Tensor]],
         options: RecoverOptions = RecoverOptions(),
-        progress: Progress = silent,
-        collate: Collate | None = None,
-        teacher: torch.nn.Module | None = None,
+        teacher: Callable[[], torch.nn.Module] | None = None,
     ) -> None:
         if options.distill is not None and teacher is None:
-            raise OptionError("recovery can distil only from a dense model in memory: give a teacher")
-        self._data, self._heldout, self._options, self._progress = data, heldout, options, progress
-        self._collate, self._teacher = collate, teacher
+            raise OptionError("recovery can distil only from a dense model: give a teacher")
+        self._data, self._heldout, self._options, self._teacher = data, heldout, options, teacher
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -148,20 +153,22 @@ class RecoverPass(Pass):
         if program.graph is None or program.masks is not None or isinstance(program.model, PeftModel):
             raise PreconditionError("pass 'recover' needs a compact model: run ShrinkPass first")
 
-    def call(self, program: Program) -> PassResult:
+    def call(self, program: Program, run: RunContext) -> PassResult:
         """Train, go back to the best state, and merge it; or leave the model as it came in, bit for bit."""
         options, compact, expected = self._options, base_model(program.model), program.respond()
+        run = run.narrowed(options)
+        loss = partial(self._loss, run)
         with torch.random.fork_rng():
-            torch.manual_seed(options.seed)
+            torch.manual_seed(run.seed)
             model = get_peft_model(compact, options.lora.config(program.traced, compact))
-        callback = RecoverCallback(model, self._loss, options, self._progress)
+        callback = RecoverCallback(model, loss, options, run.progress)
         callback.look(0)
-        course = self._train(model, callback)
+        course = self._train(model, callback, run)
         callback.restore()
         model.eval()
         before = callback.evaluations[0][1]
         adapter = Adapter.of(model)
-        recovered, after = self._merged(model, before if callback.best_step else -float("inf"))
+        recovered, after = _merged(model, loss, before if callback.best_step else -float("inf"))
         kept = after is not None
         report = RecoverReport(
             before=before,
@@ -176,73 +183,42 @@ class RecoverPass(Pass):
             same = replace(program, model=recovered)
             parity = same.respond(expected).compare(self.name, expected, 0.0)
             return PassResult(same, modified=False, report=report, parity=(parity,))
-        done = replace(program, model=recovered, recovery=Recovery(adapter, report.before, report.after))
+        done = replace(program, model=recovered, recovery=Recovery(adapter))
         return PassResult(done.expecting_itself(), modified=True, report=report)
 
-    def ensures(self, before: Program, after: Program) -> tuple[Parity, ...]:
-        """The held-out loss, taken once more, has not risen."""
-        if after.recovery is None:
-            return ()
-        loss = self._loss(after.model)
-        if not loss <= after.recovery.before:
-            raise PostconditionError(
-                f"pass 'recover' raised the held-out loss from {after.recovery.before:.6f} to {loss:.6f}"
-            )
-        return ()
+    def _loss(self, run: RunContext, model: PreTrainedModel | PeftModel) -> float:
+        return heldout_loss(model, self._heldout, run.batch_size, run.collate)
 
-    def _loss(self, model: PreTrainedModel | PeftModel) -> float:
-        return heldout_loss(model, self._heldout, self._options.batch_size, self._collate)
-
-    def _train(self, model: PeftModel, callback: RecoverCallback) -> TrainingRun:
+    def _train(self, model: PeftModel, callback: RecoverCallback, run: RunContext) -> TrainingRun:
         options = self._options
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             return train(
                 model,
-                self._arguments(Path(folder), model),
+                training_arguments(options, run, Path(folder), model, max_grad_norm=options.max_grad_norm),
                 callback,
-                teacher=OtherModel(self._teacher) if self._teacher is not None else None,
+                teacher=OtherModel(self._teacher()) if self._teacher is not None else None,
                 distill=options.distill,
                 train_dataset=self._data,
-                data_collator=self._collate,
+                data_collator=run.collate,
             )
 
-    def _arguments(self, folder: Path, model: PeftModel) -> TrainingArguments:
-        options = self._options
-        return TrainingArguments(
-            output_dir=str(folder),
-            max_steps=options.steps,
-            per_device_train_batch_size=options.batch_size,
-            gradient_accumulation_steps=options.gradient_accumulation,
-            learning_rate=options.learning_rate or width_scaled_rate(base_model(model).config.hidden_size),
-            lr_scheduler_type=options.lr_scheduler,
-            max_grad_norm=options.max_grad_norm,
-            bf16=options.bf16,
-            use_cpu=not torch.accelerator.is_available(),  # or bf16 is refused on a CPU
-            seed=options.seed,
-            save_strategy="no",
-            logging_steps=max(1, options.steps // LOSSES_LOGGED),
-            disable_tqdm=True,
-            report_to="none",
-            remove_unused_columns=False,
-            dataloader_pin_memory=torch.cuda.is_available(),
-        )
 
-    def _merged(self, model: PeftModel, limit: float) -> tuple[PreTrainedModel, float | None]:
-        """The model with the adapter in its weights and its held-out loss; or without, and None, if that is too high.
+def _merged(model: PeftModel, heldout: HeldOutLoss, limit: float) -> tuple[PreTrainedModel, float | None]:
+    """The model with the adapter in its weights and its held-out loss; or without, and None, if that is too high.
 
-        Merging rounds, so the loss is taken again; the old weights are held until then.
-        """
-        old = {name: parameter_at(model, name).detach().cpu().clone() for name in lora_weights(model)}
-        try:
-            merged = cast(PreTrainedModel, model.merge_and_unload(safe_merge=True))
-        except ValueError as error:
-            raise ModelError(f"merging the adapter gives weights that are not finite: {error}") from error
-        merged.requires_grad_(False)
-        loss = self._loss(merged)
-        if loss <= limit:
-            return merged, loss
-        with torch.no_grad():
-            for name, tensor in old.items():
-                parameter_at(merged, name).copy_(tensor)
-        return merged, None
+    Merging rounds, so the loss is taken again; the old weights are held until then.
+    """
+    old = {name: parameter_at(model, name).detach().cpu().clone() for name in lora_weights(model)}
+    try:
+        merged = cast(PreTrainedModel, model.merge_and_unload(safe_merge=True))
+    except ValueError as error:
+        raise ModelError(f"merging the adapter gives weights that are not finite: {error}") from error
+    merged.requires_grad_(False)
+    loss = heldout(merged)
+    if loss <= limit:
+        return merged, loss
+    with torch.no_grad():
+        for name, tensor in old.items():
+            parameter_at(merged, name).copy_(tensor)
+    return merged, None

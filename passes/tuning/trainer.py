@@ -15,6 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
+from passes.tuning.arguments import training_on
 from passes.tuning.distill import DistillOptions, DistillTrainer
 from passes.tuning.rates import RatedTrainer
 from passes.tuning.teacher import Teacher
@@ -51,6 +52,7 @@ def train(
     """
     with ExitStack() as stack:
         stack.enter_context(_random_states_kept())
+        stack.enter_context(training_on(arguments.device))
         stack.enter_context(torch.enable_grad())
         # The Trainer switches this off for good, and the configuration goes into the saved checkpoint.
         if hasattr(model.config, "use_cache"):

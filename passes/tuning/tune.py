@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ from passes.criteria import (
 )
 from passes.errors import MissingFileError, OptionError, PreconditionError
 from passes.graph import PruningGraph, full_masks
-from passes.models import Collate, base_model
-from passes.pipeline import Pass, PassResult, Program, Progress, plain, silent
+from passes.pipeline import Pass, PassResult, Program, RunContext, plain
+from passes.tuning.arguments import training_arguments
 from passes.tuning.callback import Event, PruningCallback, PruningPolicy, PruningState
 from passes.tuning.distill import DistillOptions
 from passes.tuning.rates import stage_rates
@@ -38,7 +39,6 @@ from passes.tuning.stages import SnapshotOptions
 from passes.tuning.teacher import FrozenBase
 from passes.tuning.trainer import TrainingRun, train
 
-LOSSES_LOGGED = 20
 SKIP_BATCHES = 4
 
 
@@ -47,24 +47,25 @@ class TuneOptions:
     """How the adapters train.
 
     ``steps`` optimizer steps of ``batch_size`` × ``gradient_accumulation`` sequences; 0 is for ``lpc.compress`` alone,
-    which then trains nothing and scores calibration data (``ScorePass``). ``bf16`` runs the forward pass
-    under autocast. With ``checkpoints`` the Trainer saves there every ``save_every`` steps; ``resume`` goes on from the
-    latest one. ``learning_rate`` is the peak; by default it follows from the hidden size (``width_scaled_rate``).
-    ``criterion`` ranks the units, by name (``CRITERIA``, docs/criteria.md), and ``schedule`` says when they go; by
-    default both are what was measured best (``settled``). ``depth_scores`` ranks layers and blocks:
-    ``summed`` over what is in them, or ``skipped``, the rise of the loss without them, measured at the start.
+    which then trains nothing and scores calibration data (``ScorePass``). ``batch_size``, ``seed`` and ``checkpoints``
+    are by default the run's (``RunContext``); ``lpc.compress`` takes what is said here for the whole run. ``bf16`` runs
+    the forward pass under autocast. With ``checkpoints`` the Trainer saves there every ``save_every`` steps; ``resume``
+    goes on from the latest one. ``learning_rate`` is the peak; by default it follows from the hidden size
+    (``width_scaled_rate``). ``criterion`` ranks the units, by name (``CRITERIA``, docs/criteria.md), and ``schedule``
+    says when they go; by default both are what was measured best (``settled``). ``depth_scores`` ranks layers and
+    blocks: ``summed`` over what is in them, or ``skipped``, the rise of the loss without them, measured at the start.
     ``distill`` draws the model to its own dense base as well (None: the task's loss alone); scores come from the
     gradients of whatever loss is trained.
     """
 
     steps: int = 200
-    batch_size: int = 8
+    batch_size: int | None = None
     gradient_accumulation: int = 1
     learning_rate: float | None = None
     lr_scheduler: str = "cosine"
     max_grad_norm: float = 1.0
     bf16: bool = False
-    seed: int = 0
+    seed: int | None = None
     criterion: str = AUTO
     depth_scores: str = "summed"
     revival: bool = True
@@ -78,16 +79,15 @@ class TuneOptions:
     def __post_init__(self) -> None:
         check_numbers(self)
         for name, least in (("steps", 0), ("batch_size", 1), ("gradient_accumulation", 1)):
-            if getattr(self, name) < least:
-                raise OptionError(f"{name} must be at least {least}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise OptionError(f"{name} must be at least {least}, got {value}")
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise OptionError(f"learning_rate must be positive, got {self.learning_rate}")
         if self.criterion != AUTO:
             criterion_named(self.criterion)
         if self.depth_scores not in DEPTH_SCORES:
             raise OptionError(f"depth_scores must be one of {', '.join(DEPTH_SCORES)}, got {self.depth_scores!r}")
-        if (self.resume or self.save_every) and self.checkpoints is None:
-            raise OptionError("save_every and resume need a folder for the checkpoints: set checkpoints")
         if self.steps == 0 and self.checkpoints is not None:
             raise OptionError("steps=0 trains nothing, so there are no checkpoints: leave checkpoints out")
 
@@ -116,23 +116,24 @@ class TuneOptions:
             return self.importance
         return replace(self.importance, normalise=target.layout is Layout.UNIFORM)
 
-    def latest_checkpoint(self) -> Path | None:
+    def check_checkpoints(self, folder: Path | None) -> None:
+        """Raise OptionError if checkpoints are to be saved or gone on from, and there is no folder for them."""
+        if (self.resume or self.save_every) and folder is None:
+            raise OptionError("save_every and resume need a folder for the checkpoints: set checkpoints")
+
+    def arguments(self, run: RunContext, folder: Path, model: PeftModel) -> TrainingArguments:
+        """The Trainer's arguments, with files in ``folder``."""
+        saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": self.save_every} if self.save_every else {}
+        return training_arguments(self, run, folder, model, max_grad_norm=0.0, **saving)
+
+    def latest_checkpoint(self, folder: Path | None) -> Path | None:
         """The checkpoint to go on from, if ``resume`` is set. Raises MissingFileError if there is none."""
-        if not self.resume or self.checkpoints is None:
+        if not self.resume or folder is None:
             return None
-        found = sorted(self.checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+        found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
         if not found:
-            raise MissingFileError(f"there is no checkpoint-* to resume from in {self.checkpoints}")
+            raise MissingFileError(f"there is no checkpoint-* to resume from in {folder}")
         return found[-1]
-
-
-def width_scaled_rate(hidden_size: int) -> float:
-    """The default peak learning rate of the adapters: 0.64 / hidden size, at most 0.01.
-
-    For Adam the best rate of a hidden matrix falls as 1 / width (Yang et al., arXiv 2203.03466, table 3). The constant
-    was measured at hidden size 64 (docs/quality.md) and gives 1.6e-4 at 4096, near the paper's 1e-4 for 7B.
-    """
-    return min(0.01, 0.64 / hidden_size)
 
 
 @dataclass(frozen=True)
@@ -151,8 +152,8 @@ class TuneReport:
 class TunePass(Pass):
     """Trains the adapters with the transformers Trainer while masks grow to the target. Base weights stay as they are.
 
-    ``data`` yields the model's inputs, labels included, so that the model computes its own loss; ``collate`` makes a
-    batch of them (default: stack, for items of one length). ``latency`` is needed for a budget of latency.
+    ``data`` yields the model's inputs, labels included, so that the model computes its own loss. ``latency`` is needed
+    for a budget of latency.
     ``snapshots``: ratios on the way to the target's at which to leave a snapshot in the program. With the schedule
     ``ONE_SHOT`` the masks are those that the program brings; else it starts with all units.
     """
@@ -164,15 +165,13 @@ class TunePass(Pass):
         target: Target,
         data: Dataset[dict[str, torch.Tensor]],
         options: TuneOptions = TuneOptions(),
-        progress: Progress = silent,
-        collate: Collate | None = None,
         latency: LatencyModel | None = None,
         snapshots: SnapshotOptions | None = None,
     ) -> None:
         if options.steps == 0:
             raise OptionError("steps=0 trains nothing: score calibration data with ScorePass, or give steps=1 or more")
-        self._target, self._data, self._options, self._progress = target, data, options.settled(), progress
-        self._collate, self._latency, self._snapshots = collate, latency, snapshots
+        self._target, self._data, self._options = target, data, options.settled()
+        self._latency, self._snapshots = latency, snapshots
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -196,10 +195,12 @@ class TunePass(Pass):
                     "run CompensatePass with keep_originals=True"
                 )
 
-    def call(self, program: Program) -> PassResult:
+    def call(self, program: Program, run: RunContext) -> PassResult:
         """Train, and leave the final masks in the program."""
         assert isinstance(program.model, PeftModel)
         model, graph, options = program.model, program.traced, self._options
+        run = run.narrowed(options)
+        options.check_checkpoints(run.checkpoints)
         policy = PruningPolicy(
             solver=Solver.of(self._target, graph, self._latency),
             schedule=options.schedule or Schedule(),
@@ -209,69 +210,51 @@ class TunePass(Pass):
         )
         course = policy.course(options.steps)
         rates = stage_rates(options.lr_scheduler, course.lengths) if self._snapshots else None
-        criterion = make_criterion(options.criterion, graph, options.importance_for(self._target), options.seed)
+        criterion = make_criterion(options.criterion, graph, options.importance_for(self._target), run.seed)
         if options.depth_scores == "skipped":
-            criterion = MeasuredDepth(criterion, graph, self._first_batches)
+            criterion = MeasuredDepth(criterion, graph, partial(self._first_batches, run))
         start = PruningState(full_masks(graph))
         if options.one_shot and program.masks is not None:
             start = PruningState(dict(program.masks), dict(program.scores or {}))
-        callback = PruningCallback(model, graph, criterion, policy, self._progress, start)
-        trained = self._train(program, model, callback, rates)
+        callback = PruningCallback(model, graph, criterion, policy, run.progress, start)
+        trained = self._train(program, model, callback, rates, run)
         left = tuple(callback.state.snapshots)
         tuned = replace(program, model=model.eval(), masks=callback.state.masks, snapshots=left)
         tuned = replace(tuned, scores=callback.state.chosen_by)
         report = TuneReport(trained.losses, tuple(callback.state.events), callback.state.skipped, trained.teacher_share)
         return PassResult(tuned.expecting_itself(), modified=True, report=report)
 
-    def _first_batches(self) -> Iterator[dict[str, torch.Tensor]]:
+    def _first_batches(self, run: RunContext) -> Iterator[dict[str, torch.Tensor]]:
         """The first few batches of the data, in order."""
-        loader = DataLoader(self._data, batch_size=self._options.batch_size, collate_fn=self._collate)
+        loader = DataLoader(self._data, batch_size=run.batch_size, collate_fn=run.collate)
         return islice(iter(loader), SKIP_BATCHES)
 
     def _train(
-        self, program: Program, model: PeftModel, callback: PruningCallback, rates: Sequence[float] | None
+        self,
+        program: Program,
+        model: PeftModel,
+        callback: PruningCallback,
+        rates: Sequence[float] | None,
+        run: RunContext,
     ) -> TrainingRun:
         options, teacher = self._options, None
         if options.distill is not None:
             originals = program.compensation.originals if program.compensation else {}
             teacher = FrozenBase(model, callback.masks_off, originals)
-        checkpoint = options.latest_checkpoint()
+        checkpoint = options.latest_checkpoint(run.checkpoints)
         with ExitStack() as stack:
-            folder = options.checkpoints or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            folder = run.checkpoints or Path(stack.enter_context(tempfile.TemporaryDirectory()))
             stack.callback(callback.close)
             if checkpoint is not None:
                 callback.restore(checkpoint)
             return train(
                 model,
-                self._arguments(folder, model),
+                options.arguments(run, folder, model),
                 callback,
                 rates=rates,
                 teacher=teacher,
                 distill=options.distill,
                 resume_from=checkpoint,
                 train_dataset=self._data,
-                data_collator=self._collate,
+                data_collator=run.collate,
             )
-
-    def _arguments(self, folder: Path, model: PeftModel) -> TrainingArguments:
-        options = self._options
-        learning_rate = options.learning_rate or width_scaled_rate(base_model(model).config.hidden_size)
-        return TrainingArguments(
-            output_dir=str(folder),
-            max_steps=options.steps,
-            per_device_train_batch_size=options.batch_size,
-            gradient_accumulation_steps=options.gradient_accumulation,
-            learning_rate=learning_rate,
-            lr_scheduler_type=options.lr_scheduler,
-            max_grad_norm=0.0,
-            bf16=options.bf16,
-            use_cpu=not torch.accelerator.is_available(),  # or bf16 is refused on a CPU
-            seed=options.seed,
-            save_strategy="steps" if options.save_every else "no",
-            save_steps=options.save_every or options.steps,
-            logging_steps=max(1, options.steps // LOSSES_LOGGED),
-            disable_tqdm=True,
-            report_to="none",
-            remove_unused_columns=False,
-            dataloader_pin_memory=torch.cuda.is_available(),
-        )

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 import lpc
 from lpc.material import prepare
 from lpc.source import load_source
-from passes.criteria import Random, registry
+from passes.criteria import CRITERIA, Random
 
 DATA = lpc.DataOptions(heldout_fraction=0.25, samples=1000)
 ROWS = [{"instruction": f"Say {i}.", "response": f"{i} it is" + "!" * (i % 7)} for i in range(24)]
@@ -42,9 +42,9 @@ class Spy(Random):
 @pytest.fixture
 def spy() -> Iterator[str]:
     SEEN.clear()
-    lpc.register_criterion("spy", lambda graph, options, seed: Spy(graph, seed), needs="activations")
-    yield "spy"
-    del registry._REGISTERED["spy"]
+    with CRITERIA.restored():
+        lpc.register_criterion("spy", lambda graph, options, seed: Spy(graph, seed), needs="activations")
+        yield "spy"
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def answers_loss(model: PreTrainedModel, rows: list[dict[str, str]]) -> float:
 def test_a_file_of_instructions_gives_a_compact_model_measured_on_answers_alone(folder: Path, tmp_path: Path) -> None:
     tune = lpc.TuneOptions(steps=6, batch_size=3, gradient_accumulation=2)
     result = lpc.compress(folder / "model", folder / "rows.jsonl", 0.2, tune=tune, text=DATA)
-    result.save(tmp_path / "out", onnx=False)
+    result.save(tmp_path / "out", export=["hf"])
     measures = result.report.heldout.measures
     heldout = heldout_rows(folder)
     dense = AutoModelForCausalLM.from_pretrained(folder / "model")

@@ -111,7 +111,7 @@ def test_a_saved_result_loads_as_stock_and_scores_the_same_through_onnx(name: st
 def test_a_seq2seq_result_is_saved_and_scored(tmp_path: Path) -> None:
     rows = rows_for("t5")
     result = lpc.compress(zoo.build("t5"), rows, 0.15, tune=TUNE, text=DATA)
-    result.save(tmp_path / "out", onnx=False)
+    result.save(tmp_path / "out", export=["hf"])
     loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out" / "hf").eval()
     assert lpc.score(loaded, rows) == lpc.score(result.model, rows)
 
@@ -151,7 +151,7 @@ def test_a_class_of_the_users_own_is_compressed_and_saved(tmp_path: Path) -> Non
     model = MineForSequenceClassification(zoo.ZOO["bert-sequence-classification"].config())
     rows = rows_for("bert-sequence-classification")
     result = lpc.compress(model, rows, 0.15, tune=TUNE, text=DATA)
-    result.save(tmp_path / "out", onnx=False)
+    result.save(tmp_path / "out", export=["hf"])
     loaded = MineForSequenceClassification.from_pretrained(tmp_path / "out" / "hf").eval()
     assert lpc.score(loaded, rows) == lpc.score(result.model, rows)
     with pytest.raises(lpc.UnsupportedModelError, match="MineForSequenceClassification"):
@@ -169,7 +169,7 @@ def test_a_plan_for_other_heads_is_replayed(name: str, options: dict[str, bool],
     model, rows = zoo.build(name), rows_for(name)
     result = lpc.compress(model, rows, 0.25, tune=TUNE, text=DATA, trace=lpc.TraceOptions(**options))
     assert result.report.widths[width].most < result.report.widths[width].dense
-    result.save(tmp_path / "out", onnx=False)
+    result.save(tmp_path / "out", export=["hf"])
     assert lpc.score(tmp_path / "out" / "hf", rows) == lpc.score(result.model, rows)
     replayed = lpc.apply(tmp_path / "out" / "plan.json", model, adapter=tmp_path / "out" / "adapter").model
     for key, value in result.model.state_dict().items():
@@ -179,7 +179,7 @@ def test_a_plan_for_other_heads_is_replayed(name: str, options: dict[str, bool],
 def test_a_plan_of_a_vision_model_is_replayed_from_its_adapter(tmp_path: Path) -> None:
     model = zoo.build("vit")
     result = lpc.compress(model, rows_for("vit"), ratio=0.2, tune=TUNE, text=DATA)
-    result.save(tmp_path / "out", onnx=False)
+    result.save(tmp_path / "out", export=["hf"])
     again = lpc.apply(tmp_path / "out" / "plan.json", model, adapter=tmp_path / "out" / "adapter")
     for name, value in result.model.named_parameters():
         assert torch.equal(again.model.get_parameter(name), value), name

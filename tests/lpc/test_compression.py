@@ -30,7 +30,7 @@ def result(tiny_model_folder: Path, text_file: Path) -> lpc.Result:
 @pytest.fixture(scope="module")
 def saved(result: lpc.Result, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("saved") / "out"
-    result.save(out, onnx=False)
+    result.save(out, export=["hf"])
     return out
 
 
@@ -107,7 +107,8 @@ def test_save_writes_the_contract(saved: Path, result: lpc.Result) -> None:
     assert manifest["target"]["parameters"] == result.report.pruned.parameters
     assert manifest["ratio"] == {"asked": 0.3, "achieved": result.plan.achieved_ratio}
     names = [record["name"] for record in manifest["passes"]]
-    assert names == ["trace", "attach", "tune", "decide", "merge", "shrink", "save"]
+    around = ["decide", "measure", "merge", "shrink", "measure", "save"]
+    assert names == ["trace", "measure", "attach", "tune", *around]
     assert all(record["seconds"] > 0 and record["peak_memory_bytes"] > 1e6 for record in manifest["passes"])
     assert manifest["parity"]["attach"]["value"] == manifest["parity"]["save"]["value"] == 0
     assert manifest["parity"]["shrink"]["value"] <= 1e-5
@@ -143,7 +144,7 @@ def test_apply_gives_the_same_checkpoint_bit_for_bit(
         result.model.state_dict().items(), replayed.model.state_dict().values(), strict=True
     ):
         assert torch.equal(mine, theirs), name
-    replayed.save(tmp_path / "again", onnx=False)
+    replayed.save(tmp_path / "again", export=["hf"])
     assert sha256(tmp_path / "again/hf/model.safetensors") == sha256(saved / "hf/model.safetensors")
 
 
@@ -182,7 +183,7 @@ def test_bf16_model_is_verified_as_closely_as_any_other(tiny_llama: PreTrainedMo
     data = [list(range(i, i + 100)) for i in range(20)]
     result = lpc.compress(tiny_llama.to(torch.bfloat16), data=data, ratio=0.3, tune=TUNE, text=TEXT)
     assert result.model.dtype == torch.bfloat16
-    report = result.save(tmp_path / "out", onnx=False)
+    report = result.save(tmp_path / "out", export=["hf"])
     parity = report.to_json()["parity"]
     assert parity["save"]["value"] == 0
     assert parity["shrink"]["value"] < parity["shrink"]["tolerance"] < 1e-5

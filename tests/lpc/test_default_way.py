@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import zoo
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import lpc
@@ -24,12 +27,12 @@ def out(tiny_model_folder: Path, text_file: Path, tmp_path_factory: pytest.TempP
     tune = lpc.TuneOptions(steps=3, batch_size=2)
     result = lpc.compress(tiny_model_folder, text_file, 0.3, tune=tune, text=TEXT, compensate=SOLVE)
     folder = tmp_path_factory.mktemp("default") / "out"
-    result.save(folder, onnx=False)
+    result.save(folder, export=["hf"])
     return folder
 
 
 def passes_of(result: lpc.Result) -> list[str]:
-    return [record.name for record in result.report.passes]
+    return [record.name for record in result.report.passes if record.name != "measure"]
 
 
 def test_it_scores_compensates_and_distils(tiny_model_folder: Path, text_file: Path) -> None:
@@ -78,7 +81,7 @@ def test_what_obs_cannot_rank_is_loraprunes(tiny_model_folder: Path, text_file: 
 def test_the_output_replays_bit_for_bit(out: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
     assert lpc.Plan.load(out / "plan.json").compensated_first
     again = lpc.apply(out / "plan.json", tiny_model_folder, adapter=out / "adapter")
-    again.save(tmp_path / "again", onnx=False)
+    again.save(tmp_path / "again", export=["hf"])
     assert sha256(tmp_path / "again/hf/model.safetensors") == sha256(out / "hf/model.safetensors")
     assert again.report.to_json()["compensated"] is True
 
@@ -110,15 +113,52 @@ def test_an_adapter_of_another_plan_is_refused(out: Path, tiny_model_folder: Pat
 
 
 def test_weights_of_another_model_are_refused(out: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
+    unnamed = dataclasses.replace(lpc.Plan.load(out), artifacts={})
     for tensors, message in (
         ({"model.layers.0.nothing.weight": torch.ones(2)}, "has no model.layers.0.nothing.weight"),
         ({"model.layers.0.self_attn.o_proj.weight": torch.ones(3, 3)}, r"o_proj.weight is \[3, 3\], here"),
     ):
         save_file(tensors, tmp_path / "other.safetensors")
         with pytest.raises(lpc.PlanError, match=message):
-            lpc.apply(out / "plan.json", tiny_model_folder, compensation=tmp_path / "other.safetensors")
+            lpc.apply(unnamed, tiny_model_folder, compensation=tmp_path / "other.safetensors")
+
+
+def test_the_plan_names_all_that_the_run_left_and_apply_takes_nothing_else(
+    out: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    plan = lpc.Plan.load(out)
+    files = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors", "compensation.safetensors")
+    assert set(plan.artifacts) == {*files, "scores.safetensors"}
+    assert all(sha256(out / name) == value for name, value in plan.artifacts.items())
+    shutil.copytree(out / "adapter", tmp_path / "adapter")
+    weights = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    save_file({name: value + 1e-3 for name, value in weights.items()}, tmp_path / "adapter/adapter_model.safetensors")
+    with pytest.raises(lpc.PlanError, match=r"not what the plan was made with: its sha256 is \w{12}…, the plan names"):
+        lpc.apply(out / "plan.json", tiny_model_folder, adapter=tmp_path / "adapter")
+    with pytest.raises(lpc.PlanError, match=r"adapter_model.safetensors is not what the plan was made with"):
+        live = PeftModel.from_pretrained(lpc.load(tiny_model_folder), tmp_path / "adapter")
+        lpc.apply(out / "plan.json", tiny_model_folder, adapter=live)
+    solved = {name: value + 1e-3 for name, value in load_file(out / "compensation.safetensors").items()}
+    save_file(solved, tmp_path / "compensation.safetensors")
+    with pytest.raises(lpc.PlanError, match=r"compensation.safetensors is not what the plan was made with"):
+        lpc.apply(out / "plan.json", tiny_model_folder, compensation=tmp_path / "compensation.safetensors")
+
+
+def test_the_adapter_of_the_plan_may_be_worn_already(out: Path, tiny_model_folder: Path) -> None:
+    live = PeftModel.from_pretrained(lpc.load(tiny_model_folder), out / "adapter")
+    again = lpc.apply(out / "plan.json", tiny_model_folder, adapter=live)
+    saved = load_file(out / "hf/model.safetensors")
+    assert all(torch.equal(again.model.state_dict()[name], value) for name, value in saved.items())
+
+
+def test_an_adapter_for_a_run_that_left_none_is_refused(
+    out: Path, tiny_model_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    plain = lpc.compress(tiny_model_folder, text_file, 0.3, steps=0, text=TEXT, compensate=False)
+    plain.save(tmp_path / "plain", export=["hf"])
+    shutil.copytree(out / "adapter", tmp_path / "adapter")
+    with pytest.raises(lpc.PlanError, match=r"the plan's run left no adapter/adapter_config.json"):
+        lpc.apply(tmp_path / "plain", tiny_model_folder, adapter=tmp_path / "adapter")
 
 
 def test_the_measure_with_the_units_gone_is_that_of_the_source(tiny_model_folder: Path, text_file: Path) -> None:

@@ -33,7 +33,7 @@ def family(tiny_model_folder: Path, text_file: Path) -> lpc.CompactFamily:
 @pytest.fixture(scope="module")
 def saved(family: lpc.CompactFamily, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("family") / "out"
-    family.save(out, onnx=False)
+    family.save(out, export=["hf"])
     return out
 
 
@@ -56,7 +56,8 @@ def test_each_folder_is_a_complete_output(saved: Path, family: lpc.CompactFamily
         manifest = json.loads((folder / "lpc.json").read_text())
         assert manifest["ratio"] == {"asked": ratio, "achieved": result.plan.achieved_ratio}
         names = [record["name"] for record in manifest["passes"]]
-        assert names == ["trace", "attach", "tune", "recall", "decide", "merge", "shrink", "save"]
+        common = ["trace", "measure", "attach", "tune", "recall"]
+        assert names == [*common, "decide", "measure", "merge", "shrink", "measure", "save"]
         assert manifest["parity"]["save"]["value"] == 0
         assert manifest["parity"]["shrink"]["value"] <= 1e-5
         assert all(sha256(folder / name) == entry["sha256"] for name, entry in manifest["files"].items())
@@ -105,8 +106,8 @@ def test_force_removes_what_an_older_family_left_and_nothing_else(family: lpc.Co
         (tmp_path / name / "mine.txt").write_text("x")
     (tmp_path / "0.7" / "lpc.json").write_text("{}")
     with pytest.raises(lpc.OutputExistsError):
-        family.save(tmp_path, onnx=False)
-    family.save(tmp_path, onnx=False, force=True)
+        family.save(tmp_path, export=["hf"])
+    family.save(tmp_path, export=["hf"], force=True)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"0.1", "0.2", "0.4", "family.json", "report.md", "curve.svg", "notes", "0.9"}
 
@@ -128,7 +129,7 @@ def test_a_failure_leaves_nothing_behind(
     else:
         monkeypatch.setattr(Result, "save", third)
     with pytest.raises(lpc.PostconditionError, match="no"):
-        family.save(tmp_path / "out", onnx=False)
+        family.save(tmp_path / "out", export=["hf"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -160,7 +161,7 @@ def test_latency_is_measured_against_the_dense_model(
         repeats=2, warmup=0, threads=1, batches=(1,), prefill_tokens=(8,), decode_pasts=(8,), max_seconds=0.1
     )
     onnx = lpc.OnnxOptions(greedy_prompts=0)
-    report = found.save(tmp_path / "out", onnx=onnx, benchmark=options)
+    report = found.save(tmp_path / "out", export={"hf": None, "onnx": onnx}, benchmark=options)
     workloads = ["prefill, 8 tokens, batch 1", "decode, past 8, batch 1"]
     for member in report.members:
         folder = tmp_path / "out" / (member.folder if member.ratio == 0 else f"{member.folder}/onnx")
@@ -184,8 +185,8 @@ def test_latency_is_measured_against_the_dense_model(
 
 
 def test_latency_needs_the_packages(family: lpc.CompactFamily, tmp_path: Path) -> None:
-    with pytest.raises(lpc.OptionError, match="leave onnx on"):
-        family.save(tmp_path / "out", onnx=False, benchmark=True)
+    with pytest.raises(lpc.OptionError, match="export onnx too"):
+        family.save(tmp_path / "out", export=["hf"], benchmark=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -194,7 +195,7 @@ def test_layers_may_have_widths_of_their_own(tiny_llama: PreTrainedModel, tmp_pa
     for ratio, result in zip((0.15, 0.3), found.results, strict=True):
         assert result.plan.layout == "per-layer"
         assert result.plan.achieved_ratio >= ratio
-    report = found.save(tmp_path / "out", onnx=False)
+    report = found.save(tmp_path / "out", export=["hf"])
     assert report.layout == "per-layer"
     replayed = lpc.apply(tmp_path / "out/0.15/plan.json", tiny_llama, adapter=tmp_path / "out/0.15/adapter").model
     checkpoint = load_file(tmp_path / "out/0.15/hf/model.safetensors")

@@ -40,7 +40,19 @@ def result(tiny_model_folder: Path, text_file: Path) -> lpc.Result:
 
 def test_the_passes_run_in_order_and_the_best_state_is_the_result(result: lpc.Result) -> None:
     names = [record.name for record in result.report.passes]
-    assert names == ["trace", "attach", "tune", "decide", "merge", "compensate", "shrink", "recover"]
+    assert names == [
+        "trace",
+        "measure",
+        "attach",
+        "tune",
+        "decide",
+        "measure",
+        "merge",
+        "compensate",
+        "shrink",
+        "recover",
+        "measure",
+    ]
     records = {record.name: record for record in result.report.passes}
     assert 0 < records["tune"].report.teacher_share < 1
     assert 0 < records["recover"].report.teacher_share < 1
@@ -51,7 +63,7 @@ def test_the_passes_run_in_order_and_the_best_state_is_the_result(result: lpc.Re
 def test_the_output_says_what_was_done_and_apply_that_it_is_not_repeated(
     result: lpc.Result, tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    result.save(tmp_path / "out", onnx=False)
+    result.save(tmp_path / "out", export=["hf"])
     manifest = json.loads((tmp_path / "out" / "lpc.json").read_text())
     assert (manifest["compensated"], manifest["recovered"]) == (True, True)
     assert (tmp_path / "out" / "recovery" / "adapter_model.safetensors").is_file()

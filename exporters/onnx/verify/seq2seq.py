@@ -61,7 +61,7 @@ def verify_generation(model: PreTrainedModel, encoder: OnnxModel, decoder: OnnxM
         inputs = {"input_ids": text, "attention_mask": torch.ones_like(text)}
         reference = torch_greedy(model, inputs, new, eos=None)
         gaps.append(greedy_gap(reference, onnx_greedy(encoder, decoder, inputs, int(reference.sequences[0, 0]), new)))
-    return require_greedy("onnx greedy tokens", "the graphs'", gaps, options.torch_dtype)
+    return require_greedy("onnx greedy tokens", "the graphs'", gaps, options.precision.tie)
 
 
 def onnx_greedy(encoder: OnnxModel, decoder: OnnxModel, inputs: Tensors, start: int, new: int) -> list[int]:

@@ -55,7 +55,7 @@ def traced(model: PreTrainedModel, options: TraceOptions = FREE) -> PruningGraph
 
 
 def exported(model: PreTrainedModel, folder: Path) -> OnnxFolder:
-    builder = GraphBuilder(torch.float32)
+    builder = GraphBuilder()
     decoder = build_decoder(model, builder)
     builder.save(folder / MODEL_FILE, decoder.inputs, decoder.outputs, opset=23, data_file=DATA_FILE)
     return OnnxFolder.find(folder)
@@ -114,7 +114,7 @@ def test_query_heads_of_all_kv_heads_together_make_one_attention_block(tmp_path:
 
 def write_weights(model: PreTrainedModel, path: Path, **_: object) -> int:
     """Instead of a traced graph, which takes seconds: one with as many weights."""
-    builder, sizes = GraphBuilder(torch.float32), [each.numel() for each in model.parameters()]
+    builder, sizes = GraphBuilder(), [each.numel() for each in model.parameters()]
     builder.weight("all.weights", [torch.zeros(sum(sizes))])
     return builder.save(path, [], [], opset=23, data_file=DATA_FILE)
 

@@ -28,7 +28,7 @@ from passes.errors import OptionError
 from passes.graph import Kind
 from passes.models import AUTO_CLASSES, Parity, Task
 from passes.models import FILE as MODELLING_FILE
-from passes.pipeline import PassRecord, Program, Sequential
+from passes.pipeline import PassRecord, Pipeline, Program
 from passes.shrink import build_compact
 from passes.trace import TraceOptions, trace
 
@@ -209,10 +209,10 @@ def test_tensor_parallel_is_what_vllm_asserts() -> None:
         ({"head_dims": (80, 80), "heads": (4, 4), "hidden_size": 320}, "yes"),
         ({"head_dims": (100, 100)}, "partly"),
         ({"head_dims": (512, 512)}, "partly"),
-        ({"model_class": "SomethingForCausalLM"}, "unverified"),
-        ({"model_class": "PhiForCausalLM", "heads": (3, 3)}, "partly"),
-        ({"model_class": "StableLmForCausalLM", "heads": (3, 3)}, "unverified"),
-        ({"model_class": "SmolLM3ForCausalLM", "heads": (3, 3)}, "yes"),
+        ({"model_type": "something", "model_class": "SomethingForCausalLM"}, "unverified"),
+        ({"model_type": "phi", "model_class": "PhiForCausalLM", "heads": (3, 3)}, "partly"),
+        ({"model_type": "stablelm", "model_class": "StableLmForCausalLM", "heads": (3, 3)}, "unverified"),
+        ({"model_type": "smollm3", "model_class": "SmolLM3ForCausalLM", "heads": (3, 3)}, "yes"),
         ({"task": Task.SEQ2SEQ_LM}, "no"),
         ({"task": Task.MASKED_LM}, "unverified"),
         ({"not_stock": "made up"}, "no"),
@@ -229,7 +229,7 @@ def test_onnx_verdicts_are_those_of_the_export(tiny_tokenizer: PreTrainedTokeniz
     model = compact("llama", 3)
     options = OnnxOptions(greedy_prompts=1, greedy_tokens=4)
     steps = SavePass(tmp_path / "hf", tiny_tokenizer), ExportPass(tmp_path / "onnx", tiny_tokenizer, options)
-    history = Sequential(*steps)(Program.start(model)).program.history
+    history = Pipeline(steps)(Program.start(model)).program.history
     found = {verdict.target: verdict for verdict in compatibility(model, history)}
     assert (tmp_path / "onnx" / "genai_config.json").exists()
     for name in ("transformers", ONNXRUNTIME.name, GENAI.name):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from passes.budget import Budget, Workload
-from passes.budget.budget import MEASURES
+from passes.budget.measures import MEASURES
 from passes.errors import OptionError
 
 DENSE = {"parameters": 1e9, "macs": 2e9, "weight_bytes": 4e9, "kv_cache_bytes": 4096.0, "latency": 0.5}
@@ -80,7 +80,7 @@ def test_texts_that_are_no_budget_are_refused(texts: list[str], message: str) ->
         Budget.parse(texts)
 
 
-@given(measure=st.sampled_from(MEASURES), fraction=st.floats(0.01, 0.99))
+@given(measure=st.sampled_from(list(MEASURES)), fraction=st.floats(0.01, 0.99))
 def test_a_fraction_as_text_is_the_same_as_the_fraction(measure: str, fraction: float) -> None:
     assert Budget.parse([f"{measure}={fraction!r}"]) == Budget(**{measure: fraction})
 

@@ -10,7 +10,7 @@ import torch
 import zoo
 
 from passes.budget import Budget, Layout, Solver, Target, best_units
-from passes.budget.budget import MEASURES
+from passes.budget.measures import MEASURES
 from passes.budget.solver import present
 from passes.budget.uniform import UniformAllocation
 from passes.errors import OptionError, PlanError, UnreachableBudgetError
@@ -19,7 +19,7 @@ from passes.models import count_parameters
 from passes.shrink import build_compact
 from passes.trace import TraceOptions, trace
 
-CLOSED_FORM = [measure for measure in MEASURES if measure != "latency"]
+CLOSED_FORM = [name for name, measure in MEASURES.items() if not measure.needs_latency]
 
 
 @lru_cache

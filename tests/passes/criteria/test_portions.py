@@ -16,6 +16,7 @@ from passes.criteria.obs import Gram, held_bytes
 from passes.criteria.portions import HOST_BYTES
 from passes.decide import ScoreOptions, ScorePass
 from passes.graph import Dimension
+from passes.pipeline import RunContext
 
 
 def by_size(dimension: Dimension) -> int:
@@ -76,7 +77,8 @@ def test_what_is_held_while_scoring_stays_under_the_room(monkeypatch: pytest.Mon
 def test_progress_goes_on_over_all_portions() -> None:
     program, calls = traced(build_model("llama")), []
     options = ScoreOptions(criterion="obs", samples=12, batch_size=6, statistics_bytes=1)
-    done = ScorePass(Target(ratio=0.3), Blocks(), options, lambda *call: calls.append(call))(program).program
+    run = RunContext(progress=lambda *call: calls.append(call))
+    done = ScorePass(Target(ratio=0.3), Blocks(), options)(program, run).program
     parts = done.history[-1].report.portions
     assert parts == len(program.traced.dimensions)
     assert calls == [("score", 6 * k, 12 * parts) for k in range(1, 2 * parts + 1)]

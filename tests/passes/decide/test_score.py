@@ -17,7 +17,7 @@ from passes.criteria import CRITERIA, ImportanceOptions, Needs, make_criterion
 from passes.decide import DecidePass, ScoreOptions, ScorePass
 from passes.errors import DataError, ModelError, OptionError, PassError, PreconditionError
 from passes.models import Task, batches, count_parameters, masked, pieces, sample_rows
-from passes.pipeline import Program, Sequential
+from passes.pipeline import Pipeline, Program
 from passes.shrink import ShrinkPass
 from passes.tuning import AttachPass, DetachPass, MergePass
 
@@ -76,7 +76,7 @@ def test_the_program_ends_with_the_masks_of_the_solver_and_can_be_shrunk(name: s
     scored = score(program, criterion=name)
     masks = Solver.of(TARGET, program.traced).masks(scored.scores)
     assert all(torch.equal(mask, scored.masks[key]) for key, mask in masks.items())
-    after = Sequential(DecidePass(TARGET, name), DetachPass(), MergePass(), ShrinkPass())(scored).program
+    after = Pipeline([DecidePass(TARGET, name), DetachPass(), MergePass(), ShrinkPass()])(scored).program
     assert count_parameters(after.model) <= 0.7 * count_parameters(build_model("llama"))
     assert after.plan.criterion == name
     assert after.plan.scored_by == {}

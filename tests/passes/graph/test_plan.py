@@ -84,7 +84,7 @@ def test_a_malformed_plan_is_refused(text: str) -> None:
 
 
 def test_another_schema_version_is_named() -> None:
-    with pytest.raises(PlanError, match="schema version 1; this lpc reads version 2"):
+    with pytest.raises(PlanError, match="schema version 1; this lpc reads versions 2 and 3"):
         Plan.from_json(changed(schema_version=1))
 
 

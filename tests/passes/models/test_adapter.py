@@ -143,7 +143,7 @@ def test_a_saved_adapter_is_loaded_by_peft_bit_for_bit(tmp_path: Path) -> None:
     randomise_adapter(model)
     expected = model.eval()(ids).logits
     adapter = Adapter.of(model)
-    adapter.save(tmp_path)
+    adapter.write(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     loaded = PeftModel.from_pretrained(build_model("llama"), check_adapter_folder(tmp_path)).eval()
     assert torch.equal(loaded(ids).logits, expected)
@@ -159,7 +159,7 @@ def test_an_adapter_is_a_copy() -> None:
 
 @pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors"])
 def test_a_folder_that_lacks_a_file_is_refused_with_its_name(tmp_path: Path, missing: str) -> None:
-    Adapter.of(lora()).save(tmp_path)
+    Adapter.of(lora()).write(tmp_path)
     (tmp_path / missing).unlink()
     with pytest.raises(MissingFileError, match=missing):
         check_adapter_folder(tmp_path)
@@ -206,7 +206,7 @@ def test_the_task_is_peft_s_only_where_that_trains_no_head(name: str, kind: type
 def test_the_adapter_of_any_family_is_loaded_by_peft_bit_for_bit(name: str, tmp_path: Path) -> None:
     model, graph = worn(name)
     adapter = Adapter.of(model)
-    adapter.save(tmp_path)
+    adapter.write(tmp_path)
     loaded = PeftModel.from_pretrained(zoo.build(name), tmp_path).eval()
     assert set(lora_weights(loaded)) == weights_of(graph)
     again = Adapter.of(loaded).state
@@ -217,8 +217,11 @@ def test_the_adapter_of_any_family_is_loaded_by_peft_bit_for_bit(name: str, tmp_
 
 
 def test_the_configuration_is_written_in_one_order(tmp_path: Path) -> None:
-    Adapter.of(worn("mixtral")[0]).save(tmp_path)
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert Adapter.of(worn("mixtral")[0]).save(tmp_path) == (
+        Path("adapter/adapter_config.json"),
+        Path("adapter/adapter_model.safetensors"),
+    )
+    config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
     assert config["target_parameters"] == sorted(
         f"model.layers.{layer}.mlp.experts.{leaf}_proj" for layer in range(2) for leaf in ("down", "gate_up")
     )

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from passes.criteria import SavedScores
 from passes.errors import MissingFileError, PlanError
-from passes.pipeline import load_weights
+from passes.pipeline import Compensation
 from passes.trace import trace
 
 
@@ -30,19 +30,19 @@ def test_compensated_weights_that_cannot_be_are_refused(
 ) -> None:
     save_file(tensors, tmp_path / "w")
     with pytest.raises(PlanError, match=said):
-        load_weights(tmp_path / "w")
+        Compensation.load(tmp_path / "w")
 
 
 def test_compensated_weights_come_back_as_they_were(tmp_path: Path) -> None:
     tensors = {"a": torch.randn(2, 2), "b": torch.zeros(2)}
     save_file(tensors, tmp_path / "w")
-    found = load_weights(tmp_path / "w")
+    found = Compensation.load(tmp_path / "w").weights
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
     (tmp_path / "w").write_bytes(b"short")
     with pytest.raises(PlanError, match="holds no weights"):
-        load_weights(tmp_path / "w")
+        Compensation.load(tmp_path / "w")
     with pytest.raises(MissingFileError):
-        load_weights(tmp_path)
+        Compensation.load(tmp_path)
 
 
 def test_scores_that_rank_nothing_are_refused() -> None:

@@ -14,7 +14,7 @@ from passes.criteria import ImportanceOptions
 from passes.errors import ModelError, PassError, PostconditionError, PreconditionError
 from passes.graph import Kind
 from passes.models import Parity
-from passes.pipeline import Pass, PassResult, PreservingPass, Program, Sequential, plain
+from passes.pipeline import Pass, PassResult, Pipeline, PreservingPass, Program, RunContext, plain
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ class Doing(Pass):
     def requires(self, program: Program) -> None:
         self.in_requires()
 
-    def call(self, program: Program) -> PassResult:
+    def call(self, program: Program, run: RunContext) -> PassResult:
         self.in_call()
         return PassResult(dataclasses.replace(program), modified=True, report=ImportanceOptions())
 
@@ -49,7 +49,7 @@ class Nudging(PreservingPass):
     factor: float
     name = "nudging"
 
-    def call(self, program: Program) -> PassResult:
+    def call(self, program: Program, run: RunContext) -> PassResult:
         with torch.no_grad():
             program.model.model.layers[1].mlp.down_proj.weight.mul_(self.factor)
         return PassResult(program, modified=True)
@@ -116,8 +116,8 @@ def test_a_preserving_pass_needs_a_traced_program() -> None:
         Nudging(1)(Program.start(build_model("llama")))
 
 
-def test_a_sequence_is_a_pass_and_nests(program: Program) -> None:
-    sequence = Sequential(Doing(), Sequential(Named(), Doing()))
+def test_a_pipeline_is_a_pass_and_nests(program: Program) -> None:
+    sequence = Pipeline([Doing(), Pipeline([Named(), Doing()])])
     assert isinstance(sequence, Pass)
     result = sequence(program)
     assert result.modified
@@ -125,17 +125,17 @@ def test_a_sequence_is_a_pass_and_nests(program: Program) -> None:
 
 
 @pytest.mark.parametrize(("before", "ran"), [((), "none"), ((Doing(), Doing()), "doing, doing")])
-def test_an_error_in_a_sequence_names_the_failing_pass_and_those_already_run(
+def test_an_error_in_a_pipeline_names_the_failing_pass_and_those_already_run(
     program: Program, before: tuple[Pass, ...], ran: str
 ) -> None:
     with pytest.raises(ModelError) as caught:
-        Sequential(*before, Named(fail(ModelError("broken"))), Doing())(program)
+        Pipeline([*before, Named(fail(ModelError("broken"))), Doing()])(program)
     assert caught.value.__notes__ == [f"failing pass: named; already run: {ran}"]
 
 
-def test_a_sequence_reports_progress(program: Program) -> None:
+def test_a_pipeline_reports_progress(program: Program) -> None:
     told: list[tuple[str, int, int]] = []
-    Sequential(Doing(), Named(), progress=lambda *stage: told.append(stage))(program)
+    Pipeline([Doing(), Named()])(program, RunContext(progress=lambda *stage: told.append(stage)))
     assert told == [("doing", 0, 1), ("doing", 1, 1), ("named", 0, 1), ("named", 1, 1)]
 
 

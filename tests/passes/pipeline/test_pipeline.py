@@ -27,7 +27,7 @@ from passes.errors import LpcError, PlanError
 from passes.graph import Plan
 from passes.models import count_parameters
 from passes.models.adapter import lora_layers
-from passes.pipeline import Program, Sequential
+from passes.pipeline import Pipeline, Program
 from passes.shrink import ShrinkPass
 from passes.trace import TracePass
 from passes.tuning import AttachPass, MergePass, TuneOptions, TunePass
@@ -46,11 +46,11 @@ def compress(model: PreTrainedModel | PeftModel, **options: object) -> Program:
         MergePass(),
         ShrinkPass(),
     ]
-    return Sequential(*passes)(Program.start(model)).program
+    return Pipeline(passes)(Program.start(model)).program
 
 
 def replay(model: PreTrainedModel | PeftModel, plan: Plan) -> Program:
-    return Sequential(TracePass(), ReplayPass(plan), MergePass(), ShrinkPass())(Program.start(model)).program
+    return Pipeline([TracePass(), ReplayPass(plan), MergePass(), ShrinkPass()])(Program.start(model)).program
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Finished:
 
 def finish(model: PreTrainedModel, folder: Path) -> Finished:
     program = compress(model)
-    program.adapter.save(folder)
+    program.adapter.write(folder)
     (folder / "plan.json").write_text(program.plan.to_json(), encoding="utf-8")
     return Finished(program, folder)
 
@@ -141,8 +141,8 @@ def test_a_brought_adapter_is_the_start_of_the_training() -> None:
     model = brought()
     layer = lora_layers(model)["model.layers.0.mlp.up_proj"]
     start = layer.lora_A["default"].weight.detach().clone(), layer.lora_B["default"].weight.detach().clone()
-    program = Sequential(
-        AttachPass(), TunePass(TARGET, Blocks(), TuneOptions(steps=1, batch_size=4, learning_rate=1e-6))
+    program = Pipeline(
+        [AttachPass(), TunePass(TARGET, Blocks(), TuneOptions(steps=1, batch_size=4, learning_rate=1e-6))]
     )(traced(model)).program
     assert program.model is model
     end = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
@@ -160,7 +160,7 @@ def test_a_brought_adapter_ends_in_the_weights() -> None:
 
 
 def test_an_error_on_the_way_names_the_pass_and_those_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DecidePass, "call", lambda self, program: 1 / 0)
+    monkeypatch.setattr(DecidePass, "call", lambda self, program, run: 1 / 0)
     with pytest.raises(LpcError, match="'decide' failed: ZeroDivisionError") as caught:
         compress(build_model("llama"), steps=1)
     assert caught.value.__notes__ == ["failing pass: decide; already run: trace, attach, tune"]

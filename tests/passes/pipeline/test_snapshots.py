@@ -20,7 +20,7 @@ from passes.decide import DecidePass
 from passes.errors import OptionError, PostconditionError, PreconditionError
 from passes.graph import full_masks
 from passes.models import Adapter, masked
-from passes.pipeline import Program, Sequential, Snapshot
+from passes.pipeline import Pipeline, Program, Snapshot
 from passes.shrink import ShrinkPass
 from passes.tuning import MergePass, RecallPass, Schedule, SnapshotOptions, TuneOptions, TunePass
 
@@ -144,7 +144,7 @@ def test_a_recalled_program_becomes_the_model_that_the_snapshot_masked(tuned: Pr
         with masked(recalled.model, recalled.traced, recalled.masks):
             assert torch.equal(recalled.model(ids).logits, expected)
         decide = DecidePass(Target(ratio=snapshot.ratio), "loraprune")
-        compact = Sequential(decide, MergePass(), ShrinkPass())(recalled).program
+        compact = Pipeline([decide, MergePass(), ShrinkPass()])(recalled).program
         torch.testing.assert_close(compact.model(ids).logits, expected, rtol=1e-4, atol=1e-4)
         assert compact.plan.achieved_ratio >= snapshot.ratio
     assert all(torch.equal(value, before[name]) for name, value in tuned.model.state_dict().items())

@@ -18,7 +18,7 @@ from passes.errors import UnsupportedModelError
 from passes.families import FAMILIES, AttentionLayout, Family, Packing, register_attention
 from passes.graph import PruningGraph, Role
 from passes.models import count_parameters, masked
-from passes.pipeline import Program, Sequential
+from passes.pipeline import Pipeline, Program
 from passes.shrink import ShrinkPass
 from passes.trace import TraceOptions, TracePass, trace
 from passes.tuning import AttachPass, MergePass, TuneOptions, TunePass
@@ -126,9 +126,9 @@ OWN = TraceOptions(custom_code=True)
 
 @pytest.fixture(autouse=True)
 def described() -> Iterator[None]:
-    register_attention("odd-for-lpc", FAMILY)
-    yield
-    del FAMILIES["odd-for-lpc"]
+    with FAMILIES.restored():
+        register_attention("odd-for-lpc", FAMILY)
+        yield
 
 
 def odd() -> OddForCausalLM:
@@ -162,12 +162,10 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
 
 
 def test_it_is_refused_while_it_is_not_described() -> None:
-    del FAMILIES["odd-for-lpc"]
-    try:
-        with pytest.raises(UnsupportedModelError, match=r"'odd-for-lpc' is not supported.*register_attention"):
-            traced(odd())
-    finally:
-        register_attention("odd-for-lpc", FAMILY)
+    model = odd()
+    model.config.model_type = "odder-for-lpc"
+    with pytest.raises(UnsupportedModelError, match=r"'odder-for-lpc' is not supported.*register_attention"):
+        traced(model)
 
 
 def test_its_dimensions_are_found() -> None:
@@ -187,12 +185,14 @@ def test_its_dimensions_are_found() -> None:
 
 
 def test_a_weight_that_the_description_leaves_out_is_refused_by_name() -> None:
-    FAMILIES["odd-for-lpc"] = Family(
-        (AttentionLayout(block="mixer", projections=("packed",), output=".mix_out", packing=Packing.GROUPS,
-                         head_dim="lane_size"),),
-    )  # fmt: skip
+    layout = AttentionLayout(
+        block="mixer", projections=("packed",), output=".mix_out", packing=Packing.GROUPS, head_dim="lane_size"
+    )
+    register_attention("odder-for-lpc", Family((layout,)))
+    model = odd()
+    model.config.model_type = "odder-for-lpc"
     with pytest.raises(UnsupportedModelError, match=r"steps\.0\.mixer\.gain\.weight with shape \(6, 5\)"):
-        traced(odd())
+        traced(model)
 
 
 def test_without_code_of_its_own_nothing_can_go_and_the_reasons_are_told() -> None:
@@ -235,7 +235,7 @@ def test_it_goes_through_the_whole_pipeline() -> None:
     target = Target(ratio=0.15)
     options = TuneOptions(steps=3, batch_size=4)
     passes = TracePass(OWN), AttachPass(), TunePass(target, Blocks(), options), DecidePass(target, "loraprune")
-    tuned = Sequential(*passes)(Program.start(odd())).program
+    tuned = Pipeline(passes)(Program.start(odd())).program
     assert tuned.plan.target_parameters <= 0.85 * count_parameters(odd())
-    compact = Sequential(MergePass(), ShrinkPass())(tuned).program.model
+    compact = Pipeline([MergePass(), ShrinkPass()])(tuned).program.model
     assert count_parameters(compact) == tuned.plan.target_parameters

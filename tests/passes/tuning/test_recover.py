@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM, PreTrainedModel
 from workbench import Blocks, build_model, planned, random_kept, traced
 
-from passes.errors import DataError, OptionError, PostconditionError, PreconditionError
+from passes.errors import DataError, OptionError, PreconditionError
 from passes.models import LoraOptions, heldout_loss
 from passes.pipeline import Program
 from passes.shrink import ShrinkPass
@@ -115,20 +115,12 @@ def test_rounding_in_the_merge_that_costs_too_much_is_taken_back(monkeypatch: py
     assert all(torch.equal(value, before.state_dict()[name]) for name, value in done.model.state_dict().items())
 
 
-def test_a_higher_loss_in_the_end_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    program, pass_ = compact(), RecoverPass(LEARNABLE, HELDOUT, OPTIONS)
-    result = pass_.call(program)
-    monkeypatch.setattr(pass_, "_loss", lambda _: 99.0)
-    with pytest.raises(PostconditionError, match="raised the held-out loss"):
-        pass_.ensures(program, result.program)
-
-
 def test_the_adapter_of_the_recovery_gives_the_result_again(tmp_path: Path) -> None:
     program = compact()
     before = copy.deepcopy(program.model)
     done, _ = recovered(program)
     assert done.recovery is not None
-    done.recovery.adapter.save(tmp_path)
+    done.recovery.adapter.write(tmp_path)
     again = PeftModelForCausalLM.from_pretrained(before, tmp_path).merge_and_unload()
     assert all(torch.equal(value, done.model.state_dict()[name]) for name, value in again.state_dict().items())
 
@@ -154,7 +146,7 @@ def test_a_dense_model_in_memory_may_be_the_teacher() -> None:
     before = copy.deepcopy(dense.state_dict())
     distill = DistillOptions(weight=1.0, temperature=1.0)
     options = RecoverOptions(steps=6, every=3, batch_size=8, distill=distill, lora=LoraOptions(rank=4))
-    _, report = recovered(compact(), options, teacher=dense)
+    _, report = recovered(compact(), options, teacher=lambda: dense)
     assert report.losses[-1][1] < report.losses[0][1]
     assert 0 < report.teacher_share < 1
     assert dense.training

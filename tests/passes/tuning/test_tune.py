@@ -32,7 +32,7 @@ from passes.decide import ScoreOptions, ScorePass
 from passes.errors import MissingFileError, OptionError, PassError, PreconditionError, UnreachableBudgetError
 from passes.graph import full_masks
 from passes.models import Adapter
-from passes.pipeline import Program
+from passes.pipeline import Program, RunContext
 from passes.trace import TraceOptions, TracePass
 from passes.tuning import ONE_SHOT, Schedule, TuneOptions, TunePass
 
@@ -142,8 +142,8 @@ def test_base_weights_are_untouched_and_no_tensor_of_their_size_is_kept() -> Non
     def look(stage: str, done: int, total: int) -> None:
         kept.extend(tuple(t.shape) for t in weight_sized(program) if id(t) not in known)
 
-    pass_ = TunePass(Target(ratio=0.3), Blocks(), TuneOptions(steps=3, batch_size=4, schedule=EVERY_STEP), look)
-    tuned = pass_(program).program
+    pass_ = TunePass(Target(ratio=0.3), Blocks(), TuneOptions(steps=3, batch_size=4, schedule=EVERY_STEP))
+    tuned = pass_(program, RunContext(progress=look)).program
     assert kept == []
     for name, parameter in tuned.model.named_parameters():
         if ".lora_" not in name:
@@ -240,8 +240,6 @@ def test_an_unknown_learning_rate_schedule_is_an_error_that_names_the_pass() -> 
         {"learning_rate": 0.0},
         {"learning_rate": float("nan")},
         {"criterion": "nonsense"},
-        {"resume": True},
-        {"save_every": 5},
     ],
     ids=str,
 )
@@ -270,14 +268,24 @@ def test_the_authors_code_lets_no_unit_come_back() -> None:
     assert coded.history[-1].options["revival"] is False
 
 
+@pytest.mark.parametrize("wrong", [{"resume": True}, {"save_every": 5}], ids=str)
+def test_checkpoints_without_a_folder_are_refused_and_the_runs_folder_will_do(
+    wrong: dict[str, object], tmp_path: Path
+) -> None:
+    options = TuneOptions(steps=1, batch_size=4, schedule=EVERY_STEP, **wrong)
+    with pytest.raises(OptionError, match=next(iter(wrong))):
+        TunePass(Target(ratio=0.3), Blocks(), options)(adapted(build_model("llama")))
+    options.check_checkpoints(tmp_path)
+
+
 def test_the_latest_checkpoint_is_the_one_with_the_most_steps(tmp_path: Path) -> None:
     options = TuneOptions(checkpoints=tmp_path, resume=True)
     with pytest.raises(MissingFileError, match="no checkpoint"):
-        options.latest_checkpoint()
+        options.latest_checkpoint(tmp_path)
     for step in (9, 10, 100, 99):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    assert options.latest_checkpoint() == tmp_path / "checkpoint-100"
-    assert TuneOptions(checkpoints=tmp_path).latest_checkpoint() is None
+    assert options.latest_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
+    assert TuneOptions(checkpoints=tmp_path).latest_checkpoint(tmp_path) is None
 
 
 def test_tune_leaves_the_callers_random_states_as_they_were() -> None:

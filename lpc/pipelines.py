@@ -1,0 +1,164 @@
+"""The pipelines: which passes a run goes through, in which order, with which options. One function a verb."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from lpc.material import Material, set_aside
+from lpc.measuring import ATTACHED, DENSE, MERGED, PRUNED, REMOVED, MeasurePass
+from passes.budget import LatencyModel, Target
+from passes.compensation import CompensateOptions, CompensatePass, RecompensatePass
+from passes.criteria import Needs, criterion_named
+from passes.decide import DecidePass, ReplayPass, ScoreOptions, ScorePass
+from passes.graph import Kind, Plan, PruningGraph
+from passes.models import LoraOptions
+from passes.pipeline import Pass, Pipeline, RunContext, Snapshot, plain
+from passes.shrink import ShrinkPass
+from passes.trace import TraceOptions, TracePass, options_for
+from passes.tuning import (
+    AttachPass,
+    DetachPass,
+    MergePass,
+    RecallPass,
+    RecoverOptions,
+    RecoverPass,
+    SnapshotOptions,
+    TuneOptions,
+    TunePass,
+)
+
+BEFORE_TUNING = CompensateOptions(ridge=1.0)
+"""Gently: what tuning starts from should not be far from the dense weights (docs/quality.md)."""
+
+
+def compression_pipeline(
+    graph: PruningGraph,
+    material: Material,
+    target: Target,
+    run: RunContext,
+    *,
+    lora: LoraOptions,
+    tune: TuneOptions,
+    trace: TraceOptions,
+    compensate: CompensateOptions | bool | None = None,
+    recover: RecoverOptions | None = None,
+    teacher: Callable[[], torch.nn.Module] | None = None,
+    latency: LatencyModel | None = None,
+    own_adapter: bool = False,
+) -> Pipeline:
+    """All that ``compress`` does to a model with this graph, from tracing to the last measure.
+
+    ``tune`` is settled. What ranks units on data (a one-shot schedule, or no steps) is a ``score`` before tuning; what
+    re-solves projections stands before tuning if units go there, else after merging. ``own_adapter``: the model came
+    with one, which is trained further and never taken off. Raises DataError where a share to recover by is not there.
+    """
+    train, aside = set_aside(material.train) if recover else (material.train, None)
+    solve = compensation_for(compensate, tune, graph)
+    ranked, first = not tune.steps or tune.one_shot, bool(tune.steps) and tune.one_shot
+    rounds = merging_rounds(graph) and (bool(tune.steps) or own_adapter)
+    adapted = bool(tune.steps) or criterion_named(tune.criterion).needs is Needs.ADAPTER
+    scoring = ScoreOptions(criterion=tune.criterion, importance=tune.importance_for(target))
+    passes: tuple[Pass | None, ...] = (
+        TracePass(trace),
+        MeasurePass(DENSE, material.measure_dense),
+        AttachPass(lora) if adapted else None,
+        ScorePass(target, train, scoring, latency) if ranked else None,
+        CompensatePass(train, solve, keep_originals=True) if solve and first else None,
+        TunePass(target, train, tune, latency) if tune.steps else None,
+        DecidePass(target, tune.criterion, choices(tune, target, run), latency),
+        None if own_adapter else MeasurePass(REMOVED, material.measure),
+        None if tune.steps or own_adapter else DetachPass(),
+        MeasurePass(ATTACHED, material.measure) if rounds else None,
+        MergePass(),
+        MeasurePass(MERGED, material.measure) if rounds and (recover or (solve and not first)) else None,
+        CompensatePass(train, solve) if solve and not first else None,
+        ShrinkPass(),
+        RecoverPass(train, aside, recover, teacher) if recover and aside is not None else None,
+        MeasurePass(PRUNED, material.measure),
+    )
+    return Pipeline(each for each in passes if each is not None)
+
+
+def family_pipeline(
+    material: Material,
+    target: Target,
+    *,
+    lora: LoraOptions,
+    tune: TuneOptions,
+    trace: TraceOptions,
+    snapshots: SnapshotOptions,
+) -> Pipeline:
+    """What the models of a family have in common: one training run, which leaves a snapshot for each."""
+    return Pipeline(
+        [
+            TracePass(trace),
+            MeasurePass(DENSE, material.measure_dense),
+            AttachPass(lora),
+            TunePass(target, material.train, tune, snapshots=snapshots),
+        ]
+    )
+
+
+def member_pipeline(
+    snapshot: Snapshot, graph: PruningGraph, material: Material, decide: DecidePass, *, own_adapter: bool = False
+) -> Pipeline:
+    """From a family's program to one of its models."""
+    passes: tuple[Pass | None, ...] = (
+        RecallPass(snapshot),
+        decide,
+        None if own_adapter else MeasurePass(REMOVED, material.measure),
+        MeasurePass(ATTACHED, material.measure) if merging_rounds(graph) else None,
+        MergePass(),
+        ShrinkPass(),
+        MeasurePass(PRUNED, material.measure),
+    )
+    return Pipeline(each for each in passes if each is not None)
+
+
+def replay_pipeline(plan: Plan, solved: Mapping[str, torch.Tensor]) -> Pipeline:
+    """A plan again, without data and without training; ``solved`` are the weights that its run re-solved, by name."""
+    again = RecompensatePass(solved) if solved else None
+    passes: tuple[Pass | None, ...] = (
+        TracePass(options_for(plan.kept)),
+        ReplayPass(plan),
+        again if plan.compensated_first else None,
+        MergePass(),
+        None if plan.compensated_first else again,
+        ShrinkPass(),
+    )
+    return Pipeline(each for each in passes if each is not None)
+
+
+def merging_rounds(graph: PruningGraph) -> bool:
+    """Whether W + s·BA is rounded to fewer digits than the adapter is trained with."""
+    return graph.dtype.itemsize < torch.float32.itemsize
+
+
+def compensation_for(
+    asked: CompensateOptions | bool | None, tune: TuneOptions, graph: PruningGraph
+) -> CompensateOptions | None:
+    """How to compensate. By default (None) it is done where nothing was trained yet, and every unit is one of width."""
+    if isinstance(asked, CompensateOptions):
+        return asked
+    whole = any(d.kind.is_depth or d.kind is Kind.HIDDEN for d in graph.dimensions)
+    wanted = (tune.one_shot or not tune.steps) and not whole if asked is None else asked
+    if not wanted:
+        return None
+    return BEFORE_TUNING if tune.steps and tune.one_shot else CompensateOptions()
+
+
+def choices(tune: TuneOptions, target: Target, run: RunContext) -> Mapping[str, Any]:
+    """What of the options made the decision, as plain values, for the plan."""
+    told = run.told(plain(tune))
+    names = ("steps", "seed", "revival", "schedule", "depth_scores") if tune.steps else ("steps", "seed")
+    made = {name: told[name] for name in names}
+    if tune.distill:
+        made["distill"] = told["distill"]
+    made["importance"] = plain(tune.importance_for(target))
+    if run.dtype != "auto":
+        made["dtype"] = str(run.dtype)
+    scored = not tune.steps or tune.one_shot
+    return {**made, "samples": run.samples, "batch_size": told["batch_size"]} if scored else made

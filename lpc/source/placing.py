@@ -1,0 +1,34 @@
+"""Where a loaded model lies, and in which dtype: decided once, when it is loaded."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from passes.models import base_model
+from passes.pipeline import RunContext, device_named, dtype_named
+
+AnyModel = TypeVar("AnyModel", PreTrainedModel, PeftModel, PreTrainedModel | PeftModel)
+
+
+def placed(model: AnyModel, run: RunContext) -> AnyModel:
+    """The model itself, on the run's device and with weights of the run's dtype.
+
+    Buffers keep their dtype, which rotary embeddings need, and so does an adapter, which trains in fp32. Raises
+    OptionError for a device that is not there.
+    """
+    dtype = dtype_named(run.dtype)
+    if dtype is not None:
+        _cast(base_model(model), dtype)
+    return model.to(device_named(run.device))
+
+
+@torch.no_grad()
+def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and ".lora_" not in name:
+            parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype

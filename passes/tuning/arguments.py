@@ -1,0 +1,113 @@
+"""The Trainer's arguments: what every training here says alike, on the device that the model is on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from peft import PeftModel
+from transformers import TrainingArguments
+
+from passes.models import base_model
+from passes.pipeline import RunContext
+
+LOSSES_LOGGED = 20
+
+
+class Training(Protocol):
+    """The options that all training has."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+
+    @property
+    def gradient_accumulation(self) -> int:
+        """Batches a step."""
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The peak; None: by width."""
+
+    @property
+    def lr_scheduler(self) -> str:
+        """The curve down from it."""
+
+    @property
+    def bf16(self) -> bool:
+        """Whether the forward pass runs under autocast."""
+
+
+@dataclass
+class PlacedArguments(TrainingArguments):  # type: ignore[misc]
+    """Arguments under which the Trainer leaves the model where it is, and uses no other device.
+
+    By itself it moves the model to the first accelerator, and wraps it to use all of them.
+    """
+
+    at: str = "cpu"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        self._setup_devices  # noqa: B018 - it prepares accelerate as well
+        return torch.device(self.at)
+
+    @property
+    def n_gpu(self) -> int:
+        """One, if the model is on an accelerator."""
+        return int(self.device.type != "cpu")
+
+    @property
+    def place_model_on_device(self) -> bool:
+        """It is in its place."""
+        return False
+
+
+def training_arguments(
+    options: Training, run: RunContext, folder: Path, model: PeftModel, **more: Any
+) -> PlacedArguments:
+    """The Trainer's arguments for options and the run narrowed by them; ``folder`` is for its files."""
+    device = next(model.parameters()).device
+    values = {
+        "output_dir": str(folder),
+        "max_steps": options.steps,
+        "per_device_train_batch_size": run.batch_size,
+        "gradient_accumulation_steps": options.gradient_accumulation,
+        "learning_rate": options.learning_rate or width_scaled_rate(base_model(model).config.hidden_size),
+        "lr_scheduler_type": options.lr_scheduler,
+        "bf16": options.bf16,
+        "use_cpu": device.type == "cpu",
+        "at": str(device),
+        "seed": run.seed,
+        "save_strategy": "no",
+        "logging_steps": max(1, options.steps // LOSSES_LOGGED),
+        "disable_tqdm": True,
+        "report_to": "none",
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": device.type == "cuda",
+    }
+    return PlacedArguments(**{**values, **more})
+
+
+@contextmanager
+def training_on(device: torch.device) -> Iterator[None]:
+    """A CUDA device is the current one inside the block, as accelerate asks for; afterwards what was so before."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(device):
+        yield
+
+
+def width_scaled_rate(hidden_size: int) -> float:
+    """The default peak learning rate of the adapters: 0.64 / hidden size, at most 0.01.
+
+    For Adam the best rate of a hidden matrix falls as 1 / width (Yang et al., arXiv 2203.03466, table 3). The constant
+    was measured at hidden size 64 (docs/quality.md) and gives 1.6e-4 at 4096, near the paper's 1e-4 for 7B.
+    """
+    return min(0.01, 0.64 / hidden_size)
