@@ -246,7 +246,9 @@ def wrong_graph(site: Site) -> Any:
 
     graph = replace(site.graph, dimensions=tuple(exchanged(each) for each in site.graph.dimensions))
     original = ShrinkPass.__call__
-    return patched(ShrinkPass, "__call__", lambda self, program: original(self, replace(program, graph=graph)))
+    return patched(
+        ShrinkPass, "__call__", lambda self, program, run: original(self, replace(program, graph=graph), run)
+    )
 
 
 def _swapped_everywhere(model: PreTrainedModel, site: Site, before: Program) -> None:

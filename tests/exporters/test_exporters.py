@@ -16,7 +16,7 @@ from exporters.onnx import OnnxOptions
 from exporters.registry import DEFAULT_EXPORTS, EXPORTERS, Exporter, chosen, register_exporter
 from passes.errors import OptionError, PostconditionError
 from passes.models import Parity, base_model
-from passes.pipeline import Pass, PassResult, Program
+from passes.pipeline import Pass, PassResult, Program, RunContext
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class ArraysPass(Pass):
     dtype: str = "float32"
     name = "arrays"
 
-    def call(self, program: Program) -> PassResult:
+    def call(self, program: Program, run: RunContext) -> PassResult:
         self.folder.mkdir()
         for name, tensor in base_model(program.model).state_dict().items():
             np.save(self.folder / f"{name}.npy", tensor.numpy().astype(self.dtype))

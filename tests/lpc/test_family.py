@@ -139,7 +139,7 @@ def test_models_without_their_package_are_kept_and_the_error_says_so(
 ) -> None:
     called: list[str] = []
 
-    def fail(self: ExportPass, program: object) -> None:
+    def fail(self: ExportPass, program: object, run: object) -> None:
         called.append(self.folder.name)
         raise error
 

@@ -82,7 +82,7 @@ def test_checkpoint_is_kept_when_onnx_fails_and_export_goes_on_from_there(
 def test_what_is_finished_is_kept_when_a_late_step_stops(
     result: lpc.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    def fail(self: ExportPass, program: object) -> None:
+    def fail(self: ExportPass, program: object, run: object) -> None:
         self.folder.mkdir()
         (self.folder / "half").write_text("1")
         raise error

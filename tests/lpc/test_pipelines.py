@@ -42,7 +42,8 @@ def program() -> Program:
 
 def pipeline_of(program: Program, run: dict[str, object]) -> Pipeline:
     rows = [{"input_ids": torch.arange(8)} for _ in range(20)]
-    material = Material(rows, None, lambda model, batch_size: None, None)  # type: ignore[arg-type, return-value]
+    measure = lambda model, batch_size: None  # noqa: E731
+    material = Material(rows, None, measure, measure, None)  # type: ignore[arg-type]
     values = {"lora": lpc.LoraOptions(), "trace": TraceOptions(), **run}
     values["tune"] = values.get("tune", lpc.TuneOptions()).settled(program.traced)  # type: ignore[attr-defined]
     return compression_pipeline(program.traced, material, lpc.Target(ratio=0.3), RunContext(), **values)  # type: ignore[arg-type]

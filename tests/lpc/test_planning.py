@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import build_model
-from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import lpc
@@ -52,7 +51,7 @@ def test_a_per_layer_plan_applies_without_data_and_loads_everywhere(
     report = result.save(tmp_path / "out", export=["hf"])
     assert report.pruned.parameters <= 0.75 * report.dense.parameters
     assert report.pruned.kv_cache_bytes <= 0.8 * report.dense.kv_cache_bytes
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "hf")
+    loaded = lpc.load(tmp_path / "out" / "hf")
     ids = torch.arange(9)[None]
     assert torch.equal(loaded(ids).logits, result.model(ids).logits)
     manifest = json.loads((tmp_path / "out" / "lpc.json").read_text())
