@@ -34,6 +34,7 @@ from exporters.onnx.package import finish, write_companions
 from exporters.onnx.session import open_checked
 from exporters.onnx.torch_route import Tracing, trace_to_onnx
 from exporters.onnx.verify.causal import verify_onnx
+from exporters.onnx.windows import SLIDING, WindowMasks, masks_by_type, position_masks, window_of
 from exporters.options import OnnxOptions
 from passes.errors import UnsupportedModelError
 from passes.models import Parity
@@ -51,6 +52,8 @@ class FlatCache(nn.Module):
         super().__init__()
         self.model = model
         self.positions = positions
+        self.window = window_of(model)
+        self.by_type = self.window is not None and masks_by_type(model)
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *rest: torch.Tensor
@@ -58,10 +61,15 @@ class FlatCache(nn.Module):
         """Shapes as in ``onnx_decoder.build_decoder``; past and present hold key and value of each layer in turn."""
         more = {"position_ids": rest[0]} if self.positions else {}
         past = rest[1:] if self.positions else rest
+        mask = attention_mask if self.window is None else self._masks(attention_mask, input_ids.shape[1], self.window)
         output = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, past_key_values=fill_cache(past), use_cache=True, **more
+            input_ids=input_ids, attention_mask=mask, past_key_values=fill_cache(past), use_cache=True, **more
         )
         return (output.logits, *cache_tensors(output.past_key_values))
+
+    def _masks(self, mask: torch.Tensor, tokens: int, window: int) -> WindowMasks:
+        masks = position_masks(mask, tokens, window, self.model.dtype)
+        return masks if self.by_type else masks[SLIDING]
 
 
 def export_causal(
