@@ -154,12 +154,9 @@ def one_round(folder: Path, order: list[str], expected: dict[str, str], draw: ra
 def kill_at(folder: Path, place: str, later: float) -> str | None:
     """Start, and kill ``later`` seconds after a place has appeared anew; the stage, None if the run ended before."""
     there = places(folder)
-    process, seen = start(folder), ""
+    process = start(folder)
     while process.poll() is None:
         new = places(folder) - there
-        seen = max(
-            new, key=lambda each: (folder / each).stat().st_mtime if (folder / each).exists() else 0, default=seen
-        )
         if place in new or (place in there and new):
             time.sleep(later)
             process.kill()

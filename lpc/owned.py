@@ -6,9 +6,12 @@ import re
 from dataclasses import replace
 
 from exporters.files import Owned
+from exporters.options import DEFAULT_EXPORTS, EXPORTER_NAMES
 from passes.errors import OptionError
 
 MANIFEST, FAMILY = "lpc.json", "family.json"
+RECIPE = "recipe.json"
+"""What a run is made of, in the folder in which it keeps what it has done."""
 RATIO = re.compile(r"0\.\d+")
 """The folder of one model of a family, itself an output."""
 
@@ -39,10 +42,8 @@ OUTPUT = Owned(
 
 
 def output() -> Owned:
-    """``OUTPUT`` with the folders of all exporters. Raises OptionError where one has the name of something else."""
-    from exporters.registry import DEFAULT_EXPORTS, EXPORTERS
-
-    taken = sorted((OUTPUT.names - {*DEFAULT_EXPORTS}) & {*EXPORTERS})
+    """``OUTPUT`` with the folders of all formats. Raises OptionError where one has the name of something else."""
+    taken = sorted((OUTPUT.names - {*DEFAULT_EXPORTS}) & {*EXPORTER_NAMES.known()})
     if taken:
         raise OptionError(f"the exporter name {taken[0]!r} is that of another part of an output: give it another")
-    return replace(OUTPUT, names=OUTPUT.names | {*EXPORTERS})
+    return replace(OUTPUT, names=OUTPUT.names | {*EXPORTER_NAMES.known()})

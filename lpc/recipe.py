@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from lpc.material import DataOptions, Material
+from lpc.material import Material
+from lpc.options import DataOptions
 from lpc.versions import versions
 from passes.models import Adapter, fingerprint, tensors_digest
 from passes.pipeline import Pipeline, Program, RunContext, plain
@@ -24,21 +25,23 @@ ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 class Recipe:
     """What a run is made of, as plain values: two runs of one recipe end with the same bits.
 
-    ``model`` and ``data`` are sha256 (of the adapter that the model came with too, ``adapter``); ``text``, ``passes``
-    (each with its options) and ``run`` (seed, device, dtype, batch size, samples) are all options; ``versions`` are
-    those of the packages.
+    ``model`` and ``data`` are sha256 (of the adapter that the model came with too, ``adapter``); ``data_options``,
+    ``passes`` (each with its options) and ``run`` (seed, device, dtype, batch size, samples) are all options;
+    ``versions`` are those of the packages.
     """
 
     model: str
     adapter: str
     data: str
-    text: Mapping[str, Any]
+    data_options: Mapping[str, Any]
     passes: list[Mapping[str, Any]]
     run: Mapping[str, Any]
     versions: Mapping[str, str]
 
     @classmethod
-    def of(cls, program: Program, material: Material, text: DataOptions, passes: Pipeline, run: RunContext) -> Recipe:
+    def of(
+        cls, program: Program, material: Material, data_options: DataOptions, passes: Pipeline, run: RunContext
+    ) -> Recipe:
         """The recipe of a run that is about to begin."""
         worn = Adapter.of(program.model).state if isinstance(program.model, PeftModel) else dict[str, torch.Tensor]()
         entries = [plain(entry) for entry in passes.entries]
@@ -47,7 +50,7 @@ class Recipe:
                 "model": fingerprint(program.model),
                 "adapter": tensors_digest([worn]) if worn else "",
                 "data": material.digest(),
-                "text": plain(text),
+                "data_options": plain(data_options),
                 "passes": entries,
                 "run": plain(run),
                 "versions": versions(),

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from exporters.files import sha256, staged_folder
 from exporters.hf import Processor
-from exporters.registry import DEFAULT_EXPORTS, EXPORTERS, Exports, chosen
+from exporters.options import DEFAULT_EXPORTS
+from exporters.registry import EXPORTERS, Exports, chosen
 from exporters.runtimes import compatibility
 from lpc.measuring import heldout_of
 from lpc.owned import output
@@ -108,9 +109,8 @@ class Result:
         the output is written, and an interruption leaves it at that.
 
         Raises OptionError for an unknown format, OutputExistsError if the folder holds something (unless ``force``),
-        OutputError when the disk refuses,
-        TokenizerError if the ONNX package of a causal language model is wanted and there is no tokenizer, and
-        PostconditionError when a verification fails.
+        OutputError when the disk refuses, TokenizerError if the ONNX package of a causal language model is wanted and
+        there is no tokenizer, and PostconditionError when a verification fails.
         """
         with kept_if_stopped(self.run_folder):
             report = self.write(folder, export=export, force=force, progress=progress)

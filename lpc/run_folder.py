@@ -13,22 +13,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from exporters.files import write_text
-from lpc.owned import MANIFEST
+from lpc.owned import MANIFEST, RECIPE
 from lpc.recipe import Recipe
-from passes.errors import LpcError, MissingFileError, OptionError, OutputExistsError
+from passes.errors import FinishedError, LpcError, MissingFileError, OptionError
 from passes.pipeline import told
 
 logger = logging.getLogger(__name__)
 
-RECIPE, EXPORTS = "recipe.json", "exports"
+EXPORTS = "exports"
 OWN = re.compile(rf"{re.escape(RECIPE)}|{EXPORTS}|\d\d-\S+|0\.\d+")
 """The names of what lpc writes there."""
 SHOWN = 4
 """So many differences are told."""
-
-
-class FinishedError(OutputExistsError):
-    """The output is there already, whole and of the very recipe that was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@
     ├── PluginError              RuntimeError         an entry that an installed package brings cannot be loaded
     ├── OutputError              OSError              the output could not be written
     │   └── OutputExistsError    FileExistsError      the output folder is not empty
+    │       └── FinishedError                         it holds the very result that was asked for
     └── PassError                RuntimeError         a pass failed
         ├── PreconditionError                         what a pass requires does not hold
         └── PostconditionError                        what a pass ensures does not hold (verification failed)
@@ -86,6 +87,10 @@ class OutputError(LpcError, OSError):
 
 class OutputExistsError(OutputError, FileExistsError):
     """The output folder already holds something."""
+
+
+class FinishedError(OutputExistsError):
+    """The output is there already, whole, and made by the very recipe that was asked for."""
 
 
 class PassError(LpcError, RuntimeError):

@@ -145,7 +145,10 @@ def _scaled(graph: GraphBuilder, values: ir.Value, rotary: Any) -> ir.Value:
 def _masks(
     graph: GraphBuilder, ids: ir.Value, mask: ir.Value, windows: Sequence[int | None]
 ) -> dict[int | None, ir.Value]:
-    """Additive masks (batch, 1, sequence, total), one for each different window: causal, and nothing reads padding."""
+    """Additive masks (batch, 1, sequence, total), one for each different window: causal, and nothing reads padding.
+
+    Windows count positions, not slots (``exporters.onnx.windows``).
+    """
     total, sequence = graph.op("Shape", mask, start=1, end=2), graph.op("Shape", ids, start=1, end=2)
     keys = graph.op("Range", graph.scalar(0), graph.op("Squeeze", total), graph.scalar(1))
     past = graph.op("Sub", total, sequence)
@@ -158,7 +161,10 @@ def _masks(
     for window in dict.fromkeys(windows):
         allowed = causal
         if window is not None:
-            near = graph.op("Greater", keys, graph.op("Sub", queries, graph.scalar(window)))
+            positions = graph.op("CumSum", mask, graph.scalar(1))
+            own = graph.op("Slice", positions, past, total, graph.ints(1))
+            first = graph.op("Sub", graph.op("Unsqueeze", own, graph.ints(1, 3)), graph.scalar(window))
+            near = graph.op("Greater", graph.op("Unsqueeze", positions, graph.ints(1, 2)), first)
             allowed = graph.op("And", causal, near)
         masks[window] = graph.op("Where", allowed, zero, masked)
     return masks

@@ -10,7 +10,7 @@ from typing import Any
 from exporters.files import FILES, linked
 from exporters.hf import Processor
 from exporters.onnx.export import export_onnx
-from exporters.onnx.options import OnnxOptions
+from exporters.options import OnnxOptions
 from passes.models import base_model
 from passes.pipeline import Pass, PassRecord, PassResult, Program, RunContext, plain
 

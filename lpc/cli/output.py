@@ -5,36 +5,37 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from exporters.files import Owned, claimed, run_folder
 from lpc.cli import console
-from lpc.owned import MANIFEST, OUTPUT
-from passes.errors import OptionError
+from lpc.owned import MANIFEST, RECIPE, output
+from passes.errors import FinishedError, MissingFileError, OptionError
 
 if TYPE_CHECKING:
+    from lpc.options import OutputOptions
     from lpc.run_folder import RunFolder
+    from passes.options import TuneOptions
 
 
 def hold(
-    context: typer.Context,
+    held: ExitStack,
     out: Path,
     *,
     force: bool,
     reads: Sequence[str | Path | None],
     writes: Sequence[Path | None] = (),
-    owned: Owned = OUTPUT,
+    owned: Owned | None = None,
     needs_bytes: int = 0,
 ) -> None:
-    """Hold ``out`` until the command of ``context`` ends. Raises OutputError if that cannot be, or not without loss."""
+    """Hold ``out`` (by default lpc's own) until the command's stack is left. Raises OutputError if it cannot be."""
+    owned = owned or output()
     inputs = [each for each in reads if each is not None]
     others = [each for each in writes if each is not None]
-    context.with_resource(claimed(out, force=force, owned=owned, reads=inputs, writes=others, needs_bytes=needs_bytes))
+    held.enter_context(claimed(out, force=force, owned=owned, reads=inputs, writes=others, needs_bytes=needs_bytes))
 
 
 def least_bytes(model: str | Path, ratio: float | None, *, onnx: bool) -> int:
@@ -51,24 +52,38 @@ def least_bytes(model: str | Path, ratio: float | None, *, onnx: bool) -> int:
 class Going:
     """Where a command keeps what it has done, and whether it must go on from there (True) or begin anew (False).
 
-    ``beside``: the folder is the command's own, beside its output, and goes when that is complete.
+    ``beside``: the folder is the command's own, beside its output, and goes when that is complete. ``done``: the output
+    is there already, and is asked for again.
     """
 
-    folder: RunFolder
+    path: Path
     resume: bool | None
     beside: bool
+    done: Path | None
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of ``lpc.compress`` and ``lpc.compress_family``."""
+        return {"run_folder": self.folder, "resume": self.resume}
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run folder."""
+        from lpc.run_folder import RunFolder
+
+        return RunFolder(path=self.path, output=self.done)
 
 
-def going_on(out: Path, named: Path | None, *, resume: bool, fresh: bool, force: bool) -> Going:
-    """What ``--resume`` and ``--fresh`` say of a run that makes ``out``. Raises OptionError for both."""
-    from lpc.run_folder import RunFolder
-
-    if resume and fresh:
+def going_on(output: OutputOptions, tune: TuneOptions) -> Going:
+    """What the options say of a run that was cut short. Raises OptionError, MissingFileError if none was kept."""
+    if tune.resume and output.fresh:
         raise OptionError("--resume goes on with what is kept and --fresh removes it: leave one out")
-    path = run_folder(out) if named is None else named
-    done = out if resume and not force and _is_complete(out) and not (path / "recipe.json").is_file() else None
-    asked = True if resume else False if fresh else None
-    return Going(folder=RunFolder(path=path, output=done), resume=asked, beside=named is None)
+    path = tune.checkpoints or run_folder(output.out)
+    kept = (path / RECIPE).is_file()
+    done = output.out if tune.resume and not kept and _is_complete(output.out) else None
+    if tune.resume and not kept and done is None:
+        raise MissingFileError(f"there is no run to go on with in {path}: leave --resume out to begin")
+    resume = True if tune.resume else False if output.fresh else None
+    return Going(path=path, resume=resume, beside=tune.checkpoints is None, done=done)
 
 
 def _is_complete(out: Path) -> bool:
@@ -81,13 +96,11 @@ def _is_complete(out: Path) -> bool:
 @contextmanager
 def dropped(going: Going, *, as_json: bool) -> Iterator[None]:
     """When the block has made the output, what was kept beside it goes. An output that was there already is told."""
-    from lpc.run_folder import FinishedError
-
     try:
         yield
     except FinishedError as finished:
-        if as_json and going.folder.output is not None:
-            console.print_json(json.loads((going.folder.output / MANIFEST).read_text(encoding="utf-8")))
+        if as_json and going.done is not None:
+            console.print_json(json.loads((going.done / MANIFEST).read_text(encoding="utf-8")))
         else:
             console.print_line(str(finished))
         sys.exit(0)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from passes.errors import MissingFileError
+from passes.options import TuneOptions
 from passes.pipeline import WHOLE, digests
 from passes.tuning.arguments import LOSSES_LOGGED
 
@@ -70,6 +72,19 @@ def last_whole(folder: Path) -> Path | None:
             return checkpoint
         logger.warning("%s is not whole and is passed over", checkpoint)
     return None
+
+
+def latest_checkpoint(options: TuneOptions, folder: Path | None) -> Path | None:
+    """The checkpoint to go on from: the last whole one in the run's folder, or, if ``resume`` is set, in one's own.
+
+    Raises MissingFileError if there is none to resume from.
+    """
+    if folder is None or (options.checkpoints is not None and not options.resume):
+        return None
+    found = last_whole(folder)
+    if found is None and options.resume:
+        raise MissingFileError(f"there is no whole checkpoint-* to resume from in {folder}")
+    return found
 
 
 def _found(folder: Path) -> list[Path]:

@@ -16,8 +16,9 @@ from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
 
 from passes.models import Adapter, active_adapter
+from passes.options import DistillOptions
 from passes.tuning.arguments import training_on
-from passes.tuning.distill import DistillOptions, DistillTrainer
+from passes.tuning.distill import DistillTrainer
 from passes.tuning.rates import RatedTrainer
 from passes.tuning.recall import wear
 from passes.tuning.teacher import Teacher

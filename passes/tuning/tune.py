@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,20 +16,12 @@ from peft import PeftModel
 from torch.utils.data import DataLoader, Dataset
 from transformers import TrainingArguments
 
-from passes.budget import LatencyModel, Layout, Solver, Target
-from passes.checked import check_numbers
-from passes.criteria import (
-    AUTO,
-    DEPTH_SCORES,
-    ImportanceOptions,
-    MeasuredDepth,
-    best_criterion,
-    criterion_named,
-    make_criterion,
-)
-from passes.errors import MissingFileError, OptionError, PreconditionError
-from passes.graph import PruningGraph, full_masks
+from passes.budget import LatencyModel, Solver
+from passes.criteria import MeasuredDepth, make_criterion
+from passes.errors import OptionError, PreconditionError
+from passes.graph import full_masks
 from passes.models import Adapter
+from passes.options import Schedule, SnapshotOptions, Target, TuneOptions
 from passes.pipeline import (
     Pass,
     PassRecord,
@@ -43,114 +35,19 @@ from passes.pipeline import (
 )
 from passes.tuning.arguments import training_arguments
 from passes.tuning.callback import Event, PruningCallback, PruningPolicy, PruningState
-from passes.tuning.checkpoints import KEPT, Checkpoints, last_whole
-from passes.tuning.distill import DistillOptions
+from passes.tuning.checkpoints import KEPT, Checkpoints, latest_checkpoint
 from passes.tuning.rates import stage_rates
 from passes.tuning.recall import wear
-from passes.tuning.schedule import ONE_SHOT, Schedule
-from passes.tuning.stages import SnapshotOptions
+from passes.tuning.settle import settled
 from passes.tuning.teacher import FrozenBase
 from passes.tuning.trainer import TrainingRun, train
 
 SKIP_BATCHES = 4
 
 
-@dataclass(frozen=True, kw_only=True)
-class TuneOptions:
-    """How the adapters train.
-
-    ``steps`` optimizer steps of ``batch_size`` × ``gradient_accumulation`` sequences; 0 is for ``lpc.compress`` alone,
-    which then trains nothing and scores calibration data (``ScorePass``). ``batch_size``, ``seed`` and ``checkpoints``
-    are by default the run's (``RunContext``); ``lpc.compress`` takes what is said here for the whole run. ``bf16`` runs
-    the forward pass under autocast. A run that has a folder for them (``RunContext.checkpoints``) saves checkpoints
-    every ``save_every`` steps (default: a twentieth of them, but not within ten seconds), of which the last two stay,
-    and goes on from the last whole one that is there. In a folder of its own, ``checkpoints``, all stay, and only
-    ``resume`` goes on from one. ``learning_rate`` is the peak; by default it follows from the hidden size
-    (``width_scaled_rate``). ``criterion`` ranks the units, by name (``CRITERIA``, docs/criteria.md), and ``schedule``
-    says when they go; by default both are what was measured best (``settled``). ``depth_scores`` ranks layers and
-    blocks: ``summed`` over what is in them, or ``skipped``, the rise of the loss without them, measured at the start.
-    ``distill`` draws the model to its own dense base as well (None: the task's loss alone); scores come from the
-    gradients of whatever loss is trained.
-    """
-
-    steps: int = 200
-    batch_size: int | None = None
-    gradient_accumulation: int = 1
-    learning_rate: float | None = None
-    lr_scheduler: str = "cosine"
-    max_grad_norm: float = 1.0
-    bf16: bool = False
-    seed: int | None = None
-    criterion: str = AUTO
-    depth_scores: str = "summed"
-    revival: bool = True
-    importance: ImportanceOptions = ImportanceOptions()
-    schedule: Schedule | None = None
-    distill: DistillOptions | None = DistillOptions()
-    checkpoints: Path | None = field(default=None, metadata={"record": False})
-    save_every: int | None = field(default=None, metadata={"record": False})
-    resume: bool = field(default=False, metadata={"record": False})
-
-    def __post_init__(self) -> None:
-        check_numbers(self)
-        for name, least in (("steps", 0), ("batch_size", 1), ("gradient_accumulation", 1), ("save_every", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise OptionError(f"{name} must be at least {least}, got {value}")
-        if self.learning_rate is not None and not self.learning_rate > 0:
-            raise OptionError(f"learning_rate must be positive, got {self.learning_rate}")
-        if self.criterion != AUTO:
-            criterion_named(self.criterion)
-        if self.depth_scores not in DEPTH_SCORES:
-            raise OptionError(f"depth_scores must be one of {', '.join(DEPTH_SCORES)}, got {self.depth_scores!r}")
-        if self.steps == 0 and self.checkpoints is not None:
-            raise OptionError("steps=0 trains nothing, so there are no checkpoints: leave checkpoints out")
-
-    def settled(self, graph: PruningGraph | None = None) -> TuneOptions:
-        """The options with nothing left open, and with what the criterion sets itself, as ``loraprune-code`` does.
-
-        The criterion ``auto`` is the best that ranks the graph; on a progressive schedule, or without a graph, it is
-        ``loraprune``. No schedule is ``ONE_SHOT`` for a criterion that ranks on calibration data, else ``Schedule()``.
-        """
-        progressive = self.schedule is not None and not self.schedule.one_shot
-        open_ = self.criterion == AUTO
-        name = self.criterion if not open_ else "loraprune" if progressive or graph is None else best_criterion(graph)
-        entry = criterion_named(name)
-        schedule = self.schedule or (ONE_SHOT if entry.one_shot else Schedule())
-        importance, revival = entry.settle(self.importance), self.revival and entry.revival
-        return replace(self, criterion=name, schedule=schedule, importance=importance, revival=revival)
-
-    @property
-    def one_shot(self) -> bool:
-        """Whether all goes before the first step, in settled options."""
-        return self.schedule is not None and self.schedule.one_shot
-
-    def importance_for(self, target: Target) -> ImportanceOptions:
-        """The importance options, with what the layout decides where they leave it open."""
-        if self.importance.normalise is not None:
-            return self.importance
-        return replace(self.importance, normalise=target.layout is Layout.UNIFORM)
-
-    def check_checkpoints(self, folder: Path | None) -> None:
-        """Raise OptionError if checkpoints are to be saved or gone on from, and there is no folder for them."""
-        if (self.resume or self.save_every) and folder is None:
-            raise OptionError("save_every and resume need a folder for the checkpoints: set checkpoints")
-
-    def arguments(self, run: RunContext, folder: Path, model: PeftModel) -> TrainingArguments:
-        """The Trainer's arguments, with files in ``folder``."""
-        return training_arguments(self, run, folder, model, max_grad_norm=0.0)
-
-    def latest_checkpoint(self, folder: Path | None) -> Path | None:
-        """The checkpoint to go on from: the last whole one in the run's folder, or, if ``resume`` is set, in one's own.
-
-        Raises MissingFileError if there is none to resume from.
-        """
-        if folder is None or (self.checkpoints is not None and not self.resume):
-            return None
-        found = last_whole(folder)
-        if found is None and self.resume:
-            raise MissingFileError(f"there is no whole checkpoint-* to resume from in {folder}")
-        return found
+def arguments_of(options: TuneOptions, run: RunContext, folder: Path, model: PeftModel) -> TrainingArguments:
+    """The Trainer's arguments, with files in ``folder``."""
+    return training_arguments(options, run, folder, model, max_grad_norm=0.0)
 
 
 @dataclass(frozen=True)
@@ -188,7 +85,7 @@ class TunePass(Pass):
     ) -> None:
         if options.steps == 0:
             raise OptionError("steps=0 trains nothing: score calibration data with ScorePass, or give steps=1 or more")
-        self._target, self._data, self._options = target, data, options.settled()
+        self._target, self._data, self._options = target, data, settled(options)
         self._latency, self._snapshots = latency, snapshots
 
     @property
@@ -277,7 +174,7 @@ class TunePass(Pass):
         if options.distill is not None:
             originals = program.compensation.originals if program.compensation else {}
             teacher = FrozenBase(model, callback.masks_off, originals)
-        checkpoint = options.latest_checkpoint(run.checkpoints)
+        checkpoint = latest_checkpoint(options, run.checkpoints)
         with ExitStack() as stack:
             folder = run.checkpoints or Path(stack.enter_context(tempfile.TemporaryDirectory()))
             stack.callback(callback.close)
@@ -287,7 +184,7 @@ class TunePass(Pass):
                 callback.restore(checkpoint)
             return train(
                 model,
-                options.arguments(run, folder, model),
+                arguments_of(options, run, folder, model),
                 [callback, saving] if saving else [callback],
                 rates=rates,
                 teacher=teacher,
