@@ -127,13 +127,13 @@ def undisturbed(folder: Path) -> tuple[list[str], dict[str, str]]:
 
 
 def one_round(folder: Path, order: list[str], expected: dict[str, str], draw: random.Random) -> Round:
-    """Kill two to five times, ever further on, then let it end."""
+    """Kill three to six times, ever further on, then let it end."""
     this, began = Round(), time.monotonic()
     stages = sorted({stage(place) for place in order}, key=[stage(place) for place in order].index)
-    wanted = sorted(draw.sample(range(len(stages)), k=min(draw.randint(2, 5), len(stages))))
+    wanted = sorted(draw.sample(range(len(stages)), k=min(draw.randint(3, 6), len(stages))))
     for at in wanted:
         place = draw.choice([place for place in order if stage(place) == stages[at]])
-        killed = kill_at(folder, place, draw.random() * LATER_SECONDS)
+        killed = kill_at(folder, order[order.index(place) :], draw.random() * LATER_SECONDS)
         if killed is None:
             break
         this.kills.append(killed)
@@ -151,17 +151,18 @@ def one_round(folder: Path, order: list[str], expected: dict[str, str], draw: ra
     return this
 
 
-def kill_at(folder: Path, place: str, later: float) -> str | None:
-    """Start, and kill ``later`` seconds after a place has appeared anew; the stage, None if the run ended before."""
+def kill_at(folder: Path, wanted: list[str], later: float) -> str | None:
+    """Start, and kill ``later`` seconds after one of these has appeared anew; its stage, None if the run ended before."""
     there = places(folder)
     process = start(folder)
     while process.poll() is None:
-        new = places(folder) - there
-        if place in new or (place in there and new):
+        now = places(folder)
+        new = [place for place in wanted if place in now and place not in there]
+        if new:
             time.sleep(later)
             process.kill()
             process.wait()
-            return stage(place) if process.returncode < 0 else None
+            return stage(new[0]) if process.returncode < 0 else None
         time.sleep(POLL_SECONDS)
     return None
 
