@@ -102,10 +102,10 @@ def build(folder: Path) -> None:
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
-    """The command: always the same one."""
+    """The command: always the same one; where the output is there already, it is asked whether anything is left."""
     words = ["compress", "model", "--data", "text.txt", "--ratio", "0.3", "--steps", str(STEPS), "--out", "out"]
     words += ["--save-every", str(SAVE_EVERY), "--sequence-length", "32", "--samples", "8", "--batch-size", "4"]
-    words += ["--recover-steps", "4"]
+    words += ["--recover-steps", "4", *(["--resume"] if (folder / "out").exists() else [])]
     environment = {**os.environ, "PYTHONPATH": str(LPC), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-m", "lpc", *words]
@@ -137,8 +137,9 @@ def one_round(folder: Path, order: list[str], expected: dict[str, str], draw: ra
         if killed is None:
             break
         this.kills.append(killed)
-    process = start(folder) if not (folder / "out").exists() else None
-    if process is not None and process.wait(timeout=600):
+    whole = (folder / "out").exists()
+    process = start(folder)
+    if process.wait(timeout=600) and not (not whole and (folder / "out").exists()):
         this.error = (folder / "log.txt").read_text()[-2000:]
     found = files(folder / "out")
     this.different = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
@@ -152,7 +153,7 @@ def one_round(folder: Path, order: list[str], expected: dict[str, str], draw: ra
 
 
 def kill_at(folder: Path, wanted: list[str], later: float) -> str | None:
-    """Start, and kill ``later`` seconds after one of these has appeared anew; its stage, None if the run ended before."""
+    """Start, and kill ``later`` seconds after one of these has appeared anew; its stage, None if it ended before."""
     there = places(folder)
     process = start(folder)
     while process.poll() is None:

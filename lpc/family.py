@@ -76,7 +76,7 @@ class CompactFamily:
         failed: list[LpcError | KeyboardInterrupt] = []
         with (
             kept_if_stopped(self.run_folder),
-            staged_folder(folder, force=force, owned=output(), reads=self._inputs()) as stage,
+            staged_folder(folder, force=force, owned=output(), reads=self._inputs(), run=self.run_folder) as stage,
         ):
             for ratio, result in zip(self.ratios, self.results, strict=True):
                 interrupted = any(isinstance(error, KeyboardInterrupt) for error in failed)

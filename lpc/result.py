@@ -113,7 +113,7 @@ class Result:
         there is no tokenizer, and PostconditionError when a verification fails.
         """
         with kept_if_stopped(self.run_folder):
-            report = self.write(folder, export=export, force=force, progress=progress)
+            report = self.write(folder, export=export, force=force, progress=progress, run=self.run_folder)
         if self.run_folder is not None:
             shutil.rmtree(self.run_folder / EXPORTS, ignore_errors=True)
         return report
@@ -125,10 +125,14 @@ class Result:
         export: Exports = DEFAULT_EXPORTS,
         force: bool = False,
         progress: Progress = silent,
+        run: Path | None = None,
     ) -> Report:
-        """As ``save``, for a folder that is a part of an output still to be finished: the run folder keeps all."""
+        """As ``save``, for a folder that is a part of an output still to be finished: the run folder keeps all.
+
+        ``run`` is a run folder that is not needed any more then.
+        """
         folder, exports = Path(folder), chosen(export)
-        with staged_folder(folder, force=force, owned=output(), reads=(self.report.source,)) as stage:
+        with staged_folder(folder, force=force, owned=output(), reads=(self.report.source,), run=run) as stage:
             self._save_artifacts(stage)
             done = self._run(stage, exports, progress)
             verdicts = compatibility(self.model, done.program.history)

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from exporters.files.lock import Lock, acquire
-from exporters.files.place import RUN, Owned, check_apart, check_place, resolved, work_folder
-from exporters.files.swap import NEW, READY, make_ready, remove, settle, write_whole
+from exporters.files.place import Owned, check_apart, check_place, resolved, run_folder, work_folder
+from exporters.files.swap import NEW, READY, RUN, make_ready, remove, settle, write_whole
 from passes.errors import LpcError, OutputError, OutputExistsError
 
 __all__ = ["Owned", "check_output", "claimed", "sha256", "staged_folder", "write_text", "write_texts"]
@@ -102,14 +102,20 @@ def claimed(
 
 @contextmanager
 def staged_folder(
-    folder: Path, *, force: bool = False, owned: Owned | None = None, reads: Sequence[str | Path] = ()
+    folder: Path,
+    *,
+    force: bool = False,
+    owned: Owned | None = None,
+    reads: Sequence[str | Path] = (),
+    run: Path | None = None,
 ) -> Iterator[Path]:
     """A folder beside ``folder`` to write into, which takes its place when the block ends well.
 
     If the block fails, nothing is left behind and an existing ``folder`` stays as it was. With ``force`` the entries of
     an existing folder that are ``owned`` or written anew are replaced; all else in it is carried over. At every moment
     ``folder`` is the whole old output or the whole new one; where the file system cannot exchange two folders in one
-    step, a run that is killed between two renames leaves it to the next one to put it there. Raises what
+    step, a run that is killed between two renames leaves it to the next one to put it there. ``run``: the folder in which
+    the run that makes it kept what it had done; if that is the output's own, ``run_folder``, it goes. Raises what
     ``claimed`` raises, and OutputError when the disk refuses.
     """
     with claimed(folder, force=force, owned=owned, reads=reads) as place, _as_output_errors(place):
@@ -120,7 +126,8 @@ def staged_folder(
         new.mkdir()
         try:
             yield new
-            make_ready(work, place, _goes(new, place, owned), force=force)
+            ends_run = run is not None and os.path.realpath(run) == str(run_folder(place))
+            make_ready(work, place, _goes(new, place, owned), force=force, ends_run=ends_run)
         except BaseException:
             remove(new)
             raise

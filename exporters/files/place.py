@@ -9,13 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from exporters.files.swap import RUN
 from passes.errors import OutputError, OutputExistsError
 
 WORK = ".{}.lpc"
 """The name of the folder beside an output in which the new one is prepared."""
-
-RUN = "run"
-"""The folder inside that one in which a run keeps what it has done."""
 
 ROOM_FOR_PATHS = 160
 """Bytes that the paths of files inside an output may add to its own."""

@@ -23,7 +23,7 @@ from passes.errors import OutputError
 
 logger = logging.getLogger(__name__)
 
-NEW, OLD, READY = "new", "old", "ready.json"
+NEW, OLD, READY, RUN = "new", "old", "ready.json", "run"
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 CANNOT_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
 
@@ -33,12 +33,16 @@ Marks = list[list[str | int]]
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """A finished ``new``: the marks of what it holds, those of the entries that it replaces, and their names."""
+    """A finished ``new``: the marks of what it holds, those of the entries that it replaces, and their names.
+
+    ``ends_run``: it is what the run that is kept beside it was to make, which therefore goes.
+    """
 
     made: Marks
     replaced: Marks
     names: list[str]
     force: bool
+    ends_run: bool = False
 
     @classmethod
     def read(cls, work: Path) -> Ready | None:
@@ -53,7 +57,7 @@ class Ready:
             ) from error
 
 
-def make_ready(work: Path, place: Path, goes: frozenset[str], *, force: bool) -> None:
+def make_ready(work: Path, place: Path, goes: frozenset[str], *, force: bool, ends_run: bool = False) -> None:
     """Record that ``new`` is whole, once it is on the disk. ``goes`` are the names in ``place`` that it may replace."""
     new = work / NEW
     _open_to_readers(new)
@@ -62,7 +66,7 @@ def make_ready(work: Path, place: Path, goes: frozenset[str], *, force: bool) ->
             sync(path)
     made = marks(new)
     names = sorted(goes)
-    ready = Ready(made=made, replaced=marks(place, names), names=names, force=force)
+    ready = Ready(made=made, replaced=marks(place, names), names=names, force=force, ends_run=ends_run)
     write_whole(work / READY, json.dumps(asdict(ready)).encode())
 
 
@@ -72,6 +76,8 @@ def settle(work: Path, place: Path) -> None:
     Raises OutputError if something has come into ``place`` meanwhile that would be lost; the finished output stays.
     """
     ready, new, old = Ready.read(work), work / NEW, work / OLD
+    if ready is not None and ready.ends_run:
+        remove(work / RUN)
     if ready is not None and new.is_dir():
         if marks(new, [str(mark[0]) for mark in ready.made]) == ready.made:
             _check_unchanged(ready, new, place)

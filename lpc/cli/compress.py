@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lpc.cli import console
-from lpc.cli.output import Going, dropped, going_on, hold, least_bytes
+from lpc.cli.output import Going, going_on, hold, least_bytes, told_if_done
 from lpc.cli.words import Given, Part, required
 from lpc.options import CompressOptions, DataOptions, InputOptions, InstructionFormat, OutputOptions
 from passes.errors import OptionError
@@ -44,7 +44,7 @@ def compress(given: Given) -> None:
     going = going_on(output, options.tune)
     _hold(given, model, data, options, output, going)
     run = _one if options.snapshots is None else _family
-    with dropped(going, as_json=output.json):
+    with told_if_done(going, as_json=output.json):
         run(model, data, options, output, going)
 
 

@@ -52,13 +52,11 @@ def least_bytes(model: str | Path, ratio: float | None, *, onnx: bool) -> int:
 class Going:
     """Where a command keeps what it has done, and whether it must go on from there (True) or begin anew (False).
 
-    ``beside``: the folder is the command's own, beside its output, and goes when that is complete. ``done``: the output
-    is there already, and is asked for again.
+    ``done``: the output is there already, and is asked for again.
     """
 
     path: Path
     resume: bool | None
-    beside: bool
     done: Path | None
 
     def arguments(self) -> dict[str, Any]:
@@ -83,7 +81,7 @@ def going_on(output: OutputOptions, tune: TuneOptions) -> Going:
     if tune.resume and not kept and done is None:
         raise MissingFileError(f"there is no run to go on with in {path}: leave --resume out to begin")
     resume = True if tune.resume else False if output.fresh else None
-    return Going(path=path, resume=resume, beside=tune.checkpoints is None, done=done)
+    return Going(path=path, resume=resume, done=done)
 
 
 def _is_complete(out: Path) -> bool:
@@ -94,8 +92,8 @@ def _is_complete(out: Path) -> bool:
 
 
 @contextmanager
-def dropped(going: Going, *, as_json: bool) -> Iterator[None]:
-    """When the block has made the output, what was kept beside it goes. An output that was there already is told."""
+def told_if_done(going: Going, *, as_json: bool) -> Iterator[None]:
+    """An output that is there already is told, and the command ends well."""
     try:
         yield
     except FinishedError as finished:
@@ -104,5 +102,3 @@ def dropped(going: Going, *, as_json: bool) -> Iterator[None]:
         else:
             console.print_line(str(finished))
         sys.exit(0)
-    if going.beside:
-        going.folder.clear()
