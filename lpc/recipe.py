@@ -63,22 +63,32 @@ class Recipe:
         return cls(**json.loads(ADDRESS.sub("", json.dumps(values))))
 
     def differences(self, other: Recipe) -> dict[str, tuple[Any, Any]]:
-        """What this recipe and another one say differently, by name, each name once."""
-        mine, theirs = dict(self._flat()), dict(other._flat())
+        """What this recipe and another one say differently, by name, each name once; ``passes`` if others are run.
+
+        Options are compared pass by pass, where both have the pass.
+        """
+        mine, theirs = ({**dict(each._flat()), **each._by_pass()} for each in (self, other))
         found: dict[str, tuple[Any, Any]] = {}
-        for path in sorted({*mine, *theirs}, key=lambda path: (path.count("."), path)):
+        for path in mine:
             name = path.rpartition(".")[2]
-            if mine.get(path) != theirs.get(path) and name not in found:
-                found[name] = mine.get(path), theirs.get(path)
-        return found
+            if path in theirs and mine[path] != theirs[path] and name not in found:
+                found[name] = mine[path], theirs[path]
+        names = [[entry["name"] for entry in each.passes] for each in (self, other)]
+        missing = self.versions.keys() ^ other.versions.keys()
+        found |= {name: (self.versions.get(name), other.versions.get(name)) for name in sorted(missing)}
+        return found if names[0] == names[1] else {**found, "passes": (", ".join(names[0]), ", ".join(names[1]))}
 
     def _flat(self) -> Iterator[tuple[str, Any]]:
         for each in fields(self):
             if each.name != "passes":
                 yield from _flattened(each.name, getattr(self, each.name))
-        yield "passes", [entry["name"] for entry in self.passes]
-        for position, entry in enumerate(self.passes):
-            yield from _flattened(f"pass.{position}.{entry['name']}", entry["options"])
+
+    def _by_pass(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for entry in self.passes:
+            options = entry["options"]
+            found |= dict(_flattened(f"{entry['name']} {options.get('stage', '')}", options))
+        return found
 
 
 def _flattened(path: str, value: Any) -> Iterator[tuple[str, Any]]:

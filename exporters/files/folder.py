@@ -114,8 +114,8 @@ def staged_folder(
     If the block fails, nothing is left behind and an existing ``folder`` stays as it was. With ``force`` the entries of
     an existing folder that are ``owned`` or written anew are replaced; all else in it is carried over. At every moment
     ``folder`` is the whole old output or the whole new one; where the file system cannot exchange two folders in one
-    step, a run that is killed between two renames leaves it to the next one to put it there. ``run``: the folder in which
-    the run that makes it kept what it had done; if that is the output's own, ``run_folder``, it goes. Raises what
+    step, a run that is killed between two renames leaves it to the next one to put it there. ``run``: the folder in
+    which the run that makes it kept what it had done; if that is the output's own, ``run_folder``, it goes. Raises what
     ``claimed`` raises, and OutputError when the disk refuses.
     """
     with claimed(folder, force=force, owned=owned, reads=reads) as place, _as_output_errors(place):
