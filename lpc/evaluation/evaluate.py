@@ -163,7 +163,7 @@ def _run(
     with evaluation_mode(live):
         scorer = harness.open_scorer(subject, context_length=context, batch_size=options.batch_size)
         messages.clear()  # what lm-eval says about being handed a model in memory is no news
-        found = harness.run(scorer, tasks, limit=options.limit, batch_size=options.batch_size)
+        found = harness.run(scorer, tasks, limit=options.limit)
     run = ModelRun(
         model=subject.model,
         backend=subject.backend,

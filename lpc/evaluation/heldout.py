@@ -10,14 +10,13 @@ from typing import Any, TypeAlias
 import torch
 from peft import PeftModel
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.loss.loss_utils import LOSS_MAPPING
 
 from exporters.hf import reload
 from lpc.data import IGNORED, Collator, Row, RowFormat, Rows, RowsLike, open_rows
 from lpc.evaluation.perplexity import exp
 from lpc.source import load_config
 from passes.errors import DataError, MissingFileError, ModelError, OptionError, UnsupportedModelError
-from passes.models import Task, base_model, evaluation_mode, model_class, task_of
+from passes.models import Task, base_model, evaluation_mode, model_class, task_of, vendor
 
 __all__ = ["Score", "score", "score_model"]
 
@@ -142,14 +141,13 @@ def _loss(task: Task, config: PreTrainedConfig, outputs: Outputs, batch: Row) ->
     """The loss that transformers' own model computes from these outputs."""
     if task is Task.QUESTION_ANSWERING:
         ends = (batch["start_positions"], batch["end_positions"])
-        value = LOSS_MAPPING["ForQuestionAnswering"](outputs["start_logits"], outputs["end_logits"], *ends)
+        value = vendor.loss_named("ForQuestionAnswering")(outputs["start_logits"], outputs["end_logits"], *ends)
     elif task in (Task.SEQUENCE_CLASSIFICATION, Task.IMAGE_CLASSIFICATION):
-        value = LOSS_MAPPING["ForSequenceClassification"](batch["labels"], outputs["logits"].float(), config)
+        value = vendor.loss_named("ForSequenceClassification")(batch["labels"], outputs["logits"].float(), config)
     elif task is Task.TOKEN_CLASSIFICATION:
-        value = LOSS_MAPPING["ForTokenClassification"](outputs["logits"], batch["labels"], config)
+        value = vendor.loss_named("ForTokenClassification")(outputs["logits"], batch["labels"], config)
     else:
-        value = LOSS_MAPPING["ForMaskedLM"](outputs["logits"], batch["labels"], outputs["logits"].shape[-1])
-    assert isinstance(value, torch.Tensor)
+        value = vendor.loss_named("ForMaskedLM")(outputs["logits"], batch["labels"], outputs["logits"].shape[-1])
     return value
 
 

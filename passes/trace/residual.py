@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from passes.errors import UnsupportedModelError
+from passes.models import vendor
 
 NEUTRAL = ("View", "UnsafeView", "ReshapeAlias", "Alias", "Clone", "ToCopy", "Unsqueeze", "Squeeze")
 """Steps of autograd that pass values on as they are."""
@@ -135,7 +136,7 @@ def _why_not_identity(seen: _Seen) -> str | None:
         before = [each for each, _ in step.next_functions if each is not None]
         if name == "AccumulateGrad":
             return None if step.variable is seen.start else "its output comes from elsewhere"
-        if name not in NEUTRAL and not (name == "Add" and getattr(step, "_saved_alpha", 1) == 1):
+        if name not in NEUTRAL and not (name == "Add" and vendor.added_factor(step) == 1):
             return f"with attention and MLP taken out, its input still goes through {name}"
         if len(before) != 1:
             return "its input reaches its output on several ways"
