@@ -80,6 +80,7 @@ def _ready_to_trace(model: PreTrainedModel) -> Iterator[None]:
         stack.enter_context(vendor.no_fake_tensor_cache())
         stack.enter_context(traceable_experts(model))
         stack.enter_context(vendor.Instead(functional.scaled_dot_product_attention, _grouped_attention))
+        stack.enter_context(vendor.exporter_warnings_off())
         for each in loggers:
             each.setLevel(logging.ERROR)
         try:

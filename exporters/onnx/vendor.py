@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,6 +37,15 @@ def register_experts(name: str, function: Callable[..., torch.Tensor]) -> None:
 def no_fake_tensor_cache() -> Iterator[None]:
     """torch: ``torch._dynamo.config``; tracing is a fifth faster without the cache of fake tensors."""
     with dynamo_config.patch(fake_tensor_cache_enabled=False):
+        yield
+
+
+@contextmanager
+def exporter_warnings_off() -> Iterator[None]:
+    """torch: what ``torch.onnx.export`` says of itself: of axes that have one size, and of its own old names."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "# The axis name: ", UserWarning, "torch.onnx")
+        warnings.filterwarnings("ignore", ".isinstance.treespec, LeafSpec.. is deprecated", FutureWarning, "copyreg")
         yield
 
 

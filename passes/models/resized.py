@@ -8,10 +8,10 @@ attention blocks what they must know of their heads. Where transformers builds s
 do, and the model is of the stock class.
 
 Names of transformers that are no promise, each tested by name (test_vendor.py), since nothing of lpc lies beside the
-weights: ``conversion_mapping``, its ``get_checkpoint_conversion_mapping`` and ``register_checkpoint_conversion_mapping``
-(how tensors of a checkpoint are called in the model); of a model class ``is_custom_code`` (whether those are left out);
-of a configuration ``is_heterogeneous``, ``per_layer_config``, ``per_layer_attributes`` and
-``allow_global_per_layer_attribute_access`` (layers that differ).
+weights: of ``conversion_mapping`` (how a checkpoint's tensors are called in the model)
+``get_checkpoint_conversion_mapping`` and ``register_checkpoint_conversion_mapping``; of a model class
+``is_custom_code`` (whether those are left out); of a configuration whose layers differ ``is_heterogeneous``,
+``per_layer_config``, ``per_layer_attributes`` and ``allow_global_per_layer_attribute_access``.
 """
 
 from __future__ import annotations

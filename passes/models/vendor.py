@@ -1,4 +1,4 @@
-"""Private and unstable names of torch, transformers, peft and accelerate: each behind one function, nowhere else.
+"""Private and unstable names of torch, transformers and accelerate: each behind one function, nowhere else.
 
 Where such a name moves, its function is the only place to change, and its test (test_vendor.py) says which it is.
 ``passes.models.resized`` names its own, since it lies beside checkpoints; ``exporters.onnx.vendor`` and
