@@ -11,8 +11,6 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-ORT_DOMAIN = "com.microsoft"
-
 IR_DTYPES = {torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16, torch.int64: ir.DataType.INT64}
 IR_VERSION = 11
 EXTERNAL_FROM_BYTES = 1024

@@ -53,11 +53,6 @@ def record(folder: Path, texts: Mapping[str, str] = NO_TEXTS) -> None:
             write_texts(folder, texts)
 
 
-def refresh(folder: Path) -> None:
-    """Bring report and hashes up to date with the folder's files; nothing to do outside an lpc output."""
-    record(folder)
-
-
 def complete(part: Path) -> None:
     """Note in the manifest beside a part that it is not missing any more; nothing to do outside an lpc output."""
     folder = Path(os.path.realpath(part)).parent

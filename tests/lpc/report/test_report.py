@@ -9,8 +9,7 @@ from transformers import LlamaConfig
 
 from exporters.runtimes import Verdict
 from lpc.inspection import inspect
-from lpc.report import HeldOut, Measure, Report, size_rows, speed_rows, write_manifest
-from lpc.report.manifest import refresh
+from lpc.report import HeldOut, Measure, Report, record, size_rows, speed_rows, write_manifest
 from lpc.report.report import Widths, render
 from lpc.versions import versions
 from passes.errors import DataError
@@ -124,7 +123,7 @@ def test_manifest_hashes_every_file_and_refresh_brings_it_up_to_date(report: Rep
         }
     ]
     (tmp_path / "benchmark.json").write_text(json.dumps({"runs": runs, "skipped": [], "ratios": {}}))
-    refresh(tmp_path)
+    record(tmp_path)
     after = json.loads((tmp_path / "lpc.json").read_text())
     assert set(after["files"]) == {"plan.json", "report.md", "benchmark.json"}
     assert after["files"]["report.md"] != before["files"]["report.md"]
@@ -146,7 +145,7 @@ def test_a_manifest_from_before_there_were_verdicts_is_still_rendered(report: Re
 
 
 def test_refresh_outside_an_output_does_nothing(tmp_path: Path) -> None:
-    refresh(tmp_path)
+    record(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
