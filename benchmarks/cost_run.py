@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import lpc
+from exporters.options import DEFAULT_EXPORTS
 from lpc.report import table
 
 STAGES = {"score": "rank", "compensate": "compensate", "tune": "tune"}
@@ -46,11 +47,11 @@ def run_model(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.data,
         arguments.ratio,
         tune=lpc.TuneOptions(steps=steps, batch_size=arguments.batch),
-        text=lpc.DataOptions(samples=arguments.samples, sequence_length=arguments.context),
+        data_options=lpc.DataOptions(samples=arguments.samples, sequence_length=arguments.context),
         progress=clock,
     )
     with tempfile.TemporaryDirectory() as folder:
-        result.save(Path(folder) / "out", onnx=arguments.onnx)
+        result.save(Path(folder) / "out", export=DEFAULT_EXPORTS if arguments.onnx else ["hf"])
     found: dict[str, Any] = {
         "seconds": time.perf_counter() - start,
         "processor": time.process_time(),

@@ -29,14 +29,15 @@ from peft.tuners.lora import LoraModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-import passes.shrink.build
+import passes.shrink.cut
 import passes.shrink.shrink
 import passes.tuning.merge
 from exporters.hf import SavePass
 from passes.errors import LpcError
 from passes.graph import Dimension, Kind, Plan, PruningGraph, Role, layer_path
-from passes.models import LoraOptions, fingerprint
+from passes.models import fingerprint
 from passes.models.adapter import lora_layers
+from passes.options import LoraOptions
 from passes.pipeline import Pass, PassResult, Pipeline, Program, RunContext
 from passes.shrink import ShrinkPass
 from passes.trace import TracePass
@@ -118,8 +119,8 @@ def afterwards(kind: type[Pass], change: Callable[[Pass, Program, Program], None
     """``change(pass, before, after)`` runs when a pass has done its work, before it is verified."""
     original = kind.call
 
-    def call(self: Pass, program: Program) -> PassResult:
-        result = original(self, program)
+    def call(self: Pass, program: Program, run: RunContext) -> PassResult:
+        result = original(self, program, run)
         with torch.no_grad():
             change(self, program, result.program)
         return result
@@ -163,13 +164,13 @@ def in_cut(parameter: Callable[[Site], str | None], wrong: Callable[[torch.Tenso
     """A fault in a tensor before it is cut."""
 
     def plant(site: Site) -> Any:
-        original = passes.shrink.build.cut
+        original = passes.shrink.cut.cut
 
         def cut(tensor: torch.Tensor, parts: Any, kept: Any) -> torch.Tensor:
             this = any(part.parameter == parameter(site) for _, part in parts)
             return original(wrong(tensor, site) if this else tensor, parts, kept)
 
-        return patched(passes.shrink.build, "cut", cut)
+        return patched(passes.shrink.cut, "cut", cut)
 
     return plant
 
@@ -221,14 +222,14 @@ def other_kept(kind: str) -> Plant:
     """One unit of one layer is cut in place of its neighbour, in all its tensors."""
 
     def plant(site: Site) -> Any:
-        original, name = passes.shrink.build.cut, getattr(site, kind).name
+        original, name = passes.shrink.cut.cut, getattr(site, kind).name
 
         def cut(tensor: torch.Tensor, parts: Any, kept: Any) -> torch.Tensor:
             units, size = set(kept[name]), getattr(site, kind).size
             out = next(unit for unit in range(size) if unit in units and (unit + 1) % size not in units)
             return original(tensor, parts, {**kept, name: tuple(sorted(units - {out} | {(out + 1) % size}))})
 
-        return patched(passes.shrink.build, "cut", cut)
+        return patched(passes.shrink.cut, "cut", cut)
 
     return plant
 
@@ -246,7 +247,9 @@ def wrong_graph(site: Site) -> Any:
 
     graph = replace(site.graph, dimensions=tuple(exchanged(each) for each in site.graph.dimensions))
     original = ShrinkPass.__call__
-    return patched(ShrinkPass, "__call__", lambda self, program: original(self, replace(program, graph=graph)))
+    return patched(
+        ShrinkPass, "__call__", lambda self, program, run: original(self, replace(program, graph=graph), run)
+    )
 
 
 def _swapped_everywhere(model: PreTrainedModel, site: Site, before: Program) -> None:

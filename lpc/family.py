@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Unpack
 
 import torch
 from peft import PeftModel
 
 from exporters.files import staged_folder
 from exporters.hf import Processor
-from exporters.onnx import OnnxOptions, export_onnx
-from lpc.compression import DEFAULT_LORA, DEFAULT_TEXT, DEFAULT_TRACE, DEFAULT_TUNE, context_of, target_from, tune_from
+from exporters.onnx import export_onnx
+from exporters.options import DEFAULT_EXPORTS, OnnxOptions
+from exporters.registry import Exports, chosen
+from lpc.compression import DEFAULT_DATA, DEFAULT_LORA, DEFAULT_TRACE, DEFAULT_TUNE, context_of
 from lpc.family_report import DENSE_ONNX, FamilyReport
-from lpc.material import AnyData, DataOptions, prepare
-from lpc.owned import MANIFEST, OUTPUT
+from lpc.material import AnyData, prepare
+from lpc.options import BenchmarkOptions, DataOptions, Short, check_short, target_from, with_short
+from lpc.owned import MANIFEST, output
 from lpc.pipelines import choices, family_pipeline, member_pipeline
 from lpc.report import record
 from lpc.result import Result
 from lpc.source import ModelLike, load_source
-from lpc.speed import BENCHMARK_FILE, Benchmark, BenchmarkOptions, benchmark
-from passes.budget import Layout, Solver, Target
+from lpc.speed import BENCHMARK_FILE, Benchmark, benchmark
+from passes.budget import Solver
 from passes.decide import DecidePass
 from passes.errors import LpcError, OptionError, UnsupportedModelError
-from passes.models import LoraOptions, Task, base_model, task_of
+from passes.models import Task, base_model, task_of
+from passes.options import Layout, LoraOptions, Schedule, SnapshotOptions, Target, TraceOptions, TuneOptions
 from passes.pipeline import Pipeline, Program, Progress, caller_state_kept, plain, silent
-from passes.trace import TraceOptions, TracePass
-from passes.tuning import Schedule, SnapshotOptions, TuneOptions
+from passes.trace import TracePass
+from passes.tuning import settled, staged_run
 
 QUICK = BenchmarkOptions(batches=(1,), prefill_tokens=(128,), decode_pasts=(128,))
 """What is timed where the user does not say: one prefill and one decode step."""
@@ -47,30 +52,32 @@ class CompactFamily:
         self,
         folder: str | Path,
         *,
-        onnx: bool | OnnxOptions = True,
+        export: Exports = DEFAULT_EXPORTS,
         benchmark: bool | BenchmarkOptions = False,
         force: bool = False,
         progress: Progress = silent,
     ) -> FamilyReport:
         """Write each result into a folder named after its ratio, and ``family.json``, ``report.md``, ``curve.svg``.
 
-        ``benchmark`` also writes the dense model's package, ``dense-onnx``, and times every model against it in
-        onnxruntime. The folder appears whole or not at all. A part of a model that fails is named as missing there, as
-        ``Result.save`` does; nothing is timed then, and the error is raised at the end. Raises what ``Result.save``
+        ``export`` as in ``Result.save``. ``benchmark`` also writes the dense model's package, ``dense-onnx``, and times
+        every model against it in onnxruntime. The folder appears whole or not at all. A part of a model that fails is
+        named as missing there, as ``Result.save`` does; nothing is timed then, and the error is raised at the end.
+        Raises what ``Result.save``
         raises, and OptionError if there is nothing to time.
         """
-        folder = Path(folder)
+        folder, exports = Path(folder), chosen(export)
         timed = (benchmark if isinstance(benchmark, BenchmarkOptions) else QUICK) if benchmark else None
         if timed is not None:
-            self._check_timeable(onnx)
+            self._check_timeable(exports)
         times: dict[float, Benchmark] = {}
         failed: list[LpcError | KeyboardInterrupt] = []
-        with staged_folder(folder, force=force, owned=OUTPUT, reads=self._inputs()) as stage:
+        with staged_folder(folder, force=force, owned=output(), reads=self._inputs()) as stage:
             for ratio, result in zip(self.ratios, self.results, strict=True):
-                wanted = onnx if not any(isinstance(error, KeyboardInterrupt) for error in failed) else False
+                interrupted = any(isinstance(error, KeyboardInterrupt) for error in failed)
+                wanted = {"hf": None} if interrupted else exports
                 failed += _saved(result, stage / str(ratio), folder / str(ratio), wanted, progress)
             if timed is not None and not failed:
-                self._export_dense(stage / DENSE_ONNX, onnx)
+                self._export_dense(stage / DENSE_ONNX, exports["onnx"])
                 times = {ratio: _time(stage, folder, ratio, timed, progress) for ratio in self.ratios}
             reports = {ratio: result.report for ratio, result in zip(self.ratios, self.results, strict=True)}
             report = FamilyReport.of(reports, stage, times)
@@ -82,17 +89,17 @@ class CompactFamily:
     def _inputs(self) -> tuple[str | Path, ...]:
         return (self.source,) if isinstance(self.source, str | Path) else ()
 
-    def _check_timeable(self, onnx: bool | OnnxOptions) -> None:
-        if not onnx:
-            raise OptionError("latency is measured on the ONNX packages: leave onnx on, or benchmark off")
+    def _check_timeable(self, exports: Mapping[str, Any]) -> None:
+        if "onnx" not in exports:
+            raise OptionError("latency is measured on the ONNX packages: export onnx too, or leave benchmark off")
         if task_of(self.results[0].model) is Task.SEQ2SEQ_LM:
             raise UnsupportedModelError("the benchmark times models in one graph, not encoder-decoders: leave it off")
 
-    def _export_dense(self, folder: Path, onnx: bool | OnnxOptions) -> None:
+    def _export_dense(self, folder: Path, options: OnnxOptions) -> None:
         source = load_source(self.source, self.results[0].processor, trust_remote_code=self.trust_remote_code)
         dense = source.model.merge_and_unload() if isinstance(source.model, PeftModel) else source.model
         folder.mkdir()
-        export_onnx(base_model(dense), source.processor, folder, onnx if isinstance(onnx, OnnxOptions) else None)
+        export_onnx(base_model(dense), source.processor, folder, options)
 
 
 @caller_state_kept()
@@ -102,21 +109,17 @@ def compress_family(
     ratios: Sequence[float],
     *,
     cooldown: int | None = None,
-    layout: str = Layout.UNIFORM,
     target: Target | None = None,
-    steps: int | None = None,
-    seed: int | None = None,
-    batch_size: int | None = None,
-    multiple: int | None = None,
     tokenizer: Processor | None = None,
     lora: LoraOptions = DEFAULT_LORA,
     tune: TuneOptions = DEFAULT_TUNE,
-    text: DataOptions = DEFAULT_TEXT,
+    data_options: DataOptions = DEFAULT_DATA,
     trace: TraceOptions = DEFAULT_TRACE,
     device: str = "auto",
     dtype: str | torch.dtype = "auto",
     trust_remote_code: bool = False,
     progress: Progress = silent,
+    **short: Unpack[Short],
 ) -> CompactFamily:
     """Make a model smaller by each of the ratios in one tuning run, and prove each result as ``compress`` does.
 
@@ -129,17 +132,18 @@ def compress_family(
     for a target with a budget, and for too few steps.
     """
     snapshots = SnapshotOptions(ratios=tuple(ratios), cooldown=cooldown)
-    target = target_from(target, snapshots.ratios[-1] if target is None else None, None, layout, multiple)
-    tune = tune_from(tune, steps, seed, batch_size)
+    check_short(short)
+    target = target_from(target, snapshots.ratios[-1] if target is None else None, short)
+    tune, data_options = with_short(tune, short), with_short(data_options, short)
     tune.check_checkpoints(tune.checkpoints)
-    tune = replace(tune, schedule=tune.schedule or Schedule()).settled()
-    run = context_of(tune, text, device, dtype, progress)
+    tune = settled(replace(tune, schedule=tune.schedule or Schedule()))
+    run = context_of(tune, data_options, device, dtype, progress)
     source = load_source(model, tokenizer, trust_remote_code=trust_remote_code, run=run)
     trace = replace(trace, custom_code=trace.custom_code or target.layout is Layout.PER_LAYER)
     program = TracePass(trace)(Program.start(source.model), run).program
     solver = Solver.of(target, program.traced)
-    snapshots.course(solver, tune.schedule or Schedule(), tune.steps, revival=tune.revival)
-    material = prepare(source, data, text)
+    staged_run(snapshots, solver, tune.schedule or Schedule(), tune.steps, revival=tune.revival)
+    material = prepare(source, data, data_options)
     run, own_adapter = replace(run, collate=material.collate), isinstance(program.model, PeftModel)
     common = family_pipeline(material, target, lora=lora, tune=tune, trace=trace, snapshots=snapshots)
     program = common.after(TracePass.name)(program, run).program
@@ -158,14 +162,14 @@ def compress_family(
 
 
 def _saved(
-    result: Result, member: Path, shown: Path, onnx: bool | OnnxOptions, progress: Progress
+    result: Result, member: Path, shown: Path, exports: Exports, progress: Progress
 ) -> list[LpcError | KeyboardInterrupt]:
     """Save one model of the family. Returns the error of a part that is missing; raises one that leaves nothing.
 
     ``shown`` is where the model will lie, for the error's note.
     """
     try:
-        result.save(member, onnx=onnx, progress=progress)
+        result.save(member, export=exports, progress=progress)
     except (LpcError, KeyboardInterrupt) as error:
         if not (member / MANIFEST).is_file():
             raise

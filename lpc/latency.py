@@ -6,9 +6,10 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from lpc.report import PredictedLatency
-from passes.budget import Budget, LatencyModel
+from passes.budget import LatencyModel
 from passes.graph import Plan, PruningGraph
 from passes.models import base_model
+from passes.options import Budget
 from passes.pipeline import Progress, silent
 
 
@@ -16,7 +17,7 @@ def latency_for(
     model: PreTrainedModel | PeftModel, graph: PruningGraph, budget: Budget, progress: Progress = silent
 ) -> LatencyModel | None:
     """The latency model for a budget that limits latency, else None. Raises UnsupportedModelError."""
-    if budget.latency is None:
+    if not budget.needs_latency:
         return None
     from exporters.latency import latency_model
 

@@ -10,7 +10,7 @@ from peft import PeftModel
 
 from lpc.evaluation import Score
 from lpc.material import Measurer
-from lpc.report import HeldOut, Measure, Merging
+from lpc.report import BeforeAfter, HeldOut, Merging
 from passes.errors import OptionError, PreconditionError
 from passes.models import masked
 from passes.pipeline import Pass, PassRecord, PassResult, Program, RunContext
@@ -68,7 +68,7 @@ def heldout_of(history: Sequence[PassRecord], context_length: int | None = None)
     merging = Merging(attached.measures, last.measures) if isinstance(attached, Score) else None
     return HeldOut(
         measures={
-            name: Measure(dense.measures[name], between.get(name), value) for name, value in pruned.measures.items()
+            name: BeforeAfter(dense.measures[name], between.get(name), value) for name, value in pruned.measures.items()
         },
         rows=pruned.rows,
         labels=pruned.labels,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from exporters.files import Owned
+from exporters.options import DEFAULT_EXPORTS, EXPORTER_NAMES
+from passes.errors import OptionError
 
 MANIFEST, FAMILY = "lpc.json", "family.json"
 RATIO = re.compile(r"0\.\d+")
@@ -34,3 +37,11 @@ OUTPUT = Owned(
     is_member=lambda entry: RATIO.fullmatch(entry.name) is not None and (entry / MANIFEST).is_file(),
 )
 """Of ``lpc compress``, ``apply`` and ``demo``, of one model or a family: each replaces all of an older output."""
+
+
+def output() -> Owned:
+    """``OUTPUT`` with the folders of all formats. Raises OptionError where one has the name of something else."""
+    taken = sorted((OUTPUT.names - {*DEFAULT_EXPORTS}) & {*EXPORTER_NAMES.known()})
+    if taken:
+        raise OptionError(f"the exporter name {taken[0]!r} is that of another part of an output: give it another")
+    return replace(OUTPUT, names=OUTPUT.names | {*EXPORTER_NAMES.known()})

@@ -8,20 +8,22 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from exporters.files import sha256, staged_folder
-from exporters.hf import Processor, SavePass
-from exporters.onnx import ExportPass, OnnxOptions, needs_tokenizer
+from exporters.hf import Processor
+from exporters.options import DEFAULT_EXPORTS
+from exporters.registry import EXPORTERS, Exports, chosen
 from exporters.runtimes import compatibility
 from lpc.measuring import heldout_of
-from lpc.owned import OUTPUT
+from lpc.owned import output
 from lpc.report import Report, write_manifest
-from passes.errors import LpcError, OptionError, TokenizerError
+from passes.errors import LpcError, OptionError
 from passes.graph import Plan
 from passes.models import base_model
-from passes.pipeline import Pipeline, Program, Progress, RunContext, silent
+from passes.pipeline import Pass, Pipeline, Program, Progress, RunContext, silent
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +83,7 @@ class Result:
         self,
         folder: str | Path,
         *,
-        onnx: bool | OnnxOptions = True,
+        export: Exports = DEFAULT_EXPORTS,
         force: bool = False,
         progress: Progress = silent,
     ) -> Report:
@@ -89,24 +91,24 @@ class Result:
 
         After a compensation also ``compensation.safetensors``, the weights that it solved; after a recovery also
         ``recovery``, the adapter that was trained on the compact model: the program's artifacts save themselves, and
-        the plan names their files. Returns the final report.
+        the plan names their files. ``export`` names the formats, or maps their names to options
+        (``exporters.registry``). Returns the final report.
 
         The folder appears whole or not at all. If the checkpoint or the ONNX package fails, or is interrupted, what is
         finished is written nevertheless: the manifest names what is ``missing`` and why, and the error is raised then,
         with a note that says how to go on.
 
-        Raises OutputExistsError if the folder holds something (unless ``force``), OutputError when the disk refuses,
-        TokenizerError if the ONNX package of a causal language model is wanted and there is no tokenizer, and
-        PostconditionError when a verification fails.
+        Raises OptionError for an unknown format, OutputExistsError if the folder holds something (unless ``force``),
+        OutputError when the disk refuses, TokenizerError if the ONNX package of a causal language model is wanted and
+        there is no tokenizer, and PostconditionError when a verification fails.
         """
-        folder = Path(folder)
-        with staged_folder(folder, force=force, owned=OUTPUT, reads=(self.report.source,)) as stage:
+        folder, exports = Path(folder), chosen(export)
+        with staged_folder(folder, force=force, owned=output(), reads=(self.report.source,)) as stage:
             self._save_artifacts(stage)
-            steps = self._steps(stage, onnx)
-            done = self._run(steps, progress)
+            done = self._run(stage, exports, progress)
             verdicts = compatibility(self.model, done.program.history)
             report = replace(self.report, passes=done.program.history, compatibility=verdicts)
-            report = replace(report, pipeline=(*self.report.pipeline, *Pipeline(steps).entries))
+            report = replace(report, pipeline=(*self.report.pipeline, *Pipeline(done.steps).entries))
             write_manifest(stage, {**report.to_json(), "missing": done.missing})
         if done.error is not None:
             done.error.add_note(_how_to_go_on(folder, done.missing, self.report.source))
@@ -119,48 +121,36 @@ class Result:
         left = [file for artifact in self.program.artifacts for file in artifact.save(stage)]
         replace(self.plan, artifacts={file.as_posix(): sha256(stage / file) for file in left}).save(stage)
 
-    def _steps(self, stage: Path, onnx: bool | OnnxOptions) -> list[SavePass | ExportPass]:
-        steps: list[SavePass | ExportPass] = [SavePass(stage / "hf", self.processor)]
-        if onnx:
-            options = onnx if isinstance(onnx, OnnxOptions) else OnnxOptions()
-            steps.append(ExportPass(stage / "onnx", self.processor, options))
-        return steps
-
-    def _run(self, steps: Sequence[SavePass | ExportPass], progress: Progress) -> Done:
-        """Run the steps until one fails; what that one wrote is removed."""
-        program = self.program
-        for position, step in enumerate(steps):
+    def _run(self, stage: Path, exports: Mapping[str, Any], progress: Progress) -> Done:
+        """Run the exporters until one fails; what that one wrote is removed."""
+        program, names, steps = self.program, list(exports), list[Pass]()
+        for position, name in enumerate(names):
+            exporter, folder = EXPORTERS[name], stage / name
             try:
-                if isinstance(step, ExportPass):
-                    self._check_exportable()
-                program = Pipeline([step])(program, RunContext(progress=progress)).program
+                exporter.check(self.model, self.processor)
+                steps.append(exporter.make(folder, self.processor, exports[name]))
+                program = Pipeline(steps[-1:])(program, RunContext(progress=progress)).program
             except (LpcError, KeyboardInterrupt) as error:
-                shutil.rmtree(step.folder, ignore_errors=True)
-                why = str(error).replace(f"{step.folder.parent}{os.sep}", "") or "interrupted"
-                later = {each.folder.name: f"{step.folder.name} failed before it" for each in steps[position + 1 :]}
-                return Done(program, {step.folder.name: why, **later}, error)
-        return Done(program, {}, None)
-
-    def _check_exportable(self) -> None:
-        if self.tokenizer is None and needs_tokenizer(self.model):
-            raise TokenizerError(
-                "an ONNX package needs the tokenizer, and none was found beside the model: "
-                "pass tokenizer=... to compress, or leave ONNX out (onnx=False, --no-onnx)"
-            )
+                shutil.rmtree(folder, ignore_errors=True)
+                why = str(error).replace(f"{stage}{os.sep}", "") or "interrupted"
+                later = dict.fromkeys(names[position + 1 :], f"{name} failed before it")
+                return Done(program, steps, {name: why, **later}, error)
+        return Done(program, steps, {}, None)
 
 
 @dataclass(frozen=True)
 class Done:
-    """The program after the steps that went well; the parts that are missing, with the reason, and the error if any."""
+    """The program after the ``steps`` that went well; the parts that are missing, with the reason, and the error."""
 
     program: Program
+    steps: Sequence[Pass]
     missing: Mapping[str, str]
     error: LpcError | KeyboardInterrupt | None
 
 
 def _how_to_go_on(folder: Path, missing: Mapping[str, str], source: str) -> str:
     """What is kept in spite of an error, and the command that makes the rest of it."""
-    kept = ", ".join(sorted(OUTPUT.entries(folder)))
+    kept = ", ".join(sorted(output().entries(folder)))
     adapter = f" --adapter {folder / 'adapter'}" if (folder / "adapter").is_dir() else ""
     command = (
         f"lpc apply {folder / 'plan.json'} {source}{adapter} --out OTHER"

@@ -11,6 +11,7 @@
     │   ├── TokenizerError                            the tokenizer is missing, or is another model's
     │   └── UnsupportedModelError NotImplementedError the structure cannot be proven sound, so it is refused
     ├── PlanError                ValueError           the plan is malformed or belongs to another model
+    ├── PluginError              RuntimeError         an entry that an installed package brings cannot be loaded
     ├── OutputError              OSError              the output could not be written
     │   └── OutputExistsError    FileExistsError      the output folder is not empty
     └── PassError                RuntimeError         a pass failed
@@ -73,6 +74,10 @@ class UnsupportedModelError(ModelError, NotImplementedError):
 
 class PlanError(LpcError, ValueError):
     """A plan is malformed, or was made for another model."""
+
+
+class PluginError(LpcError, RuntimeError):
+    """An entry that an installed package brings cannot be loaded; the message names both."""
 
 
 class OutputError(LpcError, OSError):

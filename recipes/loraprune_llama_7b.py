@@ -114,10 +114,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             tokenizer=tokenizer,
             lora=lpc.LoraOptions() if arguments.method == "lpc" else AUTHORS_LORA,
             tune=tune_options(arguments.method, step_count(len(rows)), arguments.micro_batch, bf16=cuda),
-            text=data_options(arguments.method),
+            data_options=data_options(arguments.method),
             progress=progress,
         )
-        result.save(arguments.out, onnx=False, progress=progress)
+        result.save(arguments.out, export=["hf"], progress=progress)
     pruned = perplexities(result.model, tokenizer, arguments.text, context)
     return {
         "out": str(arguments.out),

@@ -9,12 +9,18 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from exporters.onnx import PRECISIONS
+from exporters.registry import EXPORTERS
 from lpc.cli import app as cli
-from passes.criteria import registry
+from passes.criteria import CRITERIA
+from passes.families import FAMILIES
+from passes.options import MEASURES
+from scripts import option_tables
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
@@ -31,12 +37,12 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path,
 
 
 @pytest.fixture(autouse=True)
-def _criteria_as_before() -> Iterator[None]:
-    """Pages register criteria of their own."""
-    before = dict(registry._REGISTERED)
-    yield
-    registry._REGISTERED.clear()
-    registry._REGISTERED.update(before)
+def _registries_as_before() -> Iterator[None]:
+    """Pages register entries of their own."""
+    with ExitStack() as stack:
+        for registry in (CRITERIA, EXPORTERS, FAMILIES, MEASURES, PRECISIONS):
+            stack.enter_context(registry.restored())
+        yield
 
 
 def _run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,3 +80,12 @@ def test_tables_of_measurements_are_those_of_the_results() -> None:
     assert shown
     for name, table in shown:
         assert table == (ROOT / "benchmarks/results" / name).read_text(encoding="utf-8").strip(), name
+
+
+def test_tables_of_options_are_those_of_the_declarations() -> None:
+    """``python scripts/option_tables.py`` fills them in."""
+    pages = [(ROOT / page).read_text(encoding="utf-8") for page in PAGES]
+    shown = [found[1] for page in pages for found in option_tables.BLOCK.finditer(page)]
+    assert {"Target", "TuneOptions", "DataOptions", "OnnxOptions", "EvaluateOptions"} <= {*shown}
+    for page in pages:
+        assert option_tables.filled(page) == page

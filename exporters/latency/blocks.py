@@ -18,7 +18,8 @@ from exporters.files import MODEL_FILE
 from exporters.latency.curve import Curve
 from exporters.latency.specimens import Key, Specimen, Terms, blocks_for, channel_counts, head_counts
 from exporters.latency.table import ATTENTION
-from exporters.onnx import DATA_FILE, MAX_OPSET, GraphBuilder, build_decoder
+from exporters.onnx import DATA_FILE, GraphBuilder, Precision, build_decoder
+from exporters.options import MAX_OPSET
 from passes.errors import UnsupportedModelError
 from passes.graph import Kind, PruningGraph, Width
 from passes.models import twin_of
@@ -49,7 +50,7 @@ class BlockRoute:
 
     twin: PreTrainedModel
     graph: PruningGraph
-    dtype: torch.dtype
+    precision: Precision
     cache_bytes: int
     pool: _Pool = field(init=False)
 
@@ -62,7 +63,7 @@ class BlockRoute:
         model_type: type[PreTrainedModel],
         config: PreTrainedConfig,
         graph: PruningGraph,
-        dtype: torch.dtype,
+        precision: Precision,
         cache_bytes: int,
     ) -> BlockRoute:
         """The road for a model of this configuration. Raises UnsupportedModelError where its layers differ."""
@@ -72,7 +73,7 @@ class BlockRoute:
             raise UnsupportedModelError("latency is timed for models whose layers are alike; here their sizes differ")
         twin: Any = twin_of(model_type, config)
         twin.model.layers = twin.model.layers[:1]
-        return cls(twin, graph, dtype, cache_bytes)
+        return cls(twin, graph, precision, cache_bytes)
 
     def grid(self) -> dict[str, tuple[int, ...]]:
         """The counts that are timed, a width."""
@@ -100,17 +101,21 @@ class BlockRoute:
         """Blocks of a chain."""
         kept = self._kept({name: count})
         part = sum(self.graph.numel(f"{LAYER}{each}", kept) for each in self._part_shapes(name))
-        return blocks_for(part * self.dtype.itemsize, self._model_bytes, self.cache_bytes)
+        return blocks_for(part * self._itemsize, self._model_bytes, self.cache_bytes)
 
     @property
     def _whole_layers(self) -> int:
         layer = sum(self.graph.numel(f"{LAYER}{name}", {}) for name in _layer_shapes(self.graph, 0))
         layers = len({dimension.layer for dimension in self.graph.dimensions if dimension.width in _widths(self.graph)})
-        return min(layers, blocks_for(layer * self.dtype.itemsize, self._model_bytes, self.cache_bytes))
+        return min(layers, blocks_for(layer * self._itemsize, self._model_bytes, self.cache_bytes))
+
+    @property
+    def _itemsize(self) -> int:
+        return self.precision.torch_dtype.itemsize
 
     @property
     def _model_bytes(self) -> int:
-        return self.graph.parameters() * self.dtype.itemsize
+        return self.graph.parameters() * self._itemsize
 
     def _kept(self, counts: Mapping[str, int]) -> dict[str, int]:
         return {each.name: counts[each.width] for each in self.graph.dimensions if each.width in counts}
@@ -131,9 +136,10 @@ class BlockRoute:
             for _ in range(count if whole else 0 if name == EMPTY else self.blocks(name, count))
         )
         self._fill_ends(model, rows=None if whole else FEW_TOKENS)
-        graph = GraphBuilder(self.dtype)
+        graph = GraphBuilder(self.precision)
         decoder = build_decoder(model, graph)
         graph.save(folder / MODEL_FILE, decoder.inputs, decoder.outputs, opset=MAX_OPSET, data_file=DATA_FILE)
+        self.precision.finish(folder / MODEL_FILE)
 
     def _layer(self, name: str, kept: Mapping[str, int]) -> nn.Module:
         layer: nn.Module = copy.deepcopy(cast(Any, self.twin).model.layers[0])

@@ -10,9 +10,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from exporters.latency.blocks import BlockRoute
@@ -33,11 +32,11 @@ from exporters.latency.timing import (
     thread_count,
     time_once,
 )
-from exporters.onnx import BUILDER_FAMILIES, DType, OnnxFolder, why_not_builder
-from passes.budget import Workload
+from exporters.onnx import FLOAT32, PRECISIONS, OnnxFolder, Precision, has_builder, why_not_builder
 from passes.errors import OptionError, UnsupportedModelError
 from passes.graph import PruningGraph
 from passes.models import Task, model_class, task_of, twin_of
+from passes.options import Workload
 from passes.pipeline import Progress, silent
 
 __all__ = ["Curve", "LatencyTable", "latency_model", "measured_latency"]
@@ -58,7 +57,7 @@ def latency_model(
     *,
     runtime: str = RUNTIME,
     threads: int | None = None,
-    dtype: DType = "float32",
+    dtype: str = FLOAT32.name,
     cache: Path | None = None,
     progress: Progress = silent,
     timer: Timer = time_once,
@@ -74,12 +73,11 @@ def latency_model(
     """
     if runtime != RUNTIME:
         raise OptionError(f"latency on {runtime!r} cannot be measured; there is {RUNTIME!r}")
-    if dtype not in get_args(DType):
-        raise OptionError(f"ONNX dtype {dtype!r} is not supported; use one of {', '.join(get_args(DType))}")
+    precision = PRECISIONS.named(dtype)
     threads, machine = thread_count(threads), Machine.here()
     config, model_type = _described(model_or_config)
     steps = _steps(model_type, workload)
-    road = _road(model_type, config, graph, dtype, machine)
+    road = _road(model_type, config, graph, precision, machine)
     facts = _facts(road, model_type, config, graph, workload, machine)
     facts |= {"runtime": runtime, "threads": threads, "dtype": dtype}
     path = (cache or default_cache()) / f"{key_of(facts)}.json"
@@ -106,16 +104,21 @@ def _steps(model_type: type[PreTrainedModel], workload: Workload) -> tuple[Workl
 
 
 def _road(
-    model_type: type[PreTrainedModel], config: PreTrainedConfig, graph: PruningGraph, dtype: DType, machine: Machine
+    model_type: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    graph: PruningGraph,
+    precision: Precision,
+    machine: Machine,
 ) -> BlockRoute | StockRoute:
-    if config.model_type in BUILDER_FAMILIES and task_of(model_type) is Task.CAUSAL_LM:
+    if has_builder(config) and task_of(model_type) is Task.CAUSAL_LM:
         reason = why_not_builder(twin_of(model_type, config))
         if reason is None:
-            weights = torch.float32 if dtype == "float32" else torch.float16
-            return BlockRoute.of(model_type, config, graph, weights, machine.cache_bytes)
+            return BlockRoute.of(model_type, config, graph, precision, machine.cache_bytes)
         logger.info("latency: timing the stock class: %s", reason)
-    if dtype != "float32":
-        raise UnsupportedModelError(f"latency in {dtype} is timed for {', '.join(BUILDER_FAMILIES)} only; use float32")
+    if precision is not FLOAT32:
+        raise UnsupportedModelError(
+            f"latency in {precision.name} is timed for what the graph builder writes; use float32"
+        )
     return StockRoute(model_type, config, graph, machine.cache_bytes)
 
 

@@ -3,32 +3,36 @@
 from exporters.onnx.cache import takes_positions
 from exporters.onnx.calls import Call, Graph, OnnxFolder, call_grid, forward_grid
 from exporters.onnx.causal import trace_decoder
-from exporters.onnx.decoder import BUILDER_FAMILIES, build_decoder, why_not_builder
-from exporters.onnx.export import export_onnx, needs_tokenizer
+from exporters.onnx.decoder import build_decoder, has_builder, why_not_builder
+from exporters.onnx.export import check_tokenizer, export_onnx, needs_tokenizer
 from exporters.onnx.export_pass import ExportPass, ExportReport
 from exporters.onnx.graph import GraphBuilder
-from exporters.onnx.options import DATA_FILE, MAX_OPSET, DType, OnnxOptions, OnnxPackage
+from exporters.onnx.options import DATA_FILE, OnnxPackage
+from exporters.onnx.precision import FLOAT32, PRECISIONS, Precision, register_precision, torch_type
 from exporters.onnx.single import trace_single
 
 __all__ = [
-    "BUILDER_FAMILIES",
     "DATA_FILE",
-    "MAX_OPSET",
+    "FLOAT32",
+    "PRECISIONS",
     "Call",
-    "DType",
     "ExportPass",
     "ExportReport",
     "Graph",
     "GraphBuilder",
     "OnnxFolder",
-    "OnnxOptions",
     "OnnxPackage",
+    "Precision",
     "build_decoder",
     "call_grid",
+    "check_tokenizer",
     "export_onnx",
     "forward_grid",
+    "has_builder",
     "needs_tokenizer",
+    "register_precision",
     "takes_positions",
+    "torch_type",
     "trace_decoder",
     "trace_single",
     "why_not_builder",

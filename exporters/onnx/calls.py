@@ -1,4 +1,4 @@
-"""ONNX folders and the calls that are timed on them. Imports no torch: the memory probe runs this file."""
+"""ONNX folders and the calls that are timed on them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
+from exporters.onnx.precision import element_type
 from passes.errors import MissingFileError, ModelError, UnsupportedModelError
+from passes.families import FAMILIES
 
 Phase = Literal["prefill", "decode", "forward"]
 Feeds = dict[str, NDArray[Any]]
-
-NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ def forward_grid(batches: tuple[int, ...], tokens: tuple[int, ...]) -> list[Call
 
 
 ENDLESS = ("rope_parameters", "rope_theta", "alibi")
-"""Entries of a configuration whose positions go on beyond the context."""
+"""Entries of a configuration (MPT has them in ``attn_config``) whose positions go on beyond the context."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,9 @@ class OnnxFolder:
         config = _read(path.with_name("config.json"))
         inputs = _graph_inputs(path)
         context = next((config[key] for key in ("max_position_embeddings", "n_positions") if config.get(key)), None)
-        endless = config.get("model_type") in ("bloom", "mpt") or any(config.get(key) for key in ENDLESS)
+        family = FAMILIES.get(str(config.get("model_type")))
+        entries = {**config, **(config.get("attn_config") or {})}
+        endless = (family is not None and family.endless) or any(entries.get(key) for key in ENDLESS)
         return cls(
             path=path,
             inputs=inputs,
@@ -170,11 +172,11 @@ class Graph:
         values = {name: value for name, value in values.items() if name in self.inputs}
         if self.folder.takes_images:
             drawn = generator.standard_normal((batch, *self._image_shape()), dtype=np.float32)
-            values["pixel_values"] = drawn.astype(NUMPY_TYPES[self.inputs["pixel_values"].type])
+            values["pixel_values"] = drawn.astype(self._type("pixel_values"))
         for name in self.cache_inputs:
             heads, size = self._cache_shape(name)
             drawn = generator.standard_normal((batch, heads, past, size), dtype=np.float32)
-            values[name] = drawn.astype(NUMPY_TYPES[self.inputs[name].type])
+            values[name] = drawn.astype(self._type(name))
         return values
 
     def run(self, feeds: Feeds) -> None:
@@ -197,8 +199,12 @@ class Graph:
     @property
     def kv_bytes_per_token(self) -> int:
         """What one token of one sequence adds to the cache."""
-        sizes = ((self._cache_shape(name), NUMPY_TYPES[self.inputs[name].type]) for name in self.cache_inputs)
-        return sum(heads * size * np.dtype(kind).itemsize for (heads, size), kind in sizes)
+        sizes = ((self._cache_shape(name), self._type(name)) for name in self.cache_inputs)
+        return sum(heads * size * kind.itemsize for (heads, size), kind in sizes)
+
+    def _type(self, name: str) -> np.dtype[Any]:
+        found: np.dtype[Any] = element_type(self.inputs[name].type).numpy()
+        return found
 
     def _image_shape(self) -> tuple[int, ...]:
         shape = self.inputs["pixel_values"].shape[1:]

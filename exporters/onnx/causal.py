@@ -23,16 +23,19 @@ from exporters.onnx.options import (
     PAST,
     SEQUENCE,
     TOTAL,
-    OnnxOptions,
     OnnxPackage,
+    cast,
     input_names,
     past_names,
+    precision_of,
     present_names,
 )
 from exporters.onnx.package import finish, write_companions
 from exporters.onnx.session import open_checked
 from exporters.onnx.torch_route import Tracing, trace_to_onnx
 from exporters.onnx.verify.causal import verify_onnx
+from exporters.onnx.windows import SLIDING, WindowMasks, masks_by_type, position_masks, window_of
+from exporters.options import OnnxOptions
 from passes.errors import UnsupportedModelError
 from passes.models import Parity
 
@@ -49,6 +52,8 @@ class FlatCache(nn.Module):
         super().__init__()
         self.model = model
         self.positions = positions
+        self.window = window_of(model)
+        self.by_type = self.window is not None and masks_by_type(model)
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *rest: torch.Tensor
@@ -56,10 +61,15 @@ class FlatCache(nn.Module):
         """Shapes as in ``onnx_decoder.build_decoder``; past and present hold key and value of each layer in turn."""
         more = {"position_ids": rest[0]} if self.positions else {}
         past = rest[1:] if self.positions else rest
+        mask = attention_mask if self.window is None else self._masks(attention_mask, input_ids.shape[1], self.window)
         output = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, past_key_values=fill_cache(past), use_cache=True, **more
+            input_ids=input_ids, attention_mask=mask, past_key_values=fill_cache(past), use_cache=True, **more
         )
         return (output.logits, *cache_tensors(output.past_key_values))
+
+    def _masks(self, mask: torch.Tensor, tokens: int, window: int) -> WindowMasks:
+        masks = position_masks(mask, tokens, window, self.model.dtype)
+        return masks if self.by_type else masks[SLIDING]
 
 
 def export_causal(
@@ -71,14 +81,15 @@ def export_causal(
     positions = takes_positions(model)
     path = folder / MODEL_FILE
     if road == "torch":
-        parameters = trace_decoder(options.cast(model), path, opset=options.opset, positions=positions)
+        parameters = trace_decoder(cast(options, model), path, opset=options.opset, positions=positions)
     else:
         parameters = _build(model, path, options)
+    precision_of(options).finish(path)
     write_companions(model, tokenizer, folder, options)
     generation = model.generation_config or GenerationConfig.from_model_config(copy.deepcopy(model.config))
     generation.save_pretrained(folder)
     graph = open_checked(path, input_names(layers, positions=positions), ["logits", *present_names(layers)])
-    parity = verify_onnx(model, graph, options.tolerance)
+    parity = verify_onnx(model, graph, precision_of(options).tolerance)
     no_genai, greedy = _genai_side(model, tokenizer, folder, options)
     return finish(
         folder,
@@ -130,7 +141,7 @@ def _road(model: PreTrainedModel, options: OnnxOptions) -> Route:
 
 
 def _build(model: PreTrainedModel, path: Path, options: OnnxOptions) -> int:
-    graph = GraphBuilder(options.torch_dtype)
+    graph = GraphBuilder(precision_of(options))
     decoder = build_decoder(model, graph)
     return graph.save(path, decoder.inputs, decoder.outputs, opset=options.opset, data_file=DATA_FILE)
 

@@ -15,26 +15,30 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from exporters.onnx.graph import GraphBuilder
 from exporters.onnx.options import BATCH, PAST, SEQUENCE, TOTAL
+from passes.families import FAMILIES
 
-BUILDER_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose frequencies do not depend on the length of the input."""
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
-MASKED = {torch.float32: -1e30, torch.float16: -3e4}
-"""Finite, so that a row whose keys are all masked (padding) stays finite and cannot spread NaN through the cache."""
+
+
+def has_builder(config: PreTrainedConfig) -> bool:
+    """Whether the configuration is of such a type."""
+    family = FAMILIES.get(config.model_type)
+    return family is not None and family.onnx_builder
 
 
 def why_not_builder(model: PreTrainedModel) -> str | None:
     """None if ``build_decoder`` knows this model's structure, else the reason why it does not."""
     config = model.config
-    if config.model_type not in BUILDER_FAMILIES:
-        return f"family {config.model_type!r} is not one of {', '.join(BUILDER_FAMILIES)}"
+    if not has_builder(config):
+        return f"no graph builder is known to fit the model type {config.model_type!r}"
     if config.hidden_act not in ("silu", "swish"):
         return f"activation {config.hidden_act!r} is not SiLU"
     rope_type = getattr(model.model.rotary_emb, "rope_type", None)
@@ -114,11 +118,12 @@ def kv_heads(attention: Any) -> int:
 
 
 def _window(layer: Any, model: PreTrainedModel) -> int | None:
-    """The sliding window of a layer in tokens (Mistral keeps it in the config, Qwen in the attention module)."""
+    """The sliding window of a layer in tokens: the attention module says it, or an entry of the configuration."""
     if hasattr(layer.self_attn, "sliding_window"):
         window = layer.self_attn.sliding_window
     else:
-        window = getattr(model.config, "sliding_window", None) if model.config.model_type == "mistral" else None
+        entry = FAMILIES[model.config.model_type].window
+        window = getattr(model.config, entry) if entry is not None else None
     return None if window is None else int(window)
 
 
@@ -134,13 +139,16 @@ def _scaled(graph: GraphBuilder, values: ir.Value, rotary: Any) -> ir.Value:
     if rotary.attention_scaling != 1.0:
         scale = graph.constant("rotary_scaling", np.array(rotary.attention_scaling, np.float32))
         values = graph.op("Mul", values, scale)
-    return values if graph.dtype == torch.float32 else graph.op("Cast", values, to=graph.float_type.value)
+    return values if graph.float_type == ir.DataType.FLOAT else graph.op("Cast", values, to=graph.float_type.value)
 
 
 def _masks(
     graph: GraphBuilder, ids: ir.Value, mask: ir.Value, windows: Sequence[int | None]
 ) -> dict[int | None, ir.Value]:
-    """Additive masks (batch, 1, sequence, total), one for each different window: causal, and nothing reads padding."""
+    """Additive masks (batch, 1, sequence, total), one for each different window: causal, and nothing reads padding.
+
+    Windows count positions, not slots (``exporters.onnx.windows``).
+    """
     total, sequence = graph.op("Shape", mask, start=1, end=2), graph.op("Shape", ids, start=1, end=2)
     keys = graph.op("Range", graph.scalar(0), graph.op("Squeeze", total), graph.scalar(1))
     past = graph.op("Sub", total, sequence)
@@ -148,12 +156,15 @@ def _masks(
     queries = graph.op("Unsqueeze", rows, graph.ints(1))
     real = graph.op("Unsqueeze", graph.op("Cast", mask, to=ir.DataType.BOOL.value), graph.ints(1, 2))
     causal = graph.op("And", graph.op("LessOrEqual", keys, queries), real)
-    zero, masked = graph.floats("float_zero", 0.0), graph.floats("float_masked", MASKED[graph.dtype])
+    zero, masked = graph.floats("float_zero", 0.0), graph.floats("float_masked", graph.masked)
     masks = {}
     for window in dict.fromkeys(windows):
         allowed = causal
         if window is not None:
-            near = graph.op("Greater", keys, graph.op("Sub", queries, graph.scalar(window)))
+            positions = graph.op("CumSum", mask, graph.scalar(1))
+            own = graph.op("Slice", positions, past, total, graph.ints(1))
+            first = graph.op("Sub", graph.op("Unsqueeze", own, graph.ints(1, 3)), graph.scalar(window))
+            near = graph.op("Greater", graph.op("Unsqueeze", positions, graph.ints(1, 2)), first)
             allowed = graph.op("And", causal, near)
         masks[window] = graph.op("Where", allowed, zero, masked)
     return masks

@@ -10,11 +10,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from exporters.hf import Processor
 from exporters.onnx.causal import export_causal
-from exporters.onnx.options import GraphKind, OnnxOptions, OnnxPackage
+from exporters.onnx.options import GraphKind, OnnxPackage
 from exporters.onnx.package import clear
 from exporters.onnx.seq2seq import export_seq2seq
 from exporters.onnx.single import export_single
 from exporters.onnx.verify.probes import vocabulary
+from exporters.options import OnnxOptions
 from passes.errors import TokenizerError, UnsupportedModelError
 from passes.models import Task, task_of
 
@@ -62,6 +63,15 @@ def kind_of(model: PreTrainedModel) -> GraphKind:
 def needs_tokenizer(model: PreTrainedModel) -> bool:
     """Whether ``export_onnx`` refuses the model without its tokenizer."""
     return kind_of(model) == "decoder"
+
+
+def check_tokenizer(model: PreTrainedModel, processor: Processor | None) -> None:
+    """Raise ``TokenizerError`` if the model's package needs a tokenizer, and the processor is none."""
+    if needs_tokenizer(model) and not isinstance(processor, PreTrainedTokenizerBase):
+        raise TokenizerError(
+            "an ONNX package needs the tokenizer, and none was found beside the model: "
+            'pass tokenizer=... to compress, or leave ONNX out (export=["hf"], --no-onnx)'
+        )
 
 
 def fp32_reference(model: PreTrainedModel) -> PreTrainedModel:

@@ -17,16 +17,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from exporters.files import MODEL_FILE
 from exporters.onnx.cache import flat_shapes, takes_positions
 from exporters.onnx.greedy import greedy_gap, require_greedy, torch_greedy
-from exporters.onnx.options import OnnxOptions
+from exporters.onnx.options import precision_of
 from exporters.onnx.verify.probes import position_limit, probe_ids, vocabulary
+from exporters.options import OnnxOptions
 from passes.errors import LpcError
+from passes.families import FAMILIES
 from passes.models import Parity
 
 logger = logging.getLogger(__name__)
 
 GENAI_CONFIG = "genai_config.json"
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi", "phi3", "olmo", "smollm3", "granite")
-"""Types named alike in transformers and in GenAI's ``model_type.h``; any other is GenAI's generic ``decoder``."""
+GENERIC = "decoder"
+"""GenAI's type for any decoder that it has no name for."""
 
 DEFAULT_CONTEXT = 2048
 PROMPT_TOKENS = 8
@@ -47,7 +49,7 @@ def genai_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     Sizes are those of the model's cache and embedding (of the first layer, where layers differ; GenAI reads each
     layer's own from the graph). Only a model whose logits depend on positions has the input ``position_ids``.
     """
-    config, shapes = model.config, flat_shapes(model)
+    family, shapes = FAMILIES.get(model.config.model_type), flat_shapes(model)
     kv_heads, head_size = shapes[0]
     inputs = {"input_ids": "input_ids", "attention_mask": "attention_mask"}
     if takes_positions(model):
@@ -72,7 +74,7 @@ def genai_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
         },
     }
     head = {
-        "type": config.model_type if config.model_type in MODEL_TYPES else "decoder",
+        "type": (family.genai if family else None) or GENERIC,
         **_special_tokens(model, tokenizer),
         "context_length": context_length(model),
         "vocab_size": vocabulary(model),
@@ -151,7 +153,7 @@ def verify_greedy(model: PreTrainedModel, folder: Path, options: OnnxOptions) ->
     ]
     answers = _genai_answers(folder, prompts, new)  # after torch is done: GenAI's idle threads spin
     gaps = [greedy_gap(each, got) for each, got in zip(references, answers, strict=True)]
-    parity = require_greedy("genai greedy tokens", "GenAI's", gaps, options.torch_dtype)
+    parity = require_greedy("genai greedy tokens", "GenAI's", gaps, precision_of(options).tie)
     if parity.value > 0:
         logger.warning("GenAI chose another token than torch, at a tie: %s", parity)
     return parity

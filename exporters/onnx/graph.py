@@ -11,7 +11,8 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-IR_DTYPES = {torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16, torch.int64: ir.DataType.INT64}
+from exporters.onnx.precision import FLOAT32, Precision
+
 IR_VERSION = 11
 EXTERNAL_FROM_BYTES = 1024
 
@@ -19,13 +20,12 @@ EXTERNAL_FROM_BYTES = 1024
 class GraphBuilder:
     """Collects the nodes and initializers of one graph.
 
-    ``dtype`` is the torch dtype that every weight is converted to. Weights are read from their torch tensors only
+    Every weight is converted to the float type of ``precision``. Weights are read from their torch tensors only
     while the file is written, one at a time, so that building a graph needs no second copy of the model.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self.float_type = IR_DTYPES[dtype]
+    def __init__(self, precision: Precision = FLOAT32) -> None:
+        self.dtype, self.float_type, self.masked = precision.torch_dtype, precision.float_type, precision.masked
         self.nodes: list[ir.Node] = []
         self.initializers: dict[str, ir.Value] = {}
 

@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from passes.errors import PostconditionError
-from passes.models import Parity, rounding_tolerance
+from passes.models import Parity
 
 
 @torch.no_grad()
@@ -64,10 +64,10 @@ def greedy_gap(reference: Any, got: Sequence[int]) -> float:
     return 0.0
 
 
-def require_greedy(name: str, engine: str, gaps: Sequence[float], dtype: torch.dtype) -> Parity:
-    """The worst gap as a parity: a tie within rounding passes, anything else raises ``PostconditionError``."""
+def require_greedy(name: str, engine: str, gaps: Sequence[float], tie: float) -> Parity:
+    """The worst gap as a parity: one up to ``tie`` passes, anything else raises ``PostconditionError``."""
     worst = max(range(len(gaps)), key=gaps.__getitem__)
-    parity = Parity(name, gaps[worst], rounding_tolerance(dtype))
+    parity = Parity(name, gaps[worst], tie)
     if not parity.holds:
         message = f"export: {engine} tokens differ from generate's on probe prompt {worst}, and not by a tie: {parity}"
         raise PostconditionError(message)

@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 import torch
 
+from exporters.onnx.precision import torch_type
 from passes.errors import PostconditionError, UnsupportedModelError
 
 
@@ -28,7 +29,7 @@ class OnnxModel:
         self.inputs: list[Any] = self.session.get_inputs()
         self.outputs: list[Any] = self.session.get_outputs()
         self.shapes: dict[str, list[int | str]] = {each.name: each.shape for each in (*self.inputs, *self.outputs)}
-        self._halves = {each.name for each in self.inputs if "float16" in each.type}
+        self._types = {each.name: torch_type(each.type) for each in self.inputs}
 
     def __call__(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """All outputs by name."""
@@ -43,11 +44,11 @@ class OnnxModel:
 
     def bytes_per_token(self, names: Sequence[str]) -> int:
         """Bytes that one token of one sequence takes in the caches of these names."""
-        sizes = {name: 2 if name in self._halves else 4 for name in names}
+        sizes = {name: self._types[name].itemsize for name in names}
         return sum(int(self.shapes[name][1]) * int(self.shapes[name][3]) * size for name, size in sizes.items())
 
     def _array(self, name: str, tensor: torch.Tensor) -> Any:
-        return (tensor.half() if name in self._halves else tensor).numpy()
+        return (tensor.to(self._types[name]) if tensor.is_floating_point() else tensor).numpy()
 
 
 def open_checked(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> OnnxModel:

@@ -12,6 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from onnx_ir.tensor_adapters import from_torch_dtype
 from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -21,7 +22,6 @@ from exporters.onnx.cache import RUN_ERRORS
 from exporters.onnx.experts import traceable_experts
 from passes.errors import UnsupportedModelError
 
-FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 WIDENED = ("Add", "Div", "Mul", "Pow", "Sub")
 """Arithmetic that onnxruntime cannot do in bfloat16 on CPU."""
 
@@ -67,8 +67,9 @@ def trace_to_onnx(model: PreTrainedModel, wrapper: nn.Module, tracing: Tracing, 
         node.metadata_props.clear()  # stack traces with the paths of this machine
     _widen_bfloat16(program.model.graph)
     program.save(str(path), external_data=True)
+    floats = {ir.DataType.FLOAT, from_torch_dtype(next(model.parameters()).dtype)}
     weights = program.model.graph.initializers.values()
-    return sum(math.prod(int(size) for size in each.shape or ()) for each in weights if each.dtype in FLOATS)
+    return sum(math.prod(int(size) for size in each.shape or ()) for each in weights if each.dtype in floats)
 
 
 @contextmanager

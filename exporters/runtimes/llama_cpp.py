@@ -1,25 +1,15 @@
-"""llama.cpp, by its sources of mid-2026: what its converter writes into GGUF, and what its loader and quantiser ask."""
+"""llama.cpp, by its sources of mid-2026: what its converter writes into GGUF, and what its loader and quantiser ask.
+
+Whether the converter has a type (its TEXT_MODEL_MAP lists the class), and whether the loader takes query and output
+weights n_embd_head_k * n_head wide (reads ``head_dim``) or n_embd wide (derives it), is said by the type's ``Family``.
+"""
 
 from __future__ import annotations
 
 from exporters.runtimes.shape import Shape
 from exporters.runtimes.verdict import Check, Evidence, Runtime, Verdict
+from passes.families import HeadDim
 from passes.models import Task
-
-CONVERTED = frozenset(
-    f"{name}ForCausalLM"
-    for name in (
-        *("Bloom", "Cohere", "Falcon", "Gemma", "Gemma2", "Gemma3", "GPTNeoX", "Granite", "Llama", "Mistral"),
-        *("Mixtral", "Olmo2", "Phi", "Phi3", "Qwen2", "Qwen3", "Qwen3Moe", "SmolLM3", "StableLm", "Starcoder2"),
-    )
-) | {"GPT2LMHeadModel"}
-"""Causal language models that lpc knows and TEXT_MODEL_MAP lists; GPT-J and OPT are not there."""
-
-READS_HEAD_DIM = frozenset({"llama", "mistral", "mixtral", "qwen3", "gemma", "gemma2", "granite"})
-"""Types whose loader was read: query and output weights are n_embd_head_k * n_head wide."""
-
-DERIVES_HEAD_DIM = frozenset({"qwen2", "phi3", "olmo2", "starcoder2"})
-"""Types whose loader was read: query and output weights are n_embd wide."""
 
 GEMMA2_LAYERS_OF_27B = 46
 BLOCK, SUPER_BLOCK = 32, 256
@@ -38,13 +28,17 @@ def _per_layer(shape: Shape, evidence: Evidence) -> str | None:
 
 
 def _not_converted(shape: Shape, evidence: Evidence) -> str | None:
-    if shape.model_class not in CONVERTED:
+    if shape.family.llama_cpp is None:
         return f"the converter knows no {shape.model_class}"
     return shape.not_stock
 
 
+def _head_dim(shape: Shape) -> HeadDim | None:
+    return shape.family.llama_cpp.head_dim if shape.family.llama_cpp is not None else None
+
+
 def _derives(shape: Shape, evidence: Evidence) -> str | None:
-    if shape.square or shape.model_type not in DERIVES_HEAD_DIM:
+    if shape.square or _head_dim(shape) is not HeadDim.DERIVED:
         return None
     return (
         f"the {shape.model_type} loader wants query weights as wide as the hidden size {shape.hidden_size}, "
@@ -53,7 +47,7 @@ def _derives(shape: Shape, evidence: Evidence) -> str | None:
 
 
 def _unread(shape: Shape, evidence: Evidence) -> str | None:
-    if shape.square or shape.model_type in READS_HEAD_DIM:
+    if shape.square or _head_dim(shape) is HeadDim.READ:
         return None
     return f"heads x head_dim is not the hidden size, and whether the {shape.model_type} loader reads head_dim is open"
 

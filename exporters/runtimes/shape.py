@@ -13,10 +13,12 @@ from transformers.pytorch_utils import Conv1D
 
 from exporters.hf import needs_modelling_file
 from passes.errors import LpcError, UnsupportedModelError
-from passes.families import FAMILIES, AttentionBlock, AttentionLayout
+from passes.families import FAMILIES, AttentionBlock, Family
 from passes.models import AUTO_CLASSES, Task, task_of, twin_of, vendor
 
 LAYER = re.compile(r"\.(\d+)\.")
+
+UNDESCRIBED = Family(attentions=())
 
 Shapes = dict[str, tuple[int, ...]]
 """The shape of each parameter, by name."""
@@ -51,6 +53,11 @@ class Shape:
     head_dims: tuple[int, ...]
     rows: tuple[int, ...]
     attention_scalar: float | None
+
+    @property
+    def family(self) -> Family:
+        """What lpc knows of the model type: nothing, where it is not described."""
+        return FAMILIES.get(self.model_type, UNDESCRIBED)
 
     @property
     def uniform(self) -> bool:
@@ -96,16 +103,12 @@ class Shape:
         )
 
 
-def _layouts(model: PreTrainedModel) -> tuple[AttentionLayout, ...]:
-    family = FAMILIES.get(model.config.model_type)
-    return family.attentions if family else ()
-
-
 def _attention(model: PreTrainedModel) -> tuple[list[AttentionBlock], tuple[str, ...]]:
     """The attention blocks that are left, and the paths of those that are not (or not whole)."""
     found, gone = list[AttentionBlock](), list[str]()
+    layouts = FAMILIES.get(model.config.model_type, UNDESCRIBED).attentions
     for path, module in model.named_modules():
-        for layout in _layouts(model):
+        for layout in layouts:
             if not layout.matches(path):
                 continue
             if any(not parameter.numel() for parameter in module.parameters()):

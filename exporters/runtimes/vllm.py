@@ -1,41 +1,25 @@
 """vLLM, by its documents and sources of 0.9 to 0.32: what its own classes and its Transformers backend ask of a model.
 
-The lists hold only classes that lpc knows. A non-square model is one whose heads x head_dim is not the hidden size.
+Which types it has, by its own class or by its Transformers backend (which builds transformers' own, so reads
+``head_dim``), is said by the type's ``Family``; so is what its own class does with ``head_dim``:
+
+- read: Llama (and Mistral and Phi-3, which are Llama's class), Granite, Mixtral, Gemma and Qwen3 by their source;
+  Gemma 2, Gemma 3 and Qwen3-MoE because vLLM's page lists released non-square checkpoints of them (Gemma-2-9B,
+  Gemma-3-1B, Qwen3-30B-A3B).
+- derived: Qwen2, Cohere and Phi set ``head_dim = hidden_size // num_heads`` in their source (Qwen2's of 0.11, older
+  ones of the others; newer ones may read it).
+
+A non-square model is one whose heads x head_dim is not the hidden size.
 """
 
 from __future__ import annotations
 
 from exporters.runtimes.shape import Shape
 from exporters.runtimes.verdict import Check, Evidence, Runtime, Verdict
+from passes.families import HeadDim
 from passes.models import Task
 
 MODELS_PAGE = "vllm-project/vllm docs/models/supported_models.md"
-
-NATIVE = frozenset(
-    f"{name}ForCausalLM"
-    for name in (
-        *("Bloom", "Cohere", "Falcon", "Gemma", "Gemma2", "Gemma3", "GPTJ", "GPTNeoX", "Granite", "Llama", "Mistral"),
-        *("Mixtral", "OPT", "Phi", "Phi3", "Qwen2", "Qwen3", "Qwen3Moe", "StableLm"),
-    )
-) | {"GPT2LMHeadModel"}
-"""Classes that vLLM has an implementation of."""
-
-BY_TRANSFORMERS = frozenset({"Olmo2ForCausalLM", "SmolLM3ForCausalLM", "Starcoder2ForCausalLM"})
-"""Classes that vLLM's page lists as run by its Transformers backend, which builds transformers' own class."""
-
-READS_HEAD_DIM = frozenset(
-    f"{name}ForCausalLM"
-    for name in (
-        *("Llama", "Mistral", "Phi3", "Granite", "Mixtral", "Gemma", "Qwen3"),
-        *("Gemma2", "Gemma3", "Qwen3Moe"),
-    )
-)
-"""Implementations that read ``head_dim``. The first seven by their source (Mistral and Phi-3 are Llama's class); the
-last three because vLLM's page lists released non-square checkpoints of them: Gemma-2-9B, Gemma-3-1B, Qwen3-30B-A3B."""
-
-DERIVES_HEAD_DIM = frozenset({"Qwen2ForCausalLM", "CohereForCausalLM", "PhiForCausalLM"})
-"""Implementations whose source sets ``head_dim = hidden_size // num_heads`` (Qwen2's of 0.11, older ones of the others;
-newer ones may read it)."""
 
 FLASH_LARGEST, FLASH_MULTIPLE = 256, 8
 GPUS = (1, 2, 4, 8, 16)
@@ -75,12 +59,19 @@ def _needs_file(shape: Shape, evidence: Evidence) -> str | None:
 
 
 def _unlisted(shape: Shape, evidence: Evidence) -> str | None:
-    listed = shape.model_class in NATIVE | BY_TRANSFORMERS
-    return None if listed else f"{shape.model_class} is not on vLLM's list; its Transformers backend may take it"
+    return (
+        None
+        if shape.family.vllm is not None
+        else f"{shape.model_class} is not on vLLM's list; its Transformers backend may take it"
+    )
+
+
+def _head_dim(shape: Shape) -> HeadDim | None:
+    return shape.family.vllm.head_dim if shape.family.vllm is not None else None
 
 
 def _derives(shape: Shape, evidence: Evidence) -> str | None:
-    if shape.square or shape.model_class not in DERIVES_HEAD_DIM:
+    if shape.square or _head_dim(shape) is not HeadDim.DERIVED:
         return None
     return (
         f"vLLM's own class takes heads of hidden_size // heads = {shape.hidden_size // shape.heads[0]} values, the "
@@ -89,7 +80,7 @@ def _derives(shape: Shape, evidence: Evidence) -> str | None:
 
 
 def _unread(shape: Shape, evidence: Evidence) -> str | None:
-    if shape.square or shape.model_class in READS_HEAD_DIM | BY_TRANSFORMERS:
+    if shape.square or _head_dim(shape) is HeadDim.READ:
         return None
     return "heads x head_dim is not the hidden size, and whether vLLM's own class reads head_dim was not looked up"
 
@@ -101,7 +92,8 @@ def _head_size(shape: Shape, evidence: Evidence) -> str | None:
 
 
 def _vllm(shape: Shape, evidence: Evidence) -> Verdict:
-    how = "by its own class" if shape.model_class in NATIVE else "by its Transformers backend"
+    own = shape.family.vllm is not None and shape.family.vllm.own
+    how = "by its own class" if own else "by its Transformers backend"
     sizes = ", ".join(map(str, tensor_parallel(shape)))
     return Verdict(
         target=VLLM.name,

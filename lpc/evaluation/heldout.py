@@ -116,8 +116,10 @@ def _score_onnx(folder: Path, data: RowsLike, batch_size: int) -> Score:
 
 
 def _image_dtype(session: Any) -> torch.dtype:
+    from exporters.onnx import torch_type
+
     types = {each.name: each.type for each in session.get_inputs()}
-    return torch.float16 if types.get("pixel_values") == "tensor(float16)" else torch.float32
+    return torch_type(types["pixel_values"]) if "pixel_values" in types else torch.float32
 
 
 def _check_inputs(folder: Path, task: Task, wanted: Iterable[str], batch: Row) -> None:

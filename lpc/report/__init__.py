@@ -3,8 +3,8 @@
 from lpc.report.curve import Panel, Point, draw
 from lpc.report.manifest import complete, record, write_manifest
 from lpc.report.report import (
+    BeforeAfter,
     HeldOut,
-    Measure,
     Merging,
     PredictedLatency,
     Report,
@@ -18,8 +18,8 @@ from lpc.report.report import (
 from lpc.report.untouched import untouched
 
 __all__ = [
+    "BeforeAfter",
     "HeldOut",
-    "Measure",
     "Merging",
     "Panel",
     "Point",

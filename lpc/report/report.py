@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lpc.evaluation import evaluation_rows
+from lpc.report.costs import Limited, label_of, limited, shown
 from lpc.report.untouched import untouched
 from passes.graph import Cost, Plan, PruningGraph
 from passes.pipeline import PassEntry, PassRecord, RunContext, plain
@@ -26,7 +27,7 @@ class Widths:
 
 
 @dataclass(frozen=True)
-class Measure:
+class BeforeAfter:
     """One measure on held-out data.
 
     ``removed``: the units gone and nothing healed (None if the model came with an adapter of its own).
@@ -55,7 +56,7 @@ class HeldOut:
     weights of fewer digits than its own.
     """
 
-    measures: Mapping[str, Measure]
+    measures: Mapping[str, BeforeAfter]
     rows: int
     labels: int
     context_length: int | None = None
@@ -76,7 +77,8 @@ class PredictedLatency:
 class Report:
     """What was done to which model, what it cost, and, of a saved one, where it runs (``compatibility``).
 
-    ``latency`` is there if the budget limited it; ``notes`` say what was done to the source before anything else.
+    ``latency`` is there if the budget limited it. ``others``: what the dense and the pruned model cost in measures that
+    the budget limited and ``Cost`` does not have. ``notes`` say what was done to the source before anything else.
     ``passes`` are the records of those that ran, ``pipeline`` the passes as they were built, ``run`` what they shared.
     """
 
@@ -93,6 +95,7 @@ class Report:
     passes: tuple[PassRecord, ...]
     compatibility: tuple[Verdict, ...] = ()
     latency: PredictedLatency | None = None
+    others: tuple[Limited, ...] = ()
     run: RunContext | None = None
     pipeline: tuple[PassEntry, ...] = ()
     notes: tuple[str, ...] = ()
@@ -121,6 +124,7 @@ class Report:
             untouched=untouched(graph),
             heldout=heldout,
             passes=passes,
+            others=tuple(limited(graph, plan)),
             notes=notes,
         )
 
@@ -139,7 +143,10 @@ class Report:
             "layout": self.layout,
             "notes": list(self.notes),
             "ratio": {"asked": self.asked_ratio, "achieved": self.achieved_ratio},
-            "cost": {"dense": plain(self.dense), "pruned": plain(self.pruned)},
+            "cost": {
+                "dense": plain(self.dense) | {each.measure: each.dense for each in self.others},
+                "pruned": plain(self.pruned) | {each.measure: each.pruned for each in self.others},
+            },
             "latency": plain(self.latency),
             "widths": {name: plain(widths) for name, widths in self.widths.items()},
             "untouched": dict(self.untouched),
@@ -222,16 +229,9 @@ def _headline(manifest: Mapping[str, Any]) -> str:
 
 def _asked(measure: str, amount: float | int | str) -> str:
     """One limit of a budget, for people."""
-    name = COST_LABELS.get(measure, measure).partition(" (")[0]
+    name = label_of(measure).partition(" (")[0]
     return f"at most {amount:.1%} of the {name}" if isinstance(amount, float) else f"at most {amount} {name}"
 
-
-COST_LABELS = {
-    "parameters": "parameters",
-    "macs": "MACs a token (linear layers)",
-    "weight_bytes": "weight bytes",
-    "kv_cache_bytes": "KV-cache bytes a token",
-}
 
 WORDS = {"kv": "KV", "mlp": "MLP"}
 
@@ -240,8 +240,8 @@ def size_rows(manifest: Mapping[str, Any]) -> list[list[str]]:
     """Rows of label, dense, pruned and ratio, for the table of sizes; costs that a model does not have are left out."""
     dense, pruned = manifest["cost"]["dense"], manifest["cost"]["pruned"]
     rows = [
-        [label, f"{dense[key]:,}", f"{pruned[key]:,}", f"{pruned[key] / dense[key]:.3f}"]
-        for key, label in COST_LABELS.items()
+        [label_of(key), shown(dense[key]), shown(pruned[key]), f"{pruned[key] / dense[key]:.3f}"]
+        for key in dense
         if dense[key]
     ]
     return [*rows, *_latency_rows(manifest), *(_width_row(name, each) for name, each in manifest["widths"].items())]

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from passes.budget.budget import Limit
 from passes.budget.bundles import Bundle, by_dimension
 from passes.budget.meter import Meter
 from passes.graph import PruningGraph
+from passes.options import Limit
 
 Array = NDArray[np.float64]
 
@@ -105,25 +105,10 @@ class LayerAllocation:
 
     def _set_savings(self, index: int) -> None:
         """Fill in what going from the dense count to each allowed count saves, the other bundles being as now."""
-        bundle = self.bundles[index]
-        for row, limit in enumerate(self.limits):
-            if limit.measure == "latency":
-                seconds = np.array([self._seconds(bundle, count) for count in bundle.counts])
-                saved = seconds[-1] - seconds
-            else:
-                saved = self._unit_cost(index, limit) * (bundle.size - np.array(bundle.counts))
-            self._savings[row, index] = _padded(saved, self._savings.shape[2])
-
-    def _unit_cost(self, index: int, limit: Limit) -> float:
-        """What one unit less in every dimension of the bundle saves: costs are linear in one bundle's count."""
         bundle, part, kept = self.bundles[index], self._parts[index], self._kept()
-        names = [dimension.name for dimension in bundle.dimensions]
-        both = [part.cost({**kept, **dict.fromkeys(names, count)}) for count in (bundle.size, bundle.size - 1)]
-        return float(getattr(both[0], limit.measure) - getattr(both[1], limit.measure))
-
-    def _seconds(self, bundle: Bundle, count: int) -> float:
-        assert self.meter.latency is not None
-        return sum(self.meter.latency.dimension_seconds(d.name, count) for d in bundle.dimensions)
+        for row, limit in enumerate(self.limits):
+            saved = self.meter.savings(limit.measure, bundle, part, kept)
+            self._savings[row, index] = _padded(saved, self._savings.shape[2])
 
     def _differences(self) -> tuple[Array, Array]:
         """What every count would gain in importance [bundles, counts] and save in cost [limits, ...] against now."""

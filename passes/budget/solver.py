@@ -9,16 +9,16 @@ from functools import cached_property
 import torch
 
 from passes.budget.allowed import allowed_counts, removable_units
-from passes.budget.budget import LatencyModel, Limit
 from passes.budget.bundles import Bundle, by_dimension, layer_bundles, reachable_counts, width_bundles
-from passes.budget.comparison import Comparison, comparable
+from passes.budget.comparison import comparable
 from passes.budget.depth import DepthSearch, most_gone, stay_without
-from passes.budget.meter import Meter
+from passes.budget.latency import LatencyModel
+from passes.budget.meter import Costs, Meter
 from passes.budget.per_layer import LayerAllocation
-from passes.budget.target import Layout, Target
 from passes.budget.uniform import UniformAllocation
 from passes.errors import OptionError, PlanError, UnreachableBudgetError, UnsupportedModelError
 from passes.graph import Kept, Masks, PruningGraph, count_of
+from passes.options import MEASURES, Comparison, Layout, Limit, Target
 
 Scores = Mapping[str, torch.Tensor]
 """The importance of each unit, [units] a dimension."""
@@ -37,9 +37,7 @@ class Solver:
     def of(cls, target: Target, graph: PruningGraph, latency: LatencyModel | None = None) -> Solver:
         """What finds masks for a model. Raises OptionError, UnsupportedModelError or UnreachableBudgetError."""
         meter, asked = Meter(graph, latency), target.wanted
-        if "latency" in asked.asked and latency is None:
-            raise OptionError("a budget of latency needs a latency model of this machine: give latency=...")
-        limits = asked.limits(meter.dense)
+        limits = asked.limits(meter.dense(tuple(asked.asked)))
         if target.ratio is not None:
             limits = tuple(Limit(each.measure, each.bound, f"ratio {target.ratio}") for each in limits)
         counts = allowed_counts(target, graph)
@@ -69,6 +67,11 @@ class Solver:
                 raise UnreachableBudgetError(self._out_of_reach(limit, least))
 
     @cached_property
+    def dense(self) -> Costs:
+        """What the dense model costs in the measures of the limits."""
+        return self.meter.dense([limit.measure for limit in self.limits])
+
+    @cached_property
     def removable(self) -> dict[str, tuple[int, ...]]:
         """The layers or blocks that may go, by the dimension's name."""
         return removable_units(self.target, self.meter.graph)
@@ -83,7 +86,7 @@ class Solver:
         return graph.complete({**widths, **depth})
 
     def _out_of_reach(self, limit: Limit, least: float) -> str:
-        graph, dense = self.meter.graph, self.meter.dense[limit.measure]
+        graph, dense = self.meter.graph, self.dense[limit.measure]
         counts = {bundle.dimensions[0].width: bundle.counts[0] for bundle in self.bundles}
         kept = f"{' and '.join(f'{count} {name}' for name, count in counts.items())} a layer"
         if self.target.layout is Layout.PER_LAYER or graph.depth:
@@ -93,8 +96,9 @@ class Solver:
             reach = f"The largest reachable ratio is {floor_ratio(1 - least / dense):.4f}"
         else:
             reach = f"Reachable are fractions from {-floor_ratio(-least / dense):.4f} to 1"
-        left = show(limit.measure, least).partition(" ")[0]
-        return f"{limit} is out of reach: with {kept} {left} of {show(limit.measure, dense)} remain. {reach}{reasons}"
+        shown = MEASURES[limit.measure].shown
+        left = shown(least).partition(" ")[0]
+        return f"{limit} is out of reach: with {kept} {left} of {shown(dense)} remain. {reach}{reasons}"
 
     @cached_property
     def uniform_counts(self) -> dict[str, int]:
@@ -135,8 +139,7 @@ class Solver:
         return {**meter.base, **kept}, share_kept(ranked, kept)
 
     def _limits_at(self, share: float) -> tuple[Limit, ...]:
-        dense = self.meter.dense
-        over = {limit.measure: max(0.0, dense[limit.measure] - limit.bound) for limit in self.limits}
+        over = {limit.measure: max(0.0, self.dense[limit.measure] - limit.bound) for limit in self.limits}
         return tuple(
             Limit(limit.measure, limit.bound + (1 - share) * over[limit.measure], limit.asked) for limit in self.limits
         )
@@ -150,9 +153,9 @@ class Solver:
         for limit in self.limits:
             actual = self.meter.measure(limit.measure, kept)
             if actual > limit.bound * (1 + 1e-9):
+                shown = MEASURES[limit.measure].shown
                 raise PlanError(
-                    f"the masks do not meet the target {limit}: {show(limit.measure, actual)} are left, "
-                    f"{show(limit.measure, limit.bound)} allowed"
+                    f"the masks do not meet the target {limit}: {shown(actual)} are left, {shown(limit.bound)} allowed"
                 )
         for bundle in present(self.bundles, self.meter.graph.complete(kept)):
             for dimension in bundle.dimensions:
@@ -203,13 +206,6 @@ def _still_on(bundle: Bundle, among: Masks) -> Bundle:
     most = min(int(among[dimension.name].sum()) for dimension in bundle.dimensions)
     counts = tuple(count for count in bundle.counts if count < most)
     return Bundle(bundle.name, bundle.kind, bundle.dimensions, (*counts, most))
-
-
-def show(measure: str, amount: float) -> str:
-    """An amount of a measure, for people."""
-    if measure == "latency":
-        return f"{amount * 1e3:.3f} ms"
-    return f"{amount:,.0f} {measure.replace('_', ' ')}"
 
 
 def largest_ratio(graph: PruningGraph, multiple: int | None = None) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 from passes.criteria.base import AnyModel, Criterion, Needs, Stateless
 from passes.criteria.fisher import Fisher
 from passes.criteria.flap import Flap
-from passes.criteria.importance import ImportanceOptions
 from passes.criteria.loraprune import AUTHORS_CODE, LoRAPrune
 from passes.criteria.magnitude import Magnitude
 from passes.criteria.mask_fisher import MaskFisher
@@ -22,9 +21,8 @@ from passes.criteria.taylor import Taylor
 from passes.criteria.wanda import Wanda
 from passes.errors import OptionError, UnsupportedModelError
 from passes.graph import Dimension, Kind, PruningGraph
-
-AUTO = "auto"
-"""The name that stands for the criterion that was measured best (docs/quality.md), of those that rank a model."""
+from passes.options import CRITERION_NAMES, ImportanceOptions
+from passes.registry import Registry
 
 CriterionFactory = Callable[[PruningGraph, ImportanceOptions, int], Criterion]
 """Makes a criterion for a graph, from the options and a seed."""
@@ -43,12 +41,14 @@ class CriterionEntry:
     each step, and ranks on calibration data before the first, unless a schedule says otherwise. ``held``: the bytes of
     statistics that it holds to rank a dimension; it ranks each dimension by itself. None where that is not much.
     ``additive``: what it sees are sums over tokens, so that it does not matter which of them share a pass.
+
+    Raises OptionError where ``needs`` is unknown, or ``reads`` or ``fixed`` names no field of ``ImportanceOptions``.
     """
 
     name: str
     description: str
     factory: CriterionFactory
-    needs: Needs
+    needs: Needs | str
     reads: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     revival: bool = True
@@ -57,19 +57,27 @@ class CriterionEntry:
     held: Callable[[PruningGraph, Dimension], int] | None = None
     additive: bool = False
 
+    def __post_init__(self) -> None:
+        if self.needs not in list(Needs):
+            raise OptionError(f"needs {self.needs!r} of the criterion {self.name!r}: choose one of {', '.join(Needs)}")
+        object.__setattr__(self, "needs", Needs(self.needs))
+        options = [each.name for each in fields(ImportanceOptions)]
+        odd = next((name for name in (*self.reads, *self.fixed) if name not in options), None)
+        if odd is not None:
+            raise OptionError(f"the criterion {self.name!r} names the option {odd!r}: there are {', '.join(options)}")
+
     def settle(self, options: ImportanceOptions) -> ImportanceOptions:
         """The options with what the criterion sets itself."""
         return replace(options, **self.fixed)
 
 
-_REGISTERED: dict[str, CriterionEntry] = {}
-
-CRITERIA: Mapping[str, CriterionEntry] = MappingProxyType(_REGISTERED)
-"""All criteria by name; grows with ``register_criterion``."""
+CRITERIA = Registry("criterion", CriterionEntry, "lpc.criteria", name_of=lambda entry: entry.name)
+"""All criteria by name; grows with ``register_criterion``, and by packages' entry points ``lpc.criteria``."""
+CRITERION_NAMES.attach(CRITERIA)
 
 
 def _add(name: str, needs: Needs, factory: CriterionFactory, description: str, **more: Any) -> None:
-    _REGISTERED[name] = CriterionEntry(name=name, description=description, factory=factory, needs=needs, **more)
+    CRITERIA.add(name, CriterionEntry(name=name, description=description, factory=factory, needs=needs, **more))
 
 
 _add(
@@ -182,40 +190,47 @@ class OwnScores(Stateless):
         return True
 
 
-def register_criterion(
+def criterion(
     name: str,
     factory: CriterionFactory | None = None,
     *,
     function: ScoreFunction | None = None,
     description: str | None = None,
     needs: Needs | str = Needs.WEIGHTS,
-) -> None:
-    """Make a criterion of your own available by name: in ``TuneOptions.criterion``, and wherever lpc names criteria.
+    **facts: Any,
+) -> CriterionEntry:
+    """An entry of your own: for ``register_criterion``, or for a package's entry point ``lpc.criteria``.
 
     Give either a ``function(model, graph)`` that returns the scores, or a ``factory(graph, options, seed)`` that makes
     a ``Criterion`` with a state. ``needs`` says what must have run before it is asked: ``weights``, ``activations``,
-    ``gradients`` or ``adapter``. ``description``: one line (default: the first of the docstring).
+    ``gradients`` or ``adapter``. ``description``: one line (default: the first of the docstring). ``facts`` are the
+    other fields of ``CriterionEntry``: ``reads``, ``fixed``, ``revival``, ``widths_only``, ``one_shot``, ``held``.
 
-    Raises OptionError if the name is taken or empty, if there is neither or both, or if ``needs`` is unknown.
+    Raises OptionError if there is neither factory nor function or both, or a fact is impossible.
     """
-    if not name or name in _REGISTERED:
-        raise OptionError(f"the criterion name {name!r} is {'taken already' if name else 'empty'}: give yours another")
     if (factory is None) == (function is None):
         raise OptionError(f"give the criterion {name!r} either a factory or a function")
-    if needs not in list(Needs):
-        raise OptionError(f"needs {needs!r} of the criterion {name!r}: choose one of {', '.join(Needs)}")
     first = ((factory or function).__doc__ or "").strip().partition("\n")[0]
     own = function
     made = factory if own is None else lambda graph, options, seed: OwnScores(name, own, graph)
     assert made is not None
-    _add(name, Needs(needs), made, description or first or "your own")
+    line = description or first or "your own"
+    return CriterionEntry(name=name, description=line, factory=made, needs=needs, **facts)
+
+
+def register_criterion(
+    name: str, factory: CriterionFactory | None = None, *, function: ScoreFunction | None = None, **more: Any
+) -> None:
+    """Make a criterion of your own available by name: in ``TuneOptions.criterion``, and wherever lpc names criteria.
+
+    The arguments are those of ``criterion``. Raises OptionError as it does, and if the name is taken or empty.
+    """
+    CRITERIA.add(name, criterion(name, factory, function=function, **more))
 
 
 def criterion_named(name: str) -> CriterionEntry:
-    """The entry of that name. Raises OptionError, listing the names, for an unknown one."""
-    if name not in CRITERIA:
-        raise OptionError(f"unknown criterion {name!r}: choose one of {', '.join(CRITERIA)}")
-    return CRITERIA[name]
+    """The entry of that name. Raises OptionError, listing the names, for an unknown one; PluginError."""
+    return CRITERIA.named(name)
 
 
 def make_criterion(name: str, graph: PruningGraph, importance: ImportanceOptions, seed: int) -> Criterion:

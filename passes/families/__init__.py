@@ -2,7 +2,8 @@
 
 from passes.families.attention import AttentionBlock, AttentionLayout, Packing, unit_kind
 from passes.families.experts import ExpertsBlock
-from passes.families.registry import FAMILIES, Family, attention_blocks, family_of, register_attention
+from passes.families.family import Family, HeadDim, Served
+from passes.families.registry import FAMILIES, attention_blocks, family_of, register_attention
 
 __all__ = [
     "FAMILIES",
@@ -10,7 +11,9 @@ __all__ = [
     "AttentionLayout",
     "ExpertsBlock",
     "Family",
+    "HeadDim",
     "Packing",
+    "Served",
     "attention_blocks",
     "family_of",
     "register_attention",

@@ -5,45 +5,15 @@ What a layout does not say is discovered: MLP channels and the residual stream b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
 from passes.errors import OptionError, UnsupportedModelError
 from passes.families.attention import AttentionBlock, AttentionLayout, Packing
-
-NO_PLACE = "the stock class derives the size of a head from hidden size / heads, so it cannot hold fewer heads"
-
-
-@dataclass(frozen=True)
-class Family:
-    """One supported ``model_type``.
-
-    ``attentions``: the kinds of attention blocks it has. ``heads``, ``kv_heads``, ``head_dim`` and ``channels`` are the
-    configuration's entries that a stock class builds its sizes from, None where it has none: then a compact model of
-    other sizes needs a modelling file (``passes.shrink``). ``{stack}`` in a name is encoder or decoder. ``experts`` and
-    ``expert_channels`` likewise. ``epsilon`` is the entry that RMS norms build theirs from. ``refused`` maps
-    configuration entries to values that are not supported.
-    """
-
-    attentions: tuple[AttentionLayout, ...] = (AttentionLayout(),)
-    heads: str | None = "num_attention_heads"
-    kv_heads: str | None = "num_key_value_heads"
-    head_dim: str | None = "head_dim"
-    channels: str | None = "intermediate_size"
-    channels_width: str = "mlp_channels"
-    experts: str | None = None
-    expert_channels: str | None = None
-    epsilon: str = "rms_norm_eps"
-    refused: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-
-    @property
-    def why_fixed_heads(self) -> str | None:
-        """Why no stock class of the family holds another number of heads, or None."""
-        return NO_PLACE if self.head_dim is None else None
+from passes.families.family import Family, HeadDim, Served
+from passes.registry import Registry
 
 
 def _one(**changes: Any) -> tuple[AttentionLayout, ...]:
@@ -53,17 +23,10 @@ def _one(**changes: Any) -> tuple[AttentionLayout, ...]:
 _DERIVED: dict[str, Any] = {"head_dim": None, "kv_heads": None}
 """Entries of families whose stock class derives the head size."""
 
-_BERT = Family(
-    _one(
-        block="attention.self",
-        projections=("query", "key", "value"),
-        output=".output.dense",
-        head_dim="attention_head_size",
-    ),
-    **_DERIVED,
-)
-_VIT = Family(_one(block="attention"), kv_heads=None)
-_QK_NORM = Family(_one(shared=("q_norm", "k_norm")))
+_HAS, _READS, _DERIVES = Served(), Served(HeadDim.READ), Served(HeadDim.DERIVED)
+_THROUGH = Served(HeadDim.READ, own=False)
+"""Run by vLLM's Transformers backend, which builds transformers' own class."""
+
 _T5_NAMES: dict[str, Any] = {
     "projections": ("q", "k", "v"),
     "output": "o",
@@ -76,23 +39,71 @@ _BART_NAMES: dict[str, Any] = {
     "width": "{stack}.{kind}",
 }
 _BLOOM_ATTRIBUTES = {"num_heads": "heads", "split_size": "width"}
+_QK_NORM = _one(shared=("q_norm", "k_norm"))
+_SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping", "hidden_activation", "query_pre_attn_scalar")
 
-FAMILIES: dict[str, Family] = {
-    **dict.fromkeys(("llama", "mistral", "qwen2", "gemma", "gemma2", "granite", "smollm3"), Family()),
-    **dict.fromkeys(("qwen3", "gemma3_text"), _QK_NORM),
-    "olmo2": Family(_one(whole_query_norm="q_norm", whole_key_norm="k_norm")),
-    "cohere": Family(_one(query_norms=("q_norm",), key_norms=("k_norm",))),
+_BERT = Family(
+    _one(
+        block="attention.self",
+        projections=("query", "key", "value"),
+        output=".output.dense",
+        head_dim="attention_head_size",
+    ),
+    meaningful=("layer_norm_eps",),
+    **_DERIVED,
+)
+_VIT = Family(_one(block="attention"), kv_heads=None, meaningful=("layer_norm_eps",))
+
+_DECODERS = {
+    "llama": Family(onnx_builder=True, genai="llama", llama_cpp=_READS, vllm=_READS),
+    "mistral": Family(onnx_builder=True, window="sliding_window", genai="mistral", llama_cpp=_READS, vllm=_READS),
+    "qwen2": Family(onnx_builder=True, genai="qwen2", llama_cpp=_DERIVES, vllm=_DERIVES),
+    "qwen3": Family(_QK_NORM, onnx_builder=True, genai="qwen3", llama_cpp=_READS, vllm=_READS),
+    "gemma": Family(genai="gemma", llama_cpp=_READS, vllm=_READS),
+    "gemma2": Family(meaningful=_SOFTCAPS, genai="gemma2", llama_cpp=_READS, vllm=_READS),
+    "gemma3_text": Family(_QK_NORM, meaningful=_SOFTCAPS, llama_cpp=_HAS, vllm=_READS),
+    "granite": Family(
+        meaningful=("attention_multiplier", "embedding_multiplier", "logits_scaling", "residual_multiplier"),
+        genai="granite",
+        llama_cpp=_READS,
+        vllm=_READS,
+    ),
+    "smollm3": Family(meaningful=("no_rope_layers",), genai="smollm3", llama_cpp=_HAS, vllm=_THROUGH),
+    "olmo2": Family(_one(whole_query_norm="q_norm", whole_key_norm="k_norm"), llama_cpp=_DERIVES, vllm=_THROUGH),
+    "cohere": Family(
+        _one(query_norms=("q_norm",), key_norms=("k_norm",)),
+        meaningful=("layer_norm_eps", "logit_scale"),
+        llama_cpp=_HAS,
+        vllm=_DERIVES,
+    ),
     "stablelm": Family(
         _one(attributes={"num_heads": "heads", "num_key_value_heads": "groups"}),
         head_dim=None,
         refused={"qk_layernorm": True},
+        meaningful=("layer_norm_eps", "partial_rotary_factor", "use_parallel_residual"),
+        llama_cpp=_HAS,
+        vllm=_HAS,
     ),
-    "starcoder2": Family(),
-    "phi": Family(_one(output="dense", shared=("q_layernorm", "k_layernorm"))),
-    "opt": Family(_one(output="out_proj", attributes={"num_heads": "heads"}), channels="ffn_dim", **_DERIVED),
+    "starcoder2": Family(llama_cpp=_DERIVES, vllm=_THROUGH),
+    "phi": Family(
+        _one(output="dense", shared=("q_layernorm", "k_layernorm")),
+        meaningful=("layer_norm_eps", "partial_rotary_factor"),
+        genai="phi",
+        llama_cpp=_HAS,
+        vllm=_DERIVES,
+    ),
+    "opt": Family(
+        _one(output="out_proj", attributes={"num_heads": "heads"}),
+        channels="ffn_dim",
+        meaningful=("activation_function", "do_layer_norm_before"),
+        vllm=_HAS,
+        **_DERIVED,
+    ),
     "gptj": Family(
         _one(block="attn", output="out_proj", attributes={"num_attention_heads": "heads"}),
         channels="n_inner",
+        meaningful=("activation_function", "layer_norm_epsilon", "rotary_dim"),
+        vllm=_HAS,
         **_DERIVED,
     ),
     "gpt2": Family(
@@ -104,9 +115,23 @@ FAMILIES: dict[str, Family] = {
             attributes={"num_heads": "heads", "split_size": "width"},
         ),
         channels="n_inner",
+        meaningful=(
+            "activation_function",
+            "layer_norm_epsilon",
+            "scale_attn_by_inverse_layer_idx",
+            "scale_attn_weights",
+        ),
+        llama_cpp=_HAS,
+        vllm=_HAS,
         **_DERIVED,
     ),
-    "phi3": Family(_one(projections=("qkv_proj",), packing=Packing.PARTS)),
+    "phi3": Family(
+        _one(projections=("qkv_proj",), packing=Packing.PARTS),
+        meaningful=("partial_rotary_factor",),
+        genai="phi3",
+        llama_cpp=_DERIVES,
+        vllm=_READS,
+    ),
     "gpt_neox": Family(
         _one(
             block="attention",
@@ -115,6 +140,9 @@ FAMILIES: dict[str, Family] = {
             packing=Packing.GROUPS,
             head_dim="head_size",
         ),
+        meaningful=("layer_norm_eps", "rotary_pct", "use_parallel_residual"),
+        llama_cpp=_HAS,
+        vllm=_HAS,
         **_DERIVED,
     ),
     "bloom": Family(
@@ -127,6 +155,10 @@ FAMILIES: dict[str, Family] = {
             attributes=_BLOOM_ATTRIBUTES,
         ),
         channels=None,
+        meaningful=("apply_residual_connection_post_layernorm", "layer_norm_epsilon"),
+        endless=True,
+        llama_cpp=_HAS,
+        vllm=_HAS,
         **_DERIVED,
     ),
     "falcon": Family(
@@ -140,10 +172,37 @@ FAMILIES: dict[str, Family] = {
             expands="new_decoder_architecture",
         ),
         channels="ffn_hidden_size",
+        meaningful=(
+            "activation",
+            "alibi",
+            "layer_norm_epsilon",
+            "multi_query",
+            "new_decoder_architecture",
+            "parallel_attn",
+        ),
+        llama_cpp=_HAS,
+        vllm=_HAS,
         **_DERIVED,
     ),
-    "mixtral": Family(channels=None, experts="num_local_experts", expert_channels="intermediate_size"),
-    "qwen3_moe": Family(_QK_NORM.attentions, experts="num_experts", expert_channels="moe_intermediate_size"),
+    "mixtral": Family(
+        channels=None,
+        experts="num_local_experts",
+        expert_channels="intermediate_size",
+        meaningful=("num_experts_per_tok",),
+        llama_cpp=_READS,
+        vllm=_READS,
+    ),
+    "qwen3_moe": Family(
+        _QK_NORM,
+        experts="num_experts",
+        expert_channels="moe_intermediate_size",
+        meaningful=("norm_topk_prob", "num_experts_per_tok"),
+        llama_cpp=_HAS,
+        vllm=_READS,
+    ),
+}
+
+_OTHERS = {
     **dict.fromkeys(("bert", "roberta"), _BERT),
     "distilbert": Family(
         _one(
@@ -154,9 +213,14 @@ FAMILIES: dict[str, Family] = {
             attributes={"n_heads": "heads"},
         ),
         channels="hidden_dim",
+        meaningful=("activation",),
         **_DERIVED,
     ),
-    "modernbert": Family(_one(block="attn", projections=("Wqkv",), output="Wo", packing=Packing.PARTS), **_DERIVED),
+    "modernbert": Family(
+        _one(block="attn", projections=("Wqkv",), output="Wo", packing=Packing.PARTS),
+        meaningful=("global_attn_every_n_layers", "hidden_activation", "local_attention", "norm_eps"),
+        **_DERIVED,
+    ),
     **dict.fromkeys(("vit", "deit"), _VIT),
     "t5": Family(
         (
@@ -167,15 +231,29 @@ FAMILIES: dict[str, Family] = {
         kv_heads=None,
         head_dim="d_kv",
         channels="d_ff",
+        meaningful=(
+            "feed_forward_proj",
+            "layer_norm_epsilon",
+            "relative_attention_max_distance",
+            "relative_attention_num_buckets",
+            "scale_decoder_outputs",
+        ),
     ),
     "bart": Family(
         (AttentionLayout(**_BART_NAMES), AttentionLayout(block="encoder_attn", cross=True, **_BART_NAMES)),
         heads="{stack}_attention_heads",
         channels="{stack}_ffn_dim",
         channels_width="{stack}.mlp_channels",
+        meaningful=("activation_function", "scale_embedding"),
         **_DERIVED,
     ),
 }
+
+FAMILIES = Registry("model type", Family, "lpc.families")
+"""All families by model type; grows with ``register_attention``, and by packages' entry points ``lpc.families``."""
+
+for _model_type, _family in {**_DECODERS, **_OTHERS}.items():
+    FAMILIES.add(_model_type, _family)
 
 
 def attention_blocks(model: nn.Module, family: Family) -> Iterator[AttentionBlock]:
@@ -193,12 +271,12 @@ def register_attention(model_type: str, family: Family) -> None:
     """
     if model_type in FAMILIES:
         raise OptionError(f"the model type {model_type!r} is described already; give yours another name")
-    FAMILIES[model_type] = family
+    FAMILIES.add(model_type, family)
 
 
 def family_of(config: Any) -> Family:
     """The family of a model's configuration. Raises UnsupportedModelError, with the reason, when there is none."""
-    model_type = getattr(config, "model_type", None)
+    model_type = str(getattr(config, "model_type", None))
     if model_type not in FAMILIES:
         raise UnsupportedModelError(
             f"model type {model_type!r} is not supported: its attention layout is not described. "

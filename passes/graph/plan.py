@@ -33,20 +33,7 @@ MEANINGFUL = (
     "sliding_window",
     "layer_types",
 )
-"""Configuration entries that change what the same parameters compute."""
-
-MEANINGFUL_WHERE_SET = (
-    "activation", "activation_function", "alibi", "apply_residual_connection_post_layernorm",
-    "attention_multiplier", "attn_logit_softcapping", "do_layer_norm_before", "embedding_multiplier",
-    "feed_forward_proj", "final_logit_softcapping", "global_attn_every_n_layers", "hidden_activation",
-    "layer_norm_eps", "layer_norm_epsilon", "local_attention", "logit_scale", "logits_scaling", "multi_query",
-    "new_decoder_architecture", "no_rope_layers", "norm_eps", "norm_topk_prob", "num_experts_per_tok", "parallel_attn",
-    "partial_rotary_factor", "query_pre_attn_scalar", "relative_attention_max_distance",
-    "relative_attention_num_buckets", "residual_multiplier", "rotary_dim", "rotary_pct",
-    "scale_attn_by_inverse_layer_idx", "scale_attn_weights", "scale_decoder_outputs", "scale_embedding",
-    "use_parallel_residual",
-)  # fmt: skip
-"""The same, of entries that only some families have."""
+"""Configuration entries of all types that change what the same parameters compute; a family names its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,3 +161,5 @@ class Plan:
             return cls.from_json(path.read_text(encoding="utf-8"))
         except UnicodeDecodeError as error:
             raise PlanError(f"{path} is not a plan that lpc wrote: {error}") from error
+        except PlanError as error:
+            raise PlanError(f"{path}: {error}") from error

@@ -9,7 +9,8 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from passes.graph import MEANINGFUL, MEANINGFUL_WHERE_SET
+from passes.families import FAMILIES
+from passes.graph import MEANINGFUL
 from passes.models.base import base_model, plain_name
 
 
@@ -20,7 +21,8 @@ def fingerprint(model: PreTrainedModel | PeftModel) -> str:
     """
     base = base_model(model)
     meaning = {name: getattr(base.config, name, None) for name in MEANINGFUL}
-    special = {name: getattr(base.config, name, None) for name in MEANINGFUL_WHERE_SET}
+    family = FAMILIES.get(base.config.model_type)
+    special = {name: getattr(base.config, name, None) for name in (family.meaningful if family else ())}
     meaning |= {name: value for name, value in special.items() if value is not None}
     digest = hashlib.sha256(json.dumps(meaning, sort_keys=True, default=str).encode())
     parameters = {plain_name(n): p for n, p in base.named_parameters() if ".lora_" not in n}

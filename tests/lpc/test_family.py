@@ -16,8 +16,8 @@ from exporters.files import sha256
 from exporters.onnx import ExportPass
 from lpc.cli import app as cli
 from lpc.family_report import FamilyReport
+from lpc.options import BenchmarkOptions
 from lpc.result import Result
-from lpc.speed import BenchmarkOptions
 
 RATIOS = (0.1, 0.2, 0.4)
 TUNE = lpc.TuneOptions(steps=15, batch_size=2)
@@ -27,13 +27,13 @@ DATA = [list(range(i, i + 100)) for i in range(20)]
 
 @pytest.fixture(scope="module")
 def family(tiny_model_folder: Path, text_file: Path) -> lpc.CompactFamily:
-    return lpc.compress_family(tiny_model_folder, text_file, RATIOS, cooldown=2, tune=TUNE, text=TEXT)
+    return lpc.compress_family(tiny_model_folder, text_file, RATIOS, cooldown=2, tune=TUNE, data_options=TEXT)
 
 
 @pytest.fixture(scope="module")
 def saved(family: lpc.CompactFamily, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("family") / "out"
-    family.save(out, onnx=False)
+    family.save(out, export=["hf"])
     return out
 
 
@@ -41,7 +41,7 @@ def test_each_model_is_as_small_as_a_run_of_its_own_would_make_it(
     family: lpc.CompactFamily, tiny_model_folder: Path, text_file: Path
 ) -> None:
     for ratio, result in zip(RATIOS, family.results, strict=True):
-        single = lpc.compress(tiny_model_folder, text_file, ratio, steps=1, text=TEXT)
+        single = lpc.compress(tiny_model_folder, text_file, ratio, steps=1, data_options=TEXT)
         assert sum(p.numel() for p in result.model.parameters()) == single.plan.target_parameters
         assert result.plan.counts() == single.plan.counts()
         assert result.plan.budget == single.plan.budget
@@ -106,8 +106,8 @@ def test_force_removes_what_an_older_family_left_and_nothing_else(family: lpc.Co
         (tmp_path / name / "mine.txt").write_text("x")
     (tmp_path / "0.7" / "lpc.json").write_text("{}")
     with pytest.raises(lpc.OutputExistsError):
-        family.save(tmp_path, onnx=False)
-    family.save(tmp_path, onnx=False, force=True)
+        family.save(tmp_path, export=["hf"])
+    family.save(tmp_path, export=["hf"], force=True)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"0.1", "0.2", "0.4", "family.json", "report.md", "curve.svg", "notes", "0.9"}
 
@@ -129,7 +129,7 @@ def test_a_failure_leaves_nothing_behind(
     else:
         monkeypatch.setattr(Result, "save", third)
     with pytest.raises(lpc.PostconditionError, match="no"):
-        family.save(tmp_path / "out", onnx=False)
+        family.save(tmp_path / "out", export=["hf"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -139,7 +139,7 @@ def test_models_without_their_package_are_kept_and_the_error_says_so(
 ) -> None:
     called: list[str] = []
 
-    def fail(self: ExportPass, program: object) -> None:
+    def fail(self: ExportPass, program: object, run: object) -> None:
         called.append(self.folder.name)
         raise error
 
@@ -156,12 +156,12 @@ def test_models_without_their_package_are_kept_and_the_error_says_so(
 def test_latency_is_measured_against_the_dense_model(
     tiny_llama: PreTrainedModel, tiny_tokenizer: object, tmp_path: Path
 ) -> None:
-    found = lpc.compress_family(tiny_llama, DATA, [0.2, 0.4], steps=6, tokenizer=tiny_tokenizer, text=TEXT)
+    found = lpc.compress_family(tiny_llama, DATA, [0.2, 0.4], steps=6, tokenizer=tiny_tokenizer, data_options=TEXT)
     options = BenchmarkOptions(
         repeats=2, warmup=0, threads=1, batches=(1,), prefill_tokens=(8,), decode_pasts=(8,), max_seconds=0.1
     )
     onnx = lpc.OnnxOptions(greedy_prompts=0)
-    report = found.save(tmp_path / "out", onnx=onnx, benchmark=options)
+    report = found.save(tmp_path / "out", export={"hf": None, "onnx": onnx}, benchmark=options)
     workloads = ["prefill, 8 tokens, batch 1", "decode, past 8, batch 1"]
     for member in report.members:
         folder = tmp_path / "out" / (member.folder if member.ratio == 0 else f"{member.folder}/onnx")
@@ -185,17 +185,17 @@ def test_latency_is_measured_against_the_dense_model(
 
 
 def test_latency_needs_the_packages(family: lpc.CompactFamily, tmp_path: Path) -> None:
-    with pytest.raises(lpc.OptionError, match="leave onnx on"):
-        family.save(tmp_path / "out", onnx=False, benchmark=True)
+    with pytest.raises(lpc.OptionError, match="export onnx too"):
+        family.save(tmp_path / "out", export=["hf"], benchmark=True)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_layers_may_have_widths_of_their_own(tiny_llama: PreTrainedModel, tmp_path: Path) -> None:
-    found = lpc.compress_family(tiny_llama, DATA, (0.15, 0.3), steps=8, layout="per-layer", text=TEXT)
+    found = lpc.compress_family(tiny_llama, DATA, (0.15, 0.3), steps=8, layout="per-layer", data_options=TEXT)
     for ratio, result in zip((0.15, 0.3), found.results, strict=True):
         assert result.plan.layout == "per-layer"
         assert result.plan.achieved_ratio >= ratio
-    report = found.save(tmp_path / "out", onnx=False)
+    report = found.save(tmp_path / "out", export=["hf"])
     assert report.layout == "per-layer"
     replayed = lpc.apply(tmp_path / "out/0.15/plan.json", tiny_llama, adapter=tmp_path / "out/0.15/adapter").model
     checkpoint = load_file(tmp_path / "out/0.15/hf/model.safetensors")

@@ -32,7 +32,7 @@ def result(tiny_model_folder: Path, text_file: Path) -> lpc.Result:
         ratio=0.3,
         lora=LORA,
         tune=TUNE,
-        text=TEXT,
+        data_options=TEXT,
         compensate=lpc.CompensateOptions(samples=16, guard=False),
         recover=lpc.RecoverOptions(steps=4, every=2, batch_size=2, lora=LORA, distill=KL),
     )
@@ -63,7 +63,7 @@ def test_the_passes_run_in_order_and_the_best_state_is_the_result(result: lpc.Re
 def test_the_output_says_what_was_done_and_apply_that_it_is_not_repeated(
     result: lpc.Result, tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    result.save(tmp_path / "out", onnx=False)
+    result.save(tmp_path / "out", export=["hf"])
     manifest = json.loads((tmp_path / "out" / "lpc.json").read_text())
     assert (manifest["compensated"], manifest["recovered"]) == (True, True)
     assert (tmp_path / "out" / "recovery" / "adapter_model.safetensors").is_file()

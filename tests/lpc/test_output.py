@@ -29,12 +29,12 @@ TEXT = lpc.DataOptions(sequence_length=32)
 
 @pytest.fixture(scope="module")
 def result(tiny_model_folder: Path, text_file: Path) -> lpc.Result:
-    return lpc.compress(tiny_model_folder, data=text_file, ratio=0.3, tune=TUNE, text=TEXT)
+    return lpc.compress(tiny_model_folder, data=text_file, ratio=0.3, tune=TUNE, data_options=TEXT)
 
 
 @pytest.fixture
 def out(result: lpc.Result, tmp_path: Path) -> Path:
-    result.save(tmp_path / "out", onnx=False)
+    result.save(tmp_path / "out", export=["hf"])
     return tmp_path / "out"
 
 
@@ -58,8 +58,8 @@ def test_checkpoint_is_kept_when_onnx_fails_and_export_goes_on_from_there(
 ) -> None:
     out = tmp_path / "out"
     rows = [list(range(i, i + 100)) for i in range(20)]
-    result = lpc.compress(tiny_llama, data=rows, ratio=0.3, tune=TUNE, text=TEXT)
-    with pytest.raises(lpc.TokenizerError, match="onnx=False") as raised:
+    result = lpc.compress(tiny_llama, data=rows, ratio=0.3, tune=TUNE, data_options=TEXT)
+    with pytest.raises(lpc.TokenizerError, match="no-onnx") as raised:
         result.save(out)
     assert _names(out) == {"hf", *ARTIFACTS}
     (note,) = (note for note in raised.value.__notes__ if "kept" in note)
@@ -81,7 +81,7 @@ def test_checkpoint_is_kept_when_onnx_fails_and_export_goes_on_from_there(
 def test_what_is_finished_is_kept_when_a_late_step_stops(
     result: lpc.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    def fail(self: ExportPass, program: object) -> None:
+    def fail(self: ExportPass, program: object, run: object) -> None:
         self.folder.mkdir()
         (self.folder / "half").write_text("1")
         raise error
@@ -118,8 +118,8 @@ def test_stale_parts_of_an_older_output_are_replaced_and_the_users_files_stay(re
     (out / "0.25" / "lpc.json").write_text("{}")
     (out / "notes.txt").write_text("mine")
     with pytest.raises(lpc.OutputExistsError, match="--force"):
-        result.save(out, onnx=False)
-    result.save(out, onnx=False, force=True)
+        result.save(out, export=["hf"])
+    result.save(out, export=["hf"], force=True)
     assert _names(out) == {"hf", "notes.txt", *ARTIFACTS}
     assert _names(out.parent) == {"out"}
 
@@ -128,7 +128,7 @@ def test_folders_that_another_wrote_are_not_replaced(result: lpc.Result, tmp_pat
     (tmp_path / "work" / "adapter").mkdir(parents=True)
     (tmp_path / "work" / "adapter" / "mine").write_text("1")
     with pytest.raises(lpc.OutputExistsError, match="adapter was not written by this command"):
-        result.save(tmp_path / "work", onnx=False, force=True)
+        result.save(tmp_path / "work", export=["hf"], force=True)
     assert _names(tmp_path / "work") == {"adapter"}
 
 

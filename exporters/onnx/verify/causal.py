@@ -13,6 +13,7 @@ from exporters.onnx.options import present_names
 from exporters.onnx.session import OnnxModel
 from exporters.onnx.verify.parity import require_parity
 from exporters.onnx.verify.probes import padded, probe_ids, probe_length
+from exporters.onnx.windows import window_of
 from passes.models import Parity
 
 Answer = dict[str, torch.Tensor]
@@ -65,6 +66,8 @@ def verify_onnx(model: PreTrainedModel, graph: OnnxModel, tolerance: float) -> t
     for case, step in probe_steps(model, positions=positions):
         actual, expected = onnx_answer(graph, step), torch_answer(model, step, positions=positions)
         parities.append(_compare(f"onnx {case}", step, actual, expected, tolerance))
+    if window_of(model) is not None:
+        parities.append(_verify_behind_padding(model, graph, tolerance))
     return (*parities, _verify_chunks(model, graph, tolerance))
 
 
@@ -101,6 +104,21 @@ def _verify_chunks(model: PreTrainedModel, graph: OnnxModel, tolerance: float) -
     expected = torch_answer(model, whole, positions="position_ids" in graph.shapes)
     actual = dict(zip(expected, (torch.cat(pieces, dim=1), *past), strict=True))
     return _compare("onnx chunked prefill from an empty past", whole, actual, expected, tolerance)
+
+
+def _verify_behind_padding(model: PreTrainedModel, graph: OnnxModel, tolerance: float) -> Parity:
+    """A batch of two prompts, the second padded on the right, gone on behind the padding, against the second alone."""
+    ids = probe_ids(model, 2, probe_length(model))
+    mask, gap = torch.ones_like(ids), slice(ids.shape[1] // 2, ids.shape[1] - 1)
+    mask[1, gap] = 0
+    before = onnx_answer(graph, ProbeStep(ids=ids[:, :-1], mask=mask[:, :-1]))
+    step = ProbeStep(ids=ids[:, -1:], mask=mask, past=tuple(before.values())[1:])
+    alone = ids[1:, mask[1].bool()]
+    whole = ProbeStep(ids=alone, mask=torch.ones_like(alone))
+    expected = torch_answer(model, whole, positions="position_ids" in graph.shapes)["logits"][:, -1:]
+    actual = {"logits": onnx_answer(graph, step)["logits"][1:]}
+    rows = {"logits": torch.ones(1, 1, dtype=torch.bool)}
+    return require_parity("onnx behind padding, within a window", actual, {"logits": expected}, rows, tolerance)
 
 
 def _compare(name: str, step: ProbeStep, actual: Answer, expected: Answer, tolerance: float) -> Parity:

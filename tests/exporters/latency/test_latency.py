@@ -28,11 +28,12 @@ from exporters.latency.stock import StockRoute
 from exporters.latency.table import LatencyTable
 from exporters.latency.timing import WorkloadStep, measured_latency, steps_of
 from exporters.onnx import DATA_FILE, GraphBuilder, OnnxFolder, build_decoder
-from passes.budget import LatencyModel, Workload
+from passes.budget import LatencyModel
 from passes.errors import OptionError, UnsupportedModelError
 from passes.graph import Dimension, Kept, Kind, PruningGraph, layer_path
+from passes.options import TraceOptions, Workload
 from passes.shrink import build_compact
-from passes.trace import TraceOptions, trace
+from passes.trace import trace
 
 READ = Workload(prefill=4, decode=0)
 FREE = TraceOptions(custom_code=True)
@@ -55,7 +56,7 @@ def traced(model: PreTrainedModel, options: TraceOptions = FREE) -> PruningGraph
 
 
 def exported(model: PreTrainedModel, folder: Path) -> OnnxFolder:
-    builder = GraphBuilder(torch.float32)
+    builder = GraphBuilder()
     decoder = build_decoder(model, builder)
     builder.save(folder / MODEL_FILE, decoder.inputs, decoder.outputs, opset=23, data_file=DATA_FILE)
     return OnnxFolder.find(folder)
@@ -114,7 +115,7 @@ def test_query_heads_of_all_kv_heads_together_make_one_attention_block(tmp_path:
 
 def write_weights(model: PreTrainedModel, path: Path, **_: object) -> int:
     """Instead of a traced graph, which takes seconds: one with as many weights."""
-    builder, sizes = GraphBuilder(torch.float32), [each.numel() for each in model.parameters()]
+    builder, sizes = GraphBuilder(), [each.numel() for each in model.parameters()]
     builder.weight("all.weights", [torch.zeros(sum(sizes))])
     return builder.save(path, [], [], opset=23, data_file=DATA_FILE)
 

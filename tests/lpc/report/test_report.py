@@ -9,12 +9,13 @@ from transformers import LlamaConfig
 
 from exporters.runtimes import Verdict
 from lpc.inspection import inspect
-from lpc.report import HeldOut, Measure, Report, record, size_rows, speed_rows, write_manifest
+from lpc.report import BeforeAfter, HeldOut, Report, record, size_rows, speed_rows, write_manifest
 from lpc.report.report import Widths, render
 from lpc.versions import versions
 from passes.errors import DataError
 from passes.graph import Plan
 from passes.models import Parity
+from passes.options import TraceOptions
 from passes.pipeline import PassRecord
 from passes.trace import trace
 
@@ -50,7 +51,7 @@ def report() -> Report:
         modified=True,
         parity=(Parity("shrink", 2e-7, 1e-5),),
     )
-    measures = {"perplexity": Measure(5.0, 50.0, 7.5), "accuracy": Measure(0.91, None, 0.875)}
+    measures = {"perplexity": BeforeAfter(5.0, 50.0, 7.5), "accuracy": BeforeAfter(0.91, None, 0.875)}
     heldout = HeldOut(measures=measures, rows=10, labels=1270, context_length=128)
     return Report.of("/models/tiny", graph, plan, (record,), heldout)
 
@@ -175,7 +176,7 @@ def test_inspect_states_the_largest_ratio_and_what_a_unit_costs(tmp_path: Path) 
 
 def test_inspect_shows_the_hidden_size_when_asked(tmp_path: Path) -> None:
     CONFIG.save_pretrained(tmp_path)
-    with_it, without = (inspect(tmp_path, hidden=hidden) for hidden in (True, False))
+    with_it, without = (inspect(tmp_path, TraceOptions(hidden=hidden)) for hidden in (True, False))
     hidden = with_it.widths[-1]
     assert with_it.widths[:-1] == without.widths
     assert (hidden.width, hidden.dimensions, hidden.units, hidden.least, hidden.fixed) == ("hidden", 1, 32, 8, None)

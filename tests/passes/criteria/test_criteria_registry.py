@@ -8,22 +8,22 @@ import pytest
 import torch
 import zoo
 from handmade import graph_of, worn
+from plugins import installed
 from workbench import build_model
 
-from passes.criteria import CRITERIA, ImportanceOptions, Needs, Random, make_criterion, register_criterion, registry
+from passes.criteria import CRITERIA, Needs, Random, make_criterion, register_criterion
 from passes.errors import OptionError
-from passes.trace import TraceOptions, trace
-from passes.tuning import TuneOptions
+from passes.options import ImportanceOptions, TraceOptions, TuneOptions
+from passes.trace import trace
+from passes.tuning import settled
 
 OPTIONS = ImportanceOptions()
 
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
-    before = dict(registry._REGISTERED)
-    yield
-    registry._REGISTERED.clear()
-    registry._REGISTERED.update(before)
+    with CRITERIA.restored():
+        yield
 
 
 def first_weights(model, graph):
@@ -127,3 +127,37 @@ def test_criteria_that_rank_widths_only_refuse_layers_and_the_hidden_size(
     graph = trace(build_model("llama").config, options=TraceOptions(**options))
     with pytest.raises(OptionError, match=f"'{name}' does not rank (layers|hidden): choose one of .*loraprune"):
         make_criterion(name, graph, ImportanceOptions(), 0)
+
+
+def test_all_facts_of_a_criterion_can_be_given_from_outside() -> None:
+    held = CRITERIA["obs"].held
+    register_criterion(
+        "mine",
+        lambda graph, options, seed: Random(graph, round(options.smoothing)),
+        needs="gradients",
+        reads=("smoothing",),
+        fixed={"normalise": True},
+        revival=False,
+        widths_only=True,
+        one_shot=True,
+        held=held,
+    )
+    entry = CRITERIA["mine"]
+    assert (entry.needs, entry.held, entry.revival) == (Needs.GRADIENTS, held, False)
+    assert entry.settle(ImportanceOptions(normalise=False)).normalise
+    graph = trace(build_model("llama").config, options=TraceOptions(hidden=True))
+    assert settled(TuneOptions(criterion="mine"), graph).one_shot
+    with pytest.raises(OptionError, match="'mine' does not rank hidden"):
+        make_criterion("mine", graph, OPTIONS, 0)
+
+
+@pytest.mark.parametrize("facts", [{"reads": ("colour",)}, {"fixed": {"colour": 1}}])
+def test_a_criterion_that_names_an_unknown_option_is_refused(facts: dict[str, object]) -> None:
+    with pytest.raises(OptionError, match="'mine' names the option 'colour': there are form,"):
+        register_criterion("mine", function=first_weights, **facts)
+
+
+def test_a_package_brings_a_criterion(tmp_path: Path) -> None:
+    code = "import passes.criteria as c\nENTRY = c.criterion('dice', lambda g, o, s: c.Random(g, s))\n"
+    with installed(tmp_path, "dice_package", "lpc.criteria", {"dice": "dice_package:ENTRY"}, code) as run:
+        assert run("from passes.options import TuneOptions; print(TuneOptions(criterion='dice').criterion)") == "dice"

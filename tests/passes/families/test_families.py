@@ -12,6 +12,7 @@ import torch
 import zoo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from plugins import installed
 from shrinking import counted, decoded, dense, graph_of, masked_outputs, outputs, some_units
 from workbench import random_units, relative
 
@@ -126,9 +127,10 @@ def test_the_stock_class_loads_what_it_holds_bit_equal(name: str, tmp_path: Path
 
 
 def test_a_family_is_described_once() -> None:
+    before = FAMILIES["llama"]
     with pytest.raises(OptionError, match="'llama' is described already"):
         register_attention("llama", Family())
-    assert FAMILIES["llama"] == Family()
+    assert FAMILIES["llama"] is before
 
 
 @pytest.mark.parametrize(
@@ -152,3 +154,11 @@ def test_what_is_not_described_is_refused(name: str, changes: dict[str, object],
 def test_every_case_of_the_zoo_is_a_described_family(name: str) -> None:
     config = zoo.ZOO[name].config()
     assert family_of(config) is FAMILIES[config.model_type]
+
+
+def test_a_package_brings_a_family(tmp_path: Path) -> None:
+    code = "import lpc\nFAMILY = lpc.Family(heads='lanes', meaningful=('twist',))\n"
+    with installed(tmp_path, "twisted", "lpc.families", {"twisted-llama": "twisted:FAMILY"}, code) as run:
+        script = "from passes.families import *; from types import SimpleNamespace as N; import sys; "
+        script += "config = N(model_type='twisted-llama', to_dict=dict); print('twisted' in sys.modules, end=' '); "
+        assert run(f"{script}print(family_of(config).heads)") == "False lanes"

@@ -12,16 +12,16 @@ from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 from workbench import Blocks, planned, random_units, relative, traced
 
-from passes.budget import Target
 from passes.decide import DecidePass
 from passes.errors import UnsupportedModelError
 from passes.families import FAMILIES, AttentionLayout, Family, Packing, register_attention
 from passes.graph import PruningGraph, Role
 from passes.models import count_parameters, masked
+from passes.options import Target, TraceOptions, TuneOptions
 from passes.pipeline import Pipeline, Program
 from passes.shrink import ShrinkPass
-from passes.trace import TraceOptions, TracePass, trace
-from passes.tuning import AttachPass, MergePass, TuneOptions, TunePass
+from passes.trace import TracePass, trace
+from passes.tuning import AttachPass, MergePass, TunePass
 
 HIDDEN, HEADS, GROUPS, SIZE, CHANNELS = 24, 6, 3, 5, 40
 
@@ -126,9 +126,9 @@ OWN = TraceOptions(custom_code=True)
 
 @pytest.fixture(autouse=True)
 def described() -> Iterator[None]:
-    register_attention("odd-for-lpc", FAMILY)
-    yield
-    del FAMILIES["odd-for-lpc"]
+    with FAMILIES.restored():
+        register_attention("odd-for-lpc", FAMILY)
+        yield
 
 
 def odd() -> OddForCausalLM:
@@ -162,12 +162,10 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
 
 
 def test_it_is_refused_while_it_is_not_described() -> None:
-    del FAMILIES["odd-for-lpc"]
-    try:
-        with pytest.raises(UnsupportedModelError, match=r"'odd-for-lpc' is not supported.*register_attention"):
-            traced(odd())
-    finally:
-        register_attention("odd-for-lpc", FAMILY)
+    model = odd()
+    model.config.model_type = "odder-for-lpc"
+    with pytest.raises(UnsupportedModelError, match=r"'odder-for-lpc' is not supported.*register_attention"):
+        traced(model)
 
 
 def test_its_dimensions_are_found() -> None:
@@ -187,12 +185,14 @@ def test_its_dimensions_are_found() -> None:
 
 
 def test_a_weight_that_the_description_leaves_out_is_refused_by_name() -> None:
-    FAMILIES["odd-for-lpc"] = Family(
-        (AttentionLayout(block="mixer", projections=("packed",), output=".mix_out", packing=Packing.GROUPS,
-                         head_dim="lane_size"),),
-    )  # fmt: skip
+    layout = AttentionLayout(
+        block="mixer", projections=("packed",), output=".mix_out", packing=Packing.GROUPS, head_dim="lane_size"
+    )
+    register_attention("odder-for-lpc", Family((layout,)))
+    model = odd()
+    model.config.model_type = "odder-for-lpc"
     with pytest.raises(UnsupportedModelError, match=r"steps\.0\.mixer\.gain\.weight with shape \(6, 5\)"):
-        traced(odd())
+        traced(model)
 
 
 def test_without_code_of_its_own_nothing_can_go_and_the_reasons_are_told() -> None:

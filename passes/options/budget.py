@@ -5,24 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from passes.errors import OptionError
-from passes.graph import Kept
+from passes.options.check import check
+from passes.options.measures import MEASURES, Measure
+from passes.options.option import Group, option
 
-Amount: TypeAlias = "float | int | str"
+Amount: TypeAlias = float | int | str
 """A fraction of the dense model (a float between 0 and 1), or an absolute amount: a number or a text such as 3.5B."""
 
-MEASURES = ("parameters", "macs", "weight_bytes", "kv_cache_bytes", "latency")
 RUNTIMES = ("onnxruntime-cpu",)
-
-_COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
-_BYTES = {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
-_TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
-_SUFFIXES = {
-    "parameters": _COUNTS, "macs": _COUNTS, "weight_bytes": _BYTES, "kv_cache_bytes": _BYTES, "latency": _TIMES,
-}  # fmt: skip
-_AMOUNT = re.compile(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +26,13 @@ class Workload:
     ``prefill + decode // 2``.
     """
 
-    batch: int = 1
-    prefill: int = 128
-    decode: int = 32
+    batch: int = option(1, noun="a workload's batch", least=1, help="Sequences at once.")
+    prefill: int = option(128, noun="a workload's prefill", least=0, help="Tokens that are read at once.")
+    decode: int = option(32, noun="a workload's decode", least=0, help="Tokens that are written one by one.")
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise OptionError(f"a workload's batch must be at least 1, got {self.batch}")
-        if self.prefill < 0 or self.decode < 0 or not self.prefill + self.decode:
+        check(self)
+        if not self.prefill + self.decode:
             raise OptionError(
                 f"a workload's prefill and decode are numbers of tokens, got {self.prefill} and {self.decode}"
             )
@@ -56,22 +48,6 @@ class Workload:
 
     def __str__(self) -> str:
         return f"{self.batch}x{self.prefill}+{self.decode}"
-
-
-class LatencyModel(Protocol):
-    """Predicts the seconds that a workload takes on one machine and runtime, for any choice of kept counts.
-
-    The prediction is additive: a constant (embedding and head), and a term a dimension that depends on its kept count
-    alone (a layer's attention by its heads, a layer's MLP by its channels).
-    """
-
-    def seconds(self, kept: Kept) -> float:
-        """Seconds of the workload."""
-        ...
-
-    def dimension_seconds(self, name: str, count: float) -> float:
-        """The term of one dimension that keeps ``count`` units, 0 for dimensions that do not enter."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -95,21 +71,32 @@ class Budget:
     ``latency`` is that of the workload ``at`` on this machine, in ``runtime``; see docs/latency.md.
     """
 
-    parameters: Amount | None = None
-    macs: Amount | None = None
-    weight_bytes: Amount | None = None
-    kv_cache_bytes: Amount | None = None
-    latency: Amount | None = None
-    at: Workload = Workload()
-    runtime: str = RUNTIMES[0]
+    parameters: Amount | None = option(None, help="Parameters.")
+    macs: Amount | None = option(None, help="Multiplications of one token in linear layers.")
+    weight_bytes: Amount | None = option(None, help="Bytes of the weights.")
+    kv_cache_bytes: Amount | None = option(None, help="Bytes of the key-value cache a token.")
+    latency: Amount | None = option(None, help="Seconds of the workload.")
+    at: Workload = option(
+        Workload(),
+        noun="workload",
+        help="What latency is of: batch, prefill and decode tokens. By default 1x128+32.",
+        group=Group.REMOVE,
+        flag="--workload",
+        metavar="BxP+D",
+        words=str,
+        read=Workload.parse,
+    )
+    runtime: str = option(RUNTIMES[0], choices=RUNTIMES, help="What latency is measured on.")
+    others: Mapping[str, Amount] = option(
+        factory=dict, help="Amounts of measures that were registered from outside, by name.", hash=False
+    )
 
     def __post_init__(self) -> None:
+        check(self)
         if not self.asked:
             raise OptionError(f"a budget limits at least one of {', '.join(MEASURES)}")
-        for measure, amount in self.asked.items():
-            _check_amount(measure, amount)
-        if self.runtime not in RUNTIMES:
-            raise OptionError(f"runtime {self.runtime!r} is unknown: latency is measured on {', '.join(RUNTIMES)}")
+        for name, amount in self.asked.items():
+            _check_amount(MEASURES.named(name), amount)
 
     @classmethod
     def removing(cls, ratio: float) -> Budget:
@@ -131,20 +118,27 @@ class Budget:
             if measure in amounts:
                 raise OptionError(f"the budget limits {measure} twice: {amounts[measure]} and {amount}")
             amounts[measure] = _as_fraction(amount)
-        values: dict[str, Any] = dict(amounts)
-        return cls(**values, at=at, runtime=runtime)
+        own = [each.name for each in fields(cls)]
+        values: dict[str, Any] = {measure: amount for measure, amount in amounts.items() if measure in own}
+        others = {measure: amount for measure, amount in amounts.items() if measure not in own}
+        return cls(**values, at=at, runtime=runtime, others=others)
 
     @property
     def asked(self) -> dict[str, Amount]:
         """The amounts as they were asked for, by measure."""
-        amounts = {f.name: getattr(self, f.name) for f in fields(self) if f.name in MEASURES}
+        amounts = {f.name: getattr(self, f.name) for f in fields(self) if f.name in MEASURES} | dict(self.others)
         return {measure: amount for measure, amount in amounts.items() if amount is not None}
+
+    @property
+    def needs_latency(self) -> bool:
+        """Whether a latency model of this machine is needed."""
+        return any(MEASURES[name].needs_latency for name in self.asked)
 
     def limits(self, dense: Mapping[str, float]) -> tuple[Limit, ...]:
         """The absolute limits, given what the dense model costs in each measure."""
         return tuple(
-            Limit(measure, _absolute(measure, amount, dense[measure]), f"{measure}={amount}")
-            for measure, amount in self.asked.items()
+            Limit(name, _absolute(MEASURES[name], amount, dense[name]), f"{name}={amount}")
+            for name, amount in self.asked.items()
         )
 
 
@@ -158,37 +152,20 @@ def _as_fraction(text: str) -> Amount:
     return text
 
 
-def _check_amount(measure: str, amount: Amount) -> None:
+def _check_amount(measure: Measure, amount: Amount) -> None:
+    name = measure.name
     if isinstance(amount, bool) or not isinstance(amount, float | int | str):
-        raise OptionError(f"{measure}={amount!r} is not an amount: give a fraction, a number or a text with a unit")
+        raise OptionError(f"{name}={amount!r} is not an amount: give a fraction, a number or a text with a unit")
     if isinstance(amount, float) and not 0 < amount < 1:
         raise OptionError(
-            f"{measure}={amount} is not a fraction: it must lie strictly between 0 and 1; give absolute amounts as a "
-            f"whole number or a text such as {_example(measure)}"
+            f"{name}={amount} is not a fraction: it must lie strictly between 0 and 1; give absolute amounts as a "
+            f"whole number or a text such as {measure.quoted}"
         )
-    if measure == "latency" and isinstance(amount, int):
-        raise OptionError(
-            f"latency={amount} has no unit: write it as in {_example(measure)}, or a fraction such as 0.5"
-        )
-    if not isinstance(amount, float) and not _parsed(measure, amount) > 0:
-        raise OptionError(f"{measure}={amount} must be positive")
+    if measure.needs_unit and isinstance(amount, int):
+        raise OptionError(f"{name}={amount} has no unit: write it as in {measure.quoted}, or a fraction such as 0.5")
+    if not isinstance(amount, float) and not measure.parsed(amount) > 0:
+        raise OptionError(f"{name}={amount} must be positive")
 
 
-def _parsed(measure: str, amount: int | str) -> float:
-    if isinstance(amount, int):
-        return float(amount)
-    found, suffixes = _AMOUNT.fullmatch(amount.strip()), _SUFFIXES[measure]
-    if found is None or found[2].lower() not in suffixes:
-        raise OptionError(f"{measure}={amount!r} cannot be read: write it as in {_example(measure)}")
-    return float(found[1]) * suffixes[found[2].lower()]
-
-
-def _example(measure: str) -> str:
-    return {"latency": '"12ms"', "weight_bytes": '"7GB"', "kv_cache_bytes": '"64KiB"'}.get(measure, '"3.5B"')
-
-
-def _absolute(measure: str, amount: Amount, dense: float) -> float:
-    if isinstance(amount, float):
-        # Without rounding, the floating-point error of a fraction can exclude a size that meets it exactly.
-        return round(amount * dense, 3) if measure != "latency" else amount * dense
-    return _parsed(measure, amount)
+def _absolute(measure: Measure, amount: Amount, dense: float) -> float:
+    return measure.share(amount, dense) if isinstance(amount, float) else measure.parsed(amount)
