@@ -125,9 +125,9 @@ def cell(trained: Trained, ratio: float, steps: int, seed: int, sizes: str) -> d
     untuned = lpc.apply(result.plan, trained.model)
     with tempfile.TemporaryDirectory() as folder:
         report = result.save(Path(folder) / "out")
-        through_onnx = lpc.score(Path(folder) / "out" / "onnx", trained.test)
+        through_onnx = lpc.quality(Path(folder) / "out" / "onnx", trained.test)
     models = {"dense": trained.model, "removed": untuned.model, "tuned": result.model}
-    accuracy = {name: lpc.score(model, trained.test).accuracy for name, model in models.items()}
+    accuracy = {name: lpc.quality(model, trained.test).accuracy for name, model in models.items()}
     return {
         "accuracy": {**accuracy, "onnx": through_onnx.accuracy},
         "parameters": {"dense": report.dense.parameters, "pruned": report.pruned.parameters},

@@ -47,7 +47,7 @@ def evaluate(
     dense: Path | PreTrainedModel | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Score the models in ``folder``, an output of ``lpc compress``, a checkpoint or an ONNX folder, with lm-eval.
+    """Evaluate the models in ``folder``, an output of ``lpc compress``, a checkpoint or an ONNX folder, with lm-eval.
 
     ``dense`` is evaluated as well; by default the source that the manifest names, if that is a local folder. Torch
     models are loaded in fp32 (a live one runs as it is). The backends of one model must agree in log-likelihood.
