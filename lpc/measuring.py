@@ -16,7 +16,7 @@ from passes.models import masked
 from passes.pipeline import Pass, PassRecord, PassResult, Program, RunContext
 
 DENSE, REMOVED, ATTACHED, MERGED, PRUNED = STAGES = ("dense", "removed", "attached", "merged", "pruned")
-"""Before anything is done; the dense weights with the units gone and nothing healed; the masked model with its adapter
+"""Before anything is done; the dense weights with the units gone and nothing tuned; the masked model with its adapter
 attached, and with it merged; what came of it."""
 
 MASKED = (REMOVED, ATTACHED, MERGED)
@@ -41,18 +41,18 @@ class MeasurePass(Pass):
 
     def call(self, program: Program, run: RunContext) -> PassResult:
         """Measure."""
-        with _units_gone(program, healed=self.stage != REMOVED) if self.stage in MASKED else nullcontext():
+        with _units_gone(program, tuned=self.stage != REMOVED) if self.stage in MASKED else nullcontext():
             quality = self.measurer(program.model, run.batch_size)
         return PassResult(program, modified=False, report=quality)
 
 
 @contextmanager
-def _units_gone(program: Program, *, healed: bool) -> Iterator[None]:
-    """The model under the masks; not ``healed``: its dense weights, adapter off, what a compensation solved undone."""
+def _units_gone(program: Program, *, tuned: bool) -> Iterator[None]:
+    """The model under the masks; not ``tuned``: its dense weights, adapter off, what a compensation solved undone."""
     assert program.masks is not None
     model = program.model
-    off = model.disable_adapter() if isinstance(model, PeftModel) and not healed else nullcontext()
-    dense = program.compensation.undone(model) if program.compensation and not healed else nullcontext()
+    off = model.disable_adapter() if isinstance(model, PeftModel) and not tuned else nullcontext()
+    dense = program.compensation.undone(model) if program.compensation and not tuned else nullcontext()
     with off, dense, masked(model, program.traced, program.masks):
         yield
 

@@ -1,4 +1,4 @@
-"""The general road to ONNX: ``torch.onnx.export`` of any module, and mends for what it or onnxruntime lacks."""
+"""The general route to ONNX: ``torch.onnx.export`` of any module, and mends for what it or onnxruntime lacks."""
 
 from __future__ import annotations
 

@@ -26,15 +26,15 @@ from exporters.hf import reload
 from lpc.evaluation.perplexity import exp
 from lpc.evaluation.subjects import Subject
 from lpc.evaluation.tasks import RowTask
-from lpc.evaluation.vendor import GenaiScorer, LocalTask, OrtScorer, TorchScorer, private_cache
+from lpc.evaluation.vendor import GenaiBackend, LocalTask, OrtBackend, TorchBackend, private_cache
 from lpc.source import find_tokenizer
 from passes import models
 from passes.errors import DataError, LpcError, ModelError, OptionError, TokenizerError
 
-__all__ = ["TEXT_TASK", "leaves", "local_task", "named_tasks", "open_scorer", "quiet", "run", "text_task"]
+__all__ = ["TEXT_TASK", "leaves", "local_task", "named_tasks", "open_backend", "quiet", "run", "text_task"]
 
 TEXT_TASK = "text"
-"""Name of the task that scores the text file."""
+"""Name of the task that measures the text file."""
 
 BOOTSTRAP_ITERS = 1000
 """For the standard error of the few metrics that have no closed form."""
@@ -42,7 +42,7 @@ BOOTSTRAP_ITERS = 1000
 RESULT_KEYS = ("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
 
 
-def open_scorer(subject: Subject, *, context_length: int, batch_size: int) -> Any:
+def open_backend(subject: Subject, *, context_length: int, batch_size: int) -> Any:
     """An lm-eval ``LM`` for the subject, torch models in fp32. Raises `ModelError` or `TokenizerError`."""
     tokenizer = find_tokenizer(subject.folder)
     if tokenizer is None:
@@ -54,10 +54,10 @@ def open_scorer(subject: Subject, *, context_length: int, batch_size: int) -> An
         )
     try:
         if subject.backend != "hf":
-            kind = OrtScorer if subject.backend == "onnx" else GenaiScorer
+            kind = OrtBackend if subject.backend == "onnx" else GenaiBackend
             return kind(subject.folder, max_length=context_length, prefix=prefix)
         model = reload(subject.folder).float() if subject.live is None else subject.live
-        return TorchScorer(
+        return TorchBackend(
             pretrained=model,
             tokenizer=tokenizer,
             backend="causal",
@@ -140,7 +140,7 @@ def leaves(tasks: Sequence[Task | Group]) -> list[Task]:
     return [leaf for task in tasks for leaf in (task.get_all_tasks() if isinstance(task, Group) else [task])]
 
 
-def run(scorer: Any, tasks: Sequence[Task | Group], *, limit: int | None) -> dict[str, Any]:
+def run(backend: Any, tasks: Sequence[Task | Group], *, limit: int | None) -> dict[str, Any]:
     """`lm_eval.evaluate`, with samples, set up as `simple_evaluate` does.
 
     That itself would ask git and pip for what the provenance in eval.json does not need. The caller's random state
@@ -155,7 +155,7 @@ def run(scorer: Any, tasks: Sequence[Task | Group], *, limit: int | None) -> dic
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
     found: dict[str, Any] = evaluator.evaluate(
-        lm=scorer, task_dict=loaded, limit=limit, bootstrap_iters=BOOTSTRAP_ITERS, log_samples=True
+        lm=backend, task_dict=loaded, limit=limit, bootstrap_iters=BOOTSTRAP_ITERS, log_samples=True
     )
     seeds = {"random_seed": DEFAULT_RANDOM_SEED, "numpy_seed": DEFAULT_OTHER_SEED, "torch_seed": DEFAULT_OTHER_SEED}
     return {**found, "config": {"limit": limit, "bootstrap_iters": BOOTSTRAP_ITERS, **seeds}}

@@ -65,7 +65,7 @@ def quality(model: PreTrainedModel | PeftModel | str | Path, rows: RowsLike, *, 
             return _quality_onnx(folder, rows, batch_size)
         if any(folder.glob("*.onnx")):
             raise UnsupportedModelError(
-                f"{folder} holds the graphs of an encoder-decoder, which lpc.quality does not run: hand over OUT/hf instead"
+                f"{folder} holds the graphs of an encoder-decoder, which lpc.quality does not run: name OUT/hf instead"
             )
         model = reload(folder)
     base = base_model(model)

@@ -29,7 +29,7 @@ from lm_eval.models.onnxruntime_ort import ONNXRuntimeLM
 
 from passes.errors import DataError, ModelError
 
-__all__ = ["GenaiScorer", "LocalTask", "OrtScorer", "TorchScorer", "private_cache"]
+__all__ = ["GenaiBackend", "LocalTask", "OrtBackend", "TorchBackend", "private_cache"]
 
 WITHOUT_BAR = {"disable_tqdm": True}
 
@@ -70,7 +70,7 @@ class _Checked:
             self.truncated += len(context) + len(continuation) > self.max_length + 1
 
 
-class TorchScorer(_Checked, HFLM):  # type: ignore[misc]
+class TorchBackend(_Checked, HFLM):  # type: ignore[misc]
     """lm-eval's backend for a live transformers model."""
 
 
@@ -92,7 +92,7 @@ class _Longer:
         return logits
 
 
-class _OnnxScorer(_Checked, _Longer):
+class _OnnxBackend(_Checked, _Longer):
     """The windows of HFLM, and a prefix token from outside; mixed in before a backend on lm-eval's ONNX base."""
 
     def __init__(self, folder: Path, *, max_length: int, prefix: int) -> None:
@@ -105,11 +105,11 @@ class _OnnxScorer(_Checked, _Longer):
         return self._prefix
 
 
-class OrtScorer(_OnnxScorer, ONNXRuntimeLM):  # type: ignore[misc]
+class OrtBackend(_OnnxBackend, ONNXRuntimeLM):  # type: ignore[misc]
     """lm-eval's backend for plain onnxruntime."""
 
 
-class GenaiScorer(_OnnxScorer, ONNXRuntimeGenAILM):  # type: ignore[misc]
+class GenaiBackend(_OnnxBackend, ONNXRuntimeGenAILM):  # type: ignore[misc]
     """lm-eval's backend for onnxruntime-genai."""
 
 

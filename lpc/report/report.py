@@ -30,7 +30,7 @@ class Widths:
 class BeforeAfter:
     """One measure on held-out data.
 
-    ``removed``: the units gone and nothing healed (None if the model came with an adapter of its own).
+    ``removed``: the units gone, nothing compensated or tuned (None if the model came with an adapter of its own).
     ``pruned``: after tuning.
     """
 
@@ -265,7 +265,7 @@ def _width_row(name: str, widths: Mapping[str, Any]) -> list[str]:
 
 
 def heldout_rows(heldout: Mapping[str, Any]) -> list[list[str]]:
-    """Rows of measure, dense, removed but not healed, pruned and tuned."""
+    """Rows of measure, dense, removed but not tuned, pruned and tuned."""
     return [
         [name, *("n/a" if m[at] is None else show_measure(name, m[at]) for at in ("dense", "removed", "pruned"))]
         for name, m in heldout["measures"].items()
@@ -290,7 +290,7 @@ def _quality(manifest: Mapping[str, Any]) -> str:
     what = f"On {heldout['rows']:,} held-out {'sequences' if context else 'rows'}{windows}"
     return (
         f"## Quality\n\n{what}, neither scored nor tuned on.\n\n"
-        + table(["", "dense", "removed, not healed", "pruned and tuned"], heldout_rows(heldout))
+        + table(["", "dense", "removed, not tuned", "pruned and tuned"], heldout_rows(heldout))
         + _merging(heldout.get("merging"))
     )
 

@@ -1,6 +1,6 @@
 """Removing inputs of a projection and solving for the rest: the error that each removal leaves, from a Gram matrix.
 
-A projection gives XW from X [tokens, inputs]. If its inputs S go and the other rows of W are solved anew, the squared
+A projection gives XW from X [tokens, inputs]. If its inputs S go and the other rows of W are re-solved, the squared
 error of the output rises, with H = XᵀX / tokens, by
 
     tr(W_Sᵀ ([H⁻¹]_SS)⁻¹ W_S)          and the solution is          W ← W − [H⁻¹]_:S ([H⁻¹]_SS)⁻¹ W_S

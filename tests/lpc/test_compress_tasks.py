@@ -1,4 +1,4 @@
-"""compress, save and score on models of every task, with rows as data."""
+"""compress, save and measure models of every task, with rows as data."""
 
 from __future__ import annotations
 

@@ -68,20 +68,20 @@ class _Base:
         return [(float("nan") if requests == [(None, [1], [2, 3])] else float(self.max_length), True)]
 
 
-class _Scorer(vendor._Checked, vendor._Longer, _Base):
+class _Backend(vendor._Checked, vendor._Longer, _Base):
     pass
 
 
 def test_requests_are_cut_a_token_longer_and_counted_when_cut() -> None:
-    scorer = _Scorer()
-    assert scorer._loglikelihood_tokens([(None, [1, 2, 3, 4], [5, 6])]) == [(5.0, True)]
-    assert (scorer.max_length, scorer.truncated) == (4, 1)
+    backend = _Backend()
+    assert backend._loglikelihood_tokens([(None, [1, 2, 3, 4], [5, 6])]) == [(5.0, True)]
+    assert (backend.max_length, backend.truncated) == (4, 1)
 
 
 def test_what_cannot_be_scored_is_refused() -> None:
     with pytest.raises(DataError, match="adds no token"):
-        _Scorer()._loglikelihood_tokens([(None, [1], [])])
+        _Backend()._loglikelihood_tokens([(None, [1], [])])
     with pytest.raises(DataError, match="does not fit"):
-        _Scorer()._loglikelihood_tokens([(None, [1], [1, 2, 3, 4, 5])])
+        _Backend()._loglikelihood_tokens([(None, [1], [1, 2, 3, 4, 5])])
     with pytest.raises(ModelError, match="not finite"):
-        _Scorer()._loglikelihood_tokens([(None, [1], [2, 3])])
+        _Backend()._loglikelihood_tokens([(None, [1], [2, 3])])
