@@ -180,3 +180,30 @@ def test_names_that_the_file_beside_checkpoints_needs_are_there() -> None:
 def test_stock_transformers_has_the_auto_classes_that_the_code_names() -> None:
     with named("transformers", "AutoModelFor..."):
         assert hasattr(transformers, "AutoModelForPreTraining")
+
+
+def test_names_of_peft_that_reading_an_adapter_needs_are_there() -> None:
+    with Named("peft", "ParamWrapper, get_base_layer, lora_A", "passes/models/adapter.py"):
+        from peft import LoraConfig, get_peft_model
+        from peft.tuners.lora import LoraLayer
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        model = get_peft_model(llama(), LoraConfig(target_modules=["q_proj"], r=2))
+        (layer,) = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        assert isinstance(layer, LoraLayer)
+        assert isinstance(layer.get_base_layer(), nn.Linear)
+        assert layer.lora_A["default"].weight.shape == (2, 16)
+        assert layer.scaling["default"] == LoraConfig().lora_alpha / 2
+
+
+def test_names_of_peft_that_reading_an_adapter_on_experts_needs_are_there() -> None:
+    with Named("peft", "ParamWrapper.parameter_name, get_param", "passes/models/adapter.py"):
+        from peft import LoraConfig, get_peft_model
+        from peft.tuners.lora import ParamWrapper
+
+        model = zoo.build("mixtral", num_hidden_layers=1)
+        weight = model.model.layers[0].mlp.experts.down_proj
+        worn = get_peft_model(model, LoraConfig(target_modules=[], target_parameters=["mlp.experts.down_proj"], r=2))
+        (layer,) = [module for module in worn.modules() if isinstance(module, ParamWrapper)]
+        assert layer.parameter_name == "down_proj"
+        assert layer.get_param() is weight
