@@ -12,7 +12,7 @@ from typing import Any
 
 from exporters.files import UPDATE, sha256, updating, write_texts
 from lpc.owned import MANIFEST
-from lpc.report.report import render
+from lpc.report.render import render
 from lpc.versions import versions
 from passes.errors import DataError
 

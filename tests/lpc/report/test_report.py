@@ -10,7 +10,8 @@ from transformers import LlamaConfig
 from exporters.runtimes import Verdict
 from lpc.inspection import inspect
 from lpc.report import BeforeAfter, HeldOut, Report, record, size_rows, speed_rows, write_manifest
-from lpc.report.report import Widths, render
+from lpc.report.render import render
+from lpc.report.report import Widths
 from lpc.versions import versions
 from passes.errors import DataError
 from passes.graph import Plan
