@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lpc.evaluation import evaluation_rows
 from lpc.report.costs import label_of, shown
-
-if TYPE_CHECKING:
-    pass
 
 
 def render(
