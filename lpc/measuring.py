@@ -30,7 +30,7 @@ class MeasurePass(Pass):
     stage: str
     measurer: Measurer = field(metadata={"record": False})
     name = "measure"
-    reports = Score
+    reports = Quality
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES:

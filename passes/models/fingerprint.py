@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from peft import PeftModel
@@ -27,7 +27,7 @@ def fingerprint(model: PreTrainedModel | PeftModel) -> str:
     meaning |= {name: value for name, value in special.items() if value is not None}
     digest = hashlib.sha256(json.dumps(meaning, sort_keys=True, default=str).encode())
     parameters = {plain_name(n): p for n, p in base.named_parameters() if ".lora_" not in n}
-    _add(digest, parameters)
+    _add(digest.update, parameters)
     return digest.hexdigest()
 
 
@@ -35,11 +35,11 @@ def tensors_digest(groups: Iterable[Mapping[str, torch.Tensor]]) -> str:
     """sha256 over groups of tensors, such as the rows of a data set: names, dtypes, shapes, bytes."""
     digest = hashlib.sha256()
     for tensors in groups:
-        _add(digest, tensors)
+        _add(digest.update, tensors)
     return digest.hexdigest()
 
 
-def _add(digest: hashlib._Hash, tensors: Mapping[str, torch.Tensor]) -> None:
+def _add(update: Callable[[bytes | memoryview], None], tensors: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
