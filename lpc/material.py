@@ -59,7 +59,7 @@ class Material:
     measure: Measurer
     measure_dense: Measurer
     context_length: int | None
-    digest: Callable[[], str]
+    digest: Callable[[], str] = str
 
 
 DIGESTED_ROWS = 20_000
