@@ -29,12 +29,14 @@ from transformers.initialization import no_init_weights
 
 from exporters.files import MODEL_FILE
 from exporters.latency.machine import Machine
-from exporters.onnx import DATA_FILE, MAX_OPSET, Call, Graph, GraphBuilder, OnnxFolder, build_decoder, call_grid
+from exporters.onnx import DATA_FILE, Call, Graph, GraphBuilder, OnnxFolder, build_decoder, call_grid
+from exporters.options import MAX_OPSET
 from lpc.report import table
 from lpc.versions import versions
-from passes.budget import Solver, Target
+from passes.budget import Solver
 from passes.graph import PruningGraph
 from passes.models import stock_class
+from passes.options import Target
 from passes.shrink import compact_config
 from passes.trace import trace
 

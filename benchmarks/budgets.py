@@ -24,12 +24,13 @@ from transformers.utils import logging as transformers_logging
 
 from lpc.report import table
 from lpc.versions import versions
-from passes.budget import Budget, Layout, Solver, Target, best_units
+from passes.budget import Solver, best_units
 from passes.errors import UnreachableBudgetError
 from passes.graph import PruningGraph, count_of
 from passes.models import count_parameters
+from passes.options import Budget, Layout, Target, TraceOptions
 from passes.shrink import build_compact
-from passes.trace import TraceOptions, trace
+from passes.trace import trace
 
 ROOT = Path(__file__).parents[1]
 OUT = Path(__file__).parent / "out"

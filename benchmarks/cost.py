@@ -33,14 +33,13 @@ from exporters.latency.machine import Machine
 from lpc.pipelines import BEFORE_TUNING
 from lpc.report import table
 from lpc.versions import versions
-from passes.budget import Target
 from passes.compensation import CompensatePass
-from passes.decide import ScoreOptions, ScorePass
-from passes.models import LoraOptions
+from passes.decide import ScorePass
+from passes.options import LoraOptions, Schedule, ScoreOptions, Target, TuneOptions
 from passes.pipeline import Pass, Pipeline, Program
 from passes.pipeline.records import measured
 from passes.trace import TracePass
-from passes.tuning import AttachPass, Schedule, TuneOptions, TunePass
+from passes.tuning import AttachPass, TunePass, settled
 
 OUT = Path(__file__).parent / "out"
 TARGET = Target(ratio=0.3)
@@ -152,9 +151,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _passes(arguments: argparse.Namespace, ready: Program, data: Tokens) -> list[Pass]:
     tune = WAYS[arguments.way]
-    tune = TuneOptions(
+    options = TuneOptions(
         steps=arguments.steps, batch_size=arguments.batch, criterion=tune.criterion, distill=tune.distill
-    ).settled(ready.traced)
+    )
+    tune = settled(options, ready.traced)
     if isinstance(tune.schedule, Schedule) and not tune.one_shot:
         return [TunePass(TARGET, data, tune)]
     score = ScoreOptions(criterion=tune.criterion, samples=arguments.samples, batch_size=arguments.batch)

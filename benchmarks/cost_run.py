@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import lpc
-from exporters.registry import DEFAULT_EXPORTS
+from exporters.options import DEFAULT_EXPORTS
 from lpc.report import table
 
 STAGES = {"score": "rank", "compensate": "compensate", "tune": "tune"}
@@ -47,7 +47,7 @@ def run_model(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.data,
         arguments.ratio,
         tune=lpc.TuneOptions(steps=steps, batch_size=arguments.batch),
-        text=lpc.DataOptions(samples=arguments.samples, sequence_length=arguments.context),
+        data_options=lpc.DataOptions(samples=arguments.samples, sequence_length=arguments.context),
         progress=clock,
     )
     with tempfile.TemporaryDirectory() as folder:

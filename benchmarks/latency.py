@@ -30,13 +30,14 @@ from exporters.latency import latency_model
 from exporters.latency.machine import Machine
 from exporters.latency.table import LatencyTable
 from exporters.latency.timing import Sample, WorkloadStep, seconds_of, steps_of, time_once
-from exporters.onnx import DATA_FILE, MAX_OPSET, GraphBuilder, OnnxFolder, build_decoder
+from exporters.onnx import DATA_FILE, GraphBuilder, OnnxFolder, build_decoder
+from exporters.options import MAX_OPSET
 from lpc.report import table
 from lpc.versions import versions
-from passes.budget import Workload
 from passes.graph import PruningGraph
+from passes.options import TraceOptions, Workload
 from passes.shrink import build_compact
-from passes.trace import TraceOptions, trace
+from passes.trace import trace
 
 OUT = Path(__file__).parent / "out"
 UNIFORM, PER_LAYER = 6, 14

@@ -35,8 +35,9 @@ import passes.tuning.merge
 from exporters.hf import SavePass
 from passes.errors import LpcError
 from passes.graph import Dimension, Kind, Plan, PruningGraph, Role, layer_path
-from passes.models import LoraOptions, fingerprint
+from passes.models import fingerprint
 from passes.models.adapter import lora_layers
+from passes.options import LoraOptions
 from passes.pipeline import Pass, PassResult, Pipeline, Program, RunContext
 from passes.shrink import ShrinkPass
 from passes.trace import TracePass
@@ -246,7 +247,9 @@ def wrong_graph(site: Site) -> Any:
 
     graph = replace(site.graph, dimensions=tuple(exchanged(each) for each in site.graph.dimensions))
     original = ShrinkPass.__call__
-    return patched(ShrinkPass, "__call__", lambda self, program: original(self, replace(program, graph=graph)))
+    return patched(
+        ShrinkPass, "__call__", lambda self, program, run: original(self, replace(program, graph=graph), run)
+    )
 
 
 def _swapped_everywhere(model: PreTrainedModel, site: Site, before: Program) -> None:

@@ -10,14 +10,13 @@ from typing import Any
 from corpora import Loaded
 
 from lpc.evaluation import token_perplexity
-from passes.budget import Layout, Target
-from passes.compensation import CompensateOptions, CompensatePass
-from passes.decide import DecidePass, ScoreOptions, ScorePass
-from passes.models import LoraOptions
+from passes.compensation import CompensatePass
+from passes.decide import DecidePass, ScorePass
+from passes.options import CompensateOptions, Layout, LoraOptions, ScoreOptions, Target, TraceOptions, TuneOptions
 from passes.pipeline import Pass, Pipeline, Program, plain
 from passes.shrink import ShrinkPass
-from passes.trace import TraceOptions, TracePass
-from passes.tuning import AttachPass, DetachPass, MergePass, TuneOptions, TunePass
+from passes.trace import TracePass
+from passes.tuning import AttachPass, DetachPass, MergePass, TunePass, settled
 
 EVALUATED_AT_ONCE = 20
 
@@ -45,12 +44,12 @@ class Recipe:
     @property
     def solves_first(self) -> bool:
         """Whether compensation comes before tuning."""
-        return self.trained and self.tune.settled().one_shot
+        return self.trained and settled(self.tune).one_shot
 
     def passes(self, loaded: Loaded, ratio: float, steps: int, seed: int) -> tuple[list[Pass], list[Pass]]:
         """From the dense model until all is ranked and trained, and from there to the compact model."""
         target, data = self.target(ratio), loaded.train
-        tune = replace(self.tune, steps=steps if self.trained else 0, seed=seed).settled()
+        tune = settled(replace(self.tune, steps=steps if self.trained else 0, seed=seed))
         importance = tune.importance_for(target)
         score = ScoreOptions(criterion=tune.criterion, samples=self.samples, seed=seed, importance=importance)
         solve: list[Pass] = []

@@ -9,11 +9,17 @@ from typing import Any
 
 from quality_cells import Recipe
 
-from passes.budget import Layout
-from passes.compensation import CompensateOptions
-from passes.criteria import CRITERIA, ImportanceOptions
-from passes.models import LoraOptions
-from passes.tuning import ONE_SHOT, DistillOptions, Schedule, TuneOptions
+from passes.criteria import CRITERIA
+from passes.options import (
+    ONE_SHOT,
+    CompensateOptions,
+    DistillOptions,
+    ImportanceOptions,
+    Layout,
+    LoraOptions,
+    Schedule,
+    TuneOptions,
+)
 
 Recipes = Mapping[str, Recipe]
 Row = Mapping[str, Any]

@@ -23,12 +23,11 @@ from transformers.utils import logging as transformers_logging
 
 from lpc.report import table
 from lpc.versions import versions
-from passes.budget import Target
-from passes.criteria import ImportanceOptions
-from passes.decide import ScoreOptions, ScorePass
+from passes.decide import ScorePass
+from passes.options import ImportanceOptions, Schedule, ScoreOptions, Target, TuneOptions
 from passes.pipeline import Pipeline, Program
 from passes.trace import TracePass
-from passes.tuning import AttachPass, Schedule, TuneOptions, TunePass
+from passes.tuning import AttachPass, TunePass
 
 OUT = Path(__file__).parent / "out"
 RATIOS = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)

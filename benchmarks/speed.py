@@ -20,11 +20,12 @@ from transformers.utils import logging as transformers_logging
 
 from lpc.compression import compress
 from lpc.exporting import export
+from lpc.options import BenchmarkOptions
 from lpc.report import speed_rows, table
 from lpc.source import load_config
-from lpc.speed import BenchmarkOptions, benchmark
+from lpc.speed import benchmark
 from lpc.versions import versions
-from passes.tuning import TuneOptions
+from passes.options import TuneOptions
 
 OUT = Path(__file__).parent / "out"
 

@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 from transformers import PreTrainedModel
 
 from exporters.hf import Processor, SavePass
-from exporters.onnx import ExportPass, OnnxOptions, check_tokenizer
+from exporters.onnx import ExportPass, check_tokenizer
+from exporters.options import EXPORTER_NAMES, OnnxOptions
 from passes.errors import OptionError
 from passes.pipeline import Pass
 from passes.registry import Registry
@@ -47,8 +48,7 @@ class Exporter:
 
 EXPORTERS = Registry("exporter", Exporter, "lpc.exporters", name_of=lambda exporter: exporter.name)
 """All exporters by name; grows with ``register_exporter``, and by packages' entry points ``lpc.exporters``."""
-
-DEFAULT_EXPORTS = ("hf", "onnx")
+EXPORTER_NAMES.attach(EXPORTERS)
 
 
 def register_exporter(exporter: Exporter) -> None:

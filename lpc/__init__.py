@@ -12,32 +12,26 @@ from typing import TYPE_CHECKING, Any
 from exporters.telemetry import switch_off as _switch_off
 
 if TYPE_CHECKING:
-    from exporters.onnx import OnnxOptions as OnnxOptions
     from exporters.onnx import Precision as Precision
     from exporters.onnx import register_precision as register_precision
+    from exporters.options import OnnxOptions as OnnxOptions
     from exporters.registry import Exporter as Exporter
     from exporters.registry import register_exporter as register_exporter
     from lpc.compression import apply as apply
     from lpc.compression import compress as compress
-    from lpc.data import InstructionFormat as InstructionFormat
     from lpc.evaluation import Score as Score
     from lpc.evaluation import score as score
     from lpc.family import CompactFamily as CompactFamily
     from lpc.family import compress_family as compress_family
-    from lpc.material import DataOptions as DataOptions
+    from lpc.options import CompressOptions as CompressOptions
+    from lpc.options import DataOptions as DataOptions
+    from lpc.options import InstructionFormat as InstructionFormat
     from lpc.planning import diff as diff
     from lpc.planning import plan as plan
     from lpc.report import Report as Report
     from lpc.result import Result as Result
     from lpc.source import load as load
-    from passes.budget import Budget as Budget
-    from passes.budget import Measure as Measure
-    from passes.budget import Target as Target
-    from passes.budget import Workload as Workload
-    from passes.budget import register_measure as register_measure
-    from passes.compensation import CompensateOptions as CompensateOptions
     from passes.criteria import CRITERIA as CRITERIA
-    from passes.criteria import ImportanceOptions as ImportanceOptions
     from passes.criteria import SavedScores as SavedScores
     from passes.criteria import register_criterion as register_criterion
     from passes.families import AttentionLayout as AttentionLayout
@@ -45,19 +39,26 @@ if TYPE_CHECKING:
     from passes.families import Packing as Packing
     from passes.families import register_attention as register_attention
     from passes.graph import Plan as Plan
-    from passes.models import LoraOptions as LoraOptions
     from passes.models import register_auto_classes as register_auto_classes
+    from passes.options import ONE_SHOT as ONE_SHOT
+    from passes.options import Budget as Budget
+    from passes.options import CompensateOptions as CompensateOptions
+    from passes.options import DistillOptions as DistillOptions
+    from passes.options import ImportanceOptions as ImportanceOptions
+    from passes.options import LoraOptions as LoraOptions
+    from passes.options import Measure as Measure
+    from passes.options import RecoverOptions as RecoverOptions
+    from passes.options import Schedule as Schedule
+    from passes.options import Target as Target
+    from passes.options import TraceOptions as TraceOptions
+    from passes.options import TuneOptions as TuneOptions
+    from passes.options import Workload as Workload
+    from passes.options import register_measure as register_measure
     from passes.pipeline import Pass as Pass
     from passes.pipeline import PassResult as PassResult
     from passes.pipeline import Pipeline as Pipeline
     from passes.pipeline import Program as Program
     from passes.pipeline import RunContext as RunContext
-    from passes.trace import TraceOptions as TraceOptions
-    from passes.tuning import ONE_SHOT as ONE_SHOT
-    from passes.tuning import DistillOptions as DistillOptions
-    from passes.tuning import RecoverOptions as RecoverOptions
-    from passes.tuning import Schedule as Schedule
-    from passes.tuning import TuneOptions as TuneOptions
 
 _ERRORS = (
     "DataError",
@@ -79,20 +80,21 @@ _ERRORS = (
 
 _HOMES = {
     "AttentionLayout": "passes.families",
-    "Budget": "passes.budget",
+    "Budget": "passes.options",
     "CRITERIA": "passes.criteria",
     "CompactFamily": "lpc.family",
-    "CompensateOptions": "passes.compensation",
-    "DataOptions": "lpc.material",
-    "DistillOptions": "passes.tuning",
+    "CompensateOptions": "passes.options",
+    "CompressOptions": "lpc.options",
+    "DataOptions": "lpc.options",
+    "DistillOptions": "passes.options",
     "Exporter": "exporters.registry",
     "Family": "passes.families",
-    "ImportanceOptions": "passes.criteria",
-    "InstructionFormat": "lpc.data",
-    "LoraOptions": "passes.models",
-    "Measure": "passes.budget",
-    "ONE_SHOT": "passes.tuning",
-    "OnnxOptions": "exporters.onnx",
+    "ImportanceOptions": "passes.options",
+    "InstructionFormat": "lpc.options",
+    "LoraOptions": "passes.options",
+    "Measure": "passes.options",
+    "ONE_SHOT": "passes.options",
+    "OnnxOptions": "exporters.options",
     "Packing": "passes.families",
     "Pass": "passes.pipeline",
     "PassResult": "passes.pipeline",
@@ -100,17 +102,17 @@ _HOMES = {
     "Plan": "passes.graph",
     "Precision": "exporters.onnx",
     "Program": "passes.pipeline",
-    "RecoverOptions": "passes.tuning",
+    "RecoverOptions": "passes.options",
     "Report": "lpc.report",
     "Result": "lpc.result",
     "RunContext": "passes.pipeline",
     "SavedScores": "passes.criteria",
-    "Schedule": "passes.tuning",
+    "Schedule": "passes.options",
     "Score": "lpc.evaluation",
-    "Target": "passes.budget",
-    "TraceOptions": "passes.trace",
-    "TuneOptions": "passes.tuning",
-    "Workload": "passes.budget",
+    "Target": "passes.options",
+    "TraceOptions": "passes.options",
+    "TuneOptions": "passes.options",
+    "Workload": "passes.options",
     "apply": "lpc.compression",
     "compress": "lpc.compression",
     "register_auto_classes": "passes.models",
@@ -121,7 +123,7 @@ _HOMES = {
     "register_attention": "passes.families",
     "register_criterion": "passes.criteria",
     "register_exporter": "exporters.registry",
-    "register_measure": "passes.budget",
+    "register_measure": "passes.options",
     "register_precision": "exporters.onnx",
     "score": "lpc.evaluation",
     **dict.fromkeys(_ERRORS, "passes.errors"),

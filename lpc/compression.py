@@ -5,32 +5,48 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import torch
 from peft import PeftModel
 
 from exporters.hf import Processor
 from lpc.latency import latency_for, predicted
-from lpc.material import AnyData, DataOptions, prepare
+from lpc.material import AnyData, prepare
+from lpc.options import DataOptions, Short, check_short, target_from, with_short
 from lpc.pipelines import compression_pipeline, replay_pipeline
 from lpc.replay import check_adapter_files, check_worn, compensated_weights
 from lpc.result import Result
 from lpc.source import ModelLike, check_not_blank, load_adapter, load_source
-from passes.budget import Budget, Layout, Solver, Target
-from passes.compensation import CompensateOptions
-from passes.errors import OptionError
+from passes.budget import Solver
 from passes.graph import Plan
-from passes.models import LoraOptions
-from passes.pipeline import Handed, Pipeline, Program, Progress, RunContext, caller_state_kept, device_named, silent
-from passes.trace import TraceOptions, TracePass
-from passes.tuning import RecoverOptions, TuneOptions
+from passes.options import (
+    CompensateOptions,
+    Layout,
+    LoraOptions,
+    RecoverOptions,
+    Target,
+    TraceOptions,
+    TuneOptions,
+)
+from passes.pipeline import (
+    Handed,
+    Pipeline,
+    Program,
+    Progress,
+    RunContext,
+    caller_state_kept,
+    device_named,
+    silent,
+)
+from passes.trace import TracePass
+from passes.tuning import settled
 
-__all__ = ["DataOptions", "apply", "compress"]
+__all__ = ["apply", "compress"]
 
 DEFAULT_LORA = LoraOptions()
 DEFAULT_TUNE = TuneOptions()
-DEFAULT_TEXT = DataOptions()
+DEFAULT_DATA = DataOptions()
 DEFAULT_TRACE = TraceOptions()
 
 
@@ -40,18 +56,11 @@ def compress(
     data: AnyData,
     ratio: float | None = None,
     *,
-    budget: Budget | None = None,
-    layout: str = Layout.UNIFORM,
     target: Target | None = None,
-    steps: int | None = None,
-    seed: int | None = None,
-    batch_size: int | None = None,
-    criterion: str | None = None,
-    multiple: int | None = None,
     tokenizer: Processor | None = None,
     lora: LoraOptions = DEFAULT_LORA,
     tune: TuneOptions = DEFAULT_TUNE,
-    text: DataOptions = DEFAULT_TEXT,
+    data_options: DataOptions = DEFAULT_DATA,
     trace: TraceOptions = DEFAULT_TRACE,
     compensate: CompensateOptions | bool | None = None,
     recover: RecoverOptions | None = None,
@@ -60,6 +69,7 @@ def compress(
     pipeline: Callable[[Pipeline], Pipeline] | None = None,
     trust_remote_code: bool = False,
     progress: Progress = silent,
+    **short: Unpack[Short],
 ) -> Result:
     """Make a model smaller, by ``ratio`` of all its parameters or down to a ``budget``, and prove that nothing but the
     removal changed.
@@ -70,16 +80,18 @@ def compress(
     labels among them: a ``datasets.Dataset``, a torch data set, a list of dicts, a ``.jsonl`` file or a folder that
     ``datasets`` saved. The loss is the model's own.
 
-    By default ``text.samples`` rows rank the units (criterion ``obs``), what must go is masked, the projections that
-    read it are solved anew, and adapters are trained under the masks, drawn to the dense model (docs/quality.md).
-    ``tune.criterion`` and ``tune.schedule`` choose other ways; ``steps``, ``seed``, ``batch_size`` and ``criterion``
-    are short for the same fields of ``tune``. Seed and batch size are the whole run's, as ``text.samples`` is: whatever
-    draws, batches or samples follows them, unless its own options say otherwise. With ``steps=0`` nothing is trained.
-    ``compensate`` says whether projections are solved anew, which is kept where the loss on the calibration data falls
-    by it: before tuning where units go before it, else after merging; by default where nothing was trained yet.
+    By default ``data_options.samples`` rows rank the units (criterion ``obs``), what must go is masked, the projections
+    that read it are solved anew, and adapters are trained under the masks, drawn to the dense model (docs/quality.md).
+    ``tune.criterion`` and ``tune.schedule`` choose other ways. Seed and batch size of ``tune`` are the whole run's, as
+    ``data_options.samples`` is: whatever draws, batches or samples follows them, unless its own options say otherwise.
+    With ``steps=0`` nothing is trained. ``compensate`` says whether projections are solved anew, which is kept where
+    the loss on the calibration data falls by it: before tuning where units go before it, else after merging; by default
+    where nothing was trained yet.
 
-    ``ratio``, ``budget``, ``layout`` and ``multiple`` are short for the same fields of a ``target``, which has more:
-    floors, protected layers, frozen dimensions. With ``layout="per-layer"`` each layer gets widths of its own, by
+    ``short`` are the common options by themselves (docs/options.md): ``ratio``, ``budget``, ``layout`` and ``multiple``
+    of a ``target``, which has more: floors, protected layers, frozen dimensions; ``steps``, ``batch_size``,
+    ``learning_rate``, ``seed`` and ``criterion`` of ``tune``; ``sequence_length`` and ``samples`` of ``data_options``.
+    With ``layout="per-layer"`` each layer gets widths of its own, by
     importance. ``trace`` says which heads may go: query heads inside their groups (``query_heads``), heads that no
     stock class can do without (``custom_code``; the checkpoint then needs ``trust_remote_code``), whole layers or
     blocks (``depth``), and the ``hidden`` size. ``tokenizer`` may be an image processor as well; it is saved with the
@@ -94,16 +106,17 @@ def compress(
     Raises LpcError: OptionError, MissingFileError, DataError, ModelError, UnsupportedModelError, TokenizerError for
     what the user gave, UnreachableBudgetError stating what can be reached, PostconditionError if a verification fails.
     """
-    target = target_from(target, ratio, budget, layout, multiple)
-    tune = tune_from(tune, steps, seed, batch_size, criterion)
+    check_short(short)
+    target = target_from(target, ratio, short)
+    tune, data_options = with_short(tune, short), with_short(data_options, short)
     tune.check_checkpoints(tune.checkpoints)
-    run = context_of(tune, text, device, dtype, progress)
+    run = context_of(tune, data_options, device, dtype, progress)
     source = load_source(model, tokenizer, trust_remote_code=trust_remote_code, run=run)
     trace = replace(trace, custom_code=trace.custom_code or target.layout is Layout.PER_LAYER)
     program = TracePass(trace)(Program.start(source.model), run).program
     latency = latency_for(program.model, program.traced, target.wanted, progress)
     Solver.of(target, program.traced, latency)
-    material = prepare(source, data, text)
+    material = prepare(source, data, data_options)
     run = replace(run, collate=material.collate)
     teacher = _teacher(model, run, trust_remote_code) if recover and recover.distill else None
     passes = compression_pipeline(
@@ -112,7 +125,7 @@ def compress(
         target,
         run,
         lora=lora,
-        tune=tune.settled(program.traced),
+        tune=settled(tune, program.traced),
         trace=trace,
         compensate=compensate,
         recover=recover,
@@ -129,40 +142,16 @@ def compress(
 
 
 def context_of(
-    tune: TuneOptions, text: DataOptions, device: str, dtype: str | torch.dtype, progress: Progress
+    tune: TuneOptions, data_options: DataOptions, device: str, dtype: str | torch.dtype, progress: Progress
 ) -> RunContext:
     """The context of a run whose options are these. Raises OptionError for a device that is not there."""
-    run = RunContext(progress=progress, device=str(device_named(device)), dtype=dtype, samples=text.samples)
+    run = RunContext(progress=progress, device=str(device_named(device)), dtype=dtype, samples=data_options.samples)
     return run.narrowed(tune)
 
 
 def _teacher(model: ModelLike, run: RunContext, trust_remote_code: bool) -> Callable[[], torch.nn.Module]:
     """The dense model once more, when it is asked for."""
     return lambda: load_source(model, trust_remote_code=trust_remote_code, run=run).model
-
-
-def tune_from(
-    tune: TuneOptions,
-    steps: int | None,
-    seed: int | None,
-    batch_size: int | None,
-    criterion: str | None = None,
-) -> TuneOptions:
-    """The tuning that the arguments of ``compress`` say."""
-    said: dict[str, Any] = {"steps": steps, "seed": seed, "batch_size": batch_size, "criterion": criterion or None}
-    return replace(tune, **{name: value for name, value in said.items() if value is not None})
-
-
-def target_from(
-    target: Target | None, ratio: float | None, budget: Budget | None, layout: str, multiple: int | None
-) -> Target:
-    """The target that the arguments of ``compress`` say. Raises OptionError if it is said twice."""
-    short = ratio is not None or budget is not None or multiple is not None or layout != Layout.UNIFORM
-    if target is None:
-        return Target(ratio=ratio, budget=budget, layout=layout, multiple=multiple)
-    if short:
-        raise OptionError("give either target or ratio, budget, layout and multiple, not both")
-    return target
 
 
 @caller_state_kept()

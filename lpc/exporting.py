@@ -8,7 +8,8 @@ from pathlib import Path
 from peft import PeftModel
 
 from exporters.files import PACKAGE, staged_folder
-from exporters.onnx import OnnxOptions, OnnxPackage, export_onnx, needs_tokenizer
+from exporters.onnx import OnnxPackage, export_onnx, needs_tokenizer
+from exporters.options import OnnxOptions
 from lpc.report import complete
 from lpc.source import load_source
 from passes.errors import MissingFileError, TokenizerError

@@ -6,31 +6,34 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from peft import PeftModel
 
 from exporters.files import staged_folder
 from exporters.hf import Processor
-from exporters.onnx import OnnxOptions, export_onnx
-from exporters.registry import DEFAULT_EXPORTS, Exports, chosen
-from lpc.compression import DEFAULT_LORA, DEFAULT_TEXT, DEFAULT_TRACE, DEFAULT_TUNE, context_of, target_from, tune_from
+from exporters.onnx import export_onnx
+from exporters.options import DEFAULT_EXPORTS, OnnxOptions
+from exporters.registry import Exports, chosen
+from lpc.compression import DEFAULT_DATA, DEFAULT_LORA, DEFAULT_TRACE, DEFAULT_TUNE, context_of
 from lpc.family_report import DENSE_ONNX, FamilyReport
-from lpc.material import AnyData, DataOptions, prepare
+from lpc.material import AnyData, prepare
+from lpc.options import BenchmarkOptions, DataOptions, Short, check_short, target_from, with_short
 from lpc.owned import MANIFEST, output
 from lpc.pipelines import choices, family_pipeline, member_pipeline
 from lpc.report import record
 from lpc.result import Result
 from lpc.source import ModelLike, load_source
-from lpc.speed import BENCHMARK_FILE, Benchmark, BenchmarkOptions, benchmark
-from passes.budget import Layout, Solver, Target
+from lpc.speed import BENCHMARK_FILE, Benchmark, benchmark
+from passes.budget import Solver
 from passes.decide import DecidePass
 from passes.errors import LpcError, OptionError, UnsupportedModelError
-from passes.models import LoraOptions, Task, base_model, task_of
+from passes.models import Task, base_model, task_of
+from passes.options import Layout, LoraOptions, Schedule, SnapshotOptions, Target, TraceOptions, TuneOptions
 from passes.pipeline import Pipeline, Program, Progress, caller_state_kept, plain, silent
-from passes.trace import TraceOptions, TracePass
-from passes.tuning import Schedule, SnapshotOptions, TuneOptions
+from passes.trace import TracePass
+from passes.tuning import settled, staged_run
 
 QUICK = BenchmarkOptions(batches=(1,), prefill_tokens=(128,), decode_pasts=(128,))
 """What is timed where the user does not say: one prefill and one decode step."""
@@ -106,21 +109,17 @@ def compress_family(
     ratios: Sequence[float],
     *,
     cooldown: int | None = None,
-    layout: str = Layout.UNIFORM,
     target: Target | None = None,
-    steps: int | None = None,
-    seed: int | None = None,
-    batch_size: int | None = None,
-    multiple: int | None = None,
     tokenizer: Processor | None = None,
     lora: LoraOptions = DEFAULT_LORA,
     tune: TuneOptions = DEFAULT_TUNE,
-    text: DataOptions = DEFAULT_TEXT,
+    data_options: DataOptions = DEFAULT_DATA,
     trace: TraceOptions = DEFAULT_TRACE,
     device: str = "auto",
     dtype: str | torch.dtype = "auto",
     trust_remote_code: bool = False,
     progress: Progress = silent,
+    **short: Unpack[Short],
 ) -> CompactFamily:
     """Make a model smaller by each of the ratios in one tuning run, and prove each result as ``compress`` does.
 
@@ -133,17 +132,18 @@ def compress_family(
     for a target with a budget, and for too few steps.
     """
     snapshots = SnapshotOptions(ratios=tuple(ratios), cooldown=cooldown)
-    target = target_from(target, snapshots.ratios[-1] if target is None else None, None, layout, multiple)
-    tune = tune_from(tune, steps, seed, batch_size)
+    check_short(short)
+    target = target_from(target, snapshots.ratios[-1] if target is None else None, short)
+    tune, data_options = with_short(tune, short), with_short(data_options, short)
     tune.check_checkpoints(tune.checkpoints)
-    tune = replace(tune, schedule=tune.schedule or Schedule()).settled()
-    run = context_of(tune, text, device, dtype, progress)
+    tune = settled(replace(tune, schedule=tune.schedule or Schedule()))
+    run = context_of(tune, data_options, device, dtype, progress)
     source = load_source(model, tokenizer, trust_remote_code=trust_remote_code, run=run)
     trace = replace(trace, custom_code=trace.custom_code or target.layout is Layout.PER_LAYER)
     program = TracePass(trace)(Program.start(source.model), run).program
     solver = Solver.of(target, program.traced)
-    snapshots.course(solver, tune.schedule or Schedule(), tune.steps, revival=tune.revival)
-    material = prepare(source, data, text)
+    staged_run(snapshots, solver, tune.schedule or Schedule(), tune.steps, revival=tune.revival)
+    material = prepare(source, data, data_options)
     run, own_adapter = replace(run, collate=material.collate), isinstance(program.model, PeftModel)
     common = family_pipeline(material, target, lora=lora, tune=tune, trace=trace, snapshots=snapshots)
     program = common.after(TracePass.name)(program, run).program

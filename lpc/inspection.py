@@ -13,8 +13,9 @@ from lpc.source import load_config
 from passes.budget import default_multiple, largest_ratio, reachable_counts
 from passes.graph import Cost, Dimension, Kind, PruningGraph, Width
 from passes.models import model_class, task_of
+from passes.options import TraceOptions
 from passes.pipeline import plain
-from passes.trace import TraceOptions, trace
+from passes.trace import trace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,22 +62,13 @@ class Inspection:
         return values
 
 
-def inspect(
-    model: str | Path,
-    *,
-    query_heads: bool = False,
-    custom_code: bool = False,
-    depth: str | None = None,
-    hidden: bool = False,
-) -> Inspection:
+def inspect(model: str | Path, options: TraceOptions = TraceOptions()) -> Inspection:
     """Inspect a local folder (its ``config.json`` is enough) or a hub model; allocates no weights.
 
-    The options are those of ``TraceOptions``. Raises MissingFileError, ModelError, or UnsupportedModelError with the
-    reason.
+    Raises MissingFileError, ModelError, or UnsupportedModelError with the reason.
     """
     config = load_config(model)
     found = model_class(config)
-    options = TraceOptions(query_heads=query_heads, custom_code=custom_code, depth=depth, hidden=hidden)
     graph = trace(config, model_type=found, options=options)
     widths = (*(_summary(graph, width) for width in graph.widths), *(_depth_summary(graph, d) for d in graph.depth))
     fine = [width.size for width in graph.widths if width.kind.is_fine and width.kind is not Kind.HIDDEN]

@@ -6,9 +6,10 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from lpc.report import PredictedLatency
-from passes.budget import Budget, LatencyModel
+from passes.budget import LatencyModel
 from passes.graph import Plan, PruningGraph
 from passes.models import base_model
+from passes.options import Budget
 from passes.pipeline import Progress, silent
 
 

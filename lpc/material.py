@@ -16,7 +16,6 @@ from lpc.data import (
     BlockDataset,
     Collator,
     Data,
-    InstructionFormat,
     Reading,
     Row,
     RowFormat,
@@ -29,42 +28,15 @@ from lpc.data import (
     split_rows,
 )
 from lpc.evaluation import Score, score_model, token_perplexity, warn_of_loss, warn_of_text
+from lpc.options import DataOptions
 from lpc.source import Source
-from passes.errors import DataError, OptionError
+from passes.errors import DataError
 from passes.models import Task, base_model
 
-__all__ = ["AnyData", "DataOptions", "Material", "prepare", "set_aside"]
+__all__ = ["AnyData", "Material", "prepare", "set_aside"]
 
 AnyData: TypeAlias = "Data | RowsLike"
 """Text or instructions for a causal language model, or rows with a model's own inputs and labels for any model."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """How text becomes sequences, and what of the data is held out: neither scored nor tuned on, only measured.
-
-    ``sequence_length`` in tokens (default: 256 for text and 512, the most a row has, for instructions; or the model's
-    context if that is shorter). Of text the last ``heldout_fraction`` of the stream is held out, at most
-    ``heldout_sequences``; of rows a random choice, at most ``heldout_rows``. Of the rest ``samples`` sequences or rows
-    are looked at where units are ranked or projections solved on data. ``instructions`` says how prompts and answers
-    become rows (default: `InstructionFormat` where the data have such columns and no ``text``).
-    """
-
-    sequence_length: int | None = None
-    heldout_fraction: float = 0.05
-    heldout_sequences: int = 64
-    heldout_rows: int = 1000
-    samples: int = 128
-    instructions: InstructionFormat | None = None
-
-    def __post_init__(self) -> None:
-        if self.sequence_length is not None and self.sequence_length < 2:
-            raise OptionError(f"sequence_length must be at least 2, got {self.sequence_length}")
-        if not 0 < self.heldout_fraction < 1:
-            raise OptionError(f"heldout_fraction must lie between 0 and 1, got {self.heldout_fraction}")
-        for name in ("heldout_sequences", "heldout_rows", "samples"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 Measurer: TypeAlias = "Callable[[PreTrainedModel | PeftModel, int], Score]"

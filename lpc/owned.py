@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 
 from exporters.files import Owned
+from exporters.options import DEFAULT_EXPORTS, EXPORTER_NAMES
 from passes.errors import OptionError
 
 MANIFEST, FAMILY = "lpc.json", "family.json"
@@ -39,10 +40,8 @@ OUTPUT = Owned(
 
 
 def output() -> Owned:
-    """``OUTPUT`` with the folders of all exporters. Raises OptionError where one has the name of something else."""
-    from exporters.registry import DEFAULT_EXPORTS, EXPORTERS
-
-    taken = sorted((OUTPUT.names - {*DEFAULT_EXPORTS}) & {*EXPORTERS})
+    """``OUTPUT`` with the folders of all formats. Raises OptionError where one has the name of something else."""
+    taken = sorted((OUTPUT.names - {*DEFAULT_EXPORTS}) & {*EXPORTER_NAMES.known()})
     if taken:
         raise OptionError(f"the exporter name {taken[0]!r} is that of another part of an output: give it another")
-    return replace(OUTPUT, names=OUTPUT.names | {*EXPORTERS})
+    return replace(OUTPUT, names=OUTPUT.names | {*EXPORTER_NAMES.known()})

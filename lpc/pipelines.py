@@ -9,26 +9,25 @@ import torch
 
 from lpc.material import Material, set_aside
 from lpc.measuring import ATTACHED, DENSE, MERGED, PRUNED, REMOVED, MeasurePass
-from passes.budget import LatencyModel, Target
-from passes.compensation import CompensateOptions, CompensatePass, RecompensatePass
+from passes.budget import LatencyModel
+from passes.compensation import CompensatePass, RecompensatePass
 from passes.criteria import Needs, criterion_named
-from passes.decide import DecidePass, ReplayPass, ScoreOptions, ScorePass
+from passes.decide import DecidePass, ReplayPass, ScorePass
 from passes.graph import Kind, Plan, PruningGraph
-from passes.models import LoraOptions
+from passes.options import (
+    CompensateOptions,
+    LoraOptions,
+    RecoverOptions,
+    ScoreOptions,
+    SnapshotOptions,
+    Target,
+    TraceOptions,
+    TuneOptions,
+)
 from passes.pipeline import Pass, Pipeline, RunContext, Snapshot, plain
 from passes.shrink import ShrinkPass
-from passes.trace import TraceOptions, TracePass, options_for
-from passes.tuning import (
-    AttachPass,
-    DetachPass,
-    MergePass,
-    RecallPass,
-    RecoverOptions,
-    RecoverPass,
-    SnapshotOptions,
-    TuneOptions,
-    TunePass,
-)
+from passes.trace import TracePass, options_for
+from passes.tuning import AttachPass, DetachPass, MergePass, RecallPass, RecoverPass, TunePass
 
 BEFORE_TUNING = CompensateOptions(ridge=1.0)
 """Gently: what tuning starts from should not be far from the dense weights (docs/quality.md)."""

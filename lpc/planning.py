@@ -9,12 +9,13 @@ from typing import Any
 
 from lpc.latency import latency_for
 from lpc.source import ModelLike, load_source
-from passes.budget import Layout, Solver, Target
+from passes.budget import Solver
 from passes.criteria import SavedScores
 from passes.decide import DecidePass
 from passes.errors import PlanError
 from passes.graph import Plan
 from passes.models import fingerprint
+from passes.options import Layout, Target
 from passes.pipeline import Program, Progress, plain, silent
 from passes.trace import TracePass, options_for
 

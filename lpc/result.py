@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from exporters.files import sha256, staged_folder
 from exporters.hf import Processor
-from exporters.registry import DEFAULT_EXPORTS, EXPORTERS, Exports, chosen
+from exporters.options import DEFAULT_EXPORTS
+from exporters.registry import EXPORTERS, Exports, chosen
 from exporters.runtimes import compatibility
 from lpc.measuring import heldout_of
 from lpc.owned import output
@@ -98,9 +99,8 @@ class Result:
         with a note that says how to go on.
 
         Raises OptionError for an unknown format, OutputExistsError if the folder holds something (unless ``force``),
-        OutputError when the disk refuses,
-        TokenizerError if the ONNX package of a causal language model is wanted and there is no tokenizer, and
-        PostconditionError when a verification fails.
+        OutputError when the disk refuses, TokenizerError if the ONNX package of a causal language model is wanted and
+        there is no tokenizer, and PostconditionError when a verification fails.
         """
         folder, exports = Path(folder), chosen(export)
         with staged_folder(folder, force=force, owned=output(), reads=(self.report.source,)) as stage:

@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             tokenizer=tokenizer,
             lora=lpc.LoraOptions() if arguments.method == "lpc" else AUTHORS_LORA,
             tune=tune_options(arguments.method, step_count(len(rows)), arguments.micro_batch, bf16=cuda),
-            text=data_options(arguments.method),
+            data_options=data_options(arguments.method),
             progress=progress,
         )
         result.save(arguments.out, export=["hf"], progress=progress)

@@ -17,9 +17,10 @@ import pytest
 from exporters.onnx import PRECISIONS
 from exporters.registry import EXPORTERS
 from lpc.cli import app as cli
-from passes.budget import MEASURES
 from passes.criteria import CRITERIA
 from passes.families import FAMILIES
+from passes.options import MEASURES
+from scripts import option_tables
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
@@ -79,3 +80,12 @@ def test_tables_of_measurements_are_those_of_the_results() -> None:
     assert shown
     for name, table in shown:
         assert table == (ROOT / "benchmarks/results" / name).read_text(encoding="utf-8").strip(), name
+
+
+def test_tables_of_options_are_those_of_the_declarations() -> None:
+    """``python scripts/option_tables.py`` fills them in."""
+    pages = [(ROOT / page).read_text(encoding="utf-8") for page in PAGES]
+    shown = [found[1] for page in pages for found in option_tables.BLOCK.finditer(page)]
+    assert {"Target", "TuneOptions", "DataOptions", "OnnxOptions", "EvaluateOptions"} <= {*shown}
+    for page in pages:
+        assert option_tables.filled(page) == page

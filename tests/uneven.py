@@ -7,8 +7,9 @@ import zoo
 from transformers import PreTrainedModel
 
 from passes.graph import PruningGraph
+from passes.options import TraceOptions
 from passes.shrink import build_compact
-from passes.trace import TraceOptions, trace
+from passes.trace import trace
 
 
 def uneven_units(graph: PruningGraph, seed: int = 0) -> dict[str, tuple[int, ...]]:

@@ -18,7 +18,8 @@ from exporters.files import MODEL_FILE
 from exporters.latency.curve import Curve
 from exporters.latency.specimens import Key, Specimen, Terms, blocks_for, channel_counts, head_counts
 from exporters.latency.table import ATTENTION
-from exporters.onnx import DATA_FILE, MAX_OPSET, GraphBuilder, Precision, build_decoder
+from exporters.onnx import DATA_FILE, GraphBuilder, Precision, build_decoder
+from exporters.options import MAX_OPSET
 from passes.errors import UnsupportedModelError
 from passes.graph import Kind, PruningGraph, Width
 from passes.models import twin_of

@@ -33,10 +33,10 @@ from exporters.latency.timing import (
     time_once,
 )
 from exporters.onnx import FLOAT32, PRECISIONS, OnnxFolder, Precision, has_builder, why_not_builder
-from passes.budget import Workload
 from passes.errors import OptionError, UnsupportedModelError
 from passes.graph import PruningGraph
 from passes.models import Task, model_class, task_of, twin_of
+from passes.options import Workload
 from passes.pipeline import Progress, silent
 
 __all__ = ["Curve", "LatencyTable", "latency_model", "measured_latency"]

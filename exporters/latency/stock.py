@@ -15,12 +15,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from exporters.files import MODEL_FILE
 from exporters.latency.curve import Curve
 from exporters.latency.specimens import Key, Specimen, Terms, blocks_for, channel_counts, head_counts
-from exporters.onnx import MAX_OPSET, takes_positions, trace_decoder, trace_single
+from exporters.onnx import takes_positions, trace_decoder, trace_single
+from exporters.options import MAX_OPSET
 from passes.errors import UnsupportedModelError
 from passes.graph import Kind, PruningGraph, Width, layer_path
 from passes.models import Task, task_of
+from passes.options import TraceOptions
 from passes.shrink import build_compact
-from passes.trace import TraceOptions, trace
+from passes.trace import trace
 
 DEPTH = "layers"
 """Name of the specimens that keep all units."""

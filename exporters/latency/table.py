@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from exporters.latency.curve import Curve
-from passes.budget import Workload
 from passes.errors import UnsupportedModelError
 from passes.graph import Dimension, Kept, Kind, PruningGraph
+from passes.options import Workload
 
 ATTENTION = (Kind.KV_GROUPS, Kind.QUERY_HEADS)
 BLOCKS = (Kind.ATTENTION_BLOCKS, Kind.MLP_BLOCKS)
@@ -17,7 +17,7 @@ BLOCKS = (Kind.ATTENTION_BLOCKS, Kind.MLP_BLOCKS)
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Predicts the seconds of a workload (``passes.budget.budget.LatencyModel``).
+    """Predicts the seconds of a workload (``passes.budget.latency.LatencyModel``).
 
     ``constant``: seconds of embedding, masks, head and of the call itself. ``curves``: seconds of one block by its kept
     count, a width of the graph; where a layer has several dimensions of one width (query heads of each KV head, the

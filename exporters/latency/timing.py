@@ -11,8 +11,8 @@ from statistics import median
 from typing import TypeAlias
 
 from exporters.onnx import Call, Graph, OnnxFolder
-from passes.budget import Workload
 from passes.errors import OptionError
+from passes.options import Workload
 
 REPEATS = 3
 """How often a model is loaded and timed: memory that it happens to get, and neighbours on the machine, change."""

@@ -7,14 +7,13 @@ from exporters.onnx.decoder import build_decoder, has_builder, why_not_builder
 from exporters.onnx.export import check_tokenizer, export_onnx, needs_tokenizer
 from exporters.onnx.export_pass import ExportPass, ExportReport
 from exporters.onnx.graph import GraphBuilder
-from exporters.onnx.options import DATA_FILE, MAX_OPSET, OnnxOptions, OnnxPackage
+from exporters.onnx.options import DATA_FILE, OnnxPackage
 from exporters.onnx.precision import FLOAT32, PRECISIONS, Precision, register_precision, torch_type
 from exporters.onnx.single import trace_single
 
 __all__ = [
     "DATA_FILE",
     "FLOAT32",
-    "MAX_OPSET",
     "PRECISIONS",
     "Call",
     "ExportPass",
@@ -22,7 +21,6 @@ __all__ = [
     "Graph",
     "GraphBuilder",
     "OnnxFolder",
-    "OnnxOptions",
     "OnnxPackage",
     "Precision",
     "build_decoder",

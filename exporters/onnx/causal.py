@@ -23,10 +23,11 @@ from exporters.onnx.options import (
     PAST,
     SEQUENCE,
     TOTAL,
-    OnnxOptions,
     OnnxPackage,
+    cast,
     input_names,
     past_names,
+    precision_of,
     present_names,
 )
 from exporters.onnx.package import finish, write_companions
@@ -34,6 +35,7 @@ from exporters.onnx.session import open_checked
 from exporters.onnx.torch_route import Tracing, trace_to_onnx
 from exporters.onnx.verify.causal import verify_onnx
 from exporters.onnx.windows import SLIDING, WindowMasks, masks_by_type, position_masks, window_of
+from exporters.options import OnnxOptions
 from passes.errors import UnsupportedModelError
 from passes.models import Parity
 
@@ -79,15 +81,15 @@ def export_causal(
     positions = takes_positions(model)
     path = folder / MODEL_FILE
     if road == "torch":
-        parameters = trace_decoder(options.cast(model), path, opset=options.opset, positions=positions)
+        parameters = trace_decoder(cast(options, model), path, opset=options.opset, positions=positions)
     else:
         parameters = _build(model, path, options)
-    options.precision.finish(path)
+    precision_of(options).finish(path)
     write_companions(model, tokenizer, folder, options)
     generation = model.generation_config or GenerationConfig.from_model_config(copy.deepcopy(model.config))
     generation.save_pretrained(folder)
     graph = open_checked(path, input_names(layers, positions=positions), ["logits", *present_names(layers)])
-    parity = verify_onnx(model, graph, options.precision.tolerance)
+    parity = verify_onnx(model, graph, precision_of(options).tolerance)
     no_genai, greedy = _genai_side(model, tokenizer, folder, options)
     return finish(
         folder,
@@ -139,7 +141,7 @@ def _road(model: PreTrainedModel, options: OnnxOptions) -> Route:
 
 
 def _build(model: PreTrainedModel, path: Path, options: OnnxOptions) -> int:
-    graph = GraphBuilder(options.precision)
+    graph = GraphBuilder(precision_of(options))
     decoder = build_decoder(model, graph)
     return graph.save(path, decoder.inputs, decoder.outputs, opset=options.opset, data_file=DATA_FILE)
 

@@ -10,11 +10,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from exporters.hf import Processor
 from exporters.onnx.causal import export_causal
-from exporters.onnx.options import GraphKind, OnnxOptions, OnnxPackage
+from exporters.onnx.options import GraphKind, OnnxPackage
 from exporters.onnx.package import clear
 from exporters.onnx.seq2seq import export_seq2seq
 from exporters.onnx.single import export_single
 from exporters.onnx.verify.probes import vocabulary
+from exporters.options import OnnxOptions
 from passes.errors import TokenizerError, UnsupportedModelError
 from passes.models import Task, task_of
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from exporters.hf import Processor
 from exporters.onnx.export import export_onnx
-from exporters.onnx.options import OnnxOptions
+from exporters.options import OnnxOptions
 from passes.models import base_model
 from passes.pipeline import Pass, PassResult, Program, RunContext, plain
 

@@ -17,8 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from exporters.files import MODEL_FILE
 from exporters.onnx.cache import flat_shapes, takes_positions
 from exporters.onnx.greedy import greedy_gap, require_greedy, torch_greedy
-from exporters.onnx.options import OnnxOptions
+from exporters.onnx.options import precision_of
 from exporters.onnx.verify.probes import position_limit, probe_ids, vocabulary
+from exporters.options import OnnxOptions
 from passes.errors import LpcError
 from passes.families import FAMILIES
 from passes.models import Parity
@@ -152,7 +153,7 @@ def verify_greedy(model: PreTrainedModel, folder: Path, options: OnnxOptions) ->
     ]
     answers = _genai_answers(folder, prompts, new)  # after torch is done: GenAI's idle threads spin
     gaps = [greedy_gap(each, got) for each, got in zip(references, answers, strict=True)]
-    parity = require_greedy("genai greedy tokens", "GenAI's", gaps, options.precision.tie)
+    parity = require_greedy("genai greedy tokens", "GenAI's", gaps, precision_of(options).tie)
     if parity.value > 0:
         logger.warning("GenAI chose another token than torch, at a tie: %s", parity)
     return parity

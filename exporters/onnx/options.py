@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -14,7 +14,7 @@ from exporters.files import DECODER_FILE as DECODER_FILE
 from exporters.files import ENCODER_FILE as ENCODER_FILE
 from exporters.files import MODEL_FILE as MODEL_FILE
 from exporters.onnx.precision import PRECISIONS, Precision
-from passes.errors import OptionError
+from exporters.options import OnnxOptions
 from passes.models import Parity
 
 DATA_FILE = f"{MODEL_FILE}.data"
@@ -24,9 +24,6 @@ BATCH, SEQUENCE, PAST, TOTAL = "batch_size", "sequence_length", "past_sequence_l
 ENCODER_SEQUENCE = "encoder_sequence_length"
 
 GraphKind = Literal["decoder", "single", "encoder-decoder"]
-Route = Literal["auto", "builder", "torch"]
-
-MIN_OPSET, MAX_OPSET = 23, 23
 
 
 def past_names(layers: int) -> list[str]:
@@ -61,46 +58,15 @@ def seq2seq_present_names(layers: int) -> list[str]:
     return [f"present.{layer}.decoder.{part}" for layer in range(layers) for part in ("key", "value")]
 
 
-@dataclass(frozen=True, kw_only=True)
-class OnnxOptions:
-    """How the ONNX package is made.
+def precision_of(options: OnnxOptions) -> Precision:
+    """The precision that the options name. Raises OptionError, PluginError."""
+    return PRECISIONS.named(options.dtype)
 
-    ``opset``: the ONNX opset; 23 is the one that measured best (docs/onnx.md) and the one torch's exporter ends at.
-    ``dtype``: the precision of the graph, by name (``PRECISIONS``); float32 is the right one on CPU.
-    ``route``: ``builder`` writes the graph from the weights (Llama, Mistral, Qwen2, Qwen3), ``torch`` traces the model
-    with ``torch.onnx.export``, ``auto`` takes the builder where it knows the model and torch otherwise.
-    ``greedy_prompts`` and ``greedy_tokens``: probe prompts, and tokens a prompt, that GenAI (or the two graphs of an
-    encoder-decoder) must continue as ``generate`` does; 0 prompts leaves that check out.
 
-    Raises ``OptionError`` for an impossible value.
-    """
-
-    opset: int = 23
-    dtype: str = "float32"
-    route: Route = "auto"
-    greedy_prompts: int = 3
-    greedy_tokens: int = 12
-
-    def __post_init__(self) -> None:
-        if not MIN_OPSET <= self.opset <= MAX_OPSET:
-            raise OptionError(
-                f"ONNX opset {self.opset} is not supported; use {MIN_OPSET} (Attention, RMSNormalization)"
-            )
-        PRECISIONS.named(self.dtype)
-        if self.route not in get_args(Route):
-            raise OptionError(f"ONNX route {self.route!r} is not known; use one of {', '.join(get_args(Route))}")
-        if self.greedy_prompts < 0 or self.greedy_tokens < 1:
-            raise OptionError("greedy_prompts must be at least 0 and greedy_tokens at least 1")
-
-    @property
-    def precision(self) -> Precision:
-        """The precision of that name."""
-        return PRECISIONS[self.dtype]
-
-    def cast(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The fp32 model itself, or a copy in the graph's type."""
-        dtype = self.precision.torch_dtype
-        return model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
+def cast(options: OnnxOptions, model: PreTrainedModel) -> PreTrainedModel:
+    """The fp32 model itself, or a copy in the graph's type."""
+    dtype = precision_of(options).torch_dtype
+    return model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

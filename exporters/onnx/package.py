@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 from exporters.files import DECODER_FILE, ENCODER_FILE, MODEL_FILE
 from exporters.hf import Processor
-from exporters.onnx.options import GraphKind, OnnxOptions, OnnxPackage
+from exporters.onnx.options import GraphKind, OnnxPackage, precision_of
+from exporters.options import OnnxOptions
 from passes.models import Parity
 
 
@@ -25,7 +26,7 @@ def clear(folder: Path) -> None:
 def write_companions(model: PreTrainedModel, processor: Processor | None, folder: Path, options: OnnxOptions) -> None:
     """``config.json``, and the tokenizer or image processor if there is one."""
     config = copy.deepcopy(model.config)
-    config.dtype = str(options.precision.torch_dtype).removeprefix("torch.")
+    config.dtype = str(precision_of(options).torch_dtype).removeprefix("torch.")
     vars(config).pop("auto_map", None)  # the file that it names lies beside the weights
     config.save_pretrained(folder)
     if processor is not None:

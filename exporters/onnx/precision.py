@@ -10,6 +10,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.tensor_adapters import to_torch_dtype
 
+from exporters.options import PRECISION_NAMES
 from passes.models import rounding_tolerance
 from passes.registry import Registry
 
@@ -48,6 +49,7 @@ class Precision:
 
 PRECISIONS = Registry("ONNX dtype", Precision, "lpc.precisions", name_of=lambda precision: precision.name)
 """All precisions by name; grows with ``register_precision``, and by packages' entry points ``lpc.precisions``."""
+PRECISION_NAMES.attach(PRECISIONS)
 
 
 def register_precision(precision: Precision) -> None:

@@ -25,9 +25,10 @@ from exporters.onnx.options import (
     ENCODER_SEQUENCE,
     PAST,
     SEQUENCE,
-    OnnxOptions,
     OnnxPackage,
+    cast,
     cross_names,
+    precision_of,
     seq2seq_past_names,
     seq2seq_present_names,
 )
@@ -35,6 +36,7 @@ from exporters.onnx.package import finish, write_companions
 from exporters.onnx.session import OnnxModel, open_checked
 from exporters.onnx.torch_route import Tracing, trace_to_onnx
 from exporters.onnx.verify.seq2seq import verify_decoder, verify_encoder, verify_generation
+from exporters.options import OnnxOptions
 from passes.errors import UnsupportedModelError
 
 NO_GENAI = "onnxruntime-genai serves no text-to-text encoder-decoder"
@@ -96,13 +98,13 @@ def export_seq2seq(
 
     Raises ``UnsupportedModelError`` if its cache is not two plain lists of keys and values, or it cannot be traced.
     """
-    exported = options.cast(model)
+    exported = cast(options, model)
     sample = _sample(exported)
     layers = len(sample.past) // 4
     encoder, decoder = folder / ENCODER_FILE, folder / DECODER_FILE
     parameters = trace_to_onnx(exported, EncoderGraph(exported), _encoder(sample), encoder, opset=options.opset)
     parameters += trace_to_onnx(exported, DecoderGraph(exported), _decoder(sample), decoder, opset=options.opset)
-    options.precision.finish(encoder, decoder)
+    precision_of(options).finish(encoder, decoder)
     write_companions(model, processor, folder, options)
     generation = model.generation_config or GenerationConfig.from_model_config(model.config)
     generation.save_pretrained(folder)
@@ -123,8 +125,8 @@ def export_seq2seq(
 
 
 def _verify(model: PreTrainedModel, encoder: OnnxModel, decoder: OnnxModel, options: OnnxOptions) -> Any:
-    parity = verify_encoder(model, encoder, options.precision.tolerance)
-    parity += verify_decoder(model, decoder, options.precision.tolerance)
+    parity = verify_encoder(model, encoder, precision_of(options).tolerance)
+    parity += verify_decoder(model, decoder, precision_of(options).tolerance)
     if options.greedy_prompts:
         parity += (verify_generation(model, encoder, decoder, options),)
     return parity

@@ -15,12 +15,13 @@ from transformers import PreTrainedModel
 from exporters.files import MODEL_FILE
 from exporters.hf import Processor
 from exporters.onnx.cache import RUN_ERRORS
-from exporters.onnx.options import BATCH, SEQUENCE, OnnxOptions, OnnxPackage
+from exporters.onnx.options import BATCH, SEQUENCE, OnnxPackage, cast, precision_of
 from exporters.onnx.package import finish, write_companions
 from exporters.onnx.session import open_checked
 from exporters.onnx.torch_route import Tracing, trace_to_onnx
 from exporters.onnx.verify.probes import vocabulary
 from exporters.onnx.verify.single import verify_single
+from exporters.options import OnnxOptions
 from passes.errors import UnsupportedModelError
 
 NO_GENAI = "onnxruntime-genai serves models that generate text"
@@ -62,14 +63,14 @@ def export_single(
 
     Raises ``UnsupportedModelError`` if the model does not run on a padded batch, or cannot be traced.
     """
-    exported, path = options.cast(model), folder / MODEL_FILE
+    exported, path = cast(options, model), folder / MODEL_FILE
     parameters = trace_single(model, path, opset=options.opset, exported=exported)
-    options.precision.finish(path)
+    precision_of(options).finish(path)
     sample = sample_inputs(model)
     inputs, outputs = tuple(sample), output_names(model, sample)
     write_companions(model, processor, folder, options)
     graph = open_checked(path, inputs, outputs)
-    parity = verify_single(model, graph, options.precision.tolerance)
+    parity = verify_single(model, graph, precision_of(options).tolerance)
     return finish(folder, options, kind="single", parameters=parameters, parity=parity, no_genai=NO_GENAI)
 
 

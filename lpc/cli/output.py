@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-import typer
-
 from exporters.files import Owned, claimed
-from lpc.owned import OUTPUT
+from lpc.owned import output
 
 
 def hold(
-    context: typer.Context,
+    held: ExitStack,
     out: Path,
     *,
     force: bool,
     reads: Sequence[str | Path | None],
     writes: Sequence[Path | None] = (),
-    owned: Owned = OUTPUT,
+    owned: Owned | None = None,
     needs_bytes: int = 0,
 ) -> None:
-    """Hold ``out`` until the command of ``context`` ends. Raises OutputError if that cannot be, or not without loss."""
+    """Hold ``out`` (by default lpc's own) until the command's stack is left. Raises OutputError if it cannot be."""
+    owned = owned or output()
     inputs = [each for each in reads if each is not None]
     others = [each for each in writes if each is not None]
-    context.with_resource(claimed(out, force=force, owned=owned, reads=inputs, writes=others, needs_bytes=needs_bytes))
+    held.enter_context(claimed(out, force=force, owned=owned, reads=inputs, writes=others, needs_bytes=needs_bytes))
 
 
 def least_bytes(model: str | Path, ratio: float | None, *, onnx: bool) -> int:

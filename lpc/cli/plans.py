@@ -2,106 +2,108 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
+from exporters.files import write_text
 from lpc.cli import console
-from lpc.cli import options as o
+from lpc.cli.compress import target_of
+from lpc.cli.output import hold
+from lpc.cli.words import Given, Part, required
+from lpc.options import CompressOptions, OutputOptions
+from passes.errors import OutputExistsError
+from passes.options import Budget, Group, Target, TraceOptions, option
+from passes.places import check_file, find_place
 
-PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", help="A plan.json.")]
+
+@dataclass(frozen=True, kw_only=True)
+class ScoresOptions:
+    """What a plan is made of."""
+
+    importance: Path = option(
+        help="scores.safetensors of an earlier output of this MODEL.", group=Group.DATA, common=True, metavar="FILE"
+    )
 
 
-def plan(
-    model: o.Model,
-    importance: Annotated[Path, typer.Option(help="scores.safetensors of an earlier output of this MODEL.")],
-    out: Annotated[Path, typer.Option(help="The plan's file.")] = Path("plan.json"),
-    ratio: o.Ratio = None,
-    budget: o.Limits = None,
-    workload: o.At = o.DEFAULT_WORKLOAD,
-    layout: o.LayoutName = "uniform",
-    multiple: o.Multiple = None,
-    min_heads: o.MinHeads = 1,
-    min_channels: o.MinChannels = 1,
-    protect: o.Protect = None,
-    freeze: o.Freeze = None,
-    comparison: o.ComparisonName = o.DEFAULT_COMPARISON,
-    custom_code: o.CustomCode = False,
-    trust_remote_code: o.Trust = False,
-    force: o.Force = False,
-    json: o.Json = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ReplayOptions:
+    """What a plan is applied with."""
+
+    adapter: Path | None = option(
+        None, help="The trained adapter: OUT/adapter of the run.", group=Group.DATA, common=True, metavar="DIR"
+    )
+    compensation: Path | None = option(
+        None,
+        help="Compensated weights; by default compensation.safetensors beside PLAN.",
+        group=Group.DATA,
+        common=True,
+        metavar="FILE",
+    )
+
+
+PLAN = (
+    Part(Target),
+    Part(Budget),
+    Part(TraceOptions, ("custom_code",)),
+    Part(ScoresOptions),
+    Part(OutputOptions, ("out", "force", "json"), {"out": Path("plan.json")}),
+    Part(CompressOptions, ("trust_remote_code",)),
+)
+APPLY = (
+    Part(ReplayOptions),
+    Part(OutputOptions, ("out", "export", "onnx", "force", "json")),
+    Part(CompressOptions, ("device", "trust_remote_code")),
+)
+DIFF = (Part(OutputOptions, ("json",)),)
+
+
+def plan(given: Given) -> None:
     """Make a plan for MODEL from saved scores: another budget or layout, in seconds, without data or training."""
-    from exporters.files import write_text
+    required(given, ScoresOptions)
+    model, output, target = given.arguments["model"], given.make(OutputOptions), target_of(given)
+    importance = given.make(ScoresOptions).importance
+    find_place(model)
+    check_file(importance, "scores.safetensors of an earlier output with --importance")
+    if output.out.exists() and not output.force:
+        raise OutputExistsError(f"{output.out} is there already; choose another file, or pass --force")
     from lpc.cli.tables import show_plan
     from lpc.planning import plan as run
-    from passes.errors import OutputExistsError
 
-    target = o.target_of(
-        ratio, budget, workload, layout, multiple, min_heads, min_channels, protect, freeze, comparison
-    )
-    if out.exists() and not force:
-        raise OutputExistsError(f"{out} is there already; choose another file, or pass --force")
+    more = {**given.of(TraceOptions), **given.of(CompressOptions)}
     with console.progress_bars() as progress:
-        made = run(
-            model,
-            importance,
-            target,
-            custom_code=custom_code,
-            trust_remote_code=trust_remote_code,
-            progress=progress,
-        )
-    write_text(out, made.to_json())
-    show_plan(made, out, as_json=json)
+        made = run(model, importance, target, **more, progress=progress)
+    write_text(output.out, made.to_json())
+    show_plan(made, output.out, as_json=output.json)
 
 
-def apply(
-    context: typer.Context,
-    plan: PlanFile,
-    model: o.Model,
-    adapter: Annotated[Path | None, typer.Option(help="The trained adapter: OUT/adapter of the run.")] = None,
-    compensation: Annotated[
-        Path | None, typer.Option(help="Compensated weights (default: compensation.safetensors beside PLAN).")
-    ] = None,
-    out: o.Out = Path("lpc-out"),
-    export: o.Export = None,
-    onnx: o.Onnx = True,
-    device: o.Device = "auto",
-    trust_remote_code: o.Trust = False,
-    force: o.Force = False,
-    json: o.Json = False,
-) -> None:
+def apply(given: Given) -> None:
     """Apply PLAN to the MODEL that it was made for and write a complete verified output; nothing is trained."""
-    from lpc.cli.output import hold
+    plan, model = given.arguments["plan"], given.arguments["model"]
+    replay, output = given.make(ReplayOptions), given.make(OutputOptions)
+    exports = output.exports
+    check_file(plan, "a plan.json")
+    find_place(model)
+    for each in (replay.adapter, replay.compensation):
+        if each is not None:
+            check_file(each, "what the run wrote beside its plan")
+    reads = (plan, model, replay.adapter, replay.compensation)
+    hold(given.held, output.out, force=output.force, reads=reads)
     from lpc.cli.tables import show_report
     from lpc.compression import apply as run
 
-    exports = o.exports_of(export, onnx)
-    hold(context, out, force=force, reads=(plan, model, adapter, compensation))
     with console.progress_bars() as progress:
-        result = run(
-            plan,
-            model,
-            adapter=adapter,
-            compensation=compensation,
-            device=device,
-            trust_remote_code=trust_remote_code,
-        )
-        report = result.save(out, export=exports, force=force, progress=progress)
-    show_report(report, out, as_json=json)
+        result = run(plan, model, **vars(replay), **given.of(CompressOptions))
+        report = result.save(output.out, export=exports, force=output.force, progress=progress)
+    show_report(report, output.out, as_json=output.json)
 
 
-def diff(first: PlanFile, second: PlanFile, json: o.Json = False) -> None:
+def diff(given: Given) -> None:
     """Show where two plans differ: units a dimension, how many of them both keep, and the options."""
+    first, second = given.arguments["first"], given.arguments["second"]
+    for each in (first, second):
+        check_file(each, "a plan.json")
     from lpc.cli.tables import show_difference
     from lpc.planning import diff as run
     from passes.graph import Plan
 
-    show_difference(run(Plan.load(first), Plan.load(second)), as_json=json)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command in (plan, apply, diff):
-        app.command()(command)
+    show_difference(run(Plan.load(first), Plan.load(second)), as_json=given.make(OutputOptions).json)

@@ -3,7 +3,6 @@
 from lpc.data.collate import Collator
 from lpc.data.documents import read_documents, read_jsonl, read_text
 from lpc.data.frame import TextFrame, check_size
-from lpc.data.instructions import InstructionFormat
 from lpc.data.labels import IGNORED
 from lpc.data.readers import Reading, read_data
 from lpc.data.rows import Row, RowFormat, Rows, RowsLike, open_rows, split_rows
@@ -14,7 +13,6 @@ __all__ = [
     "BlockDataset",
     "Collator",
     "Data",
-    "InstructionFormat",
     "Reading",
     "Row",
     "RowFormat",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,27 +14,14 @@ from lpc.data.chat import Chat, Turns
 from lpc.data.documents import checked_text, listed
 from lpc.data.messages import is_conversation, messages_of
 from lpc.data.records import Records
+from lpc.options import InstructionFormat
 from passes.errors import DataError, OptionError, TokenizerError
 
-__all__ = ["CHATS", "PAIRS", "Columns", "InstructionFormat", "instruction_rows"]
+__all__ = ["CHATS", "PAIRS", "Columns", "instruction_rows"]
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-ALPACA = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:\n"
-)
-"""The prompt of Stanford Alpaca (github.com/tatsu-lab/stanford_alpaca), as LoRAPrune's authors tune with (prune.py)."""
-
-ALPACA_WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-)
-"""The same, for a row that has an input."""
-
-PLACE = re.compile(r"\{(instruction|input)\}")
 PAIRS = (("instruction", "output"), ("instruction", "response"), ("prompt", "completion"))
 INPUTS = ("input", "context")
 CHATS = ("messages", "conversations")
@@ -44,32 +30,6 @@ BATCH = 1000
 
 BATCH_CHARS = 1_000_000
 """Characters that are tokenized in one call, and the most that one row may have: a tokenizer needs 200 bytes each."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class InstructionFormat:
-    """How instruction data become tokens.
-
-    ``template`` makes the prompt of an ``instruction`` column: a text with ``{instruction}``, and ``{input}`` where
-    rows have inputs; the answer follows it directly (default: Alpaca's two texts, with and without an input). Prompts
-    of a ``prompt`` column are taken as they stand, and chats through the tokenizer's chat template. With
-    ``mask_prompt`` only the answers' tokens have labels, else all tokens.
-    """
-
-    template: str | None = None
-    mask_prompt: bool = True
-
-    def __post_init__(self) -> None:
-        if self.template is not None and "{instruction}" not in self.template:
-            raise OptionError(f"the template {self.template[:60]!r} has no {{instruction}}: say where it goes")
-
-    def prompt(self, instruction: str, context: str) -> str:
-        """The prompt of an instruction and its input, which may be empty. Raises DataError if the input is lost."""
-        template = self.template or (ALPACA_WITH_INPUT if context else ALPACA)
-        if context and "{input}" not in template:
-            raise DataError("has an input, and the template has no {input}: say where it goes")
-        values = {"instruction": instruction, "input": context}
-        return PLACE.sub(lambda place: values[place[1]], template)  # in one pass: what is filled in is not looked at
 
 
 @dataclass(frozen=True)

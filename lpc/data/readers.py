@@ -13,11 +13,12 @@ from typing import TypeAlias
 from transformers import PreTrainedTokenizerBase
 
 from lpc.data.documents import listed
-from lpc.data.instructions import CHATS, PAIRS, Columns, InstructionFormat, instruction_rows
+from lpc.data.instructions import CHATS, PAIRS, Columns, instruction_rows
 from lpc.data.labels import LABEL_ALIASES
 from lpc.data.records import Records, open_records
 from lpc.data.rows import RowFormat, Rows, rows_of
 from lpc.data.text import TokenBlocks, id_blocks, is_ids, is_text, text_blocks
+from lpc.options import InstructionFormat
 from passes.errors import DataError, OptionError
 from passes.models import Task
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from exporters.files import claimed, write_text
 from lpc.compression import compress
 from lpc.demo.text import corpus
-from lpc.evaluation import EvaluateOptions, Evaluation, evaluate
+from lpc.evaluation import Evaluation, evaluate
 from lpc.exporting import export
-from lpc.material import DataOptions
+from lpc.options import BenchmarkOptions, DataOptions, EvaluateOptions
 from lpc.owned import OUTPUT
 from lpc.report import Report, record
-from lpc.speed import Benchmark, BenchmarkOptions, benchmark
+from lpc.speed import Benchmark, benchmark
+from passes.options import TuneOptions
 from passes.pipeline import Progress, silent
-from passes.tuning import TuneOptions
 
 RATIO = 0.3
 STEPS = 200
@@ -47,7 +47,7 @@ def run(out: Path, *, force: bool = False, progress: Progress = silent) -> Demo:
             data=list(text.train),
             ratio=RATIO,
             tune=TuneOptions(steps=STEPS),
-            text=DataOptions(sequence_length=SEQUENCE_LENGTH),
+            data_options=DataOptions(sequence_length=SEQUENCE_LENGTH),
             progress=progress,
         )
         report = result.save(out, force=force, progress=progress)

@@ -1,6 +1,6 @@
 """How good a model is: held-out quality, perplexity, lm-eval."""
 
-from lpc.evaluation.evaluate import EvaluateOptions, evaluate
+from lpc.evaluation.evaluate import evaluate
 from lpc.evaluation.heldout import Score, score, score_model
 from lpc.evaluation.perplexity import token_perplexity
 from lpc.evaluation.plausible import warn_of_loss, warn_of_text
@@ -8,7 +8,6 @@ from lpc.evaluation.results import Evaluation
 from lpc.evaluation.tables import evaluation_rows
 
 __all__ = [
-    "EvaluateOptions",
     "Evaluation",
     "Score",
     "evaluate",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +16,11 @@ from exporters.files import sha256
 from lpc.data import read_documents
 from lpc.evaluation.perplexity import exp
 from lpc.evaluation.results import Agreement, Evaluation, ModelRun, TaskScore, TextScore
-from lpc.evaluation.subjects import BACKENDS, Subject, context_limit, find_subjects, weight_dtype
+from lpc.evaluation.subjects import Subject, context_limit, find_subjects, weight_dtype
 from lpc.evaluation.tasks import read_rows
+from lpc.options import EvaluateOptions
 from lpc.versions import versions
-from passes.errors import DataError, MissingFileError, OptionError, PostconditionError
+from passes.errors import DataError, OptionError, PostconditionError
 from passes.models import evaluation_mode, rounding_tolerance
 from passes.pipeline import Progress, silent
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lm_eval.api.group import Group
     from lm_eval.api.task import Task
 
-__all__ = ["EvaluateOptions", "Evaluation", "evaluate"]
+__all__ = ["Evaluation", "evaluate"]
 
 DEFAULT_CONTEXT = 2048
 """Longest default window: models that allow 100,000 tokens would otherwise take hours on a CPU."""
@@ -38,35 +38,6 @@ TOLERANCE = 1e-3
 
 LogLikelihoods = dict[str, list[float]]
 """Per task, of every request in the order of documents and choices."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
-    """What to evaluate. ``tasks`` are lm-eval names or paths of ``.jsonl`` files; ``limit`` takes the first documents.
-
-    ``context_length`` is the longest input in tokens (default: what all models allow, at most 2048); ``batch_size``
-    is for the torch backend, the ONNX ones run one request at a time.
-    """
-
-    text: Path | None = None
-    tasks: tuple[str, ...] = ()
-    include_path: Path | None = None
-    limit: int | None = None
-    backend: str = "all"
-    context_length: int | None = None
-    batch_size: int = 8
-
-    def __post_init__(self) -> None:
-        if self.text is None and not self.tasks:
-            raise OptionError("nothing to evaluate: give a text (--text FILE), tasks (--tasks a,b), or both")
-        if self.backend not in (*BACKENDS, "all"):
-            raise OptionError(f"backend {self.backend!r}: it must be one of {', '.join(BACKENDS)}, all")
-        for name, least in (("limit", 1), ("batch_size", 1), ("context_length", 2)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise OptionError(f"{name} {value}: it must be at least {least}")
-        if self.include_path is not None and not self.include_path.is_dir():
-            raise MissingFileError(f"no such folder of task definitions: {self.include_path}")
 
 
 def evaluate(

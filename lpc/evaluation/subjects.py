@@ -9,13 +9,12 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from lpc.options import BACKENDS
 from lpc.source import load_config
 from passes.errors import DataError, MissingFileError, OptionError, UnsupportedModelError
 from passes.models import Task, model_class, task_of
 
-__all__ = ["BACKENDS", "Subject", "context_limit", "find_subjects", "weight_dtype"]
-
-BACKENDS = ("hf", "onnx", "genai")
+__all__ = ["Subject", "context_limit", "find_subjects", "weight_dtype"]
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-from passes.budget import MEASURES
 from passes.graph import Cost, Plan, PruningGraph
+from passes.options import MEASURES
 
 
 @dataclass(frozen=True, kw_only=True)

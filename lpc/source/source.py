@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,11 +16,10 @@ from exporters.hf import Processor, class_of
 from lpc.source.adapters import brings_embeddings, load_adapter, named_base, plain_or_lora
 from lpc.source.handed import check_handed, without_hooks
 from lpc.source.placing import placed
-from passes.errors import LpcError, MissingFileError, ModelError, TokenizerError
+from passes.errors import LpcError, ModelError, TokenizerError
 from passes.families import family_of
 from passes.models import (
     CONFIG_FILE,
-    Place,
     base_model,
     check_adapter_folder,
     check_declared,
@@ -37,10 +35,10 @@ from passes.models import (
     unreadable,
 )
 from passes.pipeline import RunContext
+from passes.places import Place, find_place, is_there
 
 logger = logging.getLogger(__name__)
 
-HUB_NAME = re.compile(r"(\w[\w.-]*)/[\w.-]+")
 IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
@@ -124,26 +122,6 @@ def load_config(model: str | Path, *, trust_remote_code: bool = False) -> PreTra
     return _config_at(find_place(str(model)), trust_remote_code)
 
 
-def find_place(name: str) -> Place:
-    """Where the model of that name lies: a folder, a GGUF file, or the hub. Raises MissingFileError, ModelError.
-
-    What looks like a path (its first part is a folder here) is never looked up on the hub.
-    """
-    path = Path(name)
-    if _is(path, "is_dir"):
-        if not any((path / file).is_file() for file in ("config.json", CONFIG_FILE)):
-            raise MissingFileError(f"there is no config.json in {path}; name a folder that save_pretrained wrote")
-        return Place(name, path)
-    if _is(path, "exists"):
-        if path.suffix.lower() == ".gguf" and path.is_file():
-            return Place(name, path.parent, path.name)
-        raise ModelError(f"{path} is a file; name the folder that holds the model, or a .gguf file")
-    hub_name = HUB_NAME.fullmatch(name)
-    if hub_name is None or Path(hub_name[1]).is_dir():
-        raise MissingFileError(f"there is no model folder {name[:500]} (a model on the hub is named owner/name)")
-    return Place(name, None)
-
-
 def find_tokenizer(
     folder: Path, *, gguf: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase | None:
@@ -175,14 +153,6 @@ def check_processor(processor: object) -> None:
             f"the tokenizer is {processor!r:.80}, not a tokenizer: hand over AutoTokenizer.from_pretrained(...), or "
             "leave it out and the one beside the model is taken"
         )
-
-
-def _is(path: Path, question: str) -> bool:
-    """``path.is_dir()`` or the like; False for a name that no file can have."""
-    try:
-        return bool(getattr(path, question)())
-    except (OSError, ValueError):
-        return False
 
 
 def _image_processor(path: Path) -> ImageProcessorFile | None:
@@ -239,7 +209,7 @@ def _copied(model: PreTrainedModel | PeftModel, processor: Processor | None) -> 
     if not dense_weights(base.config):
         _check_supported(base)
     name = str(base.config.name_or_path or type(base).__name__)
-    folder = Path(name) if _is(Path(name), "is_dir") else None
+    folder = Path(name) if is_there(Path(name), "is_dir") else None
     found = processor or (find_processor(folder) if folder else None)
     try:
         copied = without_hooks(copy.deepcopy(model)).eval()
@@ -295,4 +265,4 @@ def _check_supported(model: PreTrainedModel) -> None:
 
 
 def _absolute(name: str) -> str:
-    return str(Path(name).absolute()) if _is(Path(name), "exists") else name
+    return str(Path(name).absolute()) if is_there(Path(name), "exists") else name

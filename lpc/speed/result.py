@@ -2,55 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from passes.errors import OptionError
+from lpc.options import BenchmarkOptions
 
 SCHEMA_VERSION = 1
 
 ModelName = Literal["dense", "pruned"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkOptions:
-    """What is timed and how often.
-
-    ``repeats`` counted rounds (four times as many for decode steps, which are short) after ``warmup`` uncounted ones; a
-    round runs every model once, in alternating order. The rounds of a call end early, but not before 6, when they have
-    taken ``max_seconds``; the rounds done are recorded. ``threads``: onnxruntime's threads, all cores if None.
-    ``beyond_context``: also time sequences longer than the model's context, which says something of speed but not of
-    use; such runs are marked.
-
-    Raises ``OptionError``.
-    """
-
-    repeats: int = 15
-    warmup: int = 2
-    threads: int | None = None
-    batches: tuple[int, ...] = (1, 8)
-    prefill_tokens: tuple[int, ...] = (128, 512)
-    decode_pasts: tuple[int, ...] = (128, 1024)
-    max_seconds: float = 20.0
-    beyond_context: bool = True
-
-    def __post_init__(self) -> None:
-        for name, lowest in (("repeats", 1), ("warmup", 0), ("threads", 1), ("max_seconds", 0)):
-            value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise OptionError(f"benchmark {name} must be at least {lowest}, not {value}")
-        for name in ("batches", "prefill_tokens", "decode_pasts"):
-            if any(value < 1 for value in getattr(self, name)):
-                raise OptionError(f"benchmark {name} must be positive numbers, not {getattr(self, name)}")
-        if not self.batches or not (self.prefill_tokens or self.decode_pasts):
-            raise OptionError("benchmark needs a batch size, and a prefill length or a decode length")
-
-    @property
-    def thread_count(self) -> int:
-        """Threads that onnxruntime gets."""
-        return self.threads or os.cpu_count() or 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,9 @@ import onnxruntime
 
 from exporters.latency import processor
 from exporters.onnx import Call, OnnxFolder, call_grid, forward_grid
+from lpc.options import BenchmarkOptions
 from lpc.report import record
-from lpc.speed.result import Benchmark, BenchmarkOptions, Footprint, ModelName, Run, Skipped
+from lpc.speed.result import Benchmark, Footprint, ModelName, Run, Skipped
 from lpc.speed.timing import Times, time_models
 from passes.errors import ModelError, OptionError
 from passes.pipeline import Progress, silent

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from exporters.onnx import Call, Graph, OnnxFolder
-from lpc.speed.result import BenchmarkOptions, ModelName
+from lpc.options import BenchmarkOptions
+from lpc.speed.result import ModelName
 
 logger = logging.getLogger(__name__)
 

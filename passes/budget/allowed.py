@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from passes.budget.bundles import reachable_counts
-from passes.budget.target import Target
 from passes.errors import OptionError
 from passes.graph import Dimension, PruningGraph, layer_prefix
+from passes.options import Target
 
 
 def allowed_counts(target: Target, graph: PruningGraph) -> dict[str, tuple[int, ...]]:

@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
 
 import torch
 
 from passes.graph import Kind, PruningGraph
-
-
-class Comparison(StrEnum):
-    """How scores become comparable across dimensions; docs/budgets.md has the evidence."""
-
-    RAW = "raw"
-    """As the criterion gives them."""
-    KIND = "kind"
-    """The units of each kind have the same mean importance a parameter; layers compete inside a kind as scored."""
-    DIMENSION = "dimension"
-    """Each dimension has the same mean importance a parameter; only the spread inside a dimension counts."""
+from passes.options import Comparison
 
 
 def comparable(

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from passes.budget.budget import LatencyModel, Limit
 from passes.budget.bundles import Bundle
-from passes.budget.measures import MEASURES
+from passes.budget.latency import LatencyModel
 from passes.errors import OptionError
 from passes.graph import Kept, PruningGraph
+from passes.options import MEASURES, Limit
 
 Costs = dict[str, float]
 """An amount a measure."""

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from passes.budget.budget import Limit
 from passes.budget.bundles import Bundle, by_dimension
 from passes.budget.meter import Meter
 from passes.graph import PruningGraph
+from passes.options import Limit
 
 Array = NDArray[np.float64]
 

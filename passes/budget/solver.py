@@ -9,17 +9,16 @@ from functools import cached_property
 import torch
 
 from passes.budget.allowed import allowed_counts, removable_units
-from passes.budget.budget import LatencyModel, Limit
 from passes.budget.bundles import Bundle, by_dimension, layer_bundles, reachable_counts, width_bundles
-from passes.budget.comparison import Comparison, comparable
+from passes.budget.comparison import comparable
 from passes.budget.depth import DepthSearch, most_gone, stay_without
-from passes.budget.measures import MEASURES
+from passes.budget.latency import LatencyModel
 from passes.budget.meter import Costs, Meter
 from passes.budget.per_layer import LayerAllocation
-from passes.budget.target import Layout, Target
 from passes.budget.uniform import UniformAllocation
 from passes.errors import OptionError, PlanError, UnreachableBudgetError, UnsupportedModelError
 from passes.graph import Kept, Masks, PruningGraph, count_of
+from passes.options import MEASURES, Comparison, Layout, Limit, Target
 
 Scores = Mapping[str, torch.Tensor]
 """The importance of each unit, [units] a dimension."""

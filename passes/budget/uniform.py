@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from passes.budget.budget import Limit
 from passes.budget.bundles import Bundle, by_dimension, steps_up
 from passes.budget.meter import Meter
+from passes.options import Limit
 
 BISECTIONS = 60
 """Halvings of an interval of length 1, down to the rounding of floats."""

@@ -1,6 +1,6 @@
 """Re-solving the projections that read removed units, by least squares on calibration activations."""
 
-from passes.compensation.compensate import CompensateOptions, CompensatePass
+from passes.compensation.compensate import CompensatePass
 from passes.compensation.recompensate import RecompensatePass
 
-__all__ = ["CompensateOptions", "CompensatePass", "RecompensatePass"]
+__all__ = ["CompensatePass", "RecompensatePass"]

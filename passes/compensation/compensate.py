@@ -32,39 +32,13 @@ from passes.models import (
     takes,
     task_of,
 )
+from passes.options import CompensateOptions
 from passes.pipeline import Compensation, Pass, PassResult, Program, RunContext, Solved, plain
 
 logger = logging.getLogger(__name__)
 
 ERROR_SLACK = 1e-6
 """How much the error may seem to rise, relative to itself, by rounding."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompensateOptions:
-    """How much calibration data is used, and how.
-
-    ``samples`` sequences (rows) of the data, drawn without replacement by ``seed``, in batches of ``batch_size``: by
-    default the run's. ``ridge``: λ, in units of the mean squared activation. ``residual``: where the structure allows,
-    the target makes good what the residual stream lacks already (``passes.compensation.layer_by_layer``); else it is
-    what the dense projection gives. ``guard``: where the data bear labels, take everything back if the model's own loss
-    on them has risen.
-    """
-
-    samples: int | None = None
-    batch_size: int | None = None
-    ridge: float = 1e-2
-    residual: bool = True
-    guard: bool = True
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("samples", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise OptionError(f"{name} must be at least 1, got {value}")
-        if not 0 <= self.ridge <= 1:
-            raise OptionError(f"ridge must lie between 0 and 1, got {self.ridge}")
 
 
 @dataclass(frozen=True)

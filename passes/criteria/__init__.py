@@ -3,16 +3,14 @@
 from passes.criteria.base import AnyModel, Criterion, Needs, mean_over_ranks
 from passes.criteria.fisher import Fisher
 from passes.criteria.flap import Flap
-from passes.criteria.importance import ImportanceOptions
 from passes.criteria.loraprune import LoRAPrune
 from passes.criteria.magnitude import Magnitude
 from passes.criteria.mask_fisher import MaskFisher
-from passes.criteria.measured_depth import DEPTH_SCORES, MeasuredDepth
+from passes.criteria.measured_depth import MeasuredDepth
 from passes.criteria.obs import Obs
 from passes.criteria.portions import portions, room_on
 from passes.criteria.random import Random
 from passes.criteria.registry import (
-    AUTO,
     CRITERIA,
     CriterionEntry,
     CriterionFactory,
@@ -28,9 +26,7 @@ from passes.criteria.taylor import Taylor
 from passes.criteria.wanda import Wanda
 
 __all__ = [
-    "AUTO",
     "CRITERIA",
-    "DEPTH_SCORES",
     "SCORES_FILE",
     "AnyModel",
     "Criterion",
@@ -38,7 +34,6 @@ __all__ = [
     "CriterionFactory",
     "Fisher",
     "Flap",
-    "ImportanceOptions",
     "LoRAPrune",
     "Magnitude",
     "MaskFisher",

@@ -10,9 +10,10 @@ from torch.utils.hooks import RemovableHandle
 from passes.algebra import on_cpu
 from passes.criteria.base import AnyModel, Averaged, mean_over_ranks, merged_weights, weight_names
 from passes.criteria.gradients import Graded, TrueGradients
-from passes.criteria.importance import ImportanceOptions, axis_sums
+from passes.criteria.importance import axis_sums
 from passes.graph import PruningGraph, Slice
 from passes.models import Weight, Window
+from passes.options import ImportanceOptions
 
 
 def _elements(weight: Weight, window: Window) -> torch.Tensor:

@@ -19,38 +19,12 @@ from dataclasses import dataclass
 import torch
 
 from passes.algebra import on_cpu
-from passes.errors import OptionError
 from passes.graph import PruningGraph, Slice, layerless
 from passes.models import Weight, Window, stacked
+from passes.options import ImportanceOptions
 
 BLOCK_ELEMENTS = 1 << 22
 """Elements of a weight that are scored at a time, so that no out×in matrix of a large model exists."""
-
-FORMS = ("square", "abs")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportanceOptions:
-    """How weights become unit scores.
-
-    ``form``: ``square`` is the paper's, ``abs`` the authors' code's. ``normalise``: divide each projection's vector of
-    unit scores by its L2 norm before the sum, as the authors' code does; that makes layers alike, so by default (None)
-    it is done in the uniform layout, and not in the layout per layer, whose layers compete. ``quadratic``: keep the
-    term −gB·gA, which both have; it carries the learning rate and so depends on the loss scale. ``smoothing``: λ of the
-    moving average.
-    """
-
-    form: str = "square"
-    normalise: bool | None = None
-    quadratic: bool = False
-    smoothing: float = 0.9
-
-    def __post_init__(self) -> None:
-        if self.form not in FORMS:
-            raise OptionError(f"importance form must be one of {', '.join(FORMS)}, got {self.form!r}")
-        if not 0 <= self.smoothing < 1:
-            raise OptionError(f"smoothing (λ) must be at least 0 and below 1, got {self.smoothing}")
-
 
 Elements = Callable[[Weight, Window], torch.Tensor]
 """The scores of the elements of a weight in a window, [entries, rows, columns]."""

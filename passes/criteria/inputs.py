@@ -14,10 +14,11 @@ from torch.utils.hooks import RemovableHandle
 
 from passes.algebra import on_cpu
 from passes.criteria.base import AnyModel, Averaged, merged_weights, sum_over_ranks
-from passes.criteria.importance import ImportanceOptions, unit_sums
+from passes.criteria.importance import unit_sums
 from passes.errors import DataError, UnsupportedModelError
 from passes.graph import Dimension, PruningGraph, Role, Slice
 from passes.models import Weight, base_model, module_at
+from passes.options import ImportanceOptions
 
 Consumers = Mapping[str, tuple[tuple[Dimension, Slice], ...]]
 """By the module's name: the slices of its weight that read units, with their dimensions."""

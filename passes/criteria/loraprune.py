@@ -9,9 +9,10 @@ from peft import PeftModel
 
 from passes.criteria.base import Averaged
 from passes.criteria.gradients import TrueGradients
-from passes.criteria.importance import ImportanceOptions, importance, unit_scores
+from passes.criteria.importance import importance, unit_scores
 from passes.graph import PruningGraph
 from passes.models import ADAPTER, GRADIENT, DenseWeight, Weight, Window, parameter_at, projections, scored_by
+from passes.options import ImportanceOptions
 
 AUTHORS_CODE = {"form": "abs", "normalise": True, "quadratic": True}
 """``ImportanceOptions`` of the authors' code (compute_sensitivity in loraprune/utils.py), which also lets no masked

@@ -11,10 +11,11 @@ from torch.utils.hooks import RemovableHandle
 
 from passes.algebra import on_cpu
 from passes.criteria.base import AnyModel, Averaged, mean_over_ranks
-from passes.criteria.importance import ImportanceOptions, unit_sums
+from passes.criteria.importance import unit_sums
 from passes.criteria.inputs import InputBatch, consumers
 from passes.graph import PruningGraph
 from passes.models import module_at
+from passes.options import ImportanceOptions
 
 
 class MaskFisher(Averaged):

@@ -11,8 +11,6 @@ from passes.criteria.base import Criterion
 from passes.criteria.skipped import skip_scores
 from passes.graph import PruningGraph
 
-DEPTH_SCORES = ("summed", "skipped")
-
 Batches = Callable[[], Iterable[Mapping[str, torch.Tensor]]]
 """Makes the batches that the loss is measured on: keyword arguments of ``forward``, labels among them."""
 

@@ -12,11 +12,11 @@ from torch import nn
 
 from passes.algebra import DOUBLE_COLUMNS, Surgery, damped_factor, elimination_errors, on_cpu, product, work_bytes
 from passes.criteria.base import AnyModel, mean_over_ranks, sum_over_ranks
-from passes.criteria.importance import ImportanceOptions
 from passes.criteria.inputs import InputReader
 from passes.criteria.portions import room_to_work, runs
 from passes.graph import Dimension, PruningGraph, Role, Slice
 from passes.models import Weight, module_at
+from passes.options import ImportanceOptions
 
 RIDGE = 1e-2
 """λ of both matrices, in units of their mean diagonals: that of ``passes.compensation.compensate``."""

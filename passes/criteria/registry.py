@@ -12,7 +12,6 @@ import torch
 from passes.criteria.base import AnyModel, Criterion, Needs, Stateless
 from passes.criteria.fisher import Fisher
 from passes.criteria.flap import Flap
-from passes.criteria.importance import ImportanceOptions
 from passes.criteria.loraprune import AUTHORS_CODE, LoRAPrune
 from passes.criteria.magnitude import Magnitude
 from passes.criteria.mask_fisher import MaskFisher
@@ -22,10 +21,8 @@ from passes.criteria.taylor import Taylor
 from passes.criteria.wanda import Wanda
 from passes.errors import OptionError, UnsupportedModelError
 from passes.graph import Dimension, Kind, PruningGraph
+from passes.options import CRITERION_NAMES, ImportanceOptions
 from passes.registry import Registry
-
-AUTO = "auto"
-"""The name that stands for the criterion that was measured best (docs/quality.md), of those that rank a model."""
 
 CriterionFactory = Callable[[PruningGraph, ImportanceOptions, int], Criterion]
 """Makes a criterion for a graph, from the options and a seed."""
@@ -76,6 +73,7 @@ class CriterionEntry:
 
 CRITERIA = Registry("criterion", CriterionEntry, "lpc.criteria", name_of=lambda entry: entry.name)
 """All criteria by name; grows with ``register_criterion``, and by packages' entry points ``lpc.criteria``."""
+CRITERION_NAMES.attach(CRITERIA)
 
 
 def _add(name: str, needs: Needs, factory: CriterionFactory, description: str, **more: Any) -> None:

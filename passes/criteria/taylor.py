@@ -6,9 +6,10 @@ import torch
 
 from passes.criteria.base import AnyModel, Averaged, merged_weights, weight_names
 from passes.criteria.gradients import Graded, TrueGradients
-from passes.criteria.importance import ImportanceOptions, importance, unit_scores
+from passes.criteria.importance import importance, unit_scores
 from passes.graph import PruningGraph
 from passes.models import Weight, Window
+from passes.options import ImportanceOptions
 
 
 class Taylor(Averaged):

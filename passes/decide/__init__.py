@@ -2,6 +2,6 @@
 
 from passes.decide.decide import DecidePass
 from passes.decide.replay import ReplayPass
-from passes.decide.score import ScoreOptions, ScorePass
+from passes.decide.score import ScorePass
 
-__all__ = ["DecidePass", "ReplayPass", "ScoreOptions", "ScorePass"]
+__all__ = ["DecidePass", "ReplayPass", "ScorePass"]

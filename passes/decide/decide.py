@@ -8,11 +8,12 @@ from typing import Any
 
 from peft import PeftModel
 
-from passes.budget import LatencyModel, Solver, Target
+from passes.budget import LatencyModel, Solver
 from passes.criteria import CRITERIA, Needs, SavedScores
 from passes.errors import PreconditionError
 from passes.graph import COMPENSATED, Plan
 from passes.models import ADAPTER, fingerprint, scored_by
+from passes.options import Target
 from passes.pipeline import Pass, PassResult, Program, RunContext
 
 

@@ -12,18 +12,9 @@ import torch
 from peft import PeftModel
 from torch.utils.data import Dataset
 
-from passes.budget import LatencyModel, Solver, Target
-from passes.criteria import (
-    AnyModel,
-    Criterion,
-    ImportanceOptions,
-    Needs,
-    criterion_named,
-    make_criterion,
-    portions,
-    room_on,
-)
-from passes.errors import DataError, ModelError, OptionError, PreconditionError
+from passes.budget import LatencyModel, Solver
+from passes.criteria import AnyModel, Criterion, Needs, criterion_named, make_criterion, portions, room_on
+from passes.errors import DataError, ModelError, PreconditionError
 from passes.graph import PruningGraph
 from passes.models import (
     Row,
@@ -37,36 +28,11 @@ from passes.models import (
     takes,
     task_of,
 )
+from passes.options import ScoreOptions, Target
 from passes.pipeline import Pass, PassResult, Program, RunContext, plain
 
 HOST_TOKENS = 1024
 """So many tokens are looked at at a time on a processor, where that is as fast as more and takes less memory."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreOptions:
-    """What the scores are made of.
-
-    ``samples`` rows of the data, chosen by ``seed``, in batches of ``batch_size``: by default the run's. The whole
-    sample is looked at once: nothing is averaged over steps, so λ (``importance.smoothing``) has no effect. ``seed`` is
-    also that of the criterion random. ``statistics_bytes``: what a criterion may hold at once of what it saw; if the
-    model needs more, its dimensions are ranked in portions, for each of which the sample is run again, with the same
-    result. None: half of what is free on a CUDA device, else 8 GiB.
-    """
-
-    criterion: str = "loraprune"
-    samples: int | None = None
-    batch_size: int | None = None
-    seed: int | None = None
-    importance: ImportanceOptions = ImportanceOptions()
-    statistics_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("samples", "batch_size", "statistics_bytes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise OptionError(f"{name} must be at least 1, got {value}")
-        criterion_named(self.criterion)
 
 
 @dataclass(frozen=True)

@@ -161,3 +161,5 @@ class Plan:
             return cls.from_json(path.read_text(encoding="utf-8"))
         except UnicodeDecodeError as error:
             raise PlanError(f"{path} is not a plan that lpc wrote: {error}") from error
+        except PlanError as error:
+            raise PlanError(f"{path}: {error}") from error

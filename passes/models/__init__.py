@@ -7,11 +7,11 @@ from passes.models.adapter import (
     CONFIG_FILE,
     GRADIENT,
     Adapter,
-    LoraOptions,
     active_adapter,
     beyond_lora,
     check_adapter,
     check_adapter_folder,
+    lora_config,
     lora_weights,
     projections,
     scored_by,
@@ -34,7 +34,7 @@ from passes.models.fingerprint import fingerprint
 from passes.models.fit import Misfit
 from passes.models.heldout import heldout_loss
 from passes.models.lean_loss import lean_loss
-from passes.models.loaded import Place, dense_weights, keep_own_head, load_model, quiet, reason, unreadable
+from passes.models.loaded import dense_weights, keep_own_head, load_model, quiet, reason, unreadable
 from passes.models.loading import register_auto_classes
 from passes.models.masks import MaskedModel, masked
 from passes.models.parameters import replaced, swapped
@@ -71,11 +71,9 @@ __all__ = [
     "Adapter",
     "Collate",
     "DenseWeight",
-    "LoraOptions",
     "MaskedModel",
     "Misfit",
     "Parity",
-    "Place",
     "Probe",
     "Response",
     "Row",
@@ -109,6 +107,7 @@ __all__ = [
     "label_count",
     "lean_loss",
     "load_model",
+    "lora_config",
     "lora_weights",
     "masked",
     "model_class",

@@ -19,12 +19,12 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from passes.checked import check_numbers
 from passes.errors import MissingFileError, OptionError, UnsupportedModelError
 from passes.graph import Kind, PruningGraph
 from passes.models.base import base_model, module_at, plain_name
 from passes.models.tasks import Task, task_of
 from passes.models.weights import Projection
+from passes.options import LoraOptions
 
 CONFIG_FILE, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
 """The files of a folder in peft's format."""
@@ -39,45 +39,28 @@ _TASK_TYPES = {Task.CAUSAL_LM: TaskType.CAUSAL_LM, Task.SEQ2SEQ_LM: TaskType.SEQ
 """peft's other task types would train the head as well."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoraOptions:
-    """The adapter that lpc attaches: rank, alpha (s = alpha / rank) and dropout, on all prunable projections."""
+def lora_config(options: LoraOptions, graph: PruningGraph, model: PreTrainedModel) -> LoraConfig:
+    """peft's configuration that wraps every weight of the graph's dimensions, each by its full name.
 
-    rank: int = 32
-    alpha: float = 32
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_numbers(self)
-        if self.rank < 1:
-            raise OptionError(f"the LoRA rank must be at least 1, got {self.rank}")
-        if not self.alpha > 0:
-            raise OptionError(f"the LoRA alpha must be positive, got {self.alpha}")
-        if not 0 <= self.dropout < 1:
-            raise OptionError(f"the LoRA dropout must be at least 0 and below 1, got {self.dropout}")
-
-    def config(self, graph: PruningGraph, model: PreTrainedModel) -> LoraConfig:
-        """peft's configuration that wraps every weight of the graph's dimensions, each by its full name.
-
-        Raises OptionError if there is to be dropout on weights that peft wraps as parameters, and UnsupportedModelError
-        if the weights are stored in both orientations, which one peft configuration cannot say.
-        """
-        modules, parameters, transposed = _targets(graph, model)
-        if self.dropout and parameters:
-            raise OptionError(
-                f"the LoRA dropout is {self.dropout}, but {parameters[0]} is wrapped as a parameter, where peft has no "
-                "dropout: set it to 0"
-            )
-        return LoraConfig(
-            # peft's wrappers for generation ask the model for what only a GenerationMixin has
-            task_type=_TASK_TYPES.get(task_of(model)) if model.can_generate() else None,
-            r=self.rank,
-            lora_alpha=self.alpha,
-            lora_dropout=self.dropout,
-            target_modules=modules,
-            target_parameters=parameters or None,
-            fan_in_fan_out=transposed,
+    Raises OptionError if there is to be dropout on weights that peft wraps as parameters, and UnsupportedModelError
+    if the weights are stored in both orientations, which one peft configuration cannot say.
+    """
+    modules, parameters, transposed = _targets(graph, model)
+    if options.dropout and parameters:
+        raise OptionError(
+            f"the LoRA dropout is {options.dropout}, but {parameters[0]} is wrapped as a parameter, where peft has no "
+            "dropout: set it to 0"
         )
+    return LoraConfig(
+        # peft's wrappers for generation ask the model for what only a GenerationMixin has
+        task_type=_TASK_TYPES.get(task_of(model)) if model.can_generate() else None,
+        r=options.rank,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        target_modules=modules,
+        target_parameters=parameters or None,
+        fan_in_fan_out=transposed,
+    )
 
 
 def _targets(graph: PruningGraph, model: PreTrainedModel) -> tuple[list[str], list[str], bool]:

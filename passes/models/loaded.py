@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from passes.errors import LpcError, ModelError
 from passes.models.fit import Misfit
 from passes.models.stock import twin_of
 from passes.models.stored import DTYPES, StoredTensor, stored_tensors
+from passes.places import Place
 
 logger = logging.getLogger(__name__)
 
@@ -29,24 +29,6 @@ BUFFER_BYTES = 256 << 20
 
 OLD_BUFFERS = ("masked_bias",)
 """Constants that old checkpoints hold and no class has any more."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a model lies: the name as the user gave it, its folder (None: on the hub), its GGUF file in the folder."""
-
-    name: str
-    folder: Path | None
-    gguf: str | None = None
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """For transformers' ``from_pretrained``, the place first."""
-        found: dict[str, Any] = {
-            "pretrained_model_name_or_path": str(self.folder or self.name),
-            "local_files_only": self.folder is not None,
-        }
-        return {**found, "gguf_file": self.gguf} if self.gguf else found
 
 
 def load_model(kind: type[PreTrainedModel], place: Place, config: PreTrainedConfig) -> PreTrainedModel:
@@ -87,10 +69,12 @@ def unreadable(name: str, what: str, error: Exception) -> ModelError:
 
 
 def reason(error: Exception) -> str:
-    """What an error of another library says, on one line, up to where it gets lengthy."""
+    """What an error of another library says, on one line, up to where it gets lengthy; never a line that ends open."""
+    if isinstance(error, KeyError):
+        return f"{error} is not known"
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
-    for line in lines[1:3]:
+    for line in lines[1:]:
         if not text.endswith(":") and len(text) > 40:
             break
         text += f" {line}"

@@ -1,5 +1,5 @@
 """Finding the graph of a model: dependencies, dimensions, residual stream, widths, depth."""
 
-from passes.trace.trace import TraceOptions, TracePass, options_for, trace
+from passes.trace.trace import TracePass, options_for, trace
 
-__all__ = ["TraceOptions", "TracePass", "options_for", "trace"]
+__all__ = ["TracePass", "options_for", "trace"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
-from passes.errors import OptionError, UnsupportedModelError
+from passes.errors import UnsupportedModelError
 from passes.families import AttentionBlock, ExpertsBlock
 from passes.graph import Dimension, Kind, PruningGraph, Renumbering, Role, layer_path
 from passes.models import Task
@@ -17,7 +17,6 @@ from passes.trace.dimensions import DimensionFinder
 from passes.trace.residual import Branch, ResidualStream
 
 LAYERS, BLOCKS = "layers", "blocks"
-DEPTHS = (LAYERS, BLOCKS)
 """What ``TraceOptions.depth`` may be: whole layers as units, or the attention and the MLP of each layer apart."""
 
 
@@ -26,12 +25,6 @@ def depth_of(names: Sequence[str] | Mapping[str, object]) -> str | None:
     if str(Kind.LAYERS) in names:
         return LAYERS
     return BLOCKS if {str(Kind.ATTENTION_BLOCKS), str(Kind.MLP_BLOCKS)} & {*names} else None
-
-
-def check_depth(depth: str | None) -> None:
-    """Raise OptionError unless it is None or one of ``DEPTHS``."""
-    if depth is not None and depth not in DEPTHS:
-        raise OptionError(f"depth must be one of {', '.join(DEPTHS)}, or None, got {depth!r}")
 
 
 @dataclass(frozen=True)

@@ -16,40 +16,20 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from passes.errors import OptionError, UnsupportedModelError
+from passes.errors import UnsupportedModelError
 from passes.families import AttentionBlock, ExpertsBlock, Family, attention_blocks, family_of
 from passes.graph import Dimension, Kind, PruningGraph, Role, layer_path
 from passes.models import Probe, base_model, has_own_sizes, model_class, plain_name, task_of, twin_of
+from passes.options import TraceOptions
 from passes.pipeline import Pass, PassResult, Program, RunContext
 from passes.trace.dependencies import CoupledModule, Dependencies, Opaque
-from passes.trace.depth import DepthFinder, check_depth, depth_of
+from passes.trace.depth import DepthFinder, depth_of
 from passes.trace.dimensions import DimensionFinder
 from passes.trace.hidden import HiddenFinder
 from passes.trace.widths import find_widths
 
 UNTRACEABLE_INPUTS = ("attention_mask", "decoder_attention_mask", "position_ids")
 """transformers inspects their values, which meta tensors do not have."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TraceOptions:
-    """Which dimensions to look for.
-
-    ``query_heads``: keep every KV head and prune the query heads inside its group, as many in each. ``custom_code``:
-    also allow sizes that no stock class can hold; the checkpoint then carries a modelling file. ``depth``: also whole
-    ``layers`` as units, or ``blocks``, the attention and the MLP of each layer; without some of the latter the
-    checkpoint carries a modelling file. ``hidden``: also the hidden size, whose channels all layers share.
-    """
-
-    query_heads: bool = False
-    custom_code: bool = False
-    depth: str | None = None
-    hidden: bool = False
-
-    def __post_init__(self) -> None:
-        check_depth(self.depth)
-        if self.depth is not None and self.hidden:
-            raise OptionError("depth and hidden cannot go in one run: prune one, then the result by the other")
 
 
 def options_for(dimensions: Iterable[str], *, custom_code: bool = True) -> TraceOptions:

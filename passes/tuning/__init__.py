@@ -1,25 +1,20 @@
 """All that trains: attaching adapters, tuning under masks, merging, recovering."""
 
 from passes.tuning.attach import AttachPass, DetachPass
-from passes.tuning.distill import DistillOptions
 from passes.tuning.merge import MergePass
 from passes.tuning.recall import RecallPass
-from passes.tuning.recover import RecoverOptions, RecoverPass
-from passes.tuning.schedule import ONE_SHOT, Schedule
-from passes.tuning.stages import SnapshotOptions
-from passes.tuning.tune import TuneOptions, TunePass
+from passes.tuning.recover import RecoverPass
+from passes.tuning.settle import settled
+from passes.tuning.stages import staged_run
+from passes.tuning.tune import TunePass
 
 __all__ = [
-    "ONE_SHOT",
     "AttachPass",
     "DetachPass",
-    "DistillOptions",
     "MergePass",
     "RecallPass",
-    "RecoverOptions",
     "RecoverPass",
-    "Schedule",
-    "SnapshotOptions",
-    "TuneOptions",
     "TunePass",
+    "settled",
+    "staged_run",
 ]

@@ -12,7 +12,8 @@ from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
 from passes.errors import PostconditionError
-from passes.models import LoraOptions, Parity, active_adapter, lora_weights, scored_by
+from passes.models import Parity, active_adapter, lora_config, lora_weights, scored_by
+from passes.options import LoraOptions
 from passes.pipeline import PassResult, PreservingPass, Program, RunContext, plain
 
 
@@ -48,7 +49,7 @@ class AttachPass(PreservingPass):
         else:
             with torch.random.fork_rng():
                 torch.manual_seed(run.seed if self.seed is None else self.seed)
-                model = get_peft_model(program.model, self.lora.config(program.traced, program.model))
+                model = get_peft_model(program.model, lora_config(self.lora, program.traced, program.model))
             model.train(program.model.training)
         report = AttachReport(MappingProxyType(scored_by(model, program.traced)))
         return PassResult(replace(program, model=model), modified=not brought, report=report)

@@ -20,9 +20,9 @@ from passes.criteria import Criterion
 from passes.errors import MissingFileError, ModelError, OptionError
 from passes.graph import Masks, PruningGraph, full_masks
 from passes.models import Adapter, MaskedModel
+from passes.options import Schedule, SnapshotOptions
 from passes.pipeline import Progress, Snapshot, load_snapshots, plain, silent
-from passes.tuning.schedule import Schedule
-from passes.tuning.stages import SnapshotOptions, StagedRun, one_stage
+from passes.tuning.stages import StagedRun, one_stage, staged_run
 
 STATE_FILE = "lpc_state.safetensors"
 
@@ -65,7 +65,7 @@ class PruningPolicy:
         """What is due after each of the steps. Raises OptionError if they are too few for the snapshots."""
         if self.snapshots is None:
             return StagedRun(one_stage(self.solver, self.schedule, steps))
-        return self.snapshots.course(self.solver, self.schedule, steps, revival=self.revival)
+        return staged_run(self.snapshots, self.solver, self.schedule, steps, revival=self.revival)
 
 
 @dataclass

@@ -5,44 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from passes.errors import OptionError
 from passes.models import Task, base_model, task_of
+from passes.options import DistillOptions
 from passes.tuning.divergence import Output, Outputs, comparable_hidden_states, hidden_error, pairs
 from passes.tuning.rates import RatedTrainer
 from passes.tuning.teacher import Teacher
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillOptions:
-    """How much the loss is the teacher's.
-
-        loss = (1 − w) · task loss + w · T² · KL(teacher ‖ student) + h · hidden error
-
-    ``weight`` w, ``temperature`` T, ``hidden_weight`` h. KL is the mean over the positions that bear a label, of the
-    distributions softmax(logits / T). The hidden error is ‖H_teacher − H_student‖² / ‖H_teacher‖² over all positions
-    that are no padding, the mean over the layers' outputs; where teacher and student have none alike, it is left out
-    with a warning. Several labels at once and regression have distances of their own (``passes.tuning.divergence``).
-    """
-
-    weight: float = 0.5
-    temperature: float = 1.0
-    hidden_weight: float = 5.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.weight <= 1:
-            raise OptionError(f"the weight of distillation must lie between 0 and 1, got {self.weight}")
-        if not self.temperature > 0:
-            raise OptionError(f"the temperature of distillation must be positive, got {self.temperature}")
-        if not self.hidden_weight >= 0:
-            raise OptionError(f"hidden_weight must be 0 or positive, got {self.hidden_weight}")
 
 
 class DistillTrainer(RatedTrainer):

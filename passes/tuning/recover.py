@@ -16,48 +16,14 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from passes.errors import ModelError, OptionError, PreconditionError
-from passes.models import Adapter, LoraOptions, base_model, heldout_loss, lora_weights, parameter_at
+from passes.models import Adapter, base_model, heldout_loss, lora_config, lora_weights, parameter_at
+from passes.options import RecoverOptions
 from passes.pipeline import Pass, PassResult, Program, Progress, Recovery, RunContext, plain, silent
 from passes.tuning.arguments import training_arguments
-from passes.tuning.distill import DistillOptions
 from passes.tuning.teacher import OtherModel
 from passes.tuning.trainer import TrainingRun, train
 
 HeldOutLoss: TypeAlias = "Callable[[PreTrainedModel | PeftModel], float]"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecoverOptions:
-    """How the compact model trains.
-
-    At most ``steps`` optimizer steps of ``batch_size`` × ``gradient_accumulation`` sequences; every ``every`` steps the
-    loss on held-out data is taken, and after ``patience`` times without a new best training stops. ``lora``: the
-    adapter, a fresh one. ``distill`` needs a teacher (see RecoverPass). ``batch_size`` and ``seed`` are by default the
-    run's.
-    """
-
-    steps: int = 200
-    every: int = 25
-    patience: int = 4
-    batch_size: int | None = None
-    gradient_accumulation: int = 1
-    learning_rate: float | None = None
-    lr_scheduler: str = "cosine"
-    max_grad_norm: float = 1.0
-    bf16: bool = False
-    seed: int | None = None
-    lora: LoraOptions = LoraOptions()
-    distill: DistillOptions | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "every", "patience", "batch_size", "gradient_accumulation"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise OptionError(f"{name} must be at least 1, got {value}")
-        if self.learning_rate is not None and not self.learning_rate > 0:
-            raise OptionError(f"learning_rate must be positive, got {self.learning_rate}")
-        if not self.max_grad_norm >= 0:
-            raise OptionError(f"max_grad_norm must be 0 (no clipping) or positive, got {self.max_grad_norm}")
 
 
 @dataclass(frozen=True)
@@ -160,7 +126,7 @@ class RecoverPass(Pass):
         loss = partial(self._loss, run)
         with torch.random.fork_rng():
             torch.manual_seed(run.seed)
-            model = get_peft_model(compact, options.lora.config(program.traced, compact))
+            model = get_peft_model(compact, lora_config(options.lora, program.traced, compact))
         callback = RecoverCallback(model, loss, options, run.progress)
         callback.look(0)
         course = self._train(model, callback, run)

@@ -3,72 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 
-from passes.budget import Layout, Scores, Solver, best_units
-from passes.errors import OptionError
+from passes.budget import Scores, Solver, best_units
 from passes.graph import Masks, PruningGraph
+from passes.options import Layout
 
 Counts = Mapping[str, int]
 """Kept units a dimension of each width, by the width's name."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """A cubic curve of *cost* from 0 to the target (Zhu & Gupta, arXiv 1710.01878, eq. 1), in fractions of all steps.
-
-    ``warmup``: before it nothing is masked. ``cooldown``: the last part, in which the final masks stay as they are and
-    the adapters heal. ``every``: steps between two events. With ``warmup + cooldown`` = 1 all goes in one event; with
-    ``cooldown`` = 1 (``ONE_SHOT``) before the first step, by scores of calibration data (``ScorePass``).
-    """
-
-    warmup: float = 0.05
-    cooldown: float = 0.65
-    every: int = 1
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.warmup < 1 and 0 <= self.cooldown <= 1 and self.warmup + self.cooldown <= 1):
-            raise OptionError(
-                f"warmup {self.warmup} and cooldown {self.cooldown} must be fractions that add up to at most 1"
-            )
-        if self.every < 1:
-            raise OptionError(f"events must be at least one step apart, got every={self.every}")
-
-    @property
-    def one_shot(self) -> bool:
-        """Whether all goes before the first step."""
-        return self.cooldown == 1
-
-    def events(self, steps: int) -> list[tuple[int, float]]:
-        """(step, share of the target removed from that step on), ascending; the last share is exactly 1.
-
-        Steps count finished optimizer steps, 1 to ``steps``. None where all goes before the first of them.
-        """
-        if self.one_shot:
-            return []
-        return cubic(self.first(steps), self.last(steps), self.every)
-
-    def first(self, steps: int) -> int:
-        """The step of the first event."""
-        return max(1, round(self.warmup * steps))
-
-    def last(self, steps: int) -> int:
-        """The step of the last event."""
-        return max(self.first(steps), round((1 - self.cooldown) * steps))
-
-
-ONE_SHOT = Schedule(warmup=0, cooldown=1)
-"""All goes before the first step; the masks are the program's own."""
-
-
-def cubic(first: int, last: int, every: int) -> list[tuple[int, float]]:
-    """(step, share gone from that step on) from the step ``first`` to ``last``, where it is exactly 1."""
-    times = [*range(first, last, every), last]
-    span = max(1, last - first + every)
-    shares = [1 - (1 - (time - first + every) / span) ** 3 for time in times]
-    return list(zip(times, [*shares[:-1], 1.0], strict=True))
 
 
 class MaskPath:

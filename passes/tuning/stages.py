@@ -8,69 +8,37 @@ from itertools import count, pairwise
 
 import torch
 
-from passes.budget import Layout, Scores, Solver
+from passes.budget import Scores, Solver
 from passes.errors import OptionError
 from passes.graph import Masks
-from passes.tuning.schedule import MaskPath, Schedule, cubic
+from passes.options import Layout, Schedule, SnapshotOptions, cubic
+from passes.tuning.schedule import MaskPath
 
 
-@dataclass(frozen=True, kw_only=True)
-class SnapshotOptions:
-    """At which ratios of the parameters a run is to leave a model, ascending; the last one is the run's own target.
+def staged_run(
+    snapshots: SnapshotOptions, last: Solver, schedule: Schedule, steps: int, *, revival: bool = True
+) -> StagedRun:
+    """What a run is to do at each step; ``last`` solves its own target, the last ratio's.
 
-    ``cooldown``: steps that the adapters get at each ratio, its masks being fixed, before the model is taken. By
-    default the cool-down of the schedule, divided among the ratios.
+    Raises OptionError if the target is another, if the steps do not suffice, or if without ``revival`` the ratios
+    do not nest; and what ``Solver.of`` raises.
     """
+    if schedule.one_shot:
+        raise OptionError("snapshots are left on the way to a target, and a one-shot schedule has none")
+    return StagedRun(stages(_solvers(snapshots, last), schedule, steps, snapshots.cooldown), revival=revival)
 
-    ratios: tuple[float, ...]
-    cooldown: int | None = None
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "ratios", tuple(self.ratios))
-        told = ", ".join(map(str, self.ratios))
-        if not self.ratios:
-            raise OptionError("snapshots need at least one ratio, such as 0.1,0.3,0.5")
-        for ratio in self.ratios:
-            if not 0 < ratio < 1:
-                raise OptionError(f"snapshot ratios must lie strictly between 0 and 1, got {ratio} among {told}")
-        if len(set(self.ratios)) < len(self.ratios):
-            raise OptionError(f"each snapshot ratio can be asked for once only, got {told}")
-        if list(self.ratios) != sorted(self.ratios):
-            raise OptionError(f"snapshot ratios must ascend, as the run removes more and more; got {told}")
-        if self.cooldown is not None and self.cooldown < 1:
-            raise OptionError(f"snapshots need at least 1 step of cool-down each, got {self.cooldown}")
-
-    @classmethod
-    def parse(cls, text: str, cooldown: int | None = None) -> SnapshotOptions:
-        """From a text such as ``0.1,0.3,0.5``. Raises OptionError."""
-        try:
-            return cls(ratios=tuple(float(ratio) for ratio in text.split(",")), cooldown=cooldown)
-        except ValueError as error:
-            if isinstance(error, OptionError):
-                raise
-            raise OptionError(f"snapshots {text!r}: write ratios separated by commas, such as 0.1,0.3,0.5") from error
-
-    def course(self, last: Solver, schedule: Schedule, steps: int, *, revival: bool = True) -> StagedRun:
-        """What a run is to do at each step; ``last`` solves its own target, the last ratio's.
-
-        Raises OptionError if the target is another, if the steps do not suffice, or if without ``revival`` the ratios
-        do not nest; and what ``Solver.of`` raises.
-        """
-        if schedule.one_shot:
-            raise OptionError("snapshots are left on the way to a target, and a one-shot schedule has none")
-        return StagedRun(stages(self._solvers(last), schedule, steps, self.cooldown), revival=revival)
-
-    def _solvers(self, last: Solver) -> tuple[Solver, ...]:
-        target, meter = last.target, last.meter
-        if target.ratio is None:
-            raise OptionError(
-                f"snapshots are taken at ratios of the parameters, and the target is a budget of "
-                f"{', '.join(target.wanted.asked)}: make one run for each budget"
-            )
-        if target.ratio != self.ratios[-1]:
-            raise OptionError(f"the last snapshot ratio, {self.ratios[-1]}, must be the target's, {target.ratio}")
-        earlier = [Solver.of(replace(target, ratio=ratio), meter.graph, meter.latency) for ratio in self.ratios[:-1]]
-        return (*earlier, last)
+def _solvers(snapshots: SnapshotOptions, last: Solver) -> tuple[Solver, ...]:
+    target, meter, ratios = last.target, last.meter, snapshots.ratios
+    if target.ratio is None:
+        raise OptionError(
+            f"snapshots are taken at ratios of the parameters, and the target is a budget of "
+            f"{', '.join(target.wanted.asked)}: make one run for each budget"
+        )
+    if target.ratio != ratios[-1]:
+        raise OptionError(f"the last snapshot ratio, {ratios[-1]}, must be the target's, {target.ratio}")
+    earlier = [Solver.of(replace(target, ratio=ratio), meter.graph, meter.latency) for ratio in ratios[:-1]]
+    return (*earlier, last)
 
 
 @dataclass(frozen=True)

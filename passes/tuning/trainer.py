@@ -15,8 +15,9 @@ import torch
 from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
+from passes.options import DistillOptions
 from passes.tuning.arguments import training_on
-from passes.tuning.distill import DistillOptions, DistillTrainer
+from passes.tuning.distill import DistillTrainer
 from passes.tuning.rates import RatedTrainer
 from passes.tuning.teacher import Teacher
 

@@ -14,7 +14,8 @@ import torch
 from conftest import build_model, build_tokenizer
 from transformers import PreTrainedModel
 
-from exporters.onnx import OnnxOptions, OnnxPackage, export_onnx
+from exporters.onnx import OnnxPackage, export_onnx
+from exporters.options import OnnxOptions
 
 PRUNED_MISTRAL = {
     "hidden_size": 64,

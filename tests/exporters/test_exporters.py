@@ -12,11 +12,11 @@ from plugins import installed
 
 import lpc
 from exporters.hf import Processor
-from exporters.onnx import OnnxOptions
-from exporters.registry import DEFAULT_EXPORTS, EXPORTERS, Exporter, chosen, register_exporter
+from exporters.options import DEFAULT_EXPORTS, OnnxOptions
+from exporters.registry import EXPORTERS, Exporter, chosen, register_exporter
 from passes.errors import OptionError, PostconditionError
 from passes.models import Parity, base_model
-from passes.pipeline import Pass, PassResult, Program
+from passes.pipeline import Pass, PassResult, Program, RunContext
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class ArraysPass(Pass):
     dtype: str = "float32"
     name = "arrays"
 
-    def call(self, program: Program) -> PassResult:
+    def call(self, program: Program, run: RunContext) -> PassResult:
         self.folder.mkdir()
         for name, tensor in base_model(program.model).state_dict().items():
             np.save(self.folder / f"{name}.npy", tensor.numpy().astype(self.dtype))
@@ -126,4 +126,5 @@ def test_impossible_formats_are_refused_before_anything_is_written(
 def test_a_package_brings_an_exporter(tmp_path: Path) -> None:
     code = "from exporters.registry import Exporter\nE = Exporter(name='dust', description='dust', make=print)\n"
     with installed(tmp_path, "dust_package", "lpc.exporters", {"dust": "dust_package:E"}, code) as run:
-        assert run("from lpc.cli.options import exports_of; print(exports_of('dust,hf', True))") == "('hf', 'dust')"
+        said = "from lpc.options import OutputOptions; print(OutputOptions(export=['dust', 'hf']).exports)"
+        assert run(said) == "('dust', 'hf')"

@@ -83,7 +83,7 @@ def answers_loss(model: PreTrainedModel, rows: list[dict[str, str]]) -> float:
 
 def test_a_file_of_instructions_gives_a_compact_model_measured_on_answers_alone(folder: Path, tmp_path: Path) -> None:
     tune = lpc.TuneOptions(steps=6, batch_size=3, gradient_accumulation=2)
-    result = lpc.compress(folder / "model", folder / "rows.jsonl", 0.2, tune=tune, text=DATA)
+    result = lpc.compress(folder / "model", folder / "rows.jsonl", 0.2, tune=tune, data_options=DATA)
     result.save(tmp_path / "out", export=["hf"])
     measures = result.report.heldout.measures
     heldout = heldout_rows(folder)
@@ -102,7 +102,7 @@ def test_a_file_of_instructions_gives_a_compact_model_measured_on_answers_alone(
 def test_held_out_rows_are_neither_tuned_nor_scored_on(steps: int, spy: str, folder: Path) -> None:
     asked = lpc.Schedule(cooldown=0)  # the criterion looks at all steps up to the last event
     tune = lpc.TuneOptions(steps=steps, batch_size=4, criterion=spy, schedule=asked)
-    lpc.compress(folder / "model", folder / "rows.jsonl", 0.2, tune=tune, text=DATA)
+    lpc.compress(folder / "model", folder / "rows.jsonl", 0.2, tune=tune, data_options=DATA)
     tokenizer = build_tokenizer()
     seen = {tokenizer.decode(row).split("### Instruction:\n")[1].split("\n")[0] for batch in SEEN for row in batch}
     heldout = {row["instruction"] for row in heldout_rows(folder)}
@@ -114,7 +114,7 @@ def test_padding_of_rows_counts_in_no_score(criterion: str, folder: Path) -> Non
     scores = []
     for size in (1, 5):
         tune = lpc.TuneOptions(steps=0, batch_size=size, criterion=criterion)
-        result = lpc.compress(folder / "model", folder / "rows.jsonl", 0.2, tune=tune, text=DATA)
+        result = lpc.compress(folder / "model", folder / "rows.jsonl", 0.2, tune=tune, data_options=DATA)
         scores.append(result.program.scores)
     for name, score in scores[0].items():
         assert torch.allclose(score, scores[1][name], rtol=1e-4, atol=1e-4 * float(score.max())), name
@@ -161,7 +161,7 @@ def test_a_chat_is_learnt_through_the_tokenizers_template(tiny_llama: PreTrained
         {"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": "y" * (1 + i % 4)}]}
         for i in range(12)
     ]
-    result = lpc.compress(tiny_llama, chats, 0.2, steps=2, tokenizer=tokenizer, text=DATA)
+    result = lpc.compress(tiny_llama, chats, 0.2, steps=2, tokenizer=tokenizer, data_options=DATA)
     assert result.report.heldout.rows == 3
     with pytest.raises(lpc.TokenizerError, match="no chat template"):
-        lpc.compress(tiny_llama, chats, 0.2, steps=2, tokenizer=build_tokenizer(), text=DATA)
+        lpc.compress(tiny_llama, chats, 0.2, steps=2, tokenizer=build_tokenizer(), data_options=DATA)

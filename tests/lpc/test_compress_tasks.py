@@ -17,7 +17,8 @@ from transformers import (
 )
 
 import lpc
-from lpc.material import DataOptions, prepare
+from lpc.material import prepare
+from lpc.options import DataOptions
 from lpc.source import load_source
 
 TUNE = lpc.TuneOptions(steps=2, batch_size=4, schedule=lpc.Schedule(every=1))
@@ -59,7 +60,7 @@ def rows_for(name: str, count: int = 24) -> list[dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("name", MEASURES)
 def test_every_task_is_compressed_on_rows_and_measured_on_others(name: str) -> None:
     model = zoo.build(name)
-    result = lpc.compress(model, rows_for(name), 0.15, tune=TUNE, text=DATA)
+    result = lpc.compress(model, rows_for(name), 0.15, tune=TUNE, data_options=DATA)
     assert sum(p.numel() for p in result.model.parameters()) <= 0.85 * sum(p.numel() for p in model.parameters())
     assert type(result.model).__module__.startswith("transformers.models.")
     assert type(result.model).__name__.removeprefix("Mistral") in type(model).__name__
@@ -77,7 +78,7 @@ def test_the_measures_are_those_of_the_held_out_rows() -> None:
     train = [tuple(row["input_ids"].tolist()) for row in (material.train[i] for i in range(len(material.train)))]
     heldout = [row for row in rows if tuple(row["input_ids"].tolist()) not in train]
     assert (len(train), len(heldout)) == (18, 6)
-    result = lpc.compress(model, rows, 0.15, tune=TUNE, text=DATA)
+    result = lpc.compress(model, rows, 0.15, tune=TUNE, data_options=DATA)
     assert result.report.heldout is not None
     found, untuned = result.report.heldout.measures, lpc.apply(result.plan, model)
     expected = {"dense": model, "removed": untuned.model, "pruned": result.model}
@@ -96,7 +97,7 @@ def test_the_measures_are_those_of_the_held_out_rows() -> None:
 )
 def test_a_saved_result_loads_as_stock_and_scores_the_same_through_onnx(name: str, auto: type, tmp_path: Path) -> None:
     rows = rows_for(name)
-    result = lpc.compress(zoo.build(name), rows, 0.15, tune=TUNE, text=DATA)
+    result = lpc.compress(zoo.build(name), rows, 0.15, tune=TUNE, data_options=DATA)
     report = result.save(tmp_path / "out")
     loaded = auto.from_pretrained(tmp_path / "out" / "hf").eval()
     torch_score, onnx_score = lpc.score(result.model, rows), lpc.score(tmp_path / "out" / "onnx", rows)
@@ -110,7 +111,7 @@ def test_a_saved_result_loads_as_stock_and_scores_the_same_through_onnx(name: st
 
 def test_a_seq2seq_result_is_saved_and_scored(tmp_path: Path) -> None:
     rows = rows_for("t5")
-    result = lpc.compress(zoo.build("t5"), rows, 0.15, tune=TUNE, text=DATA)
+    result = lpc.compress(zoo.build("t5"), rows, 0.15, tune=TUNE, data_options=DATA)
     result.save(tmp_path / "out", export=["hf"])
     loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out" / "hf").eval()
     assert lpc.score(loaded, rows) == lpc.score(result.model, rows)
@@ -126,7 +127,7 @@ def test_the_graphs_of_an_encoder_decoder_are_not_scored(tmp_path: Path) -> None
 def test_the_image_processor_lies_in_both_folders(tmp_path: Path) -> None:
     zoo.build("vit").save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "preprocessor_config.json").write_text('{"image_mean": [0.5]}')
-    result = lpc.compress(tmp_path / "model", rows_for("vit"), 0.15, tune=TUNE, text=DATA)
+    result = lpc.compress(tmp_path / "model", rows_for("vit"), 0.15, tune=TUNE, data_options=DATA)
     result.save(tmp_path / "out")
     for folder in ("hf", "onnx"):
         assert (tmp_path / "out" / folder / "preprocessor_config.json").read_text() == '{"image_mean": [0.5]}'
@@ -138,7 +139,7 @@ def test_an_adapter_of_the_users_own_goes_on_with_any_task() -> None:
     model = get_peft_model(
         zoo.build("bert-sequence-classification"), LoraConfig(r=2, target_modules=["query", "value"])
     )
-    result = lpc.compress(model, rows_for("bert-sequence-classification"), 0.15, tune=TUNE, text=DATA)
+    result = lpc.compress(model, rows_for("bert-sequence-classification"), 0.15, tune=TUNE, data_options=DATA)
     assert result.report.heldout is not None
     assert result.report.heldout.measures["accuracy"].removed is None
 
@@ -150,7 +151,7 @@ class MineForSequenceClassification(BertForSequenceClassification):
 def test_a_class_of_the_users_own_is_compressed_and_saved(tmp_path: Path) -> None:
     model = MineForSequenceClassification(zoo.ZOO["bert-sequence-classification"].config())
     rows = rows_for("bert-sequence-classification")
-    result = lpc.compress(model, rows, 0.15, tune=TUNE, text=DATA)
+    result = lpc.compress(model, rows, 0.15, tune=TUNE, data_options=DATA)
     result.save(tmp_path / "out", export=["hf"])
     loaded = MineForSequenceClassification.from_pretrained(tmp_path / "out" / "hf").eval()
     assert lpc.score(loaded, rows) == lpc.score(result.model, rows)
@@ -167,7 +168,7 @@ def test_a_class_of_the_users_own_is_compressed_and_saved(tmp_path: Path) -> Non
 )
 def test_a_plan_for_other_heads_is_replayed(name: str, options: dict[str, bool], width: str, tmp_path: Path) -> None:
     model, rows = zoo.build(name), rows_for(name)
-    result = lpc.compress(model, rows, 0.25, tune=TUNE, text=DATA, trace=lpc.TraceOptions(**options))
+    result = lpc.compress(model, rows, 0.25, tune=TUNE, data_options=DATA, trace=lpc.TraceOptions(**options))
     assert result.report.widths[width].most < result.report.widths[width].dense
     result.save(tmp_path / "out", export=["hf"])
     assert lpc.score(tmp_path / "out" / "hf", rows) == lpc.score(result.model, rows)
@@ -178,7 +179,7 @@ def test_a_plan_for_other_heads_is_replayed(name: str, options: dict[str, bool],
 
 def test_a_plan_of_a_vision_model_is_replayed_from_its_adapter(tmp_path: Path) -> None:
     model = zoo.build("vit")
-    result = lpc.compress(model, rows_for("vit"), ratio=0.2, tune=TUNE, text=DATA)
+    result = lpc.compress(model, rows_for("vit"), ratio=0.2, tune=TUNE, data_options=DATA)
     result.save(tmp_path / "out", export=["hf"])
     again = lpc.apply(tmp_path / "out" / "plan.json", model, adapter=tmp_path / "out" / "adapter")
     for name, value in result.model.named_parameters():
@@ -187,7 +188,7 @@ def test_a_plan_of_a_vision_model_is_replayed_from_its_adapter(tmp_path: Path) -
 
 def test_rows_and_text_options_do_not_mix() -> None:
     with pytest.raises(lpc.OptionError, match="sequence_length is for text"):
-        lpc.compress(zoo.build("vit"), rows_for("vit"), 0.15, text=lpc.DataOptions(sequence_length=32))
+        lpc.compress(zoo.build("vit"), rows_for("vit"), 0.15, data_options=lpc.DataOptions(sequence_length=32))
 
 
 @pytest.mark.parametrize(

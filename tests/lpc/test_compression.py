@@ -24,7 +24,7 @@ FILES = {"plan.json", "scores.safetensors", "lpc.json", "report.md"}
 
 @pytest.fixture(scope="module")
 def result(tiny_model_folder: Path, text_file: Path) -> lpc.Result:
-    return lpc.compress(tiny_model_folder, data=text_file, ratio=0.3, tune=TUNE, text=TEXT)
+    return lpc.compress(tiny_model_folder, data=text_file, ratio=0.3, tune=TUNE, data_options=TEXT)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_compress_leaves_a_live_model_as_it_was(tiny_llama: PreTrainedModel) -> 
     names = [name for name, _ in tiny_llama.named_modules()]
     grads = [parameter.requires_grad for parameter in tiny_llama.parameters()]
     data = [list(range(i, i + 100)) for i in range(20)]
-    lpc.compress(tiny_llama, data=data, ratio=0.3, tune=TUNE, text=TEXT)
+    lpc.compress(tiny_llama, data=data, ratio=0.3, tune=TUNE, data_options=TEXT)
     assert names == [name for name, _ in tiny_llama.named_modules()]
     assert grads == [parameter.requires_grad for parameter in tiny_llama.parameters()]
     for name, value in tiny_llama.state_dict().items():
@@ -75,7 +75,7 @@ def test_compress_leaves_a_live_model_as_it_was(tiny_llama: PreTrainedModel) -> 
 def test_compress_is_the_same_again_with_the_same_seed(tiny_llama: PreTrainedModel) -> None:
     data = [list(range(i, i + 100)) for i in range(20)]
     first, second, other = (
-        lpc.compress(tiny_llama, data=data, ratio=0.3, tune=TUNE, text=TEXT, seed=seed) for seed in (1, 1, 2)
+        lpc.compress(tiny_llama, data=data, ratio=0.3, tune=TUNE, data_options=TEXT, seed=seed) for seed in (1, 1, 2)
     )
     assert first.plan == second.plan
     assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True))
@@ -94,7 +94,7 @@ def test_compress_takes_every_form_of_data(
         "two paths": [text_file, str(text_file)],
     }[form]
     options = lpc.TuneOptions(steps=1, batch_size=2)
-    result = lpc.compress(tiny_llama, data=data, ratio=0.3, tokenizer=tiny_tokenizer, tune=options, text=TEXT)
+    result = lpc.compress(tiny_llama, data=data, ratio=0.3, tokenizer=tiny_tokenizer, tune=options, data_options=TEXT)
     assert _parameters(result.model) <= 0.7 * _parameters(tiny_llama)
 
 
@@ -169,7 +169,7 @@ def test_brought_adapter_is_kept_and_goes_on(tiny_llama: PreTrainedModel) -> Non
     brought = get_peft_model(copy.deepcopy(tiny_llama), config)
     before = copy.deepcopy(brought.state_dict())
     data = [list(range(i, i + 100)) for i in range(20)]
-    result = lpc.compress(brought, data=data, ratio=0.3, tune=TUNE, text=TEXT)
+    result = lpc.compress(brought, data=data, ratio=0.3, tune=TUNE, data_options=TEXT)
     assert result.program.adapter is not None
     assert result.program.adapter.config.r == 3
     assert result.report.heldout is not None
@@ -181,7 +181,7 @@ def test_brought_adapter_is_kept_and_goes_on(tiny_llama: PreTrainedModel) -> Non
 
 def test_bf16_model_is_verified_as_closely_as_any_other(tiny_llama: PreTrainedModel, tmp_path: Path) -> None:
     data = [list(range(i, i + 100)) for i in range(20)]
-    result = lpc.compress(tiny_llama.to(torch.bfloat16), data=data, ratio=0.3, tune=TUNE, text=TEXT)
+    result = lpc.compress(tiny_llama.to(torch.bfloat16), data=data, ratio=0.3, tune=TUNE, data_options=TEXT)
     assert result.model.dtype == torch.bfloat16
     report = result.save(tmp_path / "out", export=["hf"])
     parity = report.to_json()["parity"]
@@ -202,7 +202,7 @@ def test_unreachable_ratio_is_refused_before_training(tiny_llama: PreTrainedMode
 
 @pytest.mark.parametrize("ratio", [0, 1, -0.1, 1.5, float("nan")])
 def test_ratio_outside_the_open_interval_is_refused(ratio: float, tiny_llama: PreTrainedModel) -> None:
-    with pytest.raises(lpc.OptionError, match="ratio must lie"):
+    with pytest.raises(lpc.OptionError, match="ratio must be above 0 and below 1"):
         lpc.compress(tiny_llama, data=[[1, 2]], ratio=ratio)
 
 
@@ -220,4 +220,4 @@ def test_text_without_tokenizer_is_refused(tiny_llama: PreTrainedModel, text_fil
 
 def test_sequence_longer_than_the_context_is_refused(tiny_llama: PreTrainedModel) -> None:
     with pytest.raises(lpc.OptionError, match="context of 128"):
-        lpc.compress(tiny_llama, data=[[1] * 600], ratio=0.3, text=lpc.DataOptions(sequence_length=200))
+        lpc.compress(tiny_llama, data=[[1] * 600], ratio=0.3, data_options=lpc.DataOptions(sequence_length=200))

@@ -16,8 +16,8 @@ from exporters.files import sha256
 from exporters.onnx import ExportPass
 from lpc.cli import app as cli
 from lpc.family_report import FamilyReport
+from lpc.options import BenchmarkOptions
 from lpc.result import Result
-from lpc.speed import BenchmarkOptions
 
 RATIOS = (0.1, 0.2, 0.4)
 TUNE = lpc.TuneOptions(steps=15, batch_size=2)
@@ -27,7 +27,7 @@ DATA = [list(range(i, i + 100)) for i in range(20)]
 
 @pytest.fixture(scope="module")
 def family(tiny_model_folder: Path, text_file: Path) -> lpc.CompactFamily:
-    return lpc.compress_family(tiny_model_folder, text_file, RATIOS, cooldown=2, tune=TUNE, text=TEXT)
+    return lpc.compress_family(tiny_model_folder, text_file, RATIOS, cooldown=2, tune=TUNE, data_options=TEXT)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_each_model_is_as_small_as_a_run_of_its_own_would_make_it(
     family: lpc.CompactFamily, tiny_model_folder: Path, text_file: Path
 ) -> None:
     for ratio, result in zip(RATIOS, family.results, strict=True):
-        single = lpc.compress(tiny_model_folder, text_file, ratio, steps=1, text=TEXT)
+        single = lpc.compress(tiny_model_folder, text_file, ratio, steps=1, data_options=TEXT)
         assert sum(p.numel() for p in result.model.parameters()) == single.plan.target_parameters
         assert result.plan.counts() == single.plan.counts()
         assert result.plan.budget == single.plan.budget
@@ -139,7 +139,7 @@ def test_models_without_their_package_are_kept_and_the_error_says_so(
 ) -> None:
     called: list[str] = []
 
-    def fail(self: ExportPass, program: object) -> None:
+    def fail(self: ExportPass, program: object, run: object) -> None:
         called.append(self.folder.name)
         raise error
 
@@ -156,7 +156,7 @@ def test_models_without_their_package_are_kept_and_the_error_says_so(
 def test_latency_is_measured_against_the_dense_model(
     tiny_llama: PreTrainedModel, tiny_tokenizer: object, tmp_path: Path
 ) -> None:
-    found = lpc.compress_family(tiny_llama, DATA, [0.2, 0.4], steps=6, tokenizer=tiny_tokenizer, text=TEXT)
+    found = lpc.compress_family(tiny_llama, DATA, [0.2, 0.4], steps=6, tokenizer=tiny_tokenizer, data_options=TEXT)
     options = BenchmarkOptions(
         repeats=2, warmup=0, threads=1, batches=(1,), prefill_tokens=(8,), decode_pasts=(8,), max_seconds=0.1
     )
@@ -191,7 +191,7 @@ def test_latency_needs_the_packages(family: lpc.CompactFamily, tmp_path: Path) -
 
 
 def test_layers_may_have_widths_of_their_own(tiny_llama: PreTrainedModel, tmp_path: Path) -> None:
-    found = lpc.compress_family(tiny_llama, DATA, (0.15, 0.3), steps=8, layout="per-layer", text=TEXT)
+    found = lpc.compress_family(tiny_llama, DATA, (0.15, 0.3), steps=8, layout="per-layer", data_options=TEXT)
     for ratio, result in zip((0.15, 0.3), found.results, strict=True):
         assert result.plan.layout == "per-layer"
         assert result.plan.achieved_ratio >= ratio

@@ -32,7 +32,7 @@ def result(tiny_model_folder: Path, text_file: Path) -> lpc.Result:
         ratio=0.3,
         lora=LORA,
         tune=TUNE,
-        text=TEXT,
+        data_options=TEXT,
         compensate=lpc.CompensateOptions(samples=16, guard=False),
         recover=lpc.RecoverOptions(steps=4, every=2, batch_size=2, lora=LORA, distill=KL),
     )

@@ -10,8 +10,7 @@ import torch
 from conftest import build_model, build_tokenizer
 
 import lpc
-from passes.compensation import CompensateOptions
-from passes.models import LoraOptions
+from passes.options import CompensateOptions, LoraOptions
 from passes.pipeline import Pipeline, Program
 from passes.shrink import ShrinkPass
 

@@ -30,7 +30,7 @@ TEXT = lpc.DataOptions(sequence_length=32)
 
 @pytest.fixture(scope="module")
 def result(tiny_model_folder: Path, text_file: Path) -> lpc.Result:
-    return lpc.compress(tiny_model_folder, data=text_file, ratio=0.3, tune=TUNE, text=TEXT)
+    return lpc.compress(tiny_model_folder, data=text_file, ratio=0.3, tune=TUNE, data_options=TEXT)
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_checkpoint_is_kept_when_onnx_fails_and_export_goes_on_from_there(
 ) -> None:
     out = tmp_path / "out"
     rows = [list(range(i, i + 100)) for i in range(20)]
-    result = lpc.compress(tiny_llama, data=rows, ratio=0.3, tune=TUNE, text=TEXT)
+    result = lpc.compress(tiny_llama, data=rows, ratio=0.3, tune=TUNE, data_options=TEXT)
     with pytest.raises(lpc.TokenizerError, match="no-onnx") as raised:
         result.save(out)
     assert _names(out) == {"hf", *ARTIFACTS}
@@ -82,7 +82,7 @@ def test_checkpoint_is_kept_when_onnx_fails_and_export_goes_on_from_there(
 def test_what_is_finished_is_kept_when_a_late_step_stops(
     result: lpc.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    def fail(self: ExportPass, program: object) -> None:
+    def fail(self: ExportPass, program: object, run: object) -> None:
         self.folder.mkdir()
         (self.folder / "half").write_text("1")
         raise error

@@ -18,8 +18,10 @@ import lpc
 from lpc.material import Material
 from lpc.pipelines import compression_pipeline
 from lpc.result import Result
+from passes.options import TraceOptions
 from passes.pipeline import Pass, PassResult, Pipeline, Program, RunContext
-from passes.trace import TraceOptions, TracePass
+from passes.trace import TracePass
+from passes.tuning import settled
 
 PAGE = Path(__file__).parents[2] / "docs/pipeline.md"
 SHOWN = re.compile(r"<!-- pipelines -->\n(.*?)\n<!-- end of pipelines -->", re.DOTALL)
@@ -42,9 +44,10 @@ def program() -> Program:
 
 def pipeline_of(program: Program, run: dict[str, object]) -> Pipeline:
     rows = [{"input_ids": torch.arange(8)} for _ in range(20)]
-    material = Material(rows, None, lambda model, batch_size: None, None)  # type: ignore[arg-type, return-value]
+    measure = lambda model, batch_size: None  # noqa: E731
+    material = Material(rows, None, measure, measure, None)  # type: ignore[arg-type]
     values = {"lora": lpc.LoraOptions(), "trace": TraceOptions(), **run}
-    values["tune"] = values.get("tune", lpc.TuneOptions()).settled(program.traced)  # type: ignore[attr-defined]
+    values["tune"] = settled(values.get("tune", lpc.TuneOptions()), program.traced)  # type: ignore[arg-type]
     return compression_pipeline(program.traced, material, lpc.Target(ratio=0.3), RunContext(), **values)  # type: ignore[arg-type]
 
 
@@ -69,7 +72,7 @@ def result(tiny_model_folder: Path, text_file: Path) -> Result:
         steps=2,
         seed=3,
         batch_size=2,
-        text=lpc.DataOptions(sequence_length=32, samples=6),
+        data_options=lpc.DataOptions(sequence_length=32, samples=6),
         compensate=lpc.CompensateOptions(guard=False),
         recover=lpc.RecoverOptions(steps=1),
         dtype="bf16",
@@ -129,7 +132,7 @@ def test_held_out_batches_have_the_runs_size(tiny_llama: PreTrainedModel) -> Non
         return Pipeline(Watched(each, look) if each.name == "measure" else each for each in passes)
 
     text = lpc.DataOptions(sequence_length=16, heldout_fraction=0.2, samples=4)
-    lpc.compress(tiny_llama, DATA, 0.3, steps=0, batch_size=3, criterion="magnitude", text=text, pipeline=watch)
+    lpc.compress(tiny_llama, DATA, 0.3, steps=0, batch_size=3, criterion="magnitude", data_options=text, pipeline=watch)
     assert max(sizes) == 3
     assert sizes[3] > 3
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import build_model
-from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import lpc
@@ -22,7 +21,7 @@ from passes.graph import Plan
 def run(tiny_model_folder: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A uniform run whose scores and adapter the plans start from."""
     out = tmp_path_factory.mktemp("run") / "out"
-    result = lpc.compress(tiny_model_folder, text_file, 0.3, steps=4, text=lpc.DataOptions(sequence_length=32))
+    result = lpc.compress(tiny_model_folder, text_file, 0.3, steps=4, data_options=lpc.DataOptions(sequence_length=32))
     result.save(out, export=["hf"])
     return out
 
@@ -52,7 +51,7 @@ def test_a_per_layer_plan_applies_without_data_and_loads_everywhere(
     report = result.save(tmp_path / "out", export=["hf"])
     assert report.pruned.parameters <= 0.75 * report.dense.parameters
     assert report.pruned.kv_cache_bytes <= 0.8 * report.dense.kv_cache_bytes
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "hf")
+    loaded = lpc.load(tmp_path / "out" / "hf")
     ids = torch.arange(9)[None]
     assert torch.equal(loaded(ids).logits, result.model(ids).logits)
     manifest = json.loads((tmp_path / "out" / "lpc.json").read_text())
@@ -174,7 +173,7 @@ def test_depth_and_hidden_size_go_the_whole_way_and_replay(
 ) -> None:
     tune = lpc.TuneOptions(steps=3, depth_scores="skipped" if trace.depth else "summed")
     text = lpc.DataOptions(sequence_length=32)
-    result = lpc.compress(tiny_model_folder, text_file, target=target, tune=tune, text=text, trace=trace)
+    result = lpc.compress(tiny_model_folder, text_file, target=target, tune=tune, data_options=text, trace=trace)
     report = result.save(tmp_path / "out", export=["hf"])
     assert report.pruned.parameters == sum(p.numel() for p in result.model.parameters())
     assert report.achieved_ratio >= target.ratio

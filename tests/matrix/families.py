@@ -41,15 +41,16 @@ from transformers.utils import logging as transformers_logging
 
 from exporters.hf import needs_modelling_file, reload
 from exporters.hf.checkpoint import first_different_tensor, save_checkpoint
-from exporters.onnx import OnnxOptions
+from exporters.options import OnnxOptions
 from lpc.report import untouched
 from passes.budget import reachable_counts
 from passes.errors import LpcError
 from passes.graph import PruningGraph, Width
-from passes.models import LoraOptions, Probe, count_parameters, masked, respond
+from passes.models import Probe, count_parameters, masked, respond
+from passes.options import LoraOptions, TraceOptions
 from passes.pipeline import Program
 from passes.shrink import build_compact
-from passes.trace import TraceOptions, TracePass, trace
+from passes.trace import TracePass, trace
 from passes.tuning import AttachPass
 
 OUT = ROOT / "benchmarks" / "out" / "families.json"

@@ -10,9 +10,10 @@ from handmade import RANK, SCALING, by_loops, exact, factors, materialised, rand
 from peft import get_peft_model
 from transformers.pytorch_utils import Conv1D
 
-from passes.criteria import ImportanceOptions, LoRAPrune
+from passes.criteria import LoRAPrune
 from passes.graph import PruningGraph
-from passes.models import LoraOptions
+from passes.models import lora_config
+from passes.options import ImportanceOptions, LoraOptions
 
 
 def importance_error(name: str, graph: PruningGraph) -> float:
@@ -23,7 +24,7 @@ def importance_error(name: str, graph: PruningGraph) -> float:
     """
     pristine = zoo.build(name)
     options = LoraOptions(rank=RANK, alpha=RANK * SCALING)
-    adapted = get_peft_model(copy.deepcopy(pristine), options.config(graph, pristine)).eval()
+    adapted = get_peft_model(copy.deepcopy(pristine), lora_config(options, graph, pristine)).eval()
     randomise(adapted)
     if torch.isfinite(_loss(exact(copy.deepcopy(pristine)), name)).item():
         adapted, pristine = exact(adapted), exact(pristine)

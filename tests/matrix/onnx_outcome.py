@@ -9,8 +9,9 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from exporters.hf import Processor
-from exporters.onnx import OnnxOptions, export_onnx
+from exporters.onnx import export_onnx
 from exporters.onnx.options import GraphKind
+from exporters.options import OnnxOptions
 from passes.errors import UnsupportedModelError
 
 

@@ -11,8 +11,8 @@ from handmade import exact, materialised, weights_of, worn
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from passes.criteria import ImportanceOptions
 from passes.graph import PruningGraph, Role
+from passes.options import ImportanceOptions
 
 PLAIN = ImportanceOptions(normalise=False, smoothing=0.0)
 ROWS = 3

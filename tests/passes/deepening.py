@@ -13,7 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from passes.graph import PruningGraph
-from passes.trace import TraceOptions, trace
+from passes.options import TraceOptions
+from passes.trace import trace
 
 Kept = Mapping[str, Sequence[int]]
 LAYERS = 4

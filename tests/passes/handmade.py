@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from passes.graph import Dimension, Kind, PruningGraph, Role, Slice
-from passes.models import LoraOptions
+from passes.models import lora_config
+from passes.options import LoraOptions
 
 RANK, SCALING = 3, 2.0
 
@@ -162,7 +163,7 @@ def worn(name: str, **options: object) -> tuple[PeftModel, PruningGraph]:
     model = zoo.build(name)
     graph = graph_of(name, model)
     lora = LoraOptions(**{"rank": RANK, "alpha": RANK * SCALING, **options})
-    adapted = get_peft_model(model, lora.config(graph, model)).eval()
+    adapted = get_peft_model(model, lora_config(lora, graph, model)).eval()
     randomise(adapted)
     return adapted, graph
 

@@ -12,7 +12,8 @@ from workbench import random_units
 
 from passes.graph import PruningGraph
 from passes.models import masked
-from passes.trace import TraceOptions, trace
+from passes.options import TraceOptions
+from passes.trace import trace
 
 Kept = Mapping[str, tuple[int, ...]]
 

@@ -15,15 +15,15 @@ from safetensors.torch import load_file
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from passes.budget import Budget, Solver, Target
-from passes.criteria import ImportanceOptions
+from passes.budget import Solver
 from passes.criteria.importance import importance, unit_scores
 from passes.graph import Plan, PruningGraph
-from passes.models import LoraOptions, fingerprint, projections
+from passes.models import fingerprint, projections
 from passes.models.adapter import lora_layers
+from passes.options import Budget, ImportanceOptions, LoraOptions, Schedule, Target, TuneOptions
 from passes.pipeline import Program
 from passes.trace import TracePass
-from passes.tuning import AttachPass, Schedule, TuneOptions, TunePass
+from passes.tuning import AttachPass, TunePass
 from passes.tuning.callback import STATE_FILE
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -9,10 +9,11 @@ from transformers import PreTrainedModel
 
 from exporters.onnx.cache import cache_tensors, fill_cross_cache
 from exporters.onnx.greedy import greedy_gap, require_greedy, torch_greedy
-from exporters.onnx.options import OnnxOptions
+from exporters.onnx.options import precision_of
 from exporters.onnx.session import OnnxModel
 from exporters.onnx.verify.parity import require_parity
 from exporters.onnx.verify.probes import padded, probe_ids, probe_length
+from exporters.options import OnnxOptions
 from passes.models import Parity
 
 Tensors = dict[str, torch.Tensor]
@@ -61,7 +62,7 @@ def verify_generation(model: PreTrainedModel, encoder: OnnxModel, decoder: OnnxM
         inputs = {"input_ids": text, "attention_mask": torch.ones_like(text)}
         reference = torch_greedy(model, inputs, new, eos=None)
         gaps.append(greedy_gap(reference, onnx_greedy(encoder, decoder, inputs, int(reference.sequences[0, 0]), new)))
-    return require_greedy("onnx greedy tokens", "the graphs'", gaps, options.precision.tie)
+    return require_greedy("onnx greedy tokens", "the graphs'", gaps, precision_of(options).tie)
 
 
 def onnx_greedy(encoder: OnnxModel, decoder: OnnxModel, inputs: Tensors, start: int, new: int) -> list[int]:

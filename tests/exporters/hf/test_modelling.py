@@ -18,8 +18,9 @@ from exporters.hf.modelling import modelling_source, save_with_modelling_file
 from passes.errors import UnsupportedModelError
 from passes.models import FILE as MODELLING_FILE
 from passes.models import compact_class
+from passes.options import TraceOptions
 from passes.shrink import build_compact
-from passes.trace import TraceOptions, trace
+from passes.trace import trace
 
 WITHOUT_LPC = """
 import sys, torch, transformers

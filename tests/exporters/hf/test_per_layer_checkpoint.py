@@ -19,10 +19,12 @@ from uneven import uneven
 import lpc
 from exporters.hf import SavePass
 from exporters.hf.checkpoint import first_different_tensor
-from exporters.onnx import OnnxOptions, export_onnx
-from lpc.evaluation import EvaluateOptions, evaluate
+from exporters.onnx import export_onnx
+from exporters.options import OnnxOptions
+from lpc.evaluation import evaluate
 from lpc.exporting import export
-from lpc.speed import BenchmarkOptions, benchmark
+from lpc.options import BenchmarkOptions, EvaluateOptions
+from lpc.speed import benchmark
 from passes.errors import UnsupportedModelError
 from passes.models import FILE as MODELLING_FILE
 from passes.pipeline import Program

@@ -28,11 +28,12 @@ from exporters.latency.stock import StockRoute
 from exporters.latency.table import LatencyTable
 from exporters.latency.timing import WorkloadStep, measured_latency, steps_of
 from exporters.onnx import DATA_FILE, GraphBuilder, OnnxFolder, build_decoder
-from passes.budget import LatencyModel, Workload
+from passes.budget import LatencyModel
 from passes.errors import OptionError, UnsupportedModelError
 from passes.graph import Dimension, Kept, Kind, PruningGraph, layer_path
+from passes.options import TraceOptions, Workload
 from passes.shrink import build_compact
-from passes.trace import TraceOptions, trace
+from passes.trace import trace
 
 READ = Workload(prefill=4, decode=0)
 FREE = TraceOptions(custom_code=True)

@@ -9,8 +9,9 @@ import torch
 from onnx_workbench import exported
 from transformers import PreTrainedTokenizerBase
 
-from exporters.onnx import OnnxOptions, genai
+from exporters.onnx import genai
 from exporters.onnx.genai import genai_config, verify_greedy
+from exporters.options import OnnxOptions
 from passes.errors import PostconditionError
 
 OPTIONS = OnnxOptions(greedy_prompts=2, greedy_tokens=6)

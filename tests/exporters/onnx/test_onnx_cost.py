@@ -13,9 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from uneven import uneven_units
 
 from exporters.onnx import export_onnx
-from passes.budget import Solver, Target, best_units
+from passes.budget import Solver, best_units
+from passes.options import Target, TraceOptions
 from passes.shrink import build_compact
-from passes.trace import TraceOptions, trace
+from passes.trace import trace
 
 
 @pytest.mark.parametrize(("name", "layout"), [("llama", "per-layer"), ("qwen3", "uniform")])

@@ -13,10 +13,12 @@ from conftest import build_model, build_tokenizer
 from onnx_workbench import difference, run_onnx
 from transformers import PreTrainedModel
 
-from exporters.onnx import OnnxOptions, export_onnx
+from exporters.onnx import export_onnx
+from exporters.options import OnnxOptions
 from passes.graph import PruningGraph
+from passes.options import TraceOptions
 from passes.shrink import build_compact
-from passes.trace import TraceOptions, trace
+from passes.trace import trace
 
 QUICK = OnnxOptions(greedy_prompts=2, greedy_tokens=4)
 

@@ -17,9 +17,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from exporters.onnx import OnnxOptions, export_onnx, why_not_builder
+from exporters.onnx import export_onnx, why_not_builder
 from exporters.onnx.session import OnnxModel
 from exporters.onnx.verify.causal import verify_onnx
+from exporters.options import OnnxOptions
 from passes.errors import OptionError, PostconditionError, TokenizerError, UnsupportedModelError
 
 QUICK = OnnxOptions(greedy_prompts=0)

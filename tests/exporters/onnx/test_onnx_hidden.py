@@ -10,9 +10,11 @@ import zoo
 from conftest import build_tokenizer
 from onnx_workbench import difference, run_onnx
 
-from exporters.onnx import OnnxOptions, export_onnx
+from exporters.onnx import export_onnx
+from exporters.options import OnnxOptions
+from passes.options import TraceOptions
 from passes.shrink import build_compact
-from passes.trace import TraceOptions, trace
+from passes.trace import trace
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma"])

@@ -11,14 +11,15 @@ from conftest import build_model, build_tokenizer
 from onnx_outcome import try_export
 from transformers import BertConfig, BertModel, MambaConfig, MambaForCausalLM
 
-from exporters.onnx import OnnxOptions, export_onnx, takes_positions
 from exporters.onnx import causal as onnx_causal
+from exporters.onnx import export_onnx, takes_positions
 from exporters.onnx.cache import plain_shapes
 from exporters.onnx.experts import NAME, traceable_experts
 from exporters.onnx.export import kind_of
 from exporters.onnx.genai import GenaiRefusedError
 from exporters.onnx.greedy import greedy_gap
 from exporters.onnx.single import takes_token_types
+from exporters.options import OnnxOptions
 from passes.errors import UnsupportedModelError
 
 SMALL = {"vocab_size": 272, "hidden_size": 16, "num_hidden_layers": 1}

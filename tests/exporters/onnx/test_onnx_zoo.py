@@ -22,10 +22,11 @@ from torch import nn
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 from transformers import PreTrainedModel
 
-from exporters.onnx import OnnxOptions, OnnxPackage, export_onnx
+from exporters.onnx import OnnxPackage, export_onnx
 from exporters.onnx.session import OnnxModel
 from exporters.onnx.verify.seq2seq import verify_decoder, verify_encoder, verify_generation
 from exporters.onnx.verify.single import verify_single
+from exporters.options import OnnxOptions
 from passes.errors import PostconditionError
 
 QUICK = OnnxOptions(greedy_prompts=1, greedy_tokens=4)

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from exporters.hf import SavePass
 from exporters.hf.checkpoint import save_checkpoint
-from exporters.onnx import ExportPass, ExportReport, OnnxOptions
+from exporters.onnx import ExportPass, ExportReport
+from exporters.options import OnnxOptions
 from exporters.runtimes import Verdict, compatibility
 from exporters.runtimes.compatibility import TARGETS
 from exporters.runtimes.onnx import GENAI, LM_EVAL, ONNXRUNTIME, OPTIMUM, TRITON
@@ -28,9 +29,10 @@ from passes.errors import OptionError
 from passes.graph import Kind
 from passes.models import AUTO_CLASSES, Parity, Task
 from passes.models import FILE as MODELLING_FILE
+from passes.options import TraceOptions
 from passes.pipeline import PassRecord, Pipeline, Program
 from passes.shrink import build_compact
-from passes.trace import TraceOptions, trace
+from passes.trace import trace
 
 DECODER = ExportReport(kind="decoder", opset=23, dtype="float32", route="builder", kv_bytes_per_token=64, no_genai=None)
 GREEDY = Parity("genai greedy tokens", 0.0, 0.01)

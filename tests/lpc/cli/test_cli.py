@@ -69,7 +69,7 @@ def test_compress_without_steps_scores_samples_by_the_criterion(  # type: ignore
     assert (plan["criterion"], plan["options"]["steps"], plan["options"]["samples"]) == ("wanda", 0, 6)
     code, _, stderr = run("compress", tiny_model_folder, "--data", text_file, "--ratio", 0.3, "--criterion", "luck")
     assert code == 2
-    assert "unknown criterion 'luck'" in stderr
+    assert "unknown --criterion 'luck'" in stderr
 
 
 @pytest.fixture

@@ -15,10 +15,11 @@ import zoo
 from transformers import AutoModelForCausalLM
 
 import lpc
-from lpc.evaluation import EvaluateOptions, evaluate
+from lpc.evaluation import evaluate
 from lpc.exporting import export
+from lpc.options import BenchmarkOptions, EvaluateOptions
 from lpc.report.manifest import refresh
-from lpc.speed import BenchmarkOptions, benchmark
+from lpc.speed import benchmark
 
 FILES = {"plan.json", "scores.safetensors", "lpc.json", "report.md"}
 
@@ -28,7 +29,7 @@ def out(tiny_model_folder: Path, text_file: Path, tmp_path_factory: pytest.TempP
     folder = tmp_path_factory.mktemp("whole") / "out"
     tune = lpc.TuneOptions(steps=3, batch_size=2)
     text = lpc.DataOptions(sequence_length=32)
-    lpc.compress(tiny_model_folder, data=text_file, ratio=0.3, tune=tune, text=text).save(folder)
+    lpc.compress(tiny_model_folder, data=text_file, ratio=0.3, tune=tune, data_options=text).save(folder)
     return folder
 
 

@@ -1,11 +1,15 @@
+"""Which formats the command line writes."""
+
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lpc.cli import app as cli
-from lpc.cli.options import exports_of
+from lpc.options import OutputOptions
+from lpc.options.output import _names
 from passes.errors import OptionError
 
 
@@ -15,21 +19,24 @@ from passes.errors import OptionError
         (None, True, ("hf", "onnx")),
         (None, False, ("hf",)),
         ("onnx", True, ("onnx",)),
-        ("onnx, hf", True, ("hf", "onnx")),
+        ("onnx, hf", True, ("onnx", "hf")),
         ("hf,onnx", False, ("hf",)),
     ],
 )
 def test_formats_are_named_or_left_out(names: str | None, onnx: bool, expected: tuple[str, ...]) -> None:
-    assert exports_of(names, onnx) == expected
+    said: dict[str, Any] = {} if names is None else {"export": _names(names)}
+    assert OutputOptions(onnx=onnx, **said).exports == expected
 
 
 @pytest.mark.parametrize(("names", "onnx"), [("", True), ("onnx", False)])
 def test_no_format_at_all_is_refused(names: str, onnx: bool) -> None:
     with pytest.raises(OptionError, match="at least one format"):
-        exports_of(names, onnx)
+        _ = OutputOptions(export=_names(names), onnx=onnx).exports
 
 
-@pytest.mark.parametrize("command", [["compress", "model", "--data", "text.txt"], ["apply", "plan.json", "model"]])
+@pytest.mark.parametrize(
+    "command", [["compress", "model", "--data", "text.txt", "--ratio", "0.3"], ["apply", "plan.json", "model"]]
+)
 def test_an_unknown_format_exits_2_before_any_work(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -38,5 +45,5 @@ def test_an_unknown_format_exits_2_before_any_work(
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 2
-    assert "unknown exporter 'gguf': choose one of hf, onnx" in capsys.readouterr().err
+    assert "unknown --export 'gguf': choose one of hf, onnx" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -20,7 +20,8 @@ from transformers import (
 from lpc.data import TextFrame, check_size
 from lpc.data.frame import highest_id
 from lpc.data.text import token_sequences
-from lpc.material import DataOptions, prepare
+from lpc.material import prepare
+from lpc.options import DataOptions
 from lpc.source import load_source
 from passes.errors import DataError, OptionError, TokenizerError
 

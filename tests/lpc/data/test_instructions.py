@@ -14,10 +14,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from lpc.data import InstructionFormat
 from lpc.data.answers import AnsweredRows
 from lpc.data.instructions import Columns, instruction_rows
 from lpc.data.records import open_records
+from lpc.options import InstructionFormat
 from passes.errors import DataError, OptionError, TokenizerError
 
 EOS = 256

@@ -8,11 +8,11 @@ import pytest
 from conftest import build_tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from lpc.data import InstructionFormat
 from lpc.data.answers import AnsweredRows
 from lpc.data.instructions import Columns, instruction_rows
 from lpc.data.messages import messages_of
 from lpc.data.records import open_records
+from lpc.options import InstructionFormat
 from passes.errors import DataError
 
 PLAIN = (

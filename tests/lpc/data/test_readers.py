@@ -15,10 +15,11 @@ import torch
 import zoo
 from conftest import build_tokenizer
 
-from lpc.data import InstructionFormat, Reading, RowFormat, Rows, TokenBlocks, read_data
+from lpc.data import Reading, RowFormat, Rows, TokenBlocks, read_data
 from lpc.data import records as records_module
 from lpc.data.readers import READERS, reader_of
 from lpc.data.records import open_records
+from lpc.options import InstructionFormat
 from passes.errors import DataError, LpcError, MissingFileError, OptionError
 
 TEMPLATE = (

@@ -20,20 +20,11 @@ from conftest import build_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lpc.data import (
-    InstructionFormat,
-    Reading,
-    RowFormat,
-    Rows,
-    TokenBlocks,
-    read_data,
-    read_documents,
-    read_jsonl,
-    read_text,
-)
+from lpc.data import Reading, RowFormat, Rows, TokenBlocks, read_data, read_documents, read_jsonl, read_text
 from lpc.data.documents import listed, split_documents
 from lpc.data.text import token_sequences
 from lpc.evaluation.tasks import RowTask, read_rows
+from lpc.options import InstructionFormat
 from passes.errors import DataError, LpcError
 
 CORPUS = sorted((Path(__file__).parents[2] / "corpus").iterdir())

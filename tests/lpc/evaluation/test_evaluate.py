@@ -15,11 +15,12 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from exporters.onnx import export_onnx
-from lpc.evaluation import EvaluateOptions, Evaluation, evaluate, evaluation_rows, harness
+from lpc.evaluation import Evaluation, evaluate, evaluation_rows, harness
 from lpc.evaluation.evaluate import _context_length
 from lpc.evaluation.results import Agreement, ModelRun
 from lpc.evaluation.subjects import find_subjects
 from lpc.evaluation.tasks import read_rows
+from lpc.options import EvaluateOptions
 from passes.errors import (
     DataError,
     LpcError,
@@ -329,8 +330,8 @@ def test_plain_onnx_folder_is_evaluated_by_both_runtimes(output_folder: Path) ->
     ("changes", "error", "message"),
     [
         ({"text": None}, OptionError, "nothing to evaluate"),
-        ({"backend": "tf"}, OptionError, "backend 'tf'"),
-        ({"limit": 0}, OptionError, "limit 0"),
+        ({"backend": "tf"}, OptionError, "unknown backend 'tf'"),
+        ({"limit": 0}, OptionError, "limit must be at least 1, got 0"),
         ({"context_length": 4096}, OptionError, "at most 128"),
         ({"include_path": Path("no-such")}, MissingFileError, "no-such"),
         ({"text": Path("no.txt")}, MissingFileError, "no such file"),

@@ -13,8 +13,8 @@ import lpc
 from lpc import compression
 from lpc.latency import latency_for
 from lpc.report import size_rows
-from passes.budget import Workload
 from passes.graph import Kept, count_of
+from passes.options import Workload
 from passes.trace import trace
 
 TUNE = lpc.TuneOptions(steps=6, batch_size=2, schedule=lpc.Schedule(every=1))
@@ -46,7 +46,7 @@ def test_report_predicts_dense_and_pruned_when_the_budget_limits_latency(
 ) -> None:
     monkeypatch.setattr(compression, "latency_for", lambda *_: Counted())
     budget = lpc.Budget(latency=0.5, at=Workload(batch=2, prefill=16, decode=4))
-    result = lpc.compress(tiny_model_folder, text_file, budget=budget, layout=layout, tune=TUNE, text=TEXT)
+    result = lpc.compress(tiny_model_folder, text_file, budget=budget, layout=layout, tune=TUNE, data_options=TEXT)
     latency = result.report.latency
     assert latency is not None
     counts = result.plan.counts()
@@ -67,7 +67,7 @@ def test_report_predicts_dense_and_pruned_when_the_budget_limits_latency(
 
 def test_report_says_nothing_of_latency_when_the_budget_does_not(tiny_llama: PreTrainedModel) -> None:
     rows = [list(range(32))] * 24
-    report = lpc.compress(tiny_llama, rows, ratio=0.3, tune=TUNE, text=TEXT).report
+    report = lpc.compress(tiny_llama, rows, ratio=0.3, tune=TUNE, data_options=TEXT).report
     assert report.to_json()["latency"] is None
     assert not any("predicted" in row[0] for row in size_rows(report.to_json()))
     budget = lpc.Budget(parameters=0.5)

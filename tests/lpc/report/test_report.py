@@ -16,6 +16,7 @@ from lpc.versions import versions
 from passes.errors import DataError
 from passes.graph import Plan
 from passes.models import Parity
+from passes.options import TraceOptions
 from passes.pipeline import PassRecord
 from passes.trace import trace
 
@@ -176,7 +177,7 @@ def test_inspect_states_the_largest_ratio_and_what_a_unit_costs(tmp_path: Path) 
 
 def test_inspect_shows_the_hidden_size_when_asked(tmp_path: Path) -> None:
     CONFIG.save_pretrained(tmp_path)
-    with_it, without = (inspect(tmp_path, hidden=hidden) for hidden in (True, False))
+    with_it, without = (inspect(tmp_path, TraceOptions(hidden=hidden)) for hidden in (True, False))
     hidden = with_it.widths[-1]
     assert with_it.widths[:-1] == without.widths
     assert (hidden.width, hidden.dimensions, hidden.units, hidden.least, hidden.fixed) == ("hidden", 1, 32, 8, None)

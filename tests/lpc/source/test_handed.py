@@ -16,7 +16,7 @@ from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher, Llam
 import lpc
 from lpc.source import load_source
 from passes.errors import ModelError, OptionError, TokenizerError, UnsupportedModelError
-from passes.models import LoraOptions
+from passes.options import LoraOptions
 from passes.pipeline import caller_state_kept
 from passes.trace import trace
 

@@ -7,9 +7,11 @@ import pytest
 import zoo
 from conftest import build_model, build_tokenizer
 
-from exporters.onnx import Call, Graph, OnnxFolder, OnnxOptions, export_onnx
+from exporters.onnx import Call, Graph, OnnxFolder, export_onnx
+from exporters.options import OnnxOptions
+from lpc.options import BenchmarkOptions
 from lpc.report import speed_rows
-from lpc.speed import BenchmarkOptions, benchmark
+from lpc.speed import benchmark
 from passes.errors import MissingFileError, ModelError, OptionError, UnsupportedModelError
 
 SMALL = BenchmarkOptions(

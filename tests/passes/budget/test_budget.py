@@ -4,9 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from passes.budget import Budget, Workload
-from passes.budget.measures import MEASURES
 from passes.errors import OptionError
+from passes.options import MEASURES, Budget, Workload
 
 DENSE = {"parameters": 1e9, "macs": 2e9, "weight_bytes": 4e9, "kv_cache_bytes": 4096.0, "latency": 0.5}
 
@@ -50,7 +49,7 @@ def test_amounts_are_fractions_of_dense_or_absolute(amounts: dict[str, float | i
         ({"latency": "12"}, "cannot be read.*12ms"),
         ({"latency": 12}, "latency=12 has no unit.*12ms.*fraction"),
         ({"latency": True}, "not an amount"),
-        ({"parameters": 0.5, "runtime": "tensorrt"}, "'tensorrt' is unknown.*onnxruntime-cpu"),
+        ({"parameters": 0.5, "runtime": "tensorrt"}, "unknown runtime 'tensorrt'.*onnxruntime-cpu"),
     ],
 )
 def test_impossible_amounts_are_refused_with_the_value_and_the_remedy(amounts: dict[str, float], message: str) -> None:

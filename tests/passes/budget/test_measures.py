@@ -8,9 +8,10 @@ import pytest
 from plugins import installed
 from test_solver import graph_of, random_scores
 
-from passes.budget import COUNTS, MEASURES, Budget, Layout, Measure, Solver, Target, register_measure
+from passes.budget import Solver
 from passes.errors import OptionError
 from passes.graph import Kept, Kind, PruningGraph, count_of
+from passes.options import COUNTS, MEASURES, Budget, Layout, Measure, Target, register_measure
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +88,6 @@ def test_every_measure_has_a_label_and_an_example_that_it_reads() -> None:
 
 
 def test_a_package_brings_a_measure(tmp_path: Path) -> None:
-    code = "from passes.budget import Measure\nM = Measure(name='rows', label='rows', amount=lambda g, k: 7)\n"
+    code = "from passes.options import Measure\nM = Measure(name='rows', label='rows', amount=lambda g, k: 7)\n"
     with installed(tmp_path, "rows_package", "lpc.measures", {"rows": "rows_package:M"}, code) as run:
         assert run("import lpc; print(lpc.Budget.parse(['rows=0.5']).asked)") == "{'rows': 0.5}"

@@ -10,11 +10,12 @@ import pytest
 import torch
 import zoo
 
-from passes.budget import Budget, Solver, Target
+from passes.budget import Solver
 from passes.budget.bundles import by_dimension
 from passes.budget.per_layer import LayerAllocation, neighbours
 from passes.graph import Kept, PruningGraph, count_of
-from passes.trace import TraceOptions, trace
+from passes.options import Budget, Target, TraceOptions
+from passes.trace import trace
 
 
 @lru_cache

@@ -9,15 +9,15 @@ import pytest
 import torch
 import zoo
 
-from passes.budget import Budget, Layout, Solver, Target, best_units
-from passes.budget.measures import MEASURES
+from passes.budget import Solver, best_units
 from passes.budget.solver import present
 from passes.budget.uniform import UniformAllocation
 from passes.errors import OptionError, PlanError, UnreachableBudgetError
 from passes.graph import PruningGraph
 from passes.models import count_parameters
+from passes.options import MEASURES, Budget, Layout, Target, TraceOptions
 from passes.shrink import build_compact
-from passes.trace import TraceOptions, trace
+from passes.trace import trace
 
 CLOSED_FORM = [name for name, measure in MEASURES.items() if not measure.needs_latency]
 
@@ -122,8 +122,8 @@ def test_a_negative_number_protects_from_the_end() -> None:
         ({"protect": ("layers.0",)}, "the uniform layout cannot: choose layout='per-layer'"),
         ({"freeze": ("mlps",)}, "'mlps' names no dimension.*kv_groups, mlp_channels"),
         ({"freeze": ("kv_groups", "mlp_channels")}, r"nothing is left to remove .*\(kv_groups, mlp_channels\)"),
-        ({"layout": "mixed"}, "'mixed' is unknown: choose one of uniform, per-layer"),
-        ({"comparison": "rank"}, "'rank' is unknown: choose one of raw, kind, dimension"),
+        ({"layout": "mixed"}, "unknown layout 'mixed': choose one of uniform, per-layer"),
+        ({"comparison": "rank"}, "unknown comparison 'rank': choose one of raw, kind, dimension"),
         ({"min_heads": 0}, "min_heads must be at least 1, got 0"),
         ({"budget": Budget(macs=0.5)}, "either ratio or budget"),
         ({"ratio": None}, "either ratio or budget"),

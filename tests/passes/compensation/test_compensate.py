@@ -13,15 +13,16 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 from workbench import adapted, build_model, planned, random_kept, random_units, relative, traced, unit_indices
 
-from passes.compensation import CompensateOptions, CompensatePass
+from passes.compensation import CompensatePass
 from passes.compensation.compensate import CompensateReport
 from passes.compensation.layer_by_layer import LayerByLayer
 from passes.errors import ModelError, OptionError, PostconditionError, PreconditionError
 from passes.graph import full_masks
 from passes.models import masked
+from passes.options import CompensateOptions, TraceOptions
 from passes.pipeline import Compensation, PassResult, Program, Solved
 from passes.shrink import ShrinkPass
-from passes.trace import TraceOptions, TracePass
+from passes.trace import TracePass
 from passes.tuning import MergePass
 
 

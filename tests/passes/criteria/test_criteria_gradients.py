@@ -12,9 +12,10 @@ from handmade import by_loops, exact, graph_of, relative, weights_of, worn
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from passes.criteria import Criterion, ImportanceOptions, make_criterion
+from passes.criteria import Criterion, make_criterion
 from passes.graph import Dimension
 from passes.models import masked
+from passes.options import ImportanceOptions
 
 
 def loops(dimension: Dimension, scores: Callable[[str], torch.Tensor], *, normalise: bool) -> torch.Tensor:

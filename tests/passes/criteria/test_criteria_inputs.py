@@ -11,11 +11,12 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from passes.criteria import Criterion, ImportanceOptions, make_criterion
+from passes.criteria import Criterion, make_criterion
 from passes.criteria.inputs import Moments
 from passes.errors import DataError, UnsupportedModelError
 from passes.graph import PruningGraph, Role
 from passes.models import masked
+from passes.options import ImportanceOptions
 
 STANDARD = ImportanceOptions(normalise=True, smoothing=0.0)
 

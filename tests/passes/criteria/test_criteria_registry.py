@@ -11,10 +11,11 @@ from handmade import graph_of, worn
 from plugins import installed
 from workbench import build_model
 
-from passes.criteria import CRITERIA, ImportanceOptions, Needs, Random, make_criterion, register_criterion
+from passes.criteria import CRITERIA, Needs, Random, make_criterion, register_criterion
 from passes.errors import OptionError
-from passes.trace import TraceOptions, trace
-from passes.tuning import TuneOptions
+from passes.options import ImportanceOptions, TraceOptions, TuneOptions
+from passes.trace import trace
+from passes.tuning import settled
 
 OPTIONS = ImportanceOptions()
 
@@ -145,7 +146,7 @@ def test_all_facts_of_a_criterion_can_be_given_from_outside() -> None:
     assert (entry.needs, entry.held, entry.revival) == (Needs.GRADIENTS, held, False)
     assert entry.settle(ImportanceOptions(normalise=False)).normalise
     graph = trace(build_model("llama").config, options=TraceOptions(hidden=True))
-    assert TuneOptions(criterion="mine").settled(graph).one_shot
+    assert settled(TuneOptions(criterion="mine"), graph).one_shot
     with pytest.raises(OptionError, match="'mine' does not rank hidden"):
         make_criterion("mine", graph, OPTIONS, 0)
 
@@ -159,4 +160,4 @@ def test_a_criterion_that_names_an_unknown_option_is_refused(facts: dict[str, ob
 def test_a_package_brings_a_criterion(tmp_path: Path) -> None:
     code = "import passes.criteria as c\nENTRY = c.criterion('dice', lambda g, o, s: c.Random(g, s))\n"
     with installed(tmp_path, "dice_package", "lpc.criteria", {"dice": "dice_package:ENTRY"}, code) as run:
-        assert run("from passes.tuning import TuneOptions; print(TuneOptions(criterion='dice').criterion)") == "dice"
+        assert run("from passes.options import TuneOptions; print(TuneOptions(criterion='dice').criterion)") == "dice"

@@ -12,10 +12,11 @@ from deepening import LAYERS, deep, deep_graph, muted
 from peft import LoraConfig, get_peft_model
 from workbench import adapted, backward, scores_of
 
-from passes.criteria import ImportanceOptions, Magnitude, make_criterion
+from passes.criteria import Magnitude, make_criterion
 from passes.criteria.skipped import skip_scores
 from passes.errors import DataError, UnsupportedModelError
 from passes.models import ADAPTER, GRADIENT, scored_by
+from passes.options import ImportanceOptions
 from passes.pipeline import Program
 
 IDS = torch.arange(36).view(3, 12)

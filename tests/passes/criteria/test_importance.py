@@ -25,13 +25,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from passes.criteria import ImportanceOptions, importance
+from passes.criteria import importance
 from passes.criteria.importance import AxisSums, MovingAverage, axis_sums, unit_scores
 from passes.errors import OptionError
 from passes.graph import Dimension, Kind, PruningGraph, Role, Slice
 from passes.models import DenseWeight, Weight, Window, lora_weights, projections
 from passes.models.adapter import lora_layers
 from passes.models.weights import Projection
+from passes.options import ImportanceOptions
 
 FAMILIES = ("llama", "gpt2", "phi3", "mixtral", "qwen3_moe", "qwen3_moe-mixed")
 OPTIONS = [

@@ -10,12 +10,12 @@ import pytest
 import torch
 from workbench import Blocks, build_model, traced
 
-from passes.budget import Target
 from passes.criteria import obs, portions, room_on
 from passes.criteria.obs import Gram, held_bytes
 from passes.criteria.portions import HOST_BYTES
-from passes.decide import ScoreOptions, ScorePass
+from passes.decide import ScorePass
 from passes.graph import Dimension
+from passes.options import ScoreOptions, Target
 from passes.pipeline import RunContext
 
 

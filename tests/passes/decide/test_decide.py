@@ -7,11 +7,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from workbench import adapted, build_model, plan_of, planned, random_kept, relative, shapes_by_hand, traced
 
-from passes.budget import Solver, Target
+from passes.budget import Solver
 from passes.decide import DecidePass, ReplayPass
 from passes.errors import PlanError, PreconditionError
 from passes.graph import Plan, full_masks
 from passes.models import fingerprint
+from passes.options import Target
 from passes.pipeline import Program
 from passes.tuning import AttachPass
 

@@ -12,11 +12,12 @@ from peft import PeftModel
 from torch.utils.data import Dataset
 from workbench import Blocks, build_model, traced
 
-from passes.budget import Solver, Target
-from passes.criteria import CRITERIA, ImportanceOptions, Needs, make_criterion
-from passes.decide import DecidePass, ScoreOptions, ScorePass
+from passes.budget import Solver
+from passes.criteria import CRITERIA, Needs, make_criterion
+from passes.decide import DecidePass, ScorePass
 from passes.errors import DataError, ModelError, OptionError, PassError, PreconditionError
 from passes.models import Task, batches, count_parameters, masked, pieces, sample_rows
+from passes.options import ImportanceOptions, ScoreOptions, Target
 from passes.pipeline import Pipeline, Program
 from passes.shrink import ShrinkPass
 from passes.tuning import AttachPass, DetachPass, MergePass

@@ -13,8 +13,9 @@ from workbench import random_units, relative
 from passes.errors import UnsupportedModelError
 from passes.graph import Kind
 from passes.models import count_parameters
+from passes.options import TraceOptions
 from passes.shrink import build_compact
-from passes.trace import TraceOptions, trace
+from passes.trace import trace
 
 MHA, MQA = {"num_key_value_heads": 8}, {"num_key_value_heads": 1}
 

@@ -29,10 +29,10 @@ from passes.models import (
     ADAPTER,
     GRADIENT,
     Adapter,
-    LoraOptions,
     active_adapter,
     check_adapter,
     check_adapter_folder,
+    lora_config,
     lora_weights,
     module_at,
     parameter_at,
@@ -41,6 +41,7 @@ from passes.models import (
     scored_by,
 )
 from passes.models.adapter import lora_layers
+from passes.options import LoraOptions
 from passes.pipeline import Program
 
 ALL = list(PROJECTIONS)
@@ -244,7 +245,7 @@ def test_a_model_with_both_orientations_is_refused() -> None:
     graph = graph_of("gpt2", model)
     model.transformer.h[1].mlp.c_fc = nn.Linear(32, 64)
     with pytest.raises(UnsupportedModelError, match="both Conv1D layers and other weights"):
-        LoraOptions().config(graph, model)
+        lora_config(LoraOptions(), graph, model)
 
 
 def test_layers_are_named_as_in_the_bare_model() -> None:

@@ -12,13 +12,13 @@ import torch
 from torch.utils.data import Subset
 from workbench import Blocks, adapted, build_model, planned, random_kept, traced
 
-from passes.budget import Target
-from passes.compensation import CompensateOptions, CompensatePass
-from passes.decide import ScoreOptions, ScorePass
+from passes.compensation import CompensatePass
+from passes.decide import ScorePass
 from passes.errors import OptionError
-from passes.models import LoraOptions, sample_rows
+from passes.models import sample_rows
+from passes.options import CompensateOptions, LoraOptions, RecoverOptions, ScoreOptions, Target, TuneOptions
 from passes.pipeline import Pass, Program, RunContext, device_named, dtype_named
-from passes.tuning import AttachPass, RecoverOptions, RecoverPass, TuneOptions, TunePass
+from passes.tuning import AttachPass, RecoverPass, TunePass
 from passes.tuning.arguments import training_arguments
 
 TARGET = Target(ratio=0.3)

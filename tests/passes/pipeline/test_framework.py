@@ -10,10 +10,10 @@ import pytest
 import torch
 from workbench import build_model, traced
 
-from passes.criteria import ImportanceOptions
 from passes.errors import ModelError, PassError, PostconditionError, PreconditionError
 from passes.graph import Kind
 from passes.models import Parity
+from passes.options import ImportanceOptions
 from passes.pipeline import Pass, PassResult, Pipeline, PreservingPass, Program, RunContext, plain
 
 

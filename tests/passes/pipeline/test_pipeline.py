@@ -21,16 +21,16 @@ from workbench import (
     traced,
 )
 
-from passes.budget import Target
 from passes.decide import DecidePass, ReplayPass
 from passes.errors import LpcError, PlanError
 from passes.graph import Plan
 from passes.models import count_parameters
 from passes.models.adapter import lora_layers
+from passes.options import Target, TuneOptions
 from passes.pipeline import Pipeline, Program
 from passes.shrink import ShrinkPass
 from passes.trace import TracePass
-from passes.tuning import AttachPass, MergePass, TuneOptions, TunePass
+from passes.tuning import AttachPass, MergePass, TunePass
 
 TARGET = Target(ratio=0.35)
 IDS = Blocks(3, seed=9).ids

@@ -14,15 +14,15 @@ from safetensors.torch import load_file
 from workbench import EVERY_STEP, Blocks, adapted, build_model, randomise_adapter, traced
 from zoo import build
 
-from passes.budget import Solver, Target
-from passes.criteria import ImportanceOptions
+from passes.budget import Solver
 from passes.decide import DecidePass
 from passes.errors import OptionError, PostconditionError, PreconditionError
 from passes.graph import full_masks
 from passes.models import Adapter, masked
+from passes.options import ImportanceOptions, Schedule, SnapshotOptions, Target, TuneOptions
 from passes.pipeline import Pipeline, Program, Snapshot
 from passes.shrink import ShrinkPass
-from passes.tuning import MergePass, RecallPass, Schedule, SnapshotOptions, TuneOptions, TunePass
+from passes.tuning import MergePass, RecallPass, TunePass
 
 RATIOS = (0.1, 0.2, 0.35)
 

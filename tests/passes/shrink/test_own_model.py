@@ -12,16 +12,16 @@ from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 from workbench import Blocks, planned, random_units, relative, traced
 
-from passes.budget import Target
 from passes.decide import DecidePass
 from passes.errors import UnsupportedModelError
 from passes.families import FAMILIES, AttentionLayout, Family, Packing, register_attention
 from passes.graph import PruningGraph, Role
 from passes.models import count_parameters, masked
+from passes.options import Target, TraceOptions, TuneOptions
 from passes.pipeline import Pipeline, Program
 from passes.shrink import ShrinkPass
-from passes.trace import TraceOptions, TracePass, trace
-from passes.tuning import AttachPass, MergePass, TuneOptions, TunePass
+from passes.trace import TracePass, trace
+from passes.tuning import AttachPass, MergePass, TunePass
 
 HIDDEN, HEADS, GROUPS, SIZE, CHANNELS = 24, 6, 3, 5, 40
 

@@ -16,9 +16,10 @@ import passes.shrink.build
 from passes.errors import PostconditionError, PreconditionError
 from passes.graph import PruningGraph
 from passes.models import Probe, count_parameters, masked, positions
+from passes.options import TraceOptions
 from passes.pipeline import Program
 from passes.shrink import ShrinkPass
-from passes.trace import TraceOptions, TracePass, trace
+from passes.trace import TracePass, trace
 
 VARIANTS: list[tuple[str, dict[str, object]]] = [
     ("llama", {}),

@@ -17,7 +17,8 @@ from workbench import adapted, backward
 from passes.errors import OptionError, PlanError, UnsupportedModelError
 from passes.graph import Kept, Kind, Plan, PruningGraph, full_masks
 from passes.models import MaskedModel, masked
-from passes.trace import TraceOptions, trace
+from passes.options import TraceOptions
+from passes.trace import trace
 from passes.trace.depth import depth_of
 
 LAST = {
@@ -34,7 +35,7 @@ SHARED_NORM = {"cohere", "cohere-qk-norm", "stablelm-parallel", "phi", "phi-qk-l
 
 def test_without_depth_the_graph_has_none() -> None:
     assert trace(deep("llama").config).depth == ()
-    with pytest.raises(OptionError, match="depth must be one of layers, blocks"):
+    with pytest.raises(OptionError, match=r"unknown depth .*: choose one of layers, blocks"):
         TraceOptions(depth="deep")
 
 

@@ -20,9 +20,10 @@ from passes.errors import UnsupportedModelError
 from passes.families import AttentionBlock
 from passes.graph import Kind, Role
 from passes.models import Probe, count_parameters, twin_of
+from passes.options import TraceOptions
 from passes.pipeline import Program
 from passes.shrink import ShrinkPass, build_compact
-from passes.trace import TraceOptions, trace
+from passes.trace import trace
 from passes.trace.norms import norm_offset, odd_constant
 
 

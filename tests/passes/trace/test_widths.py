@@ -9,8 +9,9 @@ from transformers import BertConfig, BertForMaskedLM, Gemma2Config, PhiForCausal
 
 from passes.families.registry import NO_PLACE
 from passes.models import stock_class, twin_of
+from passes.options import TraceOptions
 from passes.shrink import compact_config
-from passes.trace import TraceOptions, trace
+from passes.trace import trace
 
 DERIVED = [
     "stablelm",

@@ -10,8 +10,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from workbench import PROJECTIONS, Blocks, build_model, randomise_adapter, traced
 
 from passes.errors import PreconditionError
-from passes.models import LoraOptions
 from passes.models.adapter import lora_layers
+from passes.options import LoraOptions
 from passes.pipeline import Program
 from passes.tuning import AttachPass
 

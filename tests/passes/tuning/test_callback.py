@@ -11,12 +11,12 @@ from transformers import PrinterCallback, Trainer, TrainerControl, TrainerState,
 from workbench import EVERY_STEP, Blocks, adapted, backward, build_model, scores_of, solver_for, uniform
 
 from passes.budget import best_units
-from passes.criteria import ImportanceOptions, LoRAPrune
+from passes.criteria import LoRAPrune
 from passes.errors import MissingFileError, ModelError, OptionError
 from passes.graph import PruningGraph
+from passes.options import ImportanceOptions, Schedule
 from passes.pipeline import Program
 from passes.trace import trace
-from passes.tuning import Schedule
 from passes.tuning.callback import Event, PruningCallback, PruningPolicy
 
 HALF = solver_for(trace(build_model("llama").config), uniform(2, 32))

@@ -29,12 +29,12 @@ from workbench import (
     tune,
 )
 
-from passes.compensation import CompensateOptions, CompensatePass
-from passes.criteria import ImportanceOptions
+from passes.compensation import CompensatePass
 from passes.errors import OptionError, PreconditionError
-from passes.models import Adapter, LoraOptions, MaskedModel, masked, task_of
+from passes.models import Adapter, MaskedModel, masked, task_of
+from passes.options import CompensateOptions, DistillOptions, ImportanceOptions, LoraOptions
 from passes.pipeline import Program
-from passes.tuning import AttachPass, DistillOptions
+from passes.tuning import AttachPass
 from passes.tuning.distill import DistillTrainer
 from passes.tuning.divergence import Output, Pair, hidden_error, pairs
 from passes.tuning.teacher import FrozenBase

@@ -10,22 +10,22 @@ from peft import get_peft_model
 from shrinking import dense, graph_of, masks_of, outputs
 from workbench import Blocks, randomise_adapter, relative, tune
 
-from passes.budget import Target
-from passes.criteria import ImportanceOptions, Magnitude
+from passes.criteria import Magnitude
 from passes.criteria.importance import importance, unit_scores
 from passes.decide import DecidePass
-from passes.models import ADAPTER, DenseWeight, LoraOptions, count_parameters, masked, scored_by
+from passes.models import ADAPTER, DenseWeight, count_parameters, lora_config, masked, scored_by
 from passes.models.adapter import lora_layers
+from passes.options import ImportanceOptions, LoraOptions, Target, TraceOptions
 from passes.pipeline import Program
 from passes.shrink import ShrinkPass
-from passes.trace import TraceOptions, TracePass
+from passes.trace import TracePass
 from passes.tuning import AttachPass, MergePass
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "olmo2", "mixtral"])
 def test_masks_hold_under_adapters(name: str) -> None:
     model, graph = zoo.build(name, **LOUD), graph_of(name, hidden=True, **LOUD)
-    wearing = get_peft_model(model, LoraOptions(rank=4, alpha=8).config(graph, model))
+    wearing = get_peft_model(model, lora_config(LoraOptions(rank=4, alpha=8), graph, model))
     randomise_adapter(wearing)
     kept = units(graph, 16, 4)
     with masked(wearing, graph, masks_of(graph, kept)):
@@ -37,7 +37,7 @@ def test_masks_hold_under_adapters(name: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "phi3", "qwen3_moe-mixed"])
 def test_nothing_more_wears_an_adapter(name: str) -> None:
     model, options = dense(name), LoraOptions(rank=4, alpha=8)
-    with_it, without = (options.config(graph_of(name, hidden=hidden), model) for hidden in (True, False))
+    with_it, without = (lora_config(options, graph_of(name, hidden=hidden), model) for hidden in (True, False))
     assert with_it.target_modules == without.target_modules
     assert with_it.target_parameters == without.target_parameters
     assert not any("embed" in target or "lm_head" in target for target in with_it.target_modules)

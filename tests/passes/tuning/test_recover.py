@@ -15,10 +15,11 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from workbench import Blocks, build_model, planned, random_kept, traced
 
 from passes.errors import DataError, OptionError, PreconditionError
-from passes.models import LoraOptions, heldout_loss
+from passes.models import heldout_loss
+from passes.options import DistillOptions, LoraOptions, RecoverOptions
 from passes.pipeline import Program
 from passes.shrink import ShrinkPass
-from passes.tuning import DistillOptions, RecoverOptions, RecoverPass
+from passes.tuning import RecoverPass
 from passes.tuning.recover import RecoverCallback, RecoverReport
 
 LEARNABLE, HELDOUT = Blocks(16), Blocks(8)

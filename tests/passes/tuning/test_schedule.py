@@ -9,8 +9,8 @@ from workbench import build_model, uniform
 
 from passes.errors import OptionError
 from passes.graph import Kind, PruningGraph
+from passes.options import Schedule
 from passes.trace import trace
-from passes.tuning import Schedule
 from passes.tuning.schedule import ramp
 
 schedules = st.builds(

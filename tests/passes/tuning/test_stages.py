@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from workbench import build_model
 
-from passes.budget import Budget, Solver, Target
+from passes.budget import Solver
 from passes.errors import OptionError
 from passes.graph import PruningGraph
+from passes.options import Budget, Schedule, SnapshotOptions, Target
+from passes.options.snapshots import read_ratios
 from passes.trace import trace
-from passes.tuning import Schedule, SnapshotOptions
-from passes.tuning.stages import Stage, StagedRun, one_stage, stages
+from passes.tuning.stages import Stage, StagedRun, one_stage, staged_run, stages
 
 LLAMA = trace(build_model("llama").config)
 COARSE = trace(build_model("llama", num_key_value_heads=2, intermediate_size=512).config)
@@ -105,10 +106,10 @@ def test_too_few_steps_are_refused_with_the_least_number(cooldown: int | None, w
         ({"ratios": ()}, "at least one ratio"),
         ({"ratios": (0.3, 0.1)}, "must ascend"),
         ({"ratios": (0.1, 0.1, 0.3)}, "once only"),
-        ({"ratios": (0.0, 0.3)}, "strictly between 0 and 1, got 0.0"),
-        ({"ratios": (0.3, 1.0)}, "strictly between 0 and 1, got 1.0"),
-        ({"ratios": (0.3, float("nan"))}, "strictly between 0 and 1, got nan"),
-        ({"ratios": (0.3,), "cooldown": 0}, "at least 1 step of cool-down"),
+        ({"ratios": (0.0, 0.3)}, "above 0 and below 1, got 0.0"),
+        ({"ratios": (0.3, 1.0)}, "above 0 and below 1, got 1.0"),
+        ({"ratios": (0.3, float("nan"))}, "a finite number, got nan"),
+        ({"ratios": (0.3,), "cooldown": 0}, "snapshot steps must be at least 1"),
     ],
     ids=str,
 )
@@ -118,20 +119,18 @@ def test_impossible_snapshots_are_refused(wrong: dict[str, object], message: str
 
 
 def test_snapshots_are_read_from_text() -> None:
-    assert SnapshotOptions.parse("0.1,0.25, 0.5", 7) == SnapshotOptions(ratios=(0.1, 0.25, 0.5), cooldown=7)
+    assert read_ratios("0.1,0.25, 0.5") == (0.1, 0.25, 0.5)
     with pytest.raises(OptionError, match="separated by commas"):
-        SnapshotOptions.parse("0.1;0.3")
-    with pytest.raises(OptionError, match="must ascend"):
-        SnapshotOptions.parse("0.3,0.1")
+        read_ratios("0.1;0.3")
 
 
 def test_a_budget_and_another_ratio_are_refused() -> None:
     options = SnapshotOptions(ratios=(0.1, 0.3))
     budget = Solver.of(Target(budget=Budget(macs=0.7, kv_cache_bytes=0.9)), LLAMA)
     with pytest.raises(OptionError, match="budget of macs, kv_cache_bytes: make one run for each"):
-        options.course(budget, Schedule(), 50)
+        staged_run(options, budget, Schedule(), 50)
     with pytest.raises(OptionError, match=r"last snapshot ratio, 0\.3, must be the target's, 0\.4"):
-        options.course(solvers([0.4])[0], Schedule(), 50)
+        staged_run(options, solvers([0.4])[0], Schedule(), 50)
 
 
 @pytest.mark.parametrize("layout", ["uniform", "per-layer"])
@@ -175,9 +174,9 @@ def test_without_revival_ratios_whose_widths_do_not_nest_are_refused() -> None:
         (a, b) for a, b in itertools.pairwise(ladder) if counts[b]["mlp_channels"] > counts[a]["mlp_channels"]
     )
     options, last = SnapshotOptions(ratios=(low, high)), solvers([high], COARSE)[0]
-    options.course(last, Schedule(), 50)
+    staged_run(options, last, Schedule(), 50)
     with pytest.raises(OptionError, match=r"mlp_channels a layer .* allow revival"):
-        options.course(last, Schedule(), 50, revival=False)
+        staged_run(options, last, Schedule(), 50, revival=False)
 
 
 def test_a_single_stage_needs_no_ratio() -> None:

@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 from passes.errors import OptionError
-from passes.graph import Kept, PruningGraph
 from passes.registry import Registry
 
 COUNTS: Mapping[str, float] = MappingProxyType({"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12})
@@ -17,8 +17,10 @@ BYTES: Mapping[str, float] = MappingProxyType(
 )
 SECONDS: Mapping[str, float] = MappingProxyType({"s": 1.0, "ms": 1e-3, "us": 1e-6})
 
-AmountOf = Callable[[PruningGraph, Kept], float]
-"""What is left of a measure, for a choice of kept units or counts a dimension (absent: all)."""
+
+AmountOf = Callable[[Any, Any], float]
+"""What is left of a measure: from a ``passes.graph.PruningGraph`` and the units or counts that each dimension keeps
+(absent: all)."""
 
 _AMOUNT = re.compile(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)", re.IGNORECASE)
 

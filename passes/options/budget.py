@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
-from types import MappingProxyType
-from typing import Any, Protocol, TypeAlias
+from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
 
-from passes.budget.measures import MEASURES, Measure
 from passes.errors import OptionError
-from passes.graph import Kept
+from passes.options.check import check
+from passes.options.measures import MEASURES, Measure
+from passes.options.option import Group, option
 
-Amount: TypeAlias = "float | int | str"
+Amount: TypeAlias = float | int | str
 """A fraction of the dense model (a float between 0 and 1), or an absolute amount: a number or a text such as 3.5B."""
 
 RUNTIMES = ("onnxruntime-cpu",)
@@ -26,14 +26,13 @@ class Workload:
     ``prefill + decode // 2``.
     """
 
-    batch: int = 1
-    prefill: int = 128
-    decode: int = 32
+    batch: int = option(1, noun="a workload's batch", least=1, help="Sequences at once.")
+    prefill: int = option(128, noun="a workload's prefill", least=0, help="Tokens that are read at once.")
+    decode: int = option(32, noun="a workload's decode", least=0, help="Tokens that are written one by one.")
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise OptionError(f"a workload's batch must be at least 1, got {self.batch}")
-        if self.prefill < 0 or self.decode < 0 or not self.prefill + self.decode:
+        check(self)
+        if not self.prefill + self.decode:
             raise OptionError(
                 f"a workload's prefill and decode are numbers of tokens, got {self.prefill} and {self.decode}"
             )
@@ -49,22 +48,6 @@ class Workload:
 
     def __str__(self) -> str:
         return f"{self.batch}x{self.prefill}+{self.decode}"
-
-
-class LatencyModel(Protocol):
-    """Predicts the seconds that a workload takes on one machine and runtime, for any choice of kept counts.
-
-    The prediction is additive: a constant (embedding and head), and a term a dimension that depends on its kept count
-    alone (a layer's attention by its heads, a layer's MLP by its channels).
-    """
-
-    def seconds(self, kept: Kept) -> float:
-        """Seconds of the workload."""
-        ...
-
-    def dimension_seconds(self, name: str, count: float) -> float:
-        """The term of one dimension that keeps ``count`` units, 0 for dimensions that do not enter."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -85,26 +68,35 @@ class Budget:
 
     An amount is a fraction of the dense model (a float between 0 and 1) or absolute: a whole number, or a text with a
     unit ("3.5B" parameters or MACs a token; "7GB" of weights; "64KiB" of key-value cache a token; "12ms").
-    ``latency`` is that of the workload ``at`` on this machine, in ``runtime``; see docs/latency.md. ``others`` are
-    amounts of measures that were registered from outside, by name.
+    ``latency`` is that of the workload ``at`` on this machine, in ``runtime``; see docs/latency.md.
     """
 
-    parameters: Amount | None = None
-    macs: Amount | None = None
-    weight_bytes: Amount | None = None
-    kv_cache_bytes: Amount | None = None
-    latency: Amount | None = None
-    at: Workload = Workload()
-    runtime: str = RUNTIMES[0]
-    others: Mapping[str, Amount] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+    parameters: Amount | None = option(None, help="Parameters.")
+    macs: Amount | None = option(None, help="Multiplications of one token in linear layers.")
+    weight_bytes: Amount | None = option(None, help="Bytes of the weights.")
+    kv_cache_bytes: Amount | None = option(None, help="Bytes of the key-value cache a token.")
+    latency: Amount | None = option(None, help="Seconds of the workload.")
+    at: Workload = option(
+        Workload(),
+        noun="workload",
+        help="What latency is of: batch, prefill and decode tokens. By default 1x128+32.",
+        group=Group.REMOVE,
+        flag="--workload",
+        metavar="BxP+D",
+        words=str,
+        read=Workload.parse,
+    )
+    runtime: str = option(RUNTIMES[0], choices=RUNTIMES, help="What latency is measured on.")
+    others: Mapping[str, Amount] = option(
+        factory=dict, help="Amounts of measures that were registered from outside, by name.", hash=False
+    )
 
     def __post_init__(self) -> None:
+        check(self)
         if not self.asked:
             raise OptionError(f"a budget limits at least one of {', '.join(MEASURES)}")
         for name, amount in self.asked.items():
             _check_amount(MEASURES.named(name), amount)
-        if self.runtime not in RUNTIMES:
-            raise OptionError(f"runtime {self.runtime!r} is unknown: latency is measured on {', '.join(RUNTIMES)}")
 
     @classmethod
     def removing(cls, ratio: float) -> Budget:

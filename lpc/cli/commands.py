@@ -1,0 +1,99 @@
+"""The commands on one model or output: inspect, export, benchmark, evaluate, demo."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporters.files import PACKAGE
+from lpc.cli import console
+from lpc.cli.output import hold
+from lpc.cli.words import Given, Part
+from lpc.options import BenchmarkOptions, EvaluateOptions, OutputOptions
+from passes.options import Group, TraceOptions, option
+from passes.places import check_file, find_place
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgainstOptions:
+    """What a benchmark compares with."""
+
+    against: Path | None = option(
+        None, help="Another one, taken as the dense model.", group=Group.DATA, common=True, metavar="DIR"
+    )
+
+
+INSPECT = (Part(TraceOptions), Part(OutputOptions, ("json",)))
+EXPORT = (Part(OutputOptions, ("out", "force", "json")),)
+BENCHMARK = (Part(AgainstOptions), Part(BenchmarkOptions), Part(OutputOptions, ("json",)))
+EVALUATE = (Part(EvaluateOptions), Part(OutputOptions, ("json",)))
+DEMO = (Part(OutputOptions, ("out", "force", "json"), {"out": Path("demo-out")}),)
+
+
+def inspect(given: Given) -> None:
+    """Show MODEL's dimensions, their units, and what each unit costs. A folder with only a config.json is enough."""
+    model, options, output = given.arguments["model"], given.make(TraceOptions), given.make(OutputOptions)
+    find_place(model)
+    from lpc.cli.tables import show_inspection
+    from lpc.inspection import inspect as run
+
+    with console.progress_bars():
+        found = run(model, options)
+    show_inspection(found, as_json=output.json)
+
+
+def export(given: Given) -> None:
+    """Write the verified ONNX package of a checkpoint that lpc or transformers can load."""
+    folder, output = given.arguments["folder"], given.make(OutputOptions)
+    check_file(folder, "the folder of a checkpoint")
+    hold(given.held, output.out, force=output.force, reads=(folder,), owned=PACKAGE)
+    from lpc.cli.tables import show_package
+    from lpc.exporting import export as run
+
+    with console.progress_bars():
+        package = run(folder, output.out, force=output.force)
+    show_package(package, output.out, as_json=output.json)
+
+
+def benchmark(given: Given) -> None:
+    """Time prefill and decode in onnxruntime and write DIR/benchmark.json."""
+    folder, options, output = given.arguments["folder"], given.make(BenchmarkOptions), given.make(OutputOptions)
+    against = given.make(AgainstOptions).against
+    for each in (folder, *([against] if against else [])):
+        check_file(each, "an output of lpc, or an ONNX folder")
+    from lpc.cli.tables import show_benchmark
+    from lpc.speed import benchmark as run
+
+    with console.progress_bars() as progress:
+        found = run(folder, against, options, progress)
+    show_benchmark(found, as_json=output.json)
+
+
+def evaluate(given: Given) -> None:
+    """Evaluate with lm-eval, dense, pruned and ONNX side by side, and write DIR/eval.json."""
+    folder, options, output = given.arguments["folder"], given.make(EvaluateOptions), given.make(OutputOptions)
+    check_file(folder, "an output of lpc, a checkpoint, or an ONNX folder")
+    if options.text is not None:
+        check_file(options.text, "a text file with --text")
+    from lpc.cli.tables import show_evaluation
+    from lpc.evaluation import evaluate as run
+    from lpc.report import record
+
+    with console.progress_bars() as progress:
+        found = run(folder, options, progress=progress)
+    record(folder, {"eval.json": found.to_text()})
+    show_evaluation(found, as_json=output.json)
+
+
+def demo(given: Given) -> None:
+    """Compress the embedded model, export, benchmark and evaluate it; needs neither network nor data."""
+    output = given.make(OutputOptions)
+    with ExitStack() as tried:  # the demo holds it again, once torch is there
+        hold(tried, output.out, force=output.force, reads=())
+    from lpc.cli.tables import show_demo
+    from lpc.demo import run
+
+    with console.progress_bars() as progress:
+        found = run(output.out, force=output.force, progress=progress)
+    show_demo(found, output.out, as_json=output.json)

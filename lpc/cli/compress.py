@@ -1,0 +1,122 @@
+"""``lpc compress``: one model, or with ``--snapshots`` a family of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from lpc.cli import console
+from lpc.cli.output import hold, least_bytes
+from lpc.cli.words import Given, Part, required
+from lpc.options import CompressOptions, DataOptions, InputOptions, InstructionFormat, OutputOptions
+from passes.errors import OptionError
+from passes.options import Budget, RecoverOptions, SnapshotOptions, Target, TraceOptions, TuneOptions
+from passes.places import check_file, find_place
+
+PARTS = (
+    Part(Target),
+    Part(Budget),
+    Part(SnapshotOptions, if_asked=True),
+    Part(TraceOptions),
+    Part(TuneOptions),
+    Part(CompressOptions),
+    Part(RecoverOptions, if_asked=True),
+    Part(InputOptions),
+    Part(DataOptions),
+    Part(InstructionFormat, if_asked=True),
+    Part(OutputOptions),
+)
+
+
+def compress(given: Given) -> None:
+    """Compress MODEL and write OUT/hf, OUT/onnx, OUT/adapter, OUT/plan.json, OUT/lpc.json and OUT/report.md.
+
+    Say how far with --ratio, with one --budget or several, or with --snapshots for a model at each of several ratios.
+    """
+    required(given, InputOptions)
+    model, data, output = given.arguments["model"], given.make(InputOptions).data, given.make(OutputOptions)
+    options, _ = options_of(given), output.exports
+    if output.benchmark and options.snapshots is None:
+        raise OptionError("--benchmark goes with --snapshots; one model is timed by lpc benchmark")
+    find_place(model)
+    for each in data:
+        check_file(each, "a text, a .jsonl file or a saved data set with --data")
+    options.tune.check_checkpoints(options.tune.checkpoints)
+    options.tune.latest_checkpoint(options.tune.checkpoints)
+    _hold(given, model, data, options, output)
+    run = _one if options.snapshots is None else _family
+    run(model, data, options, output)
+
+
+def _hold(given: Given, model: str, data: tuple[Path, ...], options: CompressOptions, output: OutputOptions) -> None:
+    """Hold the output folder, apart from all that is read. Raises OutputError."""
+    needs = least_bytes(model, options.target.ratio, onnx="onnx" in output.exports)
+    hold(
+        given.held,
+        output.out,
+        force=output.force,
+        reads=(model, *data, *given.files),
+        writes=(options.tune.checkpoints,),
+        needs_bytes=needs,
+    )
+
+
+def options_of(given: Given) -> CompressOptions:
+    """All options of the compression that the words ask for. Raises OptionError."""
+    snapshots = _snapshots(given)
+    tune = given.make(TuneOptions)
+    recover = None
+    if given.of(RecoverOptions):
+        # A teacher for it is a second model in memory: only if distillation was asked for.
+        distill = tune.distill if "distill" in given.of(TuneOptions) else None
+        recover = given.make(RecoverOptions, distill=distill, bf16=tune.bf16)
+    instructions = given.make(InstructionFormat) if given.of(InstructionFormat) else None
+    return given.make(
+        CompressOptions,
+        target=target_of(given, snapshots),
+        trace=given.make(TraceOptions),
+        tune=tune,
+        data_options=given.make(DataOptions, instructions=instructions),
+        recover=recover,
+        snapshots=snapshots,
+    )
+
+
+def target_of(given: Given, snapshots: SnapshotOptions | None = None) -> Target:
+    """The target that the words ask for, or the last of the snapshots. Raises OptionError."""
+    said = given.of(Target)
+    if snapshots is not None and "ratio" not in said and "budget" not in said:
+        return given.make(Target, ratio=snapshots.ratios[-1])
+    if given.of(Budget) and "budget" not in said:
+        raise OptionError("--workload says what latency is of: give a --budget latency=AMOUNT with it")
+    if given.of(Budget):
+        return given.make(Target, budget=replace(said["budget"], **given.of(Budget)))
+    return given.make(Target)
+
+
+def _snapshots(given: Given) -> SnapshotOptions | None:
+    said = given.of(SnapshotOptions)
+    if said and "ratios" not in said:
+        raise OptionError("--snapshot-steps goes with --snapshots: give the ratios, such as --snapshots 0.1,0.3")
+    return given.make(SnapshotOptions) if said else None
+
+
+def _one(model: str, data: tuple[Path, ...], options: CompressOptions, output: OutputOptions) -> None:
+    from lpc.cli.tables import show_report
+    from lpc.compression import compress as run
+
+    with console.progress_bars() as progress:
+        result = run(model, list(data), **options.arguments(), progress=progress)
+        report = result.save(output.out, export=output.exports, force=output.force, progress=progress)
+    show_report(report, output.out, as_json=output.json)
+
+
+def _family(model: str, data: tuple[Path, ...], options: CompressOptions, output: OutputOptions) -> None:
+    from lpc.cli.tables import show_family
+    from lpc.family import compress_family as run
+
+    more = {"benchmark": output.benchmark, "force": output.force}
+    with console.progress_bars() as progress:
+        family = run(model, list(data), **options.arguments(), progress=progress)
+        report = family.save(output.out, export=output.exports, progress=progress, **more)
+    show_family(report, output.out, as_json=output.json)

@@ -1,0 +1,28 @@
+"""What a user can ask of lpc beside the compiler: data, evaluation, benchmark, a whole compression. Needs no torch."""
+
+from lpc.options.benchmark import BenchmarkOptions
+from lpc.options.compress import CompressOptions
+from lpc.options.data import DataOptions
+from lpc.options.evaluate import BACKENDS, EvaluateOptions
+from lpc.options.instructions import ALPACA, ALPACA_WITH_INPUT, InstructionFormat
+from lpc.options.output import InputOptions, OutputOptions
+from lpc.options.short import OWNERS, Short, check_short, short_names, target_from, with_short
+
+__all__ = [
+    "ALPACA",
+    "ALPACA_WITH_INPUT",
+    "BACKENDS",
+    "OWNERS",
+    "BenchmarkOptions",
+    "CompressOptions",
+    "DataOptions",
+    "EvaluateOptions",
+    "InputOptions",
+    "InstructionFormat",
+    "OutputOptions",
+    "Short",
+    "check_short",
+    "short_names",
+    "target_from",
+    "with_short",
+]

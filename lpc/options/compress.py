@@ -1,0 +1,76 @@
+"""All that a compression is asked for, in one value: what a recipe says."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from typing import Any
+
+from lpc.options.data import DataOptions
+from passes.errors import OptionError
+from passes.options import (
+    CompensateOptions,
+    Group,
+    LoraOptions,
+    RecoverOptions,
+    SnapshotOptions,
+    Target,
+    TraceOptions,
+    TuneOptions,
+    check,
+    option,
+)
+
+DTYPES = ("auto", "fp32", "bf16", "fp16", "float32", "bfloat16", "float16")
+DEVICE = re.compile(r"auto|mps|(cpu|cuda)(:\d+)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressOptions:
+    """All options of a compression; ``to_dict`` and ``from_dict`` of ``passes.options`` write and read them."""
+
+    target: Target = option(help="What to reach.")
+    trace: TraceOptions = option(TraceOptions(), help="Which dimensions to look for.")
+    data_options: DataOptions = option(DataOptions(), help="How data become sequences.")
+    lora: LoraOptions = option(LoraOptions(), help="The adapter.")
+    tune: TuneOptions = option(TuneOptions(), help="How units are ranked and the adapters train.")
+    compensate: CompensateOptions | bool | None = option(
+        None,
+        help="Solve the projections that read removed units anew; by default where nothing was tuned yet.",
+        group=Group.TUNE,
+        flag="--compensate/--no-compensate",
+        words=bool,
+    )
+    recover: RecoverOptions | None = option(None, help="Train the compact model further.")
+    snapshots: SnapshotOptions | None = option(None, help="Leave a model at each of several ratios.")
+    device: str = option(
+        "auto",
+        help="Where to run: cpu, cuda, cuda:1, mps, or auto, what is there.",
+        group=Group.ADVANCED,
+    )
+    dtype: str = option(
+        "auto",
+        choices=DTYPES,
+        help="Of the weights: fp32, bf16, fp16 (or torch's names), or auto, as they are stored.",
+        group=Group.ADVANCED,
+    )
+    trust_remote_code: bool = option(False, help="Run code that comes with a hub model.", group=Group.ADVANCED)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if DEVICE.fullmatch(self.device) is None:
+            raise OptionError(f"device must be auto, cpu, cuda, cuda:N or mps, got {self.device!r}")
+        if self.snapshots is not None and (self.compensate or self.recover):
+            raise OptionError(
+                "compensate and recover (--compensate, --recover-steps) are for one model: leave them out with "
+                "snapshots (--snapshots)"
+            )
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of ``lpc.compress``, or with ``snapshots`` of ``lpc.compress_family``."""
+        names = {each.name for each in fields(self)} - {"snapshots"}
+        if self.snapshots is not None:
+            names -= {"compensate", "recover"}
+        found = {name: getattr(self, name) for name in sorted(names)}
+        more = vars(self.snapshots) if self.snapshots is not None else {}
+        return {**found, **more}

@@ -1,0 +1,41 @@
+"""How data become sequences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lpc.options.instructions import InstructionFormat
+from passes.options import Group, check, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """How data become sequences, and what of them is held out: neither scored nor tuned on, only measured."""
+
+    sequence_length: int | None = option(
+        None,
+        least=2,
+        help="Tokens a sequence; by default 256 for text and 512, the most a row has, for instructions, or the model's "
+        "context if that is shorter.",
+        group=Group.DATA,
+        common=True,
+    )
+    heldout_fraction: float = option(
+        0.05, above=0, below=1, help="Share held out: of text the end of the stream, of rows a random choice."
+    )
+    heldout_sequences: int = option(64, least=1, help="Sequences of text that are held out at most.")
+    heldout_rows: int = option(1000, least=1, help="Rows that are held out at most.")
+    samples: int = option(
+        128,
+        least=1,
+        help="Sequences or rows that are looked at where units are ranked or projections solved on data.",
+        group=Group.RANK,
+        common=True,
+    )
+    instructions: InstructionFormat | None = option(
+        None,
+        help="How prompts and answers become rows; by default as the columns are, where data have no text.",
+    )
+
+    def __post_init__(self) -> None:
+        check(self)

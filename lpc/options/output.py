@@ -1,0 +1,68 @@
+"""What the command line alone says: what data there are, where results go, and what is printed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporters.options import DEFAULT_EXPORTS, EXPORTER_NAMES
+from passes.errors import OptionError
+from passes.options import Group, check, option
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions:
+    """What a command reads beside the model."""
+
+    data: tuple[Path, ...] = option(
+        help="What to rank, tune and measure on. A causal LM: text, or .jsonl files with text, with prompts and "
+        "answers or with messages. Any model: .jsonl files with its inputs and labels, or a folder saved by datasets' "
+        "save_to_disk.",
+        group=Group.DATA,
+        common=True,
+        repeated=True,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """Where a command writes, and what it prints. Each command has those that it names."""
+
+    out: Path = option(Path("lpc-out"), help="Output folder.", group=Group.OUTPUT, common=True)
+    export: tuple[str, ...] = option(
+        DEFAULT_EXPORTS,
+        choices=EXPORTER_NAMES.known,
+        help="Formats to write, by name.",
+        group=Group.OUTPUT,
+        metavar="NAME,...",
+        words=str,
+        read=_names,
+    )
+    onnx: bool = option(
+        True,
+        help="Write the ONNX package too; --no-onnx is short for an --export without it.",
+        group=Group.OUTPUT,
+        flag="--onnx/--no-onnx",
+        common=True,
+    )
+    force: bool = option(False, help="Replace an output that is there already.", group=Group.OUTPUT)
+    benchmark: bool = option(False, help="With --snapshots: time all models against the dense one.", group=Group.OUTPUT)
+    json: bool = option(False, help="Print one JSON object instead of tables.", group=Group.OUTPUT)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def exports(self) -> tuple[str, ...]:
+        """The formats to write. Raises OptionError if there are none."""
+        asked = tuple(name for name in self.export if self.onnx or name != "onnx")
+        if not asked:
+            raise OptionError(f"name at least one format to export: {', '.join(EXPORTER_NAMES.known())}")
+        return asked

@@ -1,0 +1,19 @@
+"""The names of the criteria; what is behind each is in ``passes.criteria``."""
+
+from __future__ import annotations
+
+from passes.options.names import Names
+
+AUTO = "auto"
+"""The name that stands for the criterion that was measured best (docs/quality.md), of those that rank a model."""
+
+CRITERION_NAMES = Names(
+    ("loraprune", "loraprune-code", "taylor", "fisher", "mask-fisher", "wanda", "flap", "obs", "magnitude",
+     "magnitude-l1", "random"),
+    "lpc.criteria",
+)  # fmt: skip
+
+
+def criterion_choices() -> tuple[str, ...]:
+    """What an option may say: a name, or ``auto``."""
+    return (*CRITERION_NAMES.known(), AUTO)

@@ -1,0 +1,137 @@
+"""How the adapters train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from passes.errors import MissingFileError, OptionError
+from passes.options.check import check
+from passes.options.criteria import AUTO, criterion_choices
+from passes.options.distill import DistillOptions
+from passes.options.importance import ImportanceOptions
+from passes.options.option import Group, option
+from passes.options.schedule import ONE_SHOT, Schedule
+from passes.options.target import Layout, Target
+
+MOST_SEED = 2**32 - 1
+"""The highest seed that numpy, and so the Trainer, takes."""
+
+MOST_STEPS = 10**9
+MOST_RATE = 1.0
+
+CURVES = (
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
+    "reduce_lr_on_plateau",
+)  # fmt: skip
+"""The curves of transformers (``transformers.SchedulerType``) that need no arguments of their own."""
+
+
+def _distillation(weight: float) -> DistillOptions | None:
+    return DistillOptions(weight=weight) if weight else None
+
+
+def _schedule(one_shot: bool) -> Schedule:
+    return ONE_SHOT if one_shot else Schedule()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions:
+    """How the adapters train, and how units are ranked on the way."""
+
+    steps: int = option(
+        200, least=0, most=MOST_STEPS, help="Optimizer steps; 0 trains nothing.", group=Group.TUNE, common=True
+    )
+    batch_size: int | None = option(
+        None,
+        least=1,
+        help="Sequences or rows a batch, in training and wherever the run batches; by default 8.",
+        group=Group.TUNE,
+        common=True,
+    )
+    gradient_accumulation: int = option(1, least=1, help="Batches whose gradients make one step.")
+    learning_rate: float | None = option(
+        None,
+        above=0,
+        most=MOST_RATE,
+        help="Peak learning rate; by default 0.64 / hidden size, at most 0.01.",
+        group=Group.TUNE,
+        common=True,
+    )
+    lr_scheduler: str = option("cosine", choices=CURVES, help="The curve of the learning rate, by transformers' names.")
+    max_grad_norm: float = option(1.0, least=0, help="Gradients are clipped to this norm; 0: not clipped.")
+    bf16: bool = option(False, help="Run the forward pass of training under bf16 autocast.", group=Group.TUNE)
+    seed: int | None = option(
+        None,
+        least=0,
+        most=MOST_SEED,
+        help="Seed of every draw of the run: LoRA's start, the data order, samples; by default 0.",
+        group=Group.TUNE,
+        common=True,
+    )
+    criterion: str = option(
+        AUTO,
+        choices=criterion_choices,
+        help="How units are ranked (docs/criteria.md); auto: obs where it ranks all that may go, else loraprune.",
+        group=Group.RANK,
+        common=True,
+    )
+    depth_scores: str = option(
+        "summed",
+        choices=("summed", "skipped"),
+        help="How layers and blocks are ranked: summed over what is in them, or skipped: by the rise of the loss "
+        "without them, measured at the start.",
+        group=Group.RANK,
+    )
+    revival: bool = option(True, help="A masked unit may come back; a criterion may say that none does.")
+    importance: ImportanceOptions = option(ImportanceOptions(), help="How weights become unit scores.")
+    schedule: Schedule | None = option(
+        None,
+        help="When units go: all before tuning (one-shot), or on the way (progressive). By default as the criterion "
+        "was measured best.",
+        group=Group.RANK,
+        flag="--one-shot/--progressive",
+        words=bool,
+        read=_schedule,
+    )
+    distill: DistillOptions | None = option(
+        DistillOptions(),
+        help="Share of the loss that is the distance to the dense model, 0 to 1; 0: none. By default 0.5.",
+        group=Group.TUNE,
+        metavar="WEIGHT",
+        words=float,
+        read=_distillation,
+    )
+    checkpoints: Path | None = option(None, help="Folder for training checkpoints.", group=Group.ADVANCED)
+    save_every: int | None = option(None, least=1, help="Steps between two checkpoints.", group=Group.ADVANCED)
+    resume: bool = option(False, help="Go on from the latest checkpoint.", group=Group.ADVANCED)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.steps == 0 and self.checkpoints is not None:
+            raise OptionError("steps=0 trains nothing, so there are no checkpoints: leave checkpoints out")
+
+    @property
+    def one_shot(self) -> bool:
+        """Whether all goes before the first step, in settled options."""
+        return self.schedule is not None and self.schedule.one_shot
+
+    def importance_for(self, target: Target) -> ImportanceOptions:
+        """The importance options, with what the layout decides where they leave it open."""
+        if self.importance.normalise is not None:
+            return self.importance
+        return replace(self.importance, normalise=target.layout is Layout.UNIFORM)
+
+    def check_checkpoints(self, folder: Path | None) -> None:
+        """Raise OptionError if checkpoints are to be saved or gone on from, and there is no folder for them."""
+        if (self.resume or self.save_every) and folder is None:
+            raise OptionError("save_every and resume need a folder for the checkpoints: set checkpoints")
+
+    def latest_checkpoint(self, folder: Path | None) -> Path | None:
+        """The checkpoint to go on from, if ``resume`` is set. Raises MissingFileError if there is none."""
+        if not self.resume or folder is None:
+            return None
+        found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+        if not found:
+            raise MissingFileError(f"there is no checkpoint-* to resume from in {folder}")
+        return found[-1]

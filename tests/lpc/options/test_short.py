@@ -1,0 +1,39 @@
+"""Short forms of lpc.compress: the common options, by their declarations."""
+
+from __future__ import annotations
+
+from typing import get_type_hints
+
+import pytest
+
+from lpc.options import OWNERS, DataOptions, Short, check_short, short_names, target_from, with_short
+from passes.errors import OptionError
+from passes.options import Target, TuneOptions, declared
+
+
+def test_short_forms_are_the_common_options_with_their_types() -> None:
+    types = {
+        option.name: option.type for owner in OWNERS for option in declared(owner) if option.name in short_names(owner)
+    }
+    own = get_type_hints(Short)
+    assert {*own} == {*types} - {"ratio"}  # an argument of its own
+    for name, said in own.items():
+        assert said == types[name] | None, name
+
+
+def test_what_is_not_said_stays() -> None:
+    tune = TuneOptions(seed=3, batch_size=2)
+    assert with_short(tune, {"steps": 7, "seed": None, "samples": 4}) == TuneOptions(steps=7, seed=3, batch_size=2)
+    assert with_short(DataOptions(), {"steps": 7, "samples": 4}) == DataOptions(samples=4)
+
+
+def test_a_target_is_said_once() -> None:
+    assert target_from(None, 0.3, {"layout": "per-layer", "steps": 3}) == Target(ratio=0.3, layout="per-layer")
+    assert target_from(Target(ratio=0.2), None, {"steps": 3}) == Target(ratio=0.2)
+    with pytest.raises(OptionError, match="either target or multiple and ratio, not both"):
+        target_from(Target(ratio=0.2), 0.3, {"multiple": 4})
+
+
+def test_an_unknown_name_is_refused_with_the_nearest() -> None:
+    with pytest.raises(OptionError, match=r"unknown option step \(did you mean 'steps'\?\)"):
+        check_short({"step": 3})  # type: ignore[typeddict-unknown-key]
