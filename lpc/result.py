@@ -127,7 +127,7 @@ class Result:
         for position, name in enumerate(names):
             exporter, folder = EXPORTERS[name], stage / name
             try:
-                exporter.check(self.model, self.processor)
+                exporter.check(self.model, self.processor, exports[name])
                 steps.append(exporter.make(folder, self.processor, exports[name]))
                 program = Pipeline(steps[-1:])(program, RunContext(progress=progress)).program
             except (LpcError, KeyboardInterrupt) as error:

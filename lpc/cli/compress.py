@@ -106,7 +106,7 @@ def _one(model: str, data: tuple[Path, ...], options: CompressOptions, output: O
     from lpc.compression import compress as run
 
     with console.progress_bars() as progress:
-        result = run(model, list(data), **options.arguments(), progress=progress)
+        result = run(model, list(data), **options.arguments(), export=output.exports, progress=progress)
         report = result.save(output.out, export=output.exports, force=output.force, progress=progress)
     show_report(report, output.out, as_json=output.json)
 
@@ -115,8 +115,8 @@ def _family(model: str, data: tuple[Path, ...], options: CompressOptions, output
     from lpc.cli.tables import show_family
     from lpc.family import compress_family as run
 
-    more = {"benchmark": output.benchmark, "force": output.force}
+    leaving = {"export": output.exports, "benchmark": output.benchmark}
     with console.progress_bars() as progress:
-        family = run(model, list(data), **options.arguments(), progress=progress)
-        report = family.save(output.out, export=output.exports, progress=progress, **more)
+        family = run(model, list(data), **options.arguments(), **leaving, progress=progress)
+        report = family.save(output.out, **leaving, force=output.force, progress=progress)
     show_family(report, output.out, as_json=output.json)

@@ -51,7 +51,7 @@ from passes.models.precision import (
 from passes.models.probe import OUTPUTS, Probe, Response, positions, respond
 from passes.models.resized import FILE, PREFIX, compact_class, has_own_sizes
 from passes.models.routing import routers, routing
-from passes.models.stock import build_stock, filled, stock_class, twin_of
+from passes.models.stock import build_stock, filled, rope_types, stock_class, twin_of, weightless
 from passes.models.stored import DTYPES, StoredTensor, headers, read_json
 from passes.models.tasks import AUTO_CLASSES, Task, check_loss, check_padding, model_class, task_of
 from passes.models.weights import DenseWeight, Weight, Window, stacked
@@ -125,6 +125,7 @@ __all__ = [
     "relative_difference",
     "replaced",
     "respond",
+    "rope_types",
     "rounding_tolerance",
     "routers",
     "routing",
@@ -140,6 +141,7 @@ __all__ = [
     "twin_of",
     "unchanged",
     "unreadable",
+    "weightless",
     "wide",
     "widened",
 ]
