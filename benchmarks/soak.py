@@ -15,8 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,8 +31,6 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 for place in (ROOT, ROOT / "tests", ROOT / "tests" / "matrix"):
     sys.path.insert(0, str(place))
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import psutil
 import torch
@@ -117,10 +115,11 @@ def compressed(case: Round) -> lpc.Result:
     options, text = case.options, zoo.ZOO[case.family].task == "causal-lm"
     data: Any = story() if text else rows_for(case.family)
     distill = lpc.DistillOptions() if options["distill"] else None
+    limits: dict[str, Any] = case.budget
     return lpc.compress(
         zoo.build(case.family, seed=case.number).to(DTYPES[case.dtype]),
         data,
-        target=lpc.Target(budget=lpc.Budget(**case.budget), layout=case.layout),
+        target=lpc.Target(budget=lpc.Budget(**limits), layout=case.layout),
         tokenizer=build_tokenizer() if text else None,
         lora=lpc.LoraOptions(rank=options["rank"], alpha=options["alpha"]),
         tune=lpc.TuneOptions(
@@ -200,9 +199,8 @@ def slope(lines: list[dict[str, Any]]) -> float:
 def _slope(points: list[tuple[int, int]]) -> float | None:
     if len(points) < 3:
         return None
-    mean_x, mean_y = (sum(values) / len(points) for values in zip(*points, strict=True))
-    spread = sum((x - mean_x) ** 2 for x, _ in points)
-    return sum((x - mean_x) * (y - mean_y) for x, y in points) / spread
+    places, sizes = zip(*points, strict=True)
+    return statistics.linear_regression(places, sizes).slope
 
 
 def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lpc.cli import console
 from lpc.cli.output import hold, least_bytes
@@ -115,7 +116,7 @@ def _family(model: str, data: tuple[Path, ...], options: CompressOptions, output
     from lpc.cli.tables import show_family
     from lpc.family import compress_family as run
 
-    leaving = {"export": output.exports, "benchmark": output.benchmark}
+    leaving: dict[str, Any] = {"export": output.exports, "benchmark": output.benchmark}
     with console.progress_bars() as progress:
         family = run(model, list(data), **options.arguments(), **leaving, progress=progress)
         report = family.save(output.out, **leaving, force=output.force, progress=progress)
