@@ -4,8 +4,8 @@
 
 Runs the tiny models of ``tests/zoo.py`` on the CPU, each in a process of its own, about twenty minutes for all; cells
 that are done are kept in ``benchmarks/out/families.json`` (it begins with the last results), so an interrupted run goes
-on. When every family has all of its cells it writes ``benchmarks/results/families.json`` and from that
-``docs/families.md``.
+on. When every family has its row it writes ``benchmarks/results/families.json`` and from that ``docs/families.md``;
+the cell of the defaults may still be open there, and the next run fills it in.
 """
 
 from __future__ import annotations
@@ -216,11 +216,14 @@ def one(name: str, plans_wanted: int, again: list[str]) -> None:
 
 
 def finish() -> None:
-    """Write the results and the page, if nothing is missing."""
+    """Write the results and the page, if every family has its row; say which cells are open."""
     state = kept(fresh=False)
-    missing = [name for name in zoo.ZOO if "default" not in state["rows"].get(name, {})]
+    missing = [name for name in zoo.ZOO if name not in state["rows"]]
+    opened = [name for name in zoo.ZOO if not state["rows"].get(name, {}).get("default")]
+    if opened:
+        print(f"not tried by default yet: {', '.join(opened)}")
     if missing:
-        print(f"no whole row yet for {', '.join(missing)}")
+        print(f"no row yet for {', '.join(missing)}")
         return
     if "sizes" not in state:
         state["sizes"] = [asdict(size) for size in real_sizes()]

@@ -52,7 +52,7 @@ def _line(row: dict[str, Any]) -> str:
         f"{_number(row['reload_stock'])} / {_number(row['reload_file'])}",
         _number(row["onnx"]) if isinstance(row["onnx"], float | int) else "refused",
         _genai(row),
-        _default(row["default"]),
+        _default(row.get("default")),
     ]
     return f"| {' | '.join(cells)} |\n"
 
@@ -68,8 +68,10 @@ def _genai(row: dict[str, Any]) -> str:
     return "same" if row["genai"] is None else "no"
 
 
-def _default(ways: dict[str, Any]) -> str:
+def _default(ways: dict[str, Any] | None) -> str:
     """One number a dtype; what does not work says so."""
+    if ways is None:
+        return "not tried"
     done = [way for way in ways.values() if not isinstance(way, str)]
     numbers = " / ".join("fails" if isinstance(way, str) else _number(way["export"]) for way in ways.values())
     others = sorted({way["criterion"] for way in done} - {"obs"})
