@@ -1,4 +1,4 @@
-"""From a target to counts: budgets and their measures, the solver, both layouts."""
+"""From a target to counts: what a choice costs, the solver, both layouts."""
 
 from passes.budget.bundles import default_multiple, reachable_counts
 from passes.budget.latency import LatencyModel

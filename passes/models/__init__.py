@@ -18,6 +18,7 @@ from passes.models.adapter import (
     stated_scaling,
     stored_factors,
 )
+from passes.models.auto_classes import register_auto_classes
 from passes.models.base import (
     base_model,
     check_finite,
@@ -34,8 +35,7 @@ from passes.models.fingerprint import fingerprint
 from passes.models.fit import Misfit
 from passes.models.heldout import heldout_loss
 from passes.models.lean_loss import lean_loss
-from passes.models.loaded import dense_weights, keep_own_head, load_model, quiet, reason, unreadable
-from passes.models.loading import register_auto_classes
+from passes.models.loading import dense_weights, keep_own_head, load_model, quiet, reason, unreadable
 from passes.models.masks import MaskedModel, masked
 from passes.models.parameters import replaced, swapped
 from passes.models.parity import Parity, relative_difference, rounding_tolerance

@@ -1,4 +1,4 @@
-"""What a user can ask of the compiler: one declaration an option, checked without torch."""
+"""What a user can ask of the compiler: budgets and their measures, schedules, tuning, one declaration an option."""
 
 from passes.options.budget import RUNTIMES, Amount, Budget, Limit, Workload
 from passes.options.check import check, checked, nearest

@@ -1,7 +1,7 @@
 """Building the smaller model: cutting tensors, its configuration, layers numbered anew."""
 
-from passes.shrink.build import build_compact
 from passes.shrink.config import compact_config
+from passes.shrink.cut import build_compact
 from passes.shrink.layers import why_another_model
 from passes.shrink.rescale import SCALE
 from passes.shrink.shrink import ShrinkPass

@@ -11,7 +11,7 @@ from passes.errors import PreconditionError
 from passes.models import Parity, base_model, masked, unchanged, widened
 from passes.pipeline import Pass, PassResult, Program, RunContext
 from passes.shrink.blockwise import compare_blocks, course_of
-from passes.shrink.build import build_compact
+from passes.shrink.cut import build_compact
 from passes.shrink.gathered import Gathered
 
 

@@ -16,7 +16,7 @@ from passes.models import PREFIX, compact_class
 from passes.models import resized as compact_modeling
 from passes.models.resized import resize
 from passes.shrink import build_compact
-from passes.shrink.build import cut_state, resized_config
+from passes.shrink.cut import cut_state, resized_config
 
 NOTHING = {"shapes": {}, "attributes": {}, "heads": {}}
 

@@ -12,7 +12,7 @@ from shrinking import counted, some_units
 from transformers import PreTrainedModel
 from workbench import adapted, build_model, plan_of, planned, random_kept, relative, silence_by_hand, traced
 
-import passes.shrink.build
+import passes.shrink.cut
 from passes.errors import PostconditionError, PreconditionError
 from passes.graph import PruningGraph
 from passes.models import Probe, count_parameters, masked, positions
@@ -139,7 +139,7 @@ def test_attributes_follow_the_shapes() -> None:
 
 @pytest.mark.parametrize("parameter", ["model.layers.1.mlp.down_proj.weight", "model.layers.0.self_attn.q_proj.weight"])
 def test_a_wrong_weight_is_caught_with_pass_tensor_and_number(monkeypatch: pytest.MonkeyPatch, parameter: str) -> None:
-    original = passes.shrink.build.build_stock
+    original = passes.shrink.cut.build_stock
 
     def wrong(config, state, like):
         model = original(config, state, like)
@@ -147,7 +147,7 @@ def test_a_wrong_weight_is_caught_with_pass_tensor_and_number(monkeypatch: pytes
             model.get_parameter(parameter)[0, 0] += 1.0
         return model
 
-    monkeypatch.setattr(passes.shrink.build, "build_stock", wrong)
+    monkeypatch.setattr(passes.shrink.cut, "build_stock", wrong)
     model = build_model("llama", tie_word_embeddings=False, head_dim=16, num_key_value_heads=8)
     program = Program(model, Probe.of(model), graph=graph_of(2))
     message = rf"pass 'shrink' failed its verification: {parameter} is not what .* differs in 1 of [\d,]+ elements"
@@ -156,7 +156,7 @@ def test_a_wrong_weight_is_caught_with_pass_tensor_and_number(monkeypatch: pytes
 
 
 def test_a_tensor_that_both_models_hold_must_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = passes.shrink.build.build_stock
+    original = passes.shrink.cut.build_stock
 
     def wrong(config, state, like):
         model = original(config, state, like)
@@ -164,7 +164,7 @@ def test_a_tensor_that_both_models_hold_must_not_change(monkeypatch: pytest.Monk
             model.lm_head.weight[0, 0] += 1.0
         return model
 
-    monkeypatch.setattr(passes.shrink.build, "build_stock", wrong)
+    monkeypatch.setattr(passes.shrink.cut, "build_stock", wrong)
     program = program_of(2)
     with pytest.raises(PostconditionError, match=r"'shrink' changed lm_head\.weight, which it has to leave as it is"):
         ShrinkPass()(planned(program, random_kept(program.traced, 2, 24, seed=0)))
@@ -172,14 +172,14 @@ def test_a_tensor_that_both_models_hold_must_not_change(monkeypatch: pytest.Monk
 
 def test_a_layer_that_computes_something_else_is_caught_with_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     """All tensors and settings are right; one layer of the compact model multiplies by 1.0001."""
-    original = passes.shrink.build.build_stock
+    original = passes.shrink.cut.build_stock
 
     def wrong(config, state, like):
         model = original(config, state, like)
         model.model.layers[1].mlp.register_forward_hook(lambda module, inputs, output: output * 1.0001)
         return model
 
-    monkeypatch.setattr(passes.shrink.build, "build_stock", wrong)
+    monkeypatch.setattr(passes.shrink.cut, "build_stock", wrong)
     program = program_of(0)
     message = (
         r"'shrink' changed what the model computes: model\.layers\.1 differs .* by \d\.\d\de-0\d on the same inputs"

@@ -12,7 +12,7 @@ from passes.families import FAMILIES, attention_blocks
 from passes.graph import Dimension, Kind, Role, Slice
 from passes.models import count_parameters
 from passes.shrink import build_compact
-from passes.shrink.build import cut, cut_state, kept_heads, resized_config
+from passes.shrink.cut import cut, cut_state, kept_heads, resized_config
 
 
 @pytest.mark.parametrize("name", BY_HAND)
