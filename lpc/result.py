@@ -84,6 +84,7 @@ class Result:
         folder: str | Path,
         *,
         export: Exports = DEFAULT_EXPORTS,
+        onnx: bool = True,
         force: bool = False,
         progress: Progress = silent,
     ) -> Report:
@@ -92,7 +93,8 @@ class Result:
         After a compensation also ``compensation.safetensors``, the weights that it solved; after a recovery also
         ``recovery``, the adapter that was trained on the compact model: the program's artifacts save themselves, and
         the plan names their files. ``export`` names the formats, or maps their names to options
-        (``exporters.registry``). Returns the final report.
+        (``exporters.registry``); ``onnx=False`` is short for an ``export`` without it, as ``--no-onnx`` is. Returns the
+        final report.
 
         The folder appears whole or not at all. If the checkpoint or the ONNX package fails, or is interrupted, what is
         finished is written nevertheless: the manifest names what is ``missing`` and why, and the error is raised then,
@@ -103,6 +105,8 @@ class Result:
         there is no tokenizer, and PostconditionError when a verification fails.
         """
         folder, exports = Path(folder), chosen(export)
+        if not onnx and exports.pop("onnx", None) is not None and not exports:
+            raise OptionError("nothing is left to export without onnx: name another format")
         with staged_folder(folder, force=force, owned=output(), reads=(self.report.source,)) as stage:
             self._save_artifacts(stage)
             done = self._run(stage, exports, progress)

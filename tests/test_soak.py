@@ -58,7 +58,6 @@ def test_the_results_are_what_their_lines_say() -> None:
     lines = found.pop("lines")
     assert soak.summary(lines) == found
     assert soak.table(found) == (RESULTS / "soak.md").read_text(encoding="utf-8").strip()
-    assert found["failure"] == 0
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("mutations-*.json")), ids=lambda path: path.stem)
