@@ -5,7 +5,7 @@
 
 A ViT is trained on scikit-learn's digits and a BERT on sentences of the standard library's docstrings, labelled by
 module. Each is compressed; accuracy is measured on a test set that is neither trained, tuned nor scored on: of the
-dense model, with the units removed and nothing healed, tuned, and tuned through the ONNX package. ``--sizes custom``
+dense model, with the units removed and nothing tuned, tuned, and tuned through the ONNX package. ``--sizes custom``
 allows sizes that no stock class holds, so that heads that it cannot do without can go too. All in some minutes on a
 CPU. Finished cells are read back from ``benchmarks/out/classifiers.json``.
 """
@@ -43,7 +43,7 @@ from passes.models import task_of
 
 OUT = Path(__file__).parent / "out"
 LEARNING_RATE = 0.003
-"""lpc's default, 0.01 at this hidden size, was measured on language models; on the digits it heals less (docs)."""
+"""lpc's default, 0.01 at this hidden size, was measured on language models; on the digits it recovers less (docs)."""
 STAGES = ("dense", "removed", "tuned", "onnx")
 
 
@@ -125,9 +125,9 @@ def cell(trained: Trained, ratio: float, steps: int, seed: int, sizes: str) -> d
     untuned = lpc.apply(result.plan, trained.model)
     with tempfile.TemporaryDirectory() as folder:
         report = result.save(Path(folder) / "out")
-        through_onnx = lpc.score(Path(folder) / "out" / "onnx", trained.test)
+        through_onnx = lpc.quality(Path(folder) / "out" / "onnx", trained.test)
     models = {"dense": trained.model, "removed": untuned.model, "tuned": result.model}
-    accuracy = {name: lpc.score(model, trained.test).accuracy for name, model in models.items()}
+    accuracy = {name: lpc.quality(model, trained.test).accuracy for name, model in models.items()}
     return {
         "accuracy": {**accuracy, "onnx": through_onnx.accuracy},
         "parameters": {"dense": report.dense.parameters, "pruned": report.pruned.parameters},

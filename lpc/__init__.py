@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from exporters.registry import register_exporter as register_exporter
     from lpc.compression import apply as apply
     from lpc.compression import compress as compress
-    from lpc.evaluation import Score as Score
-    from lpc.evaluation import score as score
+    from lpc.evaluation import Quality as Quality
+    from lpc.evaluation import quality as quality
     from lpc.family import CompactFamily as CompactFamily
     from lpc.family import compress_family as compress_family
     from lpc.options import CompressOptions as CompressOptions
@@ -108,7 +108,7 @@ _HOMES = {
     "RunContext": "passes.pipeline",
     "SavedScores": "passes.criteria",
     "Schedule": "passes.options",
-    "Score": "lpc.evaluation",
+    "Quality": "lpc.evaluation",
     "Target": "passes.options",
     "TraceOptions": "passes.options",
     "TuneOptions": "passes.options",
@@ -125,7 +125,7 @@ _HOMES = {
     "register_exporter": "exporters.registry",
     "register_measure": "passes.options",
     "register_precision": "exporters.onnx",
-    "score": "lpc.evaluation",
+    "quality": "lpc.evaluation",
     **dict.fromkeys(_ERRORS, "passes.errors"),
 }
 

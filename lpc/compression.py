@@ -84,10 +84,10 @@ def compress(
     ``datasets`` saved. The loss is the model's own.
 
     By default ``data_options.samples`` rows rank the units (criterion ``obs``), what must go is masked, the projections
-    that read it are solved anew, and adapters are trained under the masks, drawn to the dense model (docs/quality.md).
+    that read it are re-solved, and adapters are trained under the masks, towards the dense model (docs/quality.md).
     ``tune.criterion`` and ``tune.schedule`` choose other ways. Seed and batch size of ``tune`` are the whole run's, as
     ``data_options.samples`` is: whatever draws, batches or samples follows them, unless its own options say otherwise.
-    With ``steps=0`` nothing is trained. ``compensate`` says whether projections are solved anew, which is kept where
+    With ``steps=0`` nothing is trained. ``compensate`` says whether projections are re-solved, which is kept where
     the loss on the calibration data falls by it: before tuning where units go before it, else after merging; by default
     where nothing was trained yet.
 

@@ -28,7 +28,7 @@ MILLISECONDS = ((1.0, "ms"),)
 class FamilyMember:
     """The dense model (``ratio`` 0), or the one at a ratio.
 
-    ``measures`` are those on held-out data, ``removed`` the same with the units gone and nothing healed; ``onnx_bytes``
+    ``measures`` are those on held-out data, ``removed`` the same with the units gone and nothing tuned; ``onnx_bytes``
     the size of the ONNX graphs and their weights, None where there is no package. ``latency_ms``, by workload: of the
     dense model the median, of the others that times the ratio measured pair by pair.
     """
@@ -80,7 +80,7 @@ class FamilyReport:
     def rows(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows of the table, a row a model."""
         quality, dense = self.quality, self.members[0]
-        header = ["", "parameters", "removed", "weight bytes", "ONNX bytes", f"{quality}, not healed", quality]
+        header = ["", "parameters", "removed", "weight bytes", "ONNX bytes", f"{quality}, not tuned", quality]
         rows = [
             [
                 member.name,

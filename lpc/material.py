@@ -27,7 +27,7 @@ from lpc.data import (
     split_heldout,
     split_rows,
 )
-from lpc.evaluation import Score, score_model, token_perplexity, warn_of_loss, warn_of_text
+from lpc.evaluation import Quality, quality_of, token_perplexity, warn_of_loss, warn_of_text
 from lpc.options import DataOptions
 from lpc.source import Source
 from passes.errors import DataError
@@ -39,7 +39,7 @@ AnyData: TypeAlias = "Data | RowsLike"
 """Text or instructions for a causal language model, or rows with a model's own inputs and labels for any model."""
 
 
-Measurer: TypeAlias = "Callable[[PreTrainedModel | PeftModel, int], Score]"
+Measurer: TypeAlias = "Callable[[PreTrainedModel | PeftModel, int], Quality]"
 """Measures a model on what is held out, so many sequences or rows a batch."""
 
 
@@ -85,14 +85,14 @@ def _of_rows(model: PreTrainedModel, rows: Rows, options: DataOptions) -> Materi
     train, heldout = split_rows(rows, fraction)
     collate = Collator.of(model.config, rows.format.task, model.dtype)
 
-    def measure(model: PreTrainedModel | PeftModel, batch_size: int) -> Score:
-        return score_model(model, heldout, batch_size=batch_size)
+    def measure(model: PreTrainedModel | PeftModel, batch_size: int) -> Quality:
+        return quality_of(model, heldout, batch_size=batch_size)
 
-    def measure_dense(model: PreTrainedModel | PeftModel, batch_size: int) -> Score:
-        score = measure(model, batch_size)
+    def measure_dense(model: PreTrainedModel | PeftModel, batch_size: int) -> Quality:
+        quality = measure(model, batch_size)
         if rows.format.task in (Task.CAUSAL_LM, Task.MASKED_LM, Task.SEQ2SEQ_LM):
-            warn_of_loss(score.loss, rows.format.vocabulary)
-        return score
+            warn_of_loss(quality.loss, rows.format.vocabulary)
+        return quality
 
     return Material(train, collate, measure, measure_dense, None)
 
@@ -102,17 +102,17 @@ def _of_blocks(source: Source, blocks: TokenBlocks, options: DataOptions) -> Mat
     train, heldout = split_heldout(blocks.tensor, fraction)
     train_labels, labels = split_heldout(blocks.labels, fraction)
 
-    def measure(model: PreTrainedModel | PeftModel, batch_size: int) -> Score:
+    def measure(model: PreTrainedModel | PeftModel, batch_size: int) -> Quality:
         found = token_perplexity(model, heldout, batch_size, labels=labels)
         loss = math.log(found.value)
-        return Score(loss=loss, accuracy=None, perplexity=found.value, rows=len(heldout), labels=found.tokens)
+        return Quality(loss=loss, accuracy=None, perplexity=found.value, rows=len(heldout), labels=found.tokens)
 
     tokenizer = source.tokenizer  # the measure must not hold the source, and with it the dense model
 
-    def measure_dense(model: PreTrainedModel | PeftModel, batch_size: int) -> Score:
-        score = measure(model, batch_size)
-        warn_of_text(model, tokenizer, heldout, score.loss)
-        return score
+    def measure_dense(model: PreTrainedModel | PeftModel, batch_size: int) -> Quality:
+        quality = measure(model, batch_size)
+        warn_of_text(model, tokenizer, heldout, quality.loss)
+        return quality
 
     return Material(BlockDataset(train, train_labels), None, measure, measure_dense, blocks.tensor.shape[1])
 

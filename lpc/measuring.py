@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 
 from peft import PeftModel
 
-from lpc.evaluation import Score
+from lpc.evaluation import Quality
 from lpc.material import Measurer
-from lpc.report import HeldOut, Measure, Merging
+from lpc.report import BeforeAfter, HeldOut, Merging
 from passes.errors import OptionError, PreconditionError
 from passes.models import masked
 from passes.pipeline import Pass, PassRecord, PassResult, Program, RunContext
 
 DENSE, REMOVED, ATTACHED, MERGED, PRUNED = STAGES = ("dense", "removed", "attached", "merged", "pruned")
-"""Before anything is done; the dense weights with the units gone and nothing healed; the masked model with its adapter
+"""Before anything is done; the dense weights with the units gone and nothing tuned; the masked model with its adapter
 attached, and with it merged; what came of it."""
 
 MASKED = (REMOVED, ATTACHED, MERGED)
@@ -24,7 +24,7 @@ MASKED = (REMOVED, ATTACHED, MERGED)
 
 @dataclass(frozen=True)
 class MeasurePass(Pass):
-    """Measures the program's model on held-out data and leaves it as it is. The score is the record's report."""
+    """Measures the program's model on held-out data and leaves it as it is. Their quality is the record's report."""
 
     stage: str
     measurer: Measurer = field(metadata={"record": False})
@@ -41,18 +41,18 @@ class MeasurePass(Pass):
 
     def call(self, program: Program, run: RunContext) -> PassResult:
         """Measure."""
-        with _units_gone(program, healed=self.stage != REMOVED) if self.stage in MASKED else nullcontext():
-            score = self.measurer(program.model, run.batch_size)
-        return PassResult(program, modified=False, report=score)
+        with _units_gone(program, tuned=self.stage != REMOVED) if self.stage in MASKED else nullcontext():
+            quality = self.measurer(program.model, run.batch_size)
+        return PassResult(program, modified=False, report=quality)
 
 
 @contextmanager
-def _units_gone(program: Program, *, healed: bool) -> Iterator[None]:
-    """The model under the masks; not ``healed``: its dense weights, adapter off, what a compensation solved undone."""
+def _units_gone(program: Program, *, tuned: bool) -> Iterator[None]:
+    """The model under the masks; not ``tuned``: its dense weights, adapter off, what a compensation solved undone."""
     assert program.masks is not None
     model = program.model
-    off = model.disable_adapter() if isinstance(model, PeftModel) and not healed else nullcontext()
-    dense = program.compensation.undone(model) if program.compensation and not healed else nullcontext()
+    off = model.disable_adapter() if isinstance(model, PeftModel) and not tuned else nullcontext()
+    dense = program.compensation.undone(model) if program.compensation and not tuned else nullcontext()
     with off, dense, masked(model, program.traced, program.masks):
         yield
 
@@ -61,14 +61,14 @@ def heldout_of(history: Sequence[PassRecord], context_length: int | None = None)
     """What the measuring passes of a run found; None without a dense and a final one."""
     scores = {each.options.get("stage"): each.report for each in history if each.name == MeasurePass.name}
     dense, removed, attached, merged, pruned = (scores.get(stage) for stage in STAGES)
-    if not isinstance(dense, Score) or not isinstance(pruned, Score):
+    if not isinstance(dense, Quality) or not isinstance(pruned, Quality):
         return None
-    between = removed.measures if isinstance(removed, Score) else {}
-    last = merged if isinstance(merged, Score) else pruned
-    merging = Merging(attached.measures, last.measures) if isinstance(attached, Score) else None
+    between = removed.measures if isinstance(removed, Quality) else {}
+    last = merged if isinstance(merged, Quality) else pruned
+    merging = Merging(attached.measures, last.measures) if isinstance(attached, Quality) else None
     return HeldOut(
         measures={
-            name: Measure(dense.measures[name], between.get(name), value) for name, value in pruned.measures.items()
+            name: BeforeAfter(dense.measures[name], between.get(name), value) for name, value in pruned.measures.items()
         },
         rows=pruned.rows,
         labels=pruned.labels,

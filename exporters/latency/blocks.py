@@ -66,7 +66,7 @@ class BlockRoute:
         precision: Precision,
         cache_bytes: int,
     ) -> BlockRoute:
-        """The road for a model of this configuration. Raises UnsupportedModelError where its layers differ."""
+        """The route for a model of this configuration. Raises UnsupportedModelError where its layers differ."""
         layers = {dimension.layer for dimension in graph.dimensions if dimension.width in _widths(graph)}
         of_layer = [_layer_shapes(graph, layer) for layer in sorted(layers)]
         if any(shapes != of_layer[0] for shapes in of_layer):

@@ -77,14 +77,14 @@ def latency_model(
     threads, machine = thread_count(threads), Machine.here()
     config, model_type = _described(model_or_config)
     steps = _steps(model_type, workload)
-    road = _road(model_type, config, graph, precision, machine)
-    facts = _facts(road, model_type, config, graph, workload, machine)
+    route = _route(model_type, config, graph, precision, machine)
+    facts = _facts(route, model_type, config, graph, workload, machine)
     facts |= {"runtime": runtime, "threads": threads, "dtype": dtype}
     path = (cache or default_cache()) / f"{key_of(facts)}.json"
-    terms = read_terms(path, road.grid())
+    terms = read_terms(path, route.grid())
     if terms is None:
         _warn_if_busy(machine, path)
-        terms = _measured(road, steps, threads, progress, timer)
+        terms = _measured(route, steps, threads, progress, timer)
         write_terms(path, terms, facts)
     return LatencyTable(workload, graph, terms.constant, terms.curves)
 
@@ -103,7 +103,7 @@ def _steps(model_type: type[PreTrainedModel], workload: Workload) -> tuple[Workl
     return steps_of(workload, has_cache=task is Task.CAUSAL_LM, takes_images=takes_images)
 
 
-def _road(
+def _route(
     model_type: type[PreTrainedModel],
     config: PreTrainedConfig,
     graph: PruningGraph,
@@ -123,7 +123,7 @@ def _road(
 
 
 def _facts(
-    road: BlockRoute | StockRoute,
+    route: BlockRoute | StockRoute,
     model_type: type[PreTrainedModel],
     config: PreTrainedConfig,
     graph: PruningGraph,
@@ -142,7 +142,7 @@ def _facts(
         "config": {name: repr(entries[name]) for name in sorted(entries)},
         "shapes": {name: list(shape) for name, shape in graph.shapes.items()},
         "workload": vars(workload),
-        "grid": {name: list(counts) for name, counts in road.grid().items()},
+        "grid": {name: list(counts) for name, counts in route.grid().items()},
     }
 
 
@@ -159,10 +159,10 @@ def _warn_if_busy(machine: Machine, path: Path) -> None:
 
 
 def _measured(
-    road: BlockRoute | StockRoute, steps: Sequence[WorkloadStep], threads: int, progress: Progress, timer: Timer
+    route: BlockRoute | StockRoute, steps: Sequence[WorkloadStep], threads: int, progress: Progress, timer: Timer
 ) -> Terms:
     """Time every specimen several times, in turn and in alternating order, one in memory at a time."""
-    started, specimens = time.perf_counter(), road.specimens()
+    started, specimens = time.perf_counter(), route.specimens()
     samples: dict[Key, list[Sample]] = {specimen.key: [] for specimen in specimens}
     with tempfile.TemporaryDirectory(prefix="lpc-latency-") as scratch:
         for turn in range(REPEATS):
@@ -171,7 +171,7 @@ def _measured(
                     samples[specimen.key].append(timer(folder, steps, threads))
                 progress(STAGE, turn * len(specimens) + done + 1, REPEATS * len(specimens))
     logger.info("latency: timed %d small models in %.0f s", len(specimens), time.perf_counter() - started)
-    return road.terms({key: seconds_of(each, steps) for key, each in samples.items()})
+    return route.terms({key: seconds_of(each, steps) for key, each in samples.items()})
 
 
 @contextmanager

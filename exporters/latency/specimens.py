@@ -15,7 +15,7 @@ CACHES = 2
 """Weights of a specimen, in sizes of the processor's last-level cache: so much that none of them stay there."""
 
 Key = tuple[str, int]
-"""Which specimen: a width and its count, or a name of the road's own and a number."""
+"""Which specimen: a width and its count, or a name of the route's own and a number."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -19,7 +19,7 @@ from exporters.onnx import takes_positions, trace_decoder, trace_single
 from exporters.options import MAX_OPSET
 from passes.errors import UnsupportedModelError
 from passes.graph import Kind, PruningGraph, Width, layer_path
-from passes.models import Task, task_of
+from passes.models import Task, task_of, vendor
 from passes.options import TraceOptions
 from passes.shrink import build_compact
 from passes.trace import trace
@@ -115,7 +115,7 @@ class StockRoute:
         name, count = key
         config = shallow(self.config, self._layers, count if name == DEPTH else self.few)
         torch.manual_seed(0)
-        model: PreTrainedModel = cast(Any, self.model_type)._from_config(config, dtype=torch.float32).eval()
+        model: PreTrainedModel = vendor.from_config(self.model_type, config, dtype=torch.float32).eval()
         if name != DEPTH:
             graph = trace(config, torch.float32, model_type=self.model_type, options=self._trace_options())
             kept = {d.name: range(count if d.width == name else d.size) for d in graph.dimensions}

@@ -76,11 +76,11 @@ def export_causal(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, options: OnnxOptions
 ) -> OnnxPackage:
     """Write and verify the package of a causal language model that is fp32, on CPU and in eval mode."""
-    road = _road(model, options)
+    route = _route(model, options)
     layers = len(flat_shapes(model)) // 2
     positions = takes_positions(model)
     path = folder / MODEL_FILE
-    if road == "torch":
+    if route == "torch":
         parameters = trace_decoder(cast(options, model), path, opset=options.opset, positions=positions)
     else:
         parameters = _build(model, path, options)
@@ -95,7 +95,7 @@ def export_causal(
         folder,
         options,
         kind="decoder",
-        route=road,
+        route=route,
         parameters=parameters,
         kv_bytes_per_token=graph.bytes_per_token(past_names(layers)),
         no_genai=no_genai,
@@ -130,7 +130,7 @@ def _sample(model: PreTrainedModel, *, positions: bool) -> tuple[torch.Tensor, .
     return (new, mask, steps, *past) if positions else (new, mask, *past)
 
 
-def _road(model: PreTrainedModel, options: OnnxOptions) -> Route:
+def _route(model: PreTrainedModel, options: OnnxOptions) -> Route:
     reason = why_not_builder(model)
     if options.route == "builder" and reason is not None:
         raise UnsupportedModelError(f"the ONNX graph builder does not know this model: {reason}; use route='auto'")

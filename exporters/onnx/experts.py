@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from exporters.onnx import vendor
 
 NAME = "lpc_unrolled"
 
@@ -26,7 +27,7 @@ def unrolled_experts(experts: Any, hidden: torch.Tensor, chosen: torch.Tensor, w
     for index in range(first.shape[0]):
         tokens, rank = torch.where(chosen == index)
         inner = _linear(experts, "gate_up_proj" if experts.has_gate else "up_proj", index, hidden[tokens])
-        inner = experts._apply_gate(inner) if experts.has_gate else experts.act_fn(inner)
+        inner = vendor.gated(experts, inner) if experts.has_gate else experts.act_fn(inner)
         outer = _linear(experts, "down_proj", index, inner)
         if experts.has_post_expert_norm:
             outer = experts.post_expert_norm(outer)
@@ -44,18 +45,13 @@ def _linear(experts: Any, name: str, index: int, hidden: torch.Tensor) -> torch.
 @contextmanager
 def traceable_experts(model: PreTrainedModel) -> Iterator[None]:
     """Inside the block the model's experts, if it has any, run unrolled; then its own setting is back."""
-    if not any(_is_stacked(module) for module in model.modules()):
+    if not any(vendor.is_expert_stack(module) for module in model.modules()):
         yield
         return
     own = model.get_experts_implementation()
-    ALL_EXPERTS_FUNCTIONS.register(NAME, unrolled_experts)
+    vendor.register_experts(NAME, unrolled_experts)
     model.set_experts_implementation(NAME)
     try:
         yield
     finally:
         model.set_experts_implementation(own)
-
-
-def _is_stacked(module: object) -> bool:
-    """Whether a module is transformers' stack of experts, whose implementation can be exchanged."""
-    return all(hasattr(module, name) for name in ("has_gate", "has_bias", "is_transposed", "_apply_gate"))

@@ -30,7 +30,7 @@ def export_onnx(
     ``decoder_model.onnx``. Beside them lie the weights, ``config.json``, and what ``processor`` (the tokenizer, or an
     image processor) saves. ``model`` is not changed; a half-precision one is exported and verified as its fp32 copy.
 
-    Raises ``UnsupportedModelError`` (no road to ONNX; the message says why), ``TokenizerError``, and
+    Raises ``UnsupportedModelError`` (no route to ONNX; the message says why), ``TokenizerError``, and
     ``PostconditionError`` when a graph or GenAI does not compute what torch computes; the message names the case, the
     place and the number.
     """

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from exporters.onnx.precision import FLOAT32, Precision
 
-ORT_DOMAIN = "com.microsoft"
-
 IR_VERSION = 11
 EXTERNAL_FROM_BYTES = 1024
 

@@ -89,8 +89,3 @@ class OnnxPackage:
     kv_bytes_per_token: int
     no_genai: str | None
     parity: tuple[Parity, ...] = field(default=())
-
-    @property
-    def worst_parity(self) -> float:
-        """The largest of the verified relative differences."""
-        return max(each.value for each in self.parity)

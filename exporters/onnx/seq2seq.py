@@ -43,7 +43,7 @@ NO_GENAI = "onnxruntime-genai serves no text-to-text encoder-decoder"
 SAMPLE_BATCH, SAMPLE_TOKENS, SAMPLE_PAST, SAMPLE_TEXT = 2, 3, 4, 5
 
 
-class EncoderGraph(nn.Module):
+class TracedEncoder(nn.Module):
     """``(input_ids, attention_mask) -> (last_hidden_state, cross-attention key and value of each decoder layer)``."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -65,7 +65,7 @@ class EncoderGraph(nn.Module):
         return (hidden, *cache_tensors(cache.cross_attention_cache))
 
 
-class DecoderGraph(nn.Module):
+class TracedDecoder(nn.Module):
     """``(input_ids, encoder_attention_mask, *past) -> (logits, *present)``.
 
     ``past`` holds four tensors a layer: own key and value (batch, heads, past, head_dim), and the encoder's.
@@ -102,8 +102,8 @@ def export_seq2seq(
     sample = _sample(exported)
     layers = len(sample.past) // 4
     encoder, decoder = folder / ENCODER_FILE, folder / DECODER_FILE
-    parameters = trace_to_onnx(exported, EncoderGraph(exported), _encoder(sample), encoder, opset=options.opset)
-    parameters += trace_to_onnx(exported, DecoderGraph(exported), _decoder(sample), decoder, opset=options.opset)
+    parameters = trace_to_onnx(exported, TracedEncoder(exported), _encoder(sample), encoder, opset=options.opset)
+    parameters += trace_to_onnx(exported, TracedDecoder(exported), _decoder(sample), decoder, opset=options.opset)
     precision_of(options).finish(encoder, decoder)
     write_companions(model, processor, folder, options)
     generation = model.generation_config or GenerationConfig.from_model_config(model.config)

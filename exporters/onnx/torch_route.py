@@ -1,10 +1,9 @@
-"""The general road to ONNX: ``torch.onnx.export`` of any module, and mends for what it or onnxruntime lacks."""
+"""The general route to ONNX: ``torch.onnx.export`` of any module, and mends for what it or onnxruntime lacks."""
 
 from __future__ import annotations
 
 import logging
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,10 +14,10 @@ import onnx_ir as ir
 import torch
 from onnx_ir.tensor_adapters import from_torch_dtype
 from torch import nn
-from torch._dynamo import config as dynamo_config
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from exporters.onnx import vendor
 from exporters.onnx.cache import RUN_ERRORS
 from exporters.onnx.experts import traceable_experts
 from passes.errors import UnsupportedModelError
@@ -75,17 +74,16 @@ def trace_to_onnx(model: PreTrainedModel, wrapper: nn.Module, tracing: Tracing, 
 
 @contextmanager
 def _ready_to_trace(model: PreTrainedModel) -> Iterator[None]:
-    loggers = (logging.getLogger("torch.onnx"), logging.getLogger("torch.onnx._internal.exporter._registration"))
+    loggers = (logging.getLogger("torch.onnx"), logging.getLogger(vendor.REGISTRATION))
     levels = [each.level for each in loggers]
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(dynamo_config.patch(fake_tensor_cache_enabled=False))  # a fifth faster without
-        stack.enter_context(warnings.catch_warnings())
+        stack.enter_context(vendor.no_fake_tensor_cache())
         stack.enter_context(traceable_experts(model))
-        stack.enter_context(_grouped_attention())
-        warnings.simplefilter("ignore")
+        stack.enter_context(vendor.Instead(functional.scaled_dot_product_attention, _grouped_attention))
+        stack.enter_context(vendor.exporter_warnings_off())
         for each in loggers:
-            each.setLevel(logging.ERROR)  # torchvision's operators are not needed
+            each.setLevel(logging.ERROR)
         try:
             yield
         finally:
@@ -93,21 +91,14 @@ def _ready_to_trace(model: PreTrainedModel) -> Iterator[None]:
                 each.setLevel(level)
 
 
-@contextmanager
-def _grouped_attention() -> Iterator[None]:
-    """Inside the block, attention that broadcasts its only KV head (Falcon) says so; torch's exporter has to know."""
-    original = functional.scaled_dot_product_attention
-
-    def grouped(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if query.ndim == 4 and key.shape[1] == 1 and query.shape[1] != 1:
-            kwargs["enable_gqa"] = True
-        return original(query, key, value, *args, **kwargs)
-
-    functional.scaled_dot_product_attention = grouped
-    try:
-        yield
-    finally:
-        functional.scaled_dot_product_attention = original
+def _grouped_attention(
+    attend: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+) -> torch.Tensor:
+    """Attention that broadcasts its only KV head (Falcon) says so; torch's exporter has to know."""
+    if query.ndim == 4 and key.shape[1] == 1 and query.shape[1] != 1:
+        kwargs["enable_gqa"] = True
+    result: torch.Tensor = attend(query, key, value, *args, **kwargs)
+    return result
 
 
 def _widen_bfloat16(graph: ir.Graph) -> None:

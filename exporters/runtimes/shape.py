@@ -6,9 +6,7 @@ import copy
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import transformers
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -16,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from exporters.hf import needs_modelling_file
 from passes.errors import LpcError, UnsupportedModelError
 from passes.families import FAMILIES, AttentionBlock, Family
-from passes.models import AUTO_CLASSES, Task, task_of, twin_of
+from passes.models import AUTO_CLASSES, Task, task_of, twin_of, vendor
 
 LAYER = re.compile(r"\.(\d+)\.")
 
@@ -163,10 +161,9 @@ def _rows(model: PreTrainedModel) -> Iterator[int]:
 def _stock_shapes(model: PreTrainedModel, task: Task) -> tuple[Shapes | None, str | None]:
     """The parameters' shapes in the class that the auto class picks, built without weights, or why it has none."""
     auto = AUTO_CLASSES[task]
-    found: Any = getattr(transformers, auto)._model_mapping.get(type(model.config), None)
     named = model.config.architectures or [None]
-    several = found if isinstance(found, tuple) else (found,)
-    stock = next((each for each in several if each.__name__ == named[0]), several[0]) if found else None
+    several = vendor.classes_for(auto, model.config)
+    stock = next((each for each in several if each.__name__ == named[0]), several[0] if several else None)
     if stock is None or not stock.__module__.startswith("transformers."):
         return None, f"{auto} knows no class for a {type(model.config).__name__}"
     config = copy.deepcopy(model.config)

@@ -87,7 +87,7 @@ ENVIRONMENT = {
 
 
 def prepare_process() -> None:
-    """Keep the libraries' bars, advice and warnings off the terminal, and threads from spinning.
+    """Keep the libraries' bars and advice off the terminal, their warnings among its lines, and threads from spinning.
 
     Called before torch is imported; settings of the user's own win.
     """
@@ -95,7 +95,9 @@ def prepare_process() -> None:
         os.environ.setdefault(name, value)
     for name in ("torch", "peft", "datasets", "accelerate", "lm_eval", "onnxscript", "onnx_ir", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
+    # peft 0.21 asks transformers for the old name
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning, "transformers")
+    logging.captureWarnings(True)
     _log_to_terminal()
 
 
@@ -103,7 +105,7 @@ class _Plain(logging.Formatter):
     """Records as lines without control characters, since they may quote a file."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return visible(super().format(record))
+        return visible(super().format(record).rstrip())
 
 
 def _log_to_terminal() -> None:

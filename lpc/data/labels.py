@@ -19,8 +19,6 @@ LABEL_ALIASES = ("label", "label_ids")
 IGNORED = -100
 """The label of a place that has none."""
 
-CLASSIFIERS = (Task.SEQUENCE_CLASSIFICATION, Task.IMAGE_CLASSIFICATION)
-
 
 class _Want(StrEnum):
     """What one row's labels are."""

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from exporters.files import sha256
 from lpc.data import read_documents
 from lpc.evaluation.perplexity import exp
-from lpc.evaluation.results import Agreement, Evaluation, ModelRun, TaskScore, TextScore
+from lpc.evaluation.results import Agreement, Evaluation, ModelRun, TaskResult, TextResult
 from lpc.evaluation.subjects import Subject, context_limit, find_subjects, weight_dtype
 from lpc.evaluation.tasks import read_rows
 from lpc.options import EvaluateOptions
@@ -47,7 +47,7 @@ def evaluate(
     dense: Path | PreTrainedModel | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Score the models in ``folder``, an output of ``lpc compress``, a checkpoint or an ONNX folder, with lm-eval.
+    """Evaluate the models in ``folder``, an output of ``lpc compress``, a checkpoint or an ONNX folder, with lm-eval.
 
     ``dense`` is evaluated as well; by default the source that the manifest names, if that is a local folder. Torch
     models are loaded in fp32 (a live one runs as it is). The backends of one model must agree in log-likelihood.
@@ -60,18 +60,18 @@ def evaluate(
     subjects = find_subjects(Path(folder), options.backend, dense)
     context = _context_length(options, subjects)
     runs: list[ModelRun] = []
-    scored: list[LogLikelihoods] = []
+    likelihoods: list[LogLikelihoods] = []
     with ExitStack() as stack:
         messages = stack.enter_context(harness.quiet())
         tasks = _tasks(options, stack)
         _check_generation(tasks, subjects)
         for index, subject in enumerate(subjects):
             progress("evaluate", index, len(subjects))
-            run, scores = _run(subject, tasks, options, context, messages)
+            run, found = _run(subject, tasks, options, context, messages)
             runs.append(run)
-            scored.append(scores)
+            likelihoods.append(found)
         progress("evaluate", len(subjects), len(subjects))
-    agreements = tuple(_agreements(subjects, scored))
+    agreements = tuple(_agreements(subjects, likelihoods))
     _check_agreement(agreements)
     return Evaluation(
         folder=str(Path(folder).absolute()),
@@ -132,33 +132,33 @@ def _run(
     start = time.perf_counter()
     live = subject.live if subject.live is not None else torch.nn.Module()
     with evaluation_mode(live):
-        scorer = harness.open_scorer(subject, context_length=context, batch_size=options.batch_size)
+        backend = harness.open_backend(subject, context_length=context, batch_size=options.batch_size)
         messages.clear()  # what lm-eval says about being handed a model in memory is no news
-        found = harness.run(scorer, tasks, limit=options.limit, batch_size=options.batch_size)
+        found = harness.run(backend, tasks, limit=options.limit)
     run = ModelRun(
         model=subject.model,
         backend=subject.backend,
         folder=str(subject.folder.absolute()),
-        dtype=str(scorer.model.dtype).removeprefix("torch.") if subject.backend == "hf" else weight_dtype(subject),
+        dtype=str(backend.model.dtype).removeprefix("torch.") if subject.backend == "hf" else weight_dtype(subject),
         context_length=context,
-        prefix_token_id=scorer.prefix_token_id,
+        prefix_token_id=backend.prefix_token_id,
         seconds=time.perf_counter() - start,
-        truncated=scorer.truncated,
+        truncated=backend.truncated,
         warnings=tuple(messages),
-        text=_text_score(found, scorer, context) if options.text is not None else None,
-        scores=tuple(_scores(found)),
+        text=_text_result(found, backend, context) if options.text is not None else None,
+        scores=tuple(_task_results(found)),
         lm_eval={key: found[key] for key in (*harness.RESULT_KEYS, "config") if key in found},
     )
     return run, _log_likelihoods(found)
 
 
-def _text_score(found: Mapping[str, Any], scorer: Any, context: int) -> TextScore:
+def _text_result(found: Mapping[str, Any], backend: Any, context: int) -> TextResult:
     from lpc.evaluation.harness import TEXT_TASK
 
     samples, results = found["samples"][TEXT_TASK], found["results"][TEXT_TASK]
-    tokens = sum(len(scorer.tok_encode(sample["doc"]["page"])) for sample in samples)
+    tokens = sum(len(backend.tok_encode(sample["doc"]["page"])) for sample in samples)
     log_likelihood = sum(sample["word_perplexity"][0] for sample in samples)
-    return TextScore(
+    return TextResult(
         documents=len(samples),
         tokens=tokens,
         words=sum(sample["word_perplexity"][1] for sample in samples),
@@ -172,7 +172,7 @@ def _text_score(found: Mapping[str, Any], scorer: Any, context: int) -> TextScor
     )
 
 
-def _scores(found: Mapping[str, Any]) -> Iterator[TaskScore]:
+def _task_results(found: Mapping[str, Any]) -> Iterator[TaskResult]:
     """Every metric of every task but the text; lm-eval's keys are ``metric,filter`` and ``metric_stderr,filter``."""
     from lpc.evaluation.harness import TEXT_TASK
 
@@ -182,7 +182,7 @@ def _scores(found: Mapping[str, Any]) -> Iterator[TaskScore]:
             if task == TEXT_TASK or not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             stderr = values.get(f"{metric}_stderr,{chosen}")
-            yield TaskScore(
+            yield TaskResult(
                 task=task,
                 metric=metric if chosen == "none" else f"{metric} ({chosen})",
                 value=value,
@@ -193,23 +193,23 @@ def _scores(found: Mapping[str, Any]) -> Iterator[TaskScore]:
 
 def _log_likelihoods(found: Mapping[str, Any]) -> LogLikelihoods:
     """Of all requests that have one; a task with several filters has its samples once a filter, so the first counts."""
-    scores: LogLikelihoods = {}
+    likelihoods: LogLikelihoods = {}
     for task, samples in found["samples"].items():
         first = samples[0]["filter"] if samples else None
         responses = [each[0] for s in samples if s["filter"] == first for each in s["resps"]]
         values = [response[0] if isinstance(response, tuple | list) else response for response in responses]
         if values and not any(isinstance(value, str) for value in values):
-            scores[task] = [float(value) for value in values]
-    return scores
+            likelihoods[task] = [float(value) for value in values]
+    return likelihoods
 
 
-def _agreements(subjects: tuple[Subject, ...], scored: list[LogLikelihoods]) -> Iterator[Agreement]:
+def _agreements(subjects: tuple[Subject, ...], likelihoods: list[LogLikelihoods]) -> Iterator[Agreement]:
     """Each further backend of a model against its first one."""
     reference: dict[str, int] = {}
     for index, subject in enumerate(subjects):
         first = reference.setdefault(subject.model, index)
-        for task, expected in scored[first].items() if first != index else ():
-            actual = scored[index][task]
+        for task, expected in likelihoods[first].items() if first != index else ():
+            actual = likelihoods[index][task]
             if len(actual) != len(expected):
                 raise DataError(f"task {task} has other requests for {subject.backend}: it is not deterministic")
             differences = [abs(a - b) for a, b in zip(actual, expected, strict=True)]

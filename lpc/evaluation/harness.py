@@ -1,51 +1,40 @@
-"""The only module that touches lm-eval (0.4.13): its tasks, its backends made alike, and its silence.
+"""The way to lm-eval (0.4.13): its tasks, a run, and its silence; ``lpc.evaluation.vendor`` levels its backends.
 
-Import it inside functions: lm-eval takes seconds to load. The backends are lm-eval's own; three differences between
-them are levelled, so that one model gives one number:
-
-- windows: the ONNX base keeps the last ``max_length`` tokens of context and continuation together, where HFLM keeps
-  ``max_length + 1`` and feeds all but the last. A full rolling window then loses its first token's score. Both are
-  given the longer cut here, and neither is fed the last token, whose logits nobody reads.
-- bos: HFLM lets the tokenizer add it, the ONNX base does not. Here no backend does.
-- prefix: the token that the first one is conditioned on comes from the tokenizer or from genai_config.json. Here it is
-  the tokenizer's bos, else its eos, for all.
+Import it inside functions: lm-eval takes seconds to load.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import tempfile
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-import datasets
 import numpy as np
+import torch
 from lm_eval import evaluator
 from lm_eval.api.group import Group
 from lm_eval.api.metrics import mean, weighted_mean
-from lm_eval.api.task import ConfigurableTask, Task
-from lm_eval.models.huggingface import HFLM
-from lm_eval.models.onnxruntime_genai import ONNXRuntimeGenAILM
-from lm_eval.models.onnxruntime_ort import ONNXRuntimeLM
+from lm_eval.api.task import Task
+from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.tasks import TaskManager
-from tqdm.std import tqdm  # type: ignore[import-untyped]
-from transformers.utils import logging as transformers_logging
 
 from exporters.hf import reload
 from lpc.evaluation.perplexity import exp
 from lpc.evaluation.subjects import Subject
 from lpc.evaluation.tasks import RowTask
+from lpc.evaluation.vendor import GenaiBackend, LocalTask, OrtBackend, TorchBackend, private_cache
 from lpc.source import find_tokenizer
+from passes import models
 from passes.errors import DataError, LpcError, ModelError, OptionError, TokenizerError
 
-__all__ = ["TEXT_TASK", "leaves", "local_task", "named_tasks", "open_scorer", "quiet", "run", "text_task"]
+__all__ = ["TEXT_TASK", "leaves", "local_task", "named_tasks", "open_backend", "quiet", "run", "text_task"]
 
 TEXT_TASK = "text"
-"""Name of the task that scores the text file."""
+"""Name of the task that measures the text file."""
 
 BOOTSTRAP_ITERS = 1000
 """For the standard error of the few metrics that have no closed form."""
@@ -53,71 +42,7 @@ BOOTSTRAP_ITERS = 1000
 RESULT_KEYS = ("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
 
 
-class _Checked:
-    """What all backends share: requests are checked before they are scored, and scores before they are used."""
-
-    max_length: int
-    truncated = 0
-
-    def _check(self, requests: Sequence[Any]) -> None:
-        for _, context, continuation in requests:
-            if not continuation:
-                raise DataError("an answer adds no token to its question: is it empty?")
-            if len(continuation) > self.max_length:
-                raise DataError(
-                    f"an answer of {len(continuation)} tokens does not fit into the context of {self.max_length} tokens"
-                )
-            self.truncated += len(context) + len(continuation) > self.max_length + 1
-
-    @staticmethod
-    def _finite(scores: list[tuple[float, bool]]) -> list[tuple[float, bool]]:
-        if not all(math.isfinite(score) for score, _ in scores):
-            raise ModelError("a log-likelihood is not finite: the model's weights or logits hold NaN or inf")
-        return scores
-
-
-class _TorchScorer(_Checked, HFLM):  # type: ignore[misc]
-    def _loglikelihood_tokens(self, requests: Sequence[Any], *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
-        self._check(requests)
-        return self._finite(HFLM._loglikelihood_tokens(self, requests, *args, **kwargs))
-
-
-class _OnnxScorer(_Checked):
-    """The windows of HFLM for a backend on lm-eval's ONNX base; mixed in before it."""
-
-    def _loglikelihood_tokens(self, requests: Sequence[Any], *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
-        self._check(requests)
-        self.max_length += 1
-        try:
-            return self._finite(super()._loglikelihood_tokens(requests, *args, **kwargs))  # type: ignore[misc]
-        finally:
-            self.max_length -= 1
-
-    def _forward_logits(self, tokens: list[int]) -> np.ndarray:
-        logits: np.ndarray = super()._forward_logits(tokens[:-1])  # type: ignore[misc]
-        return logits
-
-
-class _OrtScorer(_OnnxScorer, ONNXRuntimeLM):  # type: ignore[misc]
-    pass
-
-
-class _GenaiScorer(_OnnxScorer, ONNXRuntimeGenAILM):  # type: ignore[misc]
-    pass
-
-
-class _LocalTask(ConfigurableTask):  # type: ignore[misc]
-    """A task whose documents are in memory: nothing is downloaded and nothing is cached on disk."""
-
-    def __init__(self, rows: Sequence[dict[str, Any]], config: dict[str, Any]) -> None:
-        self._rows = rows
-        super().__init__(config={"test_split": "test", "num_fewshot": 0, "metadata": {"version": 1.0}, **config})
-
-    def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        self.dataset = {"test": datasets.Dataset.from_list(list(self._rows))}
-
-
-def open_scorer(subject: Subject, *, context_length: int, batch_size: int) -> Any:
+def open_backend(subject: Subject, *, context_length: int, batch_size: int) -> Any:
     """An lm-eval ``LM`` for the subject, torch models in fp32. Raises `ModelError` or `TokenizerError`."""
     tokenizer = find_tokenizer(subject.folder)
     if tokenizer is None:
@@ -129,12 +54,10 @@ def open_scorer(subject: Subject, *, context_length: int, batch_size: int) -> An
         )
     try:
         if subject.backend != "hf":
-            kind = _OrtScorer if subject.backend == "onnx" else _GenaiScorer
-            scorer = kind(pretrained=str(subject.folder), max_length=context_length)
-            scorer._bos_token_id = prefix
-            return scorer
+            kind = OrtBackend if subject.backend == "onnx" else GenaiBackend
+            return kind(subject.folder, max_length=context_length, prefix=prefix)
         model = reload(subject.folder).float() if subject.live is None else subject.live
-        return _TorchScorer(
+        return TorchBackend(
             pretrained=model,
             tokenizer=tokenizer,
             backend="causal",
@@ -152,7 +75,7 @@ def open_scorer(subject: Subject, *, context_length: int, batch_size: int) -> An
 def text_task(documents: Sequence[str]) -> Task:
     """The documents of a text as one ``loglikelihood_rolling`` task."""
     metrics = {"word_perplexity": _perplexity, "byte_perplexity": _perplexity, "bits_per_byte": _bits}
-    return _LocalTask(
+    return LocalTask(
         [{"page": document} for document in documents],
         {
             "task": TEXT_TASK,
@@ -177,7 +100,7 @@ def local_task(task: RowTask) -> Task:
             for name in task.metrics
         ],
     }
-    return _LocalTask(task.rows, {key: value for key, value in config.items() if value is not None})
+    return LocalTask(task.rows, {key: value for key, value in config.items() if value is not None})
 
 
 def named_tasks(names: Sequence[str], include_path: Path | None, stack: ExitStack) -> list[Task | Group]:
@@ -198,7 +121,7 @@ def named_tasks(names: Sequence[str], include_path: Path | None, stack: ExitStac
             found = f"it defines: {', '.join(local) or 'none'}" if include_path else "there is no include_path"
             raise OptionError(f"unknown task {', '.join(unknown)}: neither in lm-eval nor in include_path ({found})")
     if is_local:
-        stack.enter_context(_private_cache())
+        stack.enter_context(private_cache())
     return [found for name in names for found in _load(manager, name, is_local)]
 
 
@@ -217,20 +140,25 @@ def leaves(tasks: Sequence[Task | Group]) -> list[Task]:
     return [leaf for task in tasks for leaf in (task.get_all_tasks() if isinstance(task, Group) else [task])]
 
 
-def run(scorer: Any, tasks: Sequence[Task | Group], *, limit: int | None, batch_size: int) -> dict[str, Any]:
-    """`lm_eval.simple_evaluate`, with samples. The caller's random state may change: lm-eval sets its seeds."""
-    # git and pip are asked for what the provenance in eval.json does not need; outside a repository git complains
-    with mock.patch.multiple(evaluator, add_env_info=_nothing, get_git_commit_hash=_nothing):
-        found: dict[str, Any] = evaluator.simple_evaluate(
-            model=scorer,
-            tasks=list(tasks),
-            batch_size=batch_size,
-            limit=limit,
-            bootstrap_iters=BOOTSTRAP_ITERS,
-            log_samples=True,
-            task_manager=TaskManager(include_defaults=False),
-        )
-    return found
+def run(backend: Any, tasks: Sequence[Task | Group], *, limit: int | None) -> dict[str, Any]:
+    """`lm_eval.evaluate`, with samples, set up as `simple_evaluate` does.
+
+    That itself would ask git and pip for what the provenance in eval.json does not need. The caller's random state
+    changes: seeds are set, as lm-eval sets them.
+    """
+    random.seed(DEFAULT_RANDOM_SEED)
+    np.random.seed(DEFAULT_OTHER_SEED)
+    torch.manual_seed(DEFAULT_OTHER_SEED)
+    loaded = TaskManager(include_defaults=False).load(list(tasks))
+    for task in loaded["tasks"].values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+    found: dict[str, Any] = evaluator.evaluate(
+        lm=backend, task_dict=loaded, limit=limit, bootstrap_iters=BOOTSTRAP_ITERS, log_samples=True
+    )
+    seeds = {"random_seed": DEFAULT_RANDOM_SEED, "numpy_seed": DEFAULT_OTHER_SEED, "torch_seed": DEFAULT_OTHER_SEED}
+    return {**found, "config": {"limit": limit, "bootstrap_iters": BOOTSTRAP_ITERS, **seeds}}
 
 
 @contextmanager
@@ -238,19 +166,17 @@ def quiet() -> Iterator[list[str]]:
     """Keep bars and logs off the terminal; lm-eval's warnings are collected, each once, in the list."""
     collector = _Collector()
     logger = logging.getLogger("lm_eval")
-    before = (logger.level, logger.propagate, transformers_logging.get_verbosity())
+    before = (logger.level, logger.propagate)
     logger.addHandler(collector)
     logger.setLevel(logging.WARNING)
     logger.propagate = False
-    transformers_logging.set_verbosity_error()
     try:
-        with mock.patch.object(tqdm, "__init__", _without_bar(tqdm.__init__)):
+        with models.quiet():
             yield collector.messages
     finally:
         logger.removeHandler(collector)
         logger.setLevel(before[0])
         logger.propagate = before[1]
-        transformers_logging.set_verbosity(before[2])
 
 
 class _Collector(logging.Handler):
@@ -263,23 +189,6 @@ class _Collector(logging.Handler):
         # truncated requests are counted, one message each would drown the rest
         if message not in self.messages and not message.startswith("Combined length of context"):
             self.messages.append(message)
-
-
-def _without_bar(init: Any) -> Any:
-    def silent(self: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **{**kwargs, "disable": True})
-
-    return silent
-
-
-@contextmanager
-def _private_cache() -> Iterator[None]:
-    """Local files need neither the network nor a copy in the user's cache; lm-eval maps over them when it runs too."""
-    with (
-        tempfile.TemporaryDirectory(prefix="lpc-datasets-", ignore_cleanup_errors=True) as folder,
-        mock.patch.multiple(datasets.config, HF_DATASETS_CACHE=Path(folder), HF_HUB_OFFLINE=True),
-    ):
-        yield
 
 
 def _metric(name: str, aggregation: Any, *, better: bool) -> dict[str, Any]:
@@ -297,7 +206,3 @@ def _bits(items: Sequence[tuple[float, int]]) -> float:
 
 def _mean_perplexity(items: Sequence[float]) -> float:
     return exp(-mean(items))
-
-
-def _nothing(*args: Any) -> None:
-    return None

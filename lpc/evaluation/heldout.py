@@ -10,22 +10,21 @@ from typing import Any, TypeAlias
 import torch
 from peft import PeftModel
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.loss.loss_utils import LOSS_MAPPING
 
 from exporters.hf import reload
 from lpc.data import IGNORED, Collator, Row, RowFormat, Rows, RowsLike, open_rows
 from lpc.evaluation.perplexity import exp
 from lpc.source import load_config
 from passes.errors import DataError, MissingFileError, ModelError, OptionError, UnsupportedModelError
-from passes.models import Task, base_model, evaluation_mode, model_class, task_of
+from passes.models import Task, base_model, evaluation_mode, model_class, task_of, vendor
 
-__all__ = ["Score", "score", "score_model"]
+__all__ = ["Quality", "quality", "quality_of"]
 
 Outputs: TypeAlias = "Mapping[str, torch.Tensor]"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class Quality:
     """How well a model does on rows.
 
     ``loss`` is the model's own: the mean over ``labels`` labels in nats (for regression the mean squared error). In
@@ -47,8 +46,8 @@ class Score:
         return {name: value for name, value in values.items() if value is not None}
 
 
-def score(model: PreTrainedModel | PeftModel | str | Path, rows: RowsLike, *, batch_size: int = 8) -> Score:
-    """Score a model on rows with its inputs and labels.
+def quality(model: PreTrainedModel | PeftModel | str | Path, rows: RowsLike, *, batch_size: int = 8) -> Quality:
+    """How good a model is on rows with its inputs and labels.
 
     ``model`` is live, a checkpoint folder (``OUT/hf``) or an ONNX folder (``OUT/onnx``, run by onnxruntime on the CPU).
     A live model comes back as it was. Raises OptionError, MissingFileError, DataError, ModelError, and
@@ -63,18 +62,18 @@ def score(model: PreTrainedModel | PeftModel | str | Path, rows: RowsLike, *, ba
                 f"there is no config.json in {folder}: name OUT/hf or OUT/onnx, or another such folder"
             )
         if (folder / "model.onnx").is_file():
-            return _score_onnx(folder, rows, batch_size)
+            return _quality_onnx(folder, rows, batch_size)
         if any(folder.glob("*.onnx")):
             raise UnsupportedModelError(
-                f"{folder} holds the graphs of an encoder-decoder, which score does not run: score OUT/hf instead"
+                f"{folder} holds the graphs of an encoder-decoder, which lpc.quality does not run: name OUT/hf instead"
             )
         model = reload(folder)
     base = base_model(model)
-    return score_model(model, open_rows(rows, RowFormat.of(type(base), base.config)), batch_size=batch_size)
+    return quality_of(model, open_rows(rows, RowFormat.of(type(base), base.config)), batch_size=batch_size)
 
 
-def score_model(model: PreTrainedModel | PeftModel, rows: Rows, *, batch_size: int = 8) -> Score:
-    """Score a live model, which comes back in its modes. Raises DataError if no row has a label, ModelError."""
+def quality_of(model: PreTrainedModel | PeftModel, rows: Rows, *, batch_size: int = 8) -> Quality:
+    """How good a live model is, which comes back in its modes. Raises DataError if no row has a label, ModelError."""
     base = base_model(model)
     parameter = next(p for p in model.parameters() if p.is_floating_point())
     collate = Collator.of(base.config, task_of(base), parameter.dtype)
@@ -90,7 +89,7 @@ def score_model(model: PreTrainedModel | PeftModel, rows: Rows, *, batch_size: i
         return _total(run, _batches(rows, collate, batch_size), rows.format, len(rows))
 
 
-def _score_onnx(folder: Path, data: RowsLike, batch_size: int) -> Score:
+def _quality_onnx(folder: Path, data: RowsLike, batch_size: int) -> Quality:
     import onnxruntime
 
     config = load_config(folder)
@@ -127,7 +126,7 @@ def _check_inputs(folder: Path, task: Task, wanted: Iterable[str], batch: Row) -
     missing = [name for name in wanted if name not in batch]
     if any(name.startswith("past_key_values") for name in missing):
         raise UnsupportedModelError(
-            f"{folder} holds a decoder with a cache ({task}), which score does not run: use lpc evaluate for it"
+            f"{folder} holds a decoder with a cache ({task}), which lpc.quality does not run: use lpc evaluate for it"
         )
     if missing:
         raise DataError(f"the graph in {folder} wants {', '.join(missing)}, which the rows do not have")
@@ -144,14 +143,13 @@ def _loss(task: Task, config: PreTrainedConfig, outputs: Outputs, batch: Row) ->
     """The loss that transformers' own model computes from these outputs."""
     if task is Task.QUESTION_ANSWERING:
         ends = (batch["start_positions"], batch["end_positions"])
-        value = LOSS_MAPPING["ForQuestionAnswering"](outputs["start_logits"], outputs["end_logits"], *ends)
+        value = vendor.loss_named("ForQuestionAnswering")(outputs["start_logits"], outputs["end_logits"], *ends)
     elif task in (Task.SEQUENCE_CLASSIFICATION, Task.IMAGE_CLASSIFICATION):
-        value = LOSS_MAPPING["ForSequenceClassification"](batch["labels"], outputs["logits"].float(), config)
+        value = vendor.loss_named("ForSequenceClassification")(batch["labels"], outputs["logits"].float(), config)
     elif task is Task.TOKEN_CLASSIFICATION:
-        value = LOSS_MAPPING["ForTokenClassification"](outputs["logits"], batch["labels"], config)
+        value = vendor.loss_named("ForTokenClassification")(outputs["logits"], batch["labels"], config)
     else:
-        value = LOSS_MAPPING["ForMaskedLM"](outputs["logits"], batch["labels"], outputs["logits"].shape[-1])
-    assert isinstance(value, torch.Tensor)
+        value = vendor.loss_named("ForMaskedLM")(outputs["logits"], batch["labels"], outputs["logits"].shape[-1])
     return value
 
 
@@ -170,7 +168,7 @@ class _Sums:
 
 def _total(
     run: Callable[[Row], tuple[Outputs, float]], batches: Iterable[Row], row_format: RowFormat, rows: int
-) -> Score:
+) -> Quality:
     sums, task = _Sums(), row_format.task
     for batch in batches:
         labels = _labels(task, batch)
@@ -185,7 +183,7 @@ def _total(
     if sums.labels == 0:
         raise DataError("no row has a label other than -100")
     loss = sums.loss / sums.labels
-    return Score(
+    return Quality(
         loss=loss,
         accuracy=sums.right / sums.labels if sums.has_classes else None,
         perplexity=exp(loss) if task in (Task.CAUSAL_LM, Task.MASKED_LM, Task.SEQ2SEQ_LM) else None,

@@ -1,4 +1,4 @@
-"""What an evaluation found: scores a model and backend, and whether the backends of one model agree."""
+"""What an evaluation found: results a model and backend, and whether the backends of one model agree."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 
 from exporters.files import write_text
 
-__all__ = ["Agreement", "Evaluation", "ModelRun", "TaskScore", "TextScore"]
+__all__ = ["Agreement", "Evaluation", "ModelRun", "TaskResult", "TextResult"]
 
 SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextScore:
+class TextResult:
     """Perplexity of a text. ``token_perplexity`` is exp(-log_likelihood / tokens), tokens being the model's own.
 
     ``word_perplexity``, ``byte_perplexity`` and ``bits_per_byte`` are lm-eval's: the same log-likelihood (in nats)
@@ -37,7 +37,7 @@ class TextScore:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskScore:
+class TaskResult:
     """One metric of one task; ``stderr`` is None where lm-eval has none ("N/A")."""
 
     task: str
@@ -63,8 +63,8 @@ class ModelRun:
     seconds: float
     truncated: int
     warnings: tuple[str, ...]
-    text: TextScore | None
-    scores: tuple[TaskScore, ...]
+    text: TextResult | None
+    scores: tuple[TaskResult, ...]
     lm_eval: Mapping[str, Any]
 
 
@@ -100,7 +100,7 @@ class Agreement:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """All runs on one folder, with provenance. ``limit`` None means every document was scored."""
+    """All runs on one folder, with provenance. ``limit`` None means every document was taken."""
 
     folder: str
     date: str

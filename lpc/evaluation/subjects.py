@@ -68,7 +68,7 @@ def _check_causal(home: Path | None) -> None:
     if task is not Task.CAUSAL_LM:
         raise UnsupportedModelError(
             f"{home} holds a {kind.__name__} ({task}), and lm-eval runs causal language models only: "
-            "use lpc.score(folder, rows) for loss and accuracy"
+            "use lpc.quality(folder, rows) for loss and accuracy"
         )
 
 

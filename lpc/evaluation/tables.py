@@ -25,9 +25,9 @@ def _column(run: Mapping[str, Any]) -> dict[str, str]:
         context = run["text"]["context_length"]
         for metric in TEXT_METRICS:
             cells[f"{metric.replace('_', ' ')} (context {context})"] = _number(run["text"][metric])
-    for score in run["scores"]:
-        stderr = "" if score["stderr"] is None else f" ± {score['stderr']:.4f}"
-        cells[f"{score['task']} {score['metric']}"] = f"{_number(score['value'])}{stderr}"
+    for result in run["scores"]:
+        stderr = "" if result["stderr"] is None else f" ± {result['stderr']:.4f}"
+        cells[f"{result['task']} {result['metric']}"] = f"{_number(result['value'])}{stderr}"
     return cells
 
 

@@ -36,7 +36,7 @@ class CompressOptions:
     tune: TuneOptions = option(TuneOptions(), help="How units are ranked and the adapters train.")
     compensate: CompensateOptions | bool | None = option(
         None,
-        help="Solve the projections that read removed units anew; by default where nothing was tuned yet.",
+        help="Re-solve the projections that read removed units; by default where nothing was tuned yet.",
         group=Group.TUNE,
         flag="--compensate/--no-compensate",
         words=bool,

@@ -2,24 +2,13 @@
 
 from lpc.report.curve import Panel, Point, draw
 from lpc.report.manifest import complete, record, write_manifest
-from lpc.report.report import (
-    HeldOut,
-    Measure,
-    Merging,
-    PredictedLatency,
-    Report,
-    heldout_rows,
-    runs_on,
-    show_measure,
-    size_rows,
-    speed_rows,
-    table,
-)
+from lpc.report.render import heldout_rows, runs_on, show_measure, size_rows, speed_rows, table
+from lpc.report.report import BeforeAfter, HeldOut, Merging, PredictedLatency, Report
 from lpc.report.untouched import untouched
 
 __all__ = [
+    "BeforeAfter",
     "HeldOut",
-    "Measure",
     "Merging",
     "Panel",
     "Point",

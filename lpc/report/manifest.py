@@ -12,7 +12,7 @@ from typing import Any
 
 from exporters.files import UPDATE, sha256, updating, write_texts
 from lpc.owned import MANIFEST
-from lpc.report.report import render
+from lpc.report.render import render
 from lpc.versions import versions
 from passes.errors import DataError
 
@@ -51,11 +51,6 @@ def record(folder: Path, texts: Mapping[str, str] = NO_TEXTS) -> None:
             write_manifest(folder, values, texts)
         elif texts:
             write_texts(folder, texts)
-
-
-def refresh(folder: Path) -> None:
-    """Bring report and hashes up to date with the folder's files; nothing to do outside an lpc output."""
-    record(folder)
 
 
 def complete(part: Path) -> None:

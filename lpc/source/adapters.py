@@ -67,7 +67,7 @@ def load_adapter(model: PreTrainedModel | PeftModel, folder: str | Path) -> Peft
     embeddings = _embeddings(base).keys()
     try:
         with quiet(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what peft warns of is an error below
+            warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning, "peft")  # an error below
             _check_stored(path, stored, base)
             config = PeftConfig.from_pretrained(str(path))
             worn = PeftModel.from_pretrained(base, str(path), is_trainable=True, use_safetensors=True, config=config)

@@ -13,15 +13,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from passes.errors import ModelError
-from passes.models import base_model
+from passes.models import base_model, vendor
 
 logger = logging.getLogger(__name__)
-
-HOOKS = (
-    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks",
-)  # fmt: skip
-"""Where torch keeps the hooks of a module that run with a forward or backward pass."""
 
 EXPECTED = "hand over a transformers model, a peft model, a folder or a hub name"
 
@@ -49,13 +43,10 @@ def without_hooks(model: Live) -> Live:
     """
     own = False
     for module in model.modules():
-        for name in HOOKS:
-            hooks = getattr(module, name, None)
-            if hooks:
-                own = own or any(_is_users(hook) for hook in hooks.values())
-                hooks.clear()
-        if getattr(module, "_output_capturing_hooks_installed", False):
-            module._output_capturing_hooks_installed = False  # type: ignore[assignment]
+        for hooks in vendor.hooks_of(module):
+            own = own or any(_is_users(hook) for hook in hooks.values())
+            hooks.clear()
+        vendor.let_capture_again(module)
     if own:
         logger.warning("the hooks on the model are left out of the copy that lpc works on: a checkpoint holds none")
     return model
@@ -86,7 +77,7 @@ def _check_live(model: PreTrainedModel | PeftModel) -> None:
                 f"{name} wears an adapter that this {_kind(base)} carries by itself (add_adapter, load_adapter, or the "
                 "inside of a PeftModel): hand over the PeftModel around it, or the folder of the adapter"
             )
-        if name.rpartition(".")[2] in ("_orig_mod", "_fsdp_wrapped_module"):
+        if vendor.is_wrapped(name):
             outer = name.rpartition(".")[0]
             raise ModelError(
                 f"{outer} inside this {_kind(base)} is of the type {_kind(base.get_submodule(outer))}: put the module "
@@ -99,7 +90,7 @@ def _check_live(model: PreTrainedModel | PeftModel) -> None:
 
 
 def _why_meta(model: PreTrainedModel, name: str) -> str:
-    hooked = any(hasattr(module, "_hf_hook") for module in model.modules())
+    hooked = any(vendor.is_offloaded(module) for module in model.modules())
     if hooked or getattr(model, "hf_device_map", None):
         return (
             f"{name} is offloaded (accelerate keeps it elsewhere between calls): load the model whole, without "
@@ -110,10 +101,8 @@ def _why_meta(model: PreTrainedModel, name: str) -> str:
 
 def _check_dtypes(model: PreTrainedModel | PeftModel) -> None:
     """Raise ModelError for weights of several dtypes, but for those that the class itself keeps in fp32."""
-    base: Any = base_model(model)
-    kept = tuple(getattr(base, "_keep_in_fp32_modules", None) or ()) + tuple(
-        getattr(base, "_keep_in_fp32_modules_strict", None) or ()
-    )
+    base = base_model(model)
+    kept = vendor.kept_in_fp32(base)
     seen: dict[torch.dtype, str] = {}
     for name, tensor in base.named_parameters():
         if ".lora_" in name or "modules_to_save" in name or any(part in name.split(".") for part in kept):

@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 
 from peft import PeftModel
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import cached_file
 
 from exporters.hf import Processor, class_of
 from lpc.source.adapters import brings_embeddings, load_adapter, named_base, plain_or_lora
@@ -33,6 +32,7 @@ from passes.models import (
     reason,
     task_of,
     unreadable,
+    vendor,
 )
 from passes.pipeline import RunContext
 from passes.places import Place, find_place, is_there
@@ -174,7 +174,7 @@ def _processor_of(place: Place, trust_remote_code: bool) -> Processor | None:
 
 def _hub_processor(name: str, trust_remote_code: bool) -> Processor:
     try:
-        file = cached_file(name, IMAGE_PROCESSOR_FILE, _raise_exceptions_for_missing_entries=False)
+        file = vendor.cached_or_none(name, IMAGE_PROCESSOR_FILE)
         found: Processor | None = _image_processor(Path(file)) if file else None
         return found or AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:

@@ -1,6 +1,6 @@
 """Removing inputs of a projection and solving for the rest: the error that each removal leaves, from a Gram matrix.
 
-A projection gives XW from X [tokens, inputs]. If its inputs S go and the other rows of W are solved anew, the squared
+A projection gives XW from X [tokens, inputs]. If its inputs S go and the other rows of W are re-solved, the squared
 error of the output rises, with H = XᵀX / tokens, by
 
     tr(W_Sᵀ ([H⁻¹]_SS)⁻¹ W_S)          and the solution is          W ← W − [H⁻¹]_:S ([H⁻¹]_SS)⁻¹ W_S
@@ -31,7 +31,6 @@ POOL_SHARE = 4
 COMPACTED = 0.85
 """When so small a share r of the units is left, the matrices are cut down to them: (1 − r)/(1 − r³) of the work."""
 
-RIDGE_GROWTH = 10.0
 LEAST_RISE = 1e-6
 
 
@@ -159,24 +158,6 @@ def _factor(matrices: torch.Tensor) -> torch.Tensor:
         return diagonal[..., None]
     factor, failed = torch.linalg.cholesky_ex(matrices)
     return torch.where(failed[..., None, None] > 0, torch.diag_embed(diagonal), factor)
-
-
-def damped_factor(matrices: torch.Tensor, ridge: float) -> torch.Tensor:
-    """L with LLᵀ = M + λ · mean(diag M) · I of finite M [..., n, n] in fp64; each λ grows tenfold until that is
-    positive definite.
-    """
-    size = matrices.diagonal(dim1=-2, dim2=-1).mean(-1)
-    size = torch.where(size == 0, torch.finfo(torch.float32).tiny, size)
-    ridges = torch.full_like(size, ridge)
-    while True:
-        damped = matrices.clone()
-        damped.diagonal(dim1=-2, dim2=-1).add_((ridges * size)[..., None])
-        factor: torch.Tensor
-        factor, failed = torch.linalg.cholesky_ex(damped)
-        if not bool(failed.any()):
-            return factor
-        larger = (ridges * RIDGE_GROWTH).clamp_min(torch.finfo(torch.float64).eps)
-        ridges = torch.where(failed > 0, larger, ridges)
 
 
 def elimination_errors(surgeries: Sequence[Surgery]) -> torch.Tensor:

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from passes.algebra.cholesky import damped_cholesky
 from passes.algebra.products import product
 from passes.errors import ModelError
-
-RIDGE_GROWTH = 10.0
-LARGEST_RIDGE = 10.0
 
 
 @dataclass(frozen=True)
@@ -53,21 +51,19 @@ class NormalEquations:
         self.rows += len(inputs)
 
     def solve(self, ridge: float) -> Solution:
-        """The step, by Cholesky in fp64; λ grows tenfold until the matrix is positive definite.
+        """The step, by Cholesky in fp64 with the λ that ``damped_cholesky`` takes; none at all where it finds none.
 
         Raises ModelError if the sums are not finite.
         """
         gram, cross = self._centred()
         if not bool(torch.isfinite(gram).all() and torch.isfinite(cross).all()):
             raise ModelError("the activations on the calibration data are not finite")
-        size = float(gram.diagonal().mean())
         step = torch.zeros_like(cross)
-        while size > 0 and ridge <= LARGEST_RIDGE:
-            factor, failed = torch.linalg.cholesky_ex(gram + ridge * size * torch.eye(len(gram)).to(gram))
-            if not bool(failed):
-                step = torch.cholesky_solve(cross, factor)
-                break
-            ridge = max(ridge * RIDGE_GROWTH, torch.finfo(torch.float64).eps)
+        if float(gram.diagonal().mean()) > 0:
+            found = damped_cholesky(gram, ridge)
+            ridge = float(found.ridge)
+            if not bool(found.failed):
+                step = torch.cholesky_solve(cross, found.factor)
         return Solution(step, self.shift(step) if self._intercept else None, ridge)
 
     def shift(self, step: torch.Tensor) -> torch.Tensor:

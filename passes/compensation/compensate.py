@@ -1,4 +1,4 @@
-"""Compensate: solve the projections that read removed units anew, by least squares on calibration activations."""
+"""Compensate: re-solve the projections that read removed units, by least squares on calibration activations."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class CompensatePass(Pass):
     """Re-solves, in order of depth, every projection that reads removed units.
 
     It is for models that were not tuned since their units were masked: tuning finds a better place than the dense
-    model's outputs, and being drawn back to them costs (docs/recovery.md has numbers). ``CompensateOptions.guard`` sees
+    model's outputs, and going back to them costs (docs/recovery.md has numbers). ``CompensateOptions.guard`` sees
     to it.
 
     The inputs X' are those of the pruned model, compensated so far; the target Y is what the same projection gives in

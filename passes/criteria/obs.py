@@ -1,4 +1,4 @@
-"""OBS: the loss that a unit would leave behind if the projections that read it were solved anew without it."""
+"""OBS: the loss that a unit would leave behind if the projections that read it were re-solved without it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Gram:
 
 
 class Obs(InputReader[Gram]):
-    """The moving average of how much the loss rises by a unit at its turn, to second order, the rest solved anew.
+    """The moving average of how much the loss rises by a unit at its turn, to second order, the rest re-solved.
 
     Of a projection with inputs X and outputs whose gradients are g a token, G = E[xxᵀ] and F = E[ggᵀ]. F measures the
     error of the output in terms of the loss: G ⊗ F is its Hessian in the projection's weight, Kronecker-factored

@@ -141,7 +141,7 @@ _add(
     "obs",
     Needs.GRADIENTS,
     lambda graph, options, seed: Obs(graph, options),
-    "the loss left behind by the unit when the columns that stay are solved anew, to second order (OBS)",
+    "the loss left behind by the unit when the columns that stay are re-solved, to second order (OBS)",
     reads=("smoothing",),
     widths_only=True,
     one_shot=True,

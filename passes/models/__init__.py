@@ -1,5 +1,6 @@
 """Asking and running a transformers model: its task, adapters, masks, probes, batches, stock classes."""
 
+from passes.models import vendor
 from passes.models.adapter import (
     ADAPTER,
     ADAPTER_FILE,
@@ -141,6 +142,7 @@ __all__ = [
     "twin_of",
     "unchanged",
     "unreadable",
+    "vendor",
     "weightless",
     "wide",
     "widened",

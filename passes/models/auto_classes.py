@@ -8,6 +8,7 @@ from typing import Any
 import transformers
 from transformers import AutoConfig
 
+from passes.models import vendor
 from passes.models.resized import compact_class, has_own_sizes
 from passes.models.tasks import AUTO_CLASSES, model_class, task_of
 
@@ -24,6 +25,5 @@ def register_auto_classes(folder: str | Path) -> None:
         return
     resized: Any = model_class(config)
     getattr(transformers, AUTO_CLASSES[task_of(resized)]).register(type(config), resized, exist_ok=True)
-    headless = transformers.AutoModel._model_mapping.get(type(config), None)
-    if headless is not None:
+    for headless in vendor.classes_for("AutoModel", config):
         transformers.AutoModel.register(type(config), compact_class(headless), exist_ok=True)

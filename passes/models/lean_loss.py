@@ -10,8 +10,8 @@ import torch
 from peft import PeftModel
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
-from transformers.loss.loss_utils import ForCausalLMLoss
 
+from passes.models import vendor
 from passes.models.base import base_model
 
 CHUNK_ELEMENTS = 1 << 22
@@ -29,7 +29,7 @@ def lean_loss(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """
     base = base_model(model)
     was: Any = base.loss_function
-    if was is not ForCausalLMLoss:
+    if was is not vendor.loss_named("ForCausalLM"):
         yield
         return
     base.loss_function = causal_loss

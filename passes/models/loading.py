@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from passes.errors import LpcError, ModelError
+from passes.models import vendor
 from passes.models.fit import Misfit
 from passes.models.stock import twin_of
 from passes.models.stored import DTYPES, StoredTensor, stored_tensors
@@ -148,9 +148,8 @@ def _is_constant(name: str, constants: Collection[str]) -> bool:
 def _heads_beside(kind: type[PreTrainedModel], config: PreTrainedConfig) -> set[str]:
     """The tensors that the same model has without a head, or for pre-training: a pooler, BERT's next sentence head."""
     names: set[str] = set()
-    for auto in (transformers.AutoModel, transformers.AutoModelForPreTraining):
-        other = auto._model_mapping.get(type(config), None)
-        if isinstance(other, type) and issubclass(other, PreTrainedModel):
+    for auto in ("AutoModel", "AutoModelForPreTraining"):
+        for other in vendor.classes_for(auto, config):
             found = twin_of(other, config).state_dict().keys()
             names |= {*found, *(f"{kind.base_model_prefix}.{name}" for name in found)}
     return names
@@ -166,10 +165,7 @@ def dense_weights(config: PreTrainedConfig, model: PreTrainedModel | None = None
     found = str(getattr(quantisation, "quant_method", method) or "").rpartition(".")[2].lower() == "gguf"
     if found and model is not None:
         del config.quantization_config
-        for name in ("hf_quantizer", "quantization_method"):
-            model.__dict__.pop(name, None)
-        model.is_quantized = False
-        config._is_quantized = False
+        vendor.forget_quantizer(model)
     return found
 
 

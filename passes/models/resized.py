@@ -6,6 +6,12 @@ class is built as its configuration says. Then each layer is built again where `
 values of its own; or, where those cannot say it, the parameters that ``config.compact`` lists get their own shapes, and
 attention blocks what they must know of their heads. Where transformers builds such layers by itself, nothing is left to
 do, and the model is of the stock class.
+
+Names of transformers that are no promise, each tested by name (test_vendor.py), since nothing of lpc lies beside the
+weights: of ``conversion_mapping`` (how a checkpoint's tensors are called in the model)
+``get_checkpoint_conversion_mapping`` and ``register_checkpoint_conversion_mapping``; of a model class
+``is_custom_code`` (whether those are left out); of a configuration whose layers differ ``is_heterogeneous``,
+``per_layer_config``, ``per_layer_attributes`` and ``allow_global_per_layer_attribute_access``.
 """
 
 from __future__ import annotations

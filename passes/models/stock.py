@@ -14,7 +14,8 @@ from typing import Any, cast
 import torch
 import transformers
 from transformers import MistralConfig, PreTrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
+
+from passes.models import vendor
 
 ROPE_BY_LENGTH = ("dynamic", "longrope")
 """The kinds of rotary embedding whose frequencies depend on how long the input is, not on what has which shape."""
@@ -34,9 +35,7 @@ def weightless(model_type: type[PreTrainedModel], config: PreTrainedConfig) -> P
     """The model as its configuration builds it, on the meta device: for asking what it is, not for running it."""
     with torch.device("meta"):
         # Eager attention: the others inspect the values of masks.
-        return cast(
-            PreTrainedModel, cast(Any, model_type)._from_config(copy.deepcopy(config), attn_implementation="eager")
-        )
+        return vendor.from_config(model_type, copy.deepcopy(config), attention="eager")
 
 
 def rope_types(config: PreTrainedConfig) -> tuple[str, ...]:
@@ -74,9 +73,8 @@ def stock_class(model_type: type[PreTrainedModel], config: PreTrainedConfig) -> 
 
 def build_stock(config: PreTrainedConfig, state: Mapping[str, torch.Tensor], like: PreTrainedModel) -> PreTrainedModel:
     """The stock model of ``config`` that holds exactly the tensors of ``state``; everything else as in ``like``."""
-    cls = cast(Any, stock_class(type(like), config))
-    with no_init_weights():
-        model = cls._from_config(config, attn_implementation=like.config._attn_implementation)
+    cls = stock_class(type(like), config)
+    model = vendor.from_config(cls, config, attention=vendor.attention_of(like.config), initialised=False)
     return filled(model, state, like)
 
 

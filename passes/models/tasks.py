@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, cast
 
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.models.auto import modeling_auto
 
 from passes.errors import ModelError, UnsupportedModelError
+from passes.models import vendor
 from passes.models.resized import PREFIX, compact_class, has_own_sizes
 
 
@@ -32,14 +33,14 @@ class Task(StrEnum):
 
 
 # A class in several mappings has the first of these tasks: BART's is listed under masked LM as well.
-_MAPPINGS: dict[Task, dict[str, Any]] = {
-    Task.SEQ2SEQ_LM: modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-    Task.CAUSAL_LM: modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    Task.MASKED_LM: modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    Task.SEQUENCE_CLASSIFICATION: modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    Task.TOKEN_CLASSIFICATION: modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
-    Task.QUESTION_ANSWERING: modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
-    Task.IMAGE_CLASSIFICATION: modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+_MAPPINGS: dict[Task, Mapping[str, Any]] = {
+    Task.SEQ2SEQ_LM: vendor.names_by_model_type("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING"),
+    Task.CAUSAL_LM: vendor.names_by_model_type("MODEL_FOR_CAUSAL_LM_MAPPING"),
+    Task.MASKED_LM: vendor.names_by_model_type("MODEL_FOR_MASKED_LM_MAPPING"),
+    Task.SEQUENCE_CLASSIFICATION: vendor.names_by_model_type("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING"),
+    Task.TOKEN_CLASSIFICATION: vendor.names_by_model_type("MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING"),
+    Task.QUESTION_ANSWERING: vendor.names_by_model_type("MODEL_FOR_QUESTION_ANSWERING_MAPPING"),
+    Task.IMAGE_CLASSIFICATION: vendor.names_by_model_type("MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING"),
 }
 
 _SUFFIXES = {
@@ -167,10 +168,9 @@ def _class_named(name: str, config: PreTrainedConfig) -> type[PreTrainedModel] |
     if isinstance(stock, type) and issubclass(stock, PreTrainedModel):
         return stock
     for auto in AUTO_CLASSES.values():
-        mapping = getattr(transformers, auto)._model_mapping
-        own = mapping.get(type(config), None)
-        if own is not None and own.__name__ == name:
-            return cast("type[PreTrainedModel]", own)
+        for own in vendor.classes_for(auto, config):
+            if own.__name__ == name:
+                return own
     return None
 
 

@@ -1,4 +1,4 @@
-"""How projections are solved anew."""
+"""How projections are re-solved."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from passes.options.tune import MOST_SEED
 
 @dataclass(frozen=True, kw_only=True)
 class CompensateOptions:
-    """How much calibration data is used to solve projections anew, and how (docs/recovery.md)."""
+    """How much calibration data is used to re-solve projections, and how (docs/recovery.md)."""
 
     samples: int | None = option(
         None, least=1, help="Sequences or rows of the data, drawn without replacement; by default the run's."

@@ -22,7 +22,7 @@ WEIGHTS_FILE = "compensation.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class Solved:
-    """One consuming projection, solved anew on the calibration data.
+    """One consuming projection, re-solved on the calibration data.
 
     ``before`` and ``after``: ‖Y − Ŷ‖ / ‖Y‖ (Frobenius norms over all calibration tokens) of its output Ŷ under the
     masks against what it is to give, Y, both times with everything before it compensated. ``ridge`` is the λ that made

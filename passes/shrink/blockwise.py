@@ -30,6 +30,7 @@ from passes.models import (
     relative_difference,
     rounding_tolerance,
     takes,
+    vendor,
     wide,
     widened,
 )
@@ -258,7 +259,7 @@ class _Run:
 @contextmanager
 def _any_dtype(model: PreTrainedModel) -> Iterator[None]:
     """Attention and experts in implementations that compute in every dtype."""
-    attention, experts = model.config._attn_implementation, model.config._experts_implementation
+    attention, experts = vendor.attention_of(model.config), vendor.experts_of(model.config)
     with ExitStack() as stack:
         if attention not in ("eager", "sdpa", None):
             stack.callback(model.set_attn_implementation, attention)

@@ -11,11 +11,10 @@ from typing import Any, cast
 
 import transformers
 from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto import modeling_auto
 
 from passes.errors import PlanError, UnsupportedModelError
 from passes.graph import Dimension, Kind, PruningGraph
-from passes.models import AUTO_CLASSES, FILE, PREFIX, compact_class, task_of, twin_of
+from passes.models import AUTO_CLASSES, FILE, PREFIX, compact_class, task_of, twin_of, vendor
 
 
 def uniform_counts(graph: PruningGraph, kept: Mapping[str, Sequence[int]]) -> dict[str, int] | None:
@@ -79,7 +78,7 @@ def naming(stock: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, 
     if not hasattr(transformers, stock.__name__):
         return named
     classes = {AUTO_CLASSES[task_of(stock)]: stock.__name__}
-    headless = modeling_auto.MODEL_MAPPING_NAMES.get(config.model_type)
+    headless = vendor.names_by_model_type("MODEL_MAPPING").get(config.model_type)
     if isinstance(headless, str):
         classes["AutoModel"] = headless
     file = FILE.removesuffix(".py")

@@ -7,11 +7,10 @@ from typing import Any, cast
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
 
 from passes.families import AttentionBlock
 from passes.graph import Dimension, Kind, PruningGraph, Slice
-from passes.models import build_stock, compact_class, filled, has_own_sizes, stock_class, twin_of
+from passes.models import build_stock, compact_class, filled, has_own_sizes, stock_class, twin_of, vendor
 from passes.shrink.absent import present_attention, with_absent
 from passes.shrink.config import (
     check_buildable,
@@ -41,10 +40,8 @@ def build_compact(model: PreTrainedModel, graph: PruningGraph, kept: KeptUnits) 
     state = cut_state(model.state_dict(), graph, kept, tied_names(model), embedding_scales(model, config))
     if not has_own_sizes(config):
         return build_stock(config, state, like=model)
-    with no_init_weights():
-        resized = cast(Any, compact_class(stock))._from_config(
-            config, attn_implementation=model.config._attn_implementation
-        )
+    kind = cast("type[PreTrainedModel]", compact_class(stock))
+    resized = vendor.from_config(kind, config, attention=vendor.attention_of(model.config), initialised=False)
     return filled(resized, state, like=model)
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
 
 from passes.errors import UnsupportedModelError
 from passes.graph import PruningGraph, Renumbering
-from passes.models import filled, twin_of
+from passes.models import filled, twin_of, vendor
 
 LAYER_LISTS = ("layer_types", "no_rope_layers")
 """Configuration entries with an element a layer."""
@@ -54,8 +53,7 @@ def without_layers(
     if why_not is not None:
         raise UnsupportedModelError(why_not)
     config = layer_config(model.config, renumbering.stay)
-    with no_init_weights():
-        smaller = cast(Any, type(model))._from_config(config, attn_implementation=model.config._attn_implementation)
+    smaller = vendor.from_config(type(model), config, attention=vendor.attention_of(model.config), initialised=False)
     smaller = filled(smaller, renumbering.mapping(model.state_dict()), like=model)
     return smaller, renumbering.graph(graph), renumbering.kept(graph, kept)
 

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from passes.errors import UnsupportedModelError
+from passes.models import vendor
 
 NEUTRAL = ("View", "UnsafeView", "ReshapeAlias", "Alias", "Clone", "ToCopy", "Unsqueeze", "Squeeze")
 """Steps of autograd that pass values on as they are."""
@@ -33,7 +34,7 @@ class Branch:
 
 
 @dataclass
-class _Seen:
+class _Watched:
     """One layer in one forward pass: its input, its output and what its modules with parameters returned."""
 
     start: torch.Tensor | None = None
@@ -75,9 +76,9 @@ class ResidualStream:
             found[branch.exit] = tuple(name for name in parameters if name.rpartition(".")[0] in modules)
         return found
 
-    def _run(self, exits: Collection[str]) -> dict[str, _Seen]:
+    def _run(self, exits: Collection[str]) -> dict[str, _Watched]:
         """One forward pass; gradients are followed from each layer's input to its own output."""
-        found = {layer: _Seen() for layer in self.layers}
+        found = {layer: _Watched() for layer in self.layers}
         with _hooks() as handles, torch.enable_grad():
             for name, module in self.twin.named_modules():
                 if name in exits:
@@ -99,7 +100,7 @@ def _hooks() -> Iterator[list[Any]]:
             handle.remove()
 
 
-def _watch(layer: nn.Module, path: str, seen: _Seen) -> Iterator[Any]:
+def _watch(layer: nn.Module, path: str, seen: _Watched) -> Iterator[Any]:
     first = next(iter(inspect.signature(layer.forward).parameters))
 
     def enter(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -116,14 +117,14 @@ def _watch(layer: nn.Module, path: str, seen: _Seen) -> Iterator[Any]:
             yield module.register_forward_hook(_recorder(name, seen))
 
 
-def _recorder(name: str, seen: _Seen) -> Any:
+def _recorder(name: str, seen: _Watched) -> Any:
     def record(_: nn.Module, __: Any, output: Any) -> None:
         seen.outputs.setdefault(name, []).append(output[0] if isinstance(output, tuple) else output)
 
     return record
 
 
-def _why_not_identity(seen: _Seen) -> str | None:
+def _why_not_identity(seen: _Watched) -> str | None:
     """Why a layer whose branches are cut does not return its input, or None if it does."""
     assert seen.start is not None
     assert seen.end is not None
@@ -135,7 +136,7 @@ def _why_not_identity(seen: _Seen) -> str | None:
         before = [each for each, _ in step.next_functions if each is not None]
         if name == "AccumulateGrad":
             return None if step.variable is seen.start else "its output comes from elsewhere"
-        if name not in NEUTRAL and not (name == "Add" and getattr(step, "_saved_alpha", 1) == 1):
+        if name not in NEUTRAL and not (name == "Add" and vendor.added_factor(step) == 1):
             return f"with attention and MLP taken out, its input still goes through {name}"
         if len(before) != 1:
             return "its input reaches its output on several ways"
@@ -143,14 +144,14 @@ def _why_not_identity(seen: _Seen) -> str | None:
     return "its output does not depend on its input"
 
 
-def _unmoved(seen: _Seen, exits: Collection[str]) -> Iterator[str]:
+def _unmoved(seen: _Watched, exits: Collection[str]) -> Iterator[str]:
     """The modules whose outputs do not depend on the layer's input any more: what comes behind a cut branch."""
     for name, outputs in seen.outputs.items():
         if name not in exits and not any(each.requires_grad for each in outputs):
             yield name
 
 
-def _unused(seen: _Seen) -> Iterator[str]:
+def _unused(seen: _Watched) -> Iterator[str]:
     """The modules whose outputs do not reach the layer's output any more: what comes before a cut branch."""
     assert seen.end is not None
     asked = [(name, each) for name, outputs in seen.outputs.items() for each in outputs if each.requires_grad]

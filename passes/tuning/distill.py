@@ -1,4 +1,4 @@
-"""Self-distillation: the tuned model is drawn to what its own dense base computes (Hinton et al., arXiv 1503.02531)."""
+"""Self-distillation: the model is tuned towards what its dense base computes (Hinton et al., arXiv 1503.02531)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The learning rate of a run through several stages: down one curve in each, so that every snapshot is a settled model.
 
-One curve over the whole run would take the early snapshots at a high rate and leave none for the last stages to heal
+One curve over the whole run would take the early snapshots at a high rate and leave none for the last stages to tune
 with. On stories260K (300 steps through 0.1, 0.2, 0.3 and 0.5) it gives the held-out perplexities 7.29, 7.85, 8.12 and
 14.44; a curve a stage from the same peak 6.27, 7.75, 8.61 and 11.91; with the later peaks at ``RESTART`` 6.27, 7.47,
 8.39 and 11.71, at a half 12.07 and at a quarter 13.87 at the end.

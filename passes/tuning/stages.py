@@ -46,7 +46,7 @@ class Stage:
     """One target on the way.
 
     At each of the ``events``, (step, share of the target that is gone from that step on), the masks are set anew; from
-    the last of them to the ``end`` they rest, and the adapters heal. Steps count finished optimizer steps.
+    the last of them to the ``end`` they rest, and the adapters are tuned. Steps count finished optimizer steps.
     """
 
     solver: Solver

@@ -1,4 +1,4 @@
-"""compress, save and score on models of every task, with rows as data."""
+"""compress, save and measure models of every task, with rows as data."""
 
 from __future__ import annotations
 
@@ -83,9 +83,9 @@ def test_the_measures_are_those_of_the_held_out_rows() -> None:
     found, untuned = result.report.heldout.measures, lpc.apply(result.plan, model)
     expected = {"dense": model, "removed": untuned.model, "pruned": result.model}
     for stage, each in expected.items():
-        score = lpc.score(each, heldout)
-        assert getattr(found["loss"], stage) == pytest.approx(score.loss, rel=1e-4), stage
-        assert getattr(found["accuracy"], stage) == score.accuracy, stage
+        quality = lpc.quality(each, heldout)
+        assert getattr(found["loss"], stage) == pytest.approx(quality.loss, rel=1e-4), stage
+        assert getattr(found["accuracy"], stage) == quality.accuracy, stage
 
 
 @pytest.mark.parametrize(
@@ -100,10 +100,10 @@ def test_a_saved_result_loads_as_stock_and_scores_the_same_through_onnx(name: st
     result = lpc.compress(zoo.build(name), rows, 0.15, tune=TUNE, data_options=DATA)
     report = result.save(tmp_path / "out")
     loaded = auto.from_pretrained(tmp_path / "out" / "hf").eval()
-    torch_score, onnx_score = lpc.score(result.model, rows), lpc.score(tmp_path / "out" / "onnx", rows)
-    assert lpc.score(loaded, rows) == lpc.score(tmp_path / "out" / "hf", rows) == torch_score
-    assert onnx_score.loss == pytest.approx(torch_score.loss, rel=1e-4)
-    assert onnx_score.accuracy == torch_score.accuracy
+    in_torch, in_onnx = lpc.quality(result.model, rows), lpc.quality(tmp_path / "out" / "onnx", rows)
+    assert lpc.quality(loaded, rows) == lpc.quality(tmp_path / "out" / "hf", rows) == in_torch
+    assert in_onnx.loss == pytest.approx(in_torch.loss, rel=1e-4)
+    assert in_onnx.accuracy == in_torch.accuracy
     values = json.loads((tmp_path / "out" / "lpc.json").read_text())
     assert values["heldout"]["measures"]["accuracy"]["pruned"] == report.heldout.measures["accuracy"].pruned
     assert "| accuracy |" in (tmp_path / "out" / "report.md").read_text()
@@ -114,14 +114,14 @@ def test_a_seq2seq_result_is_saved_and_scored(tmp_path: Path) -> None:
     result = lpc.compress(zoo.build("t5"), rows, 0.15, tune=TUNE, data_options=DATA)
     result.save(tmp_path / "out", export=["hf"])
     loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out" / "hf").eval()
-    assert lpc.score(loaded, rows) == lpc.score(result.model, rows)
+    assert lpc.quality(loaded, rows) == lpc.quality(result.model, rows)
 
 
 def test_the_graphs_of_an_encoder_decoder_are_not_scored(tmp_path: Path) -> None:
     zoo.build("t5").save_pretrained(tmp_path)
     (tmp_path / "encoder_model.onnx").write_bytes(b"")
     with pytest.raises(lpc.UnsupportedModelError, match="encoder-decoder"):
-        lpc.score(tmp_path, rows_for("t5"))
+        lpc.quality(tmp_path, rows_for("t5"))
 
 
 def test_the_image_processor_lies_in_both_folders(tmp_path: Path) -> None:
@@ -154,9 +154,9 @@ def test_a_class_of_the_users_own_is_compressed_and_saved(tmp_path: Path) -> Non
     result = lpc.compress(model, rows, 0.15, tune=TUNE, data_options=DATA)
     result.save(tmp_path / "out", export=["hf"])
     loaded = MineForSequenceClassification.from_pretrained(tmp_path / "out" / "hf").eval()
-    assert lpc.score(loaded, rows) == lpc.score(result.model, rows)
+    assert lpc.quality(loaded, rows) == lpc.quality(result.model, rows)
     with pytest.raises(lpc.UnsupportedModelError, match="MineForSequenceClassification"):
-        lpc.score(tmp_path / "out" / "hf", rows)
+        lpc.quality(tmp_path / "out" / "hf", rows)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_plan_for_other_heads_is_replayed(name: str, options: dict[str, bool],
     result = lpc.compress(model, rows, 0.25, tune=TUNE, data_options=DATA, trace=lpc.TraceOptions(**options))
     assert result.report.widths[width].most < result.report.widths[width].dense
     result.save(tmp_path / "out", export=["hf"])
-    assert lpc.score(tmp_path / "out" / "hf", rows) == lpc.score(result.model, rows)
+    assert lpc.quality(tmp_path / "out" / "hf", rows) == lpc.quality(result.model, rows)
     replayed = lpc.apply(tmp_path / "out" / "plan.json", model, adapter=tmp_path / "out" / "adapter").model
     for key, value in result.model.state_dict().items():
         assert torch.equal(replayed.state_dict()[key], value), key

@@ -162,7 +162,7 @@ def test_an_adapter_for_a_run_that_left_none_is_refused(
 
 
 def test_the_measure_with_the_units_gone_is_that_of_the_source(tiny_model_folder: Path, text_file: Path) -> None:
-    """Nothing healed: neither compensated nor tuned."""
+    """Neither compensated nor tuned."""
     tune = lpc.TuneOptions(steps=3, batch_size=2)
     tuned = lpc.compress(tiny_model_folder, text_file, 0.3, tune=tune, data_options=TEXT, compensate=SOLVE)
     plain = lpc.compress(tiny_model_folder, text_file, 0.3, steps=0, data_options=TEXT, compensate=False)

@@ -21,7 +21,6 @@ from lpc.cli.output import least_bytes
 from lpc.exporting import export
 from lpc.owned import OUTPUT
 from lpc.report import record
-from lpc.report.manifest import refresh
 
 ARTIFACTS = {"adapter", "plan.json", "scores.safetensors", "lpc.json", "report.md"}
 TUNE = lpc.TuneOptions(steps=3, batch_size=2)
@@ -203,9 +202,9 @@ def test_record_brings_text_report_and_hashes_together(out: Path) -> None:
     assert {name: each["sha256"] for name, each in files.items()} == found
     assert (out / "report.md").read_text() != "cut short"
     before = _tree(out)
-    refresh(out)
+    record(out)
     assert _tree(out) == before
-    refresh(out / "hf")
+    record(out / "hf")
     record(out / "hf", {"eval.json": "{}"})
     assert (out / "hf" / "eval.json").read_text() == "{}"
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from exporters.runtimes.compatibility import TARGETS
 from exporters.runtimes.verdict import Runtime
-from lpc.report.report import text_table
+from lpc.report.render import text_table
 
 HEAD = """# Where it runs
 

@@ -37,4 +37,5 @@ def try_export(
             package = export_onnx(model, processor, Path(folder), options)
         except UnsupportedModelError as error:
             return ExportOutcome(refused=str(error))
-    return ExportOutcome(kind=package.kind, worst_parity=package.worst_parity, no_genai=package.no_genai)
+    worst = max(each.value for each in package.parity)
+    return ExportOutcome(kind=package.kind, worst_parity=worst, no_genai=package.no_genai)

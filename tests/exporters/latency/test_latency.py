@@ -140,8 +140,8 @@ def test_the_torch_road_predicts_the_weights_of_a_pruned_model_exactly_when_weig
 def test_a_traced_graph_is_what_the_torch_road_times(tmp_path: Path) -> None:
     model = zoo.build("bert-sequence-classification")
     graph = traced(model)
-    road = StockRoute(type(model), model.config, graph, 1)
-    specimen = next(each for each in road.specimens() if each.key == ("mlp_channels", 32))
+    route = StockRoute(type(model), model.config, graph, 1)
+    specimen = next(each for each in route.specimens() if each.key == ("mlp_channels", 32))
     specimen.write(tmp_path)
     kept = {d.name: 32 for d in graph.dimensions if d.kind == "mlp_channels"}
     assert count_weights(OnnxFolder.find(tmp_path)) == pytest.approx(graph.parameters(kept), rel=0.05)
@@ -206,8 +206,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Tables made, instead of timed."""
     made: list[str] = []
 
-    def instead(road: object, *_: object) -> Terms:
-        made.append(type(road).__name__)
+    def instead(route: object, *_: object) -> Terms:
+        made.append(type(route).__name__)
         return Terms(1.0, {"kv_groups": Curve((1, 4), (1.0, 2.0)), "mlp_channels": Curve((8,), (3.0,))})
 
     monkeypatch.setattr(latency, "_measured", instead)

@@ -18,7 +18,7 @@ import lpc
 from lpc.evaluation import evaluate
 from lpc.exporting import export
 from lpc.options import BenchmarkOptions, EvaluateOptions
-from lpc.report.manifest import refresh
+from lpc.report import record
 from lpc.speed import benchmark
 
 FILES = {"plan.json", "scores.safetensors", "lpc.json", "report.md"}
@@ -84,7 +84,7 @@ def test_benchmark_and_evaluation_go_into_the_report(out: Path, text_file: Path)
     benchmark(out, out / "onnx", options)
     evaluation = evaluate(out, EvaluateOptions(text=text_file, limit=2))
     evaluation.write(out / "eval.json")
-    refresh(out)
+    record(out)
     report = (out / "report.md").read_text()
     assert "decode, batch 1, 1 token, past 8" in report
     assert "dense hf | pruned hf | pruned onnx | pruned genai" in report

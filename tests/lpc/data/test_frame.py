@@ -213,9 +213,9 @@ def test_what_bears_no_label_is_neither_tuned_on_nor_measured() -> None:
     count = len(material.train)  # type: ignore[arg-type]
     assert torch.equal(torch.stack([material.train[index]["labels"] for index in range(count)]), blocks.labels[:count])
     assert int((blocks.labels == -100).sum()) == 2 * (len(blocks.tensor) - 1)
-    score, held = material.measure(model), blocks.tensor[count:]
+    quality, held = material.measure(model, 8), blocks.tensor[count:]
     with torch.no_grad():
         logits = model(input_ids=held).logits[:, 1:-1].log_softmax(-1)
     losses = -logits.gather(-1, held[:, 2:, None])
-    assert (score.rows, score.labels) == (len(held), losses.numel())
-    assert score.loss == pytest.approx(losses.double().mean().item(), rel=1e-5)
+    assert (quality.rows, quality.labels) == (len(held), losses.numel())
+    assert quality.loss == pytest.approx(losses.double().mean().item(), rel=1e-5)

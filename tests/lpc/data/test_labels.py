@@ -13,7 +13,7 @@ import torch
 import zoo
 
 from lpc.data import Collator, RowFormat, open_rows
-from lpc.evaluation import score
+from lpc.evaluation import quality
 from passes.errors import DataError
 
 CLASSIFIER, ALONG, ENDS = "bert-sequence-classification", "bert-token-classification", "bert-question-answering"
@@ -77,7 +77,7 @@ def test_what_is_read_gives_a_finite_loss_and_gradients(name: str, changes: dict
     loss = model(**batch).loss
     loss.backward()
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
-    found = score(model.eval(), data).loss
+    found = quality(model.eval(), data).loss
     assert math.isfinite(found)
     assert found == pytest.approx(model(**batch).loss.item(), rel=1e-5)
 

@@ -379,7 +379,7 @@ def test_missing_parts_raise(output_folder: Path, tiny_model_folder: Path, text_
 def test_models_of_other_tasks_are_refused_with_the_remedy(text_file: Path, tmp_path: Path) -> None:
     for name in ("bert-sequence-classification", "t5"):
         zoo.build(name).save_pretrained(tmp_path / name / "hf")
-        with pytest.raises(UnsupportedModelError, match=r"causal language models only: use lpc\.score"):
+        with pytest.raises(UnsupportedModelError, match=r"causal language models only: use lpc\.quality"):
             evaluate(tmp_path / name, EvaluateOptions(text=text_file))
 
 

@@ -11,7 +11,7 @@ import zoo
 from onnx import TensorProto, helper, save
 from torch.nn.functional import cross_entropy
 
-from lpc.evaluation import score
+from lpc.evaluation import quality
 from passes.errors import DataError, MissingFileError, ModelError, OptionError, UnsupportedModelError
 
 LENGTHS = (7, 3, 5, 6, 4)
@@ -63,7 +63,7 @@ def _by_hand(model: torch.nn.Module, rows: list[dict[str, torch.Tensor]]) -> tup
 def test_loss_and_accuracy_are_means_over_labels_whatever_the_batch(name: str, batch_size: int) -> None:
     model, rows = zoo.build(name), _rows(name)
     losses, hits = _by_hand(model, rows)
-    found = score(model, rows, batch_size=batch_size)
+    found = quality(model, rows, batch_size=batch_size)
     assert found.loss == pytest.approx(sum(losses) / len(losses), rel=1e-4)
     assert found.accuracy == pytest.approx(sum(hits) / len(hits))
     assert (found.rows, found.labels) == (5, len(losses))
@@ -80,12 +80,12 @@ def test_an_answer_is_right_if_both_ends_are(batch_size: int) -> None:
         ends.append((int(output.start_logits.argmax()), int(output.end_logits.argmax())))
         start = cross_entropy(output.start_logits, row["start_positions"][None])
         losses.append(float(start + cross_entropy(output.end_logits, row["end_positions"][None])) / 2)
-    assert score(model, rows, batch_size=batch_size).loss == pytest.approx(sum(losses) / 5, rel=1e-4)
+    assert quality(model, rows, batch_size=batch_size).loss == pytest.approx(sum(losses) / 5, rel=1e-4)
     right = [{**row, "start_positions": a, "end_positions": b} for row, (a, b) in zip(rows, ends, strict=True)]
-    assert score(model, right, batch_size=batch_size).accuracy == 1
+    assert quality(model, right, batch_size=batch_size).accuracy == 1
     right[0]["start_positions"] = (ends[0][0] + 1) % LENGTHS[0]
     right[1]["end_positions"] = (ends[1][1] + 1) % LENGTHS[1]
-    assert score(model, right, batch_size=batch_size).accuracy == pytest.approx(3 / 5)
+    assert quality(model, right, batch_size=batch_size).accuracy == pytest.approx(3 / 5)
 
 
 @torch.no_grad()
@@ -100,7 +100,7 @@ def test_language_models_have_a_perplexity_and_no_accuracy(name: str) -> None:
             logits, wanted = logits[:-1], wanted[1:]
         total += float(cross_entropy(logits, wanted, reduction="sum"))
         labels += int((wanted != -100).sum())
-    found = score(model, rows, batch_size=2)
+    found = quality(model, rows, batch_size=2)
     assert found.loss == pytest.approx(total / labels, rel=1e-4)
     assert found.perplexity == pytest.approx(math.exp(total / labels), rel=1e-3)
     assert found.accuracy is None
@@ -113,17 +113,17 @@ def test_a_regression_has_a_loss_only() -> None:
     rows = [{"input_ids": row["input_ids"], "labels": float(i)} for i, row in enumerate(_rows("bert"))]
     with torch.no_grad():
         errors = [float(model(input_ids=row["input_ids"][None]).logits) - row["labels"] for row in rows]
-    found = score(model, rows)
+    found = quality(model, rows)
     assert found.loss == pytest.approx(sum(error**2 for error in errors) / 5, rel=1e-4)
     assert set(found.measures) == {"loss"}
 
 
 def test_a_model_comes_back_as_it_was() -> None:
     model = zoo.build("bert-sequence-classification").train()
-    first = score(model, _rows("bert-sequence-classification"))
+    first = quality(model, _rows("bert-sequence-classification"))
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert score(model.eval(), _rows("bert-sequence-classification")) == first
+    assert quality(model.eval(), _rows("bert-sequence-classification")) == first
 
 
 class Graph(torch.nn.Module):
@@ -166,7 +166,7 @@ def _export(name: str, folder: Path) -> torch.nn.Module:
 def test_an_onnx_folder_scores_as_its_model(name: str, tmp_path: Path) -> None:
     model = _export(name, tmp_path / "onnx")
     rows = _rows(name)
-    expected, found = score(model, rows, batch_size=2), score(tmp_path / "onnx", rows, batch_size=2)
+    expected, found = quality(model, rows, batch_size=2), quality(tmp_path / "onnx", rows, batch_size=2)
     assert found.loss == pytest.approx(expected.loss, rel=1e-4)
     assert found.accuracy == expected.accuracy
     assert (found.rows, found.labels) == (expected.rows, expected.labels)
@@ -176,7 +176,7 @@ def test_a_checkpoint_scores_as_its_model(tmp_path: Path) -> None:
     model = zoo.build("bert-sequence-classification")
     model.save_pretrained(tmp_path)
     rows = _rows("bert-sequence-classification")
-    assert score(str(tmp_path), rows) == score(model, rows)
+    assert quality(str(tmp_path), rows) == quality(model, rows)
 
 
 def test_a_decoder_with_a_cache_is_refused(tmp_path: Path) -> None:
@@ -187,23 +187,23 @@ def test_a_decoder_with_a_cache_is_refused(tmp_path: Path) -> None:
     save(graph, str(tmp_path / "model.onnx"))
     zoo.ZOO["qwen2"].config(architectures=["Qwen2ForCausalLM"]).save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModelError, match="use lpc evaluate"):
-        score(tmp_path, _rows("qwen2"))
+        quality(tmp_path, _rows("qwen2"))
 
 
 def test_what_cannot_be_scored_is_refused(tmp_path: Path) -> None:
     model = zoo.build("bert-token-classification")
     with pytest.raises(OptionError, match="batch_size 0"):
-        score(model, _rows("bert-token-classification"), batch_size=0)
+        quality(model, _rows("bert-token-classification"), batch_size=0)
     with pytest.raises(DataError, match="no row has a label other than -100"):
-        score(model, [{"input_ids": [5, 6], "labels": [-100, -100]}])
+        quality(model, [{"input_ids": [5, 6], "labels": [-100, -100]}])
     with pytest.raises(MissingFileError, match=r"no config\.json"):
-        score(tmp_path, [])
+        quality(tmp_path, [])
     model.config.architectures = ["BertForTokenClassification"]
     model.config.save_pretrained(tmp_path)
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(ModelError, match="onnxruntime cannot load"):
-        score(tmp_path, _rows("bert-token-classification"))
+        quality(tmp_path, _rows("bert-token-classification"))
     model.config.architectures = ["BertModel"]
     model.config.save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModelError, match="BertModel has no task"):
-        score(tmp_path, _rows("bert-token-classification"))
+        quality(tmp_path, _rows("bert-token-classification"))

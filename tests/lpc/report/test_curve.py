@@ -4,7 +4,7 @@ import re
 import xml.etree.ElementTree as ET
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lpc.report import Panel, Point, draw
@@ -22,6 +22,7 @@ def points(*pairs: tuple[float, float]) -> tuple[Point, ...]:
     return tuple(Point(x, y, f"p{number}", dense=not number) for number, (x, y) in enumerate(pairs))
 
 
+@settings(deadline=None)
 @given(clouds=st.lists(clouds, min_size=1, max_size=5))
 def test_all_points_of_all_panels_are_drawn_inside_the_picture(clouds: list[list[tuple[float, float]]]) -> None:
     root = parsed([Panel(f"cost {number}", points(*cloud)) for number, cloud in enumerate(clouds)])

@@ -9,9 +9,9 @@ from transformers import LlamaConfig
 
 from exporters.runtimes import Verdict
 from lpc.inspection import inspect
-from lpc.report import HeldOut, Measure, Report, size_rows, speed_rows, write_manifest
-from lpc.report.manifest import refresh
-from lpc.report.report import Widths, render
+from lpc.report import BeforeAfter, HeldOut, Report, record, size_rows, speed_rows, write_manifest
+from lpc.report.render import render
+from lpc.report.report import Widths
 from lpc.versions import versions
 from passes.errors import DataError
 from passes.graph import Plan
@@ -52,7 +52,7 @@ def report() -> Report:
         modified=True,
         parity=(Parity("shrink", 2e-7, 1e-5),),
     )
-    measures = {"perplexity": Measure(5.0, 50.0, 7.5), "accuracy": Measure(0.91, None, 0.875)}
+    measures = {"perplexity": BeforeAfter(5.0, 50.0, 7.5), "accuracy": BeforeAfter(0.91, None, 0.875)}
     heldout = HeldOut(measures=measures, rows=10, labels=1270, context_length=128)
     return Report.of("/models/tiny", graph, plan, (record,), heldout)
 
@@ -125,7 +125,7 @@ def test_manifest_hashes_every_file_and_refresh_brings_it_up_to_date(report: Rep
         }
     ]
     (tmp_path / "benchmark.json").write_text(json.dumps({"runs": runs, "skipped": [], "ratios": {}}))
-    refresh(tmp_path)
+    record(tmp_path)
     after = json.loads((tmp_path / "lpc.json").read_text())
     assert set(after["files"]) == {"plan.json", "report.md", "benchmark.json"}
     assert after["files"]["report.md"] != before["files"]["report.md"]
@@ -147,7 +147,7 @@ def test_a_manifest_from_before_there_were_verdicts_is_still_rendered(report: Re
 
 
 def test_refresh_outside_an_output_does_nothing(tmp_path: Path) -> None:
-    refresh(tmp_path)
+    record(tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -83,9 +83,9 @@ def test_the_output_says_what_was_done_and_apply_that_it_is_not_repeated(
 def test_the_command_line_takes_them(tiny_model_folder: Path, text_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     asked = ["--ratio", "0.3", "--steps", "3", "--batch-size", "2", "--sequence-length", "32", "--no-onnx", "--json"]
-    healing = ["--compensate", "--distill", "0.5", "--recover-steps", "2"]
+    after = ["--compensate", "--distill", "0.5", "--recover-steps", "2"]
     done = CliRunner().invoke(
-        app, ["compress", str(tiny_model_folder), "--data", str(text_file), *asked, *healing, "--out", str(out)]
+        app, ["compress", str(tiny_model_folder), "--data", str(text_file), *asked, *after, "--out", str(out)]
     )
     assert done.exit_code == 0, done.output
     passes = {each["name"]: each for each in json.loads((out / "lpc.json").read_text())["passes"]}

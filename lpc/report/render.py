@@ -1,0 +1,203 @@
+"""The report as Markdown, and the rows of its tables, from what the manifest holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lpc.evaluation import evaluation_rows
+from lpc.report.costs import label_of, shown
+
+
+def render(
+    manifest: Mapping[str, Any],
+    benchmark: Mapping[str, Any] | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+) -> str:
+    """Markdown of ``lpc.json`` and, where they are there, ``benchmark.json`` and ``eval.json``."""
+    sections = [_headline(manifest), _missing(manifest), _sizes(manifest), _untouched(manifest), _quality(manifest)]
+    if evaluation:
+        sections.append(_evaluation(evaluation))
+    if benchmark:
+        sections.append(_speed(benchmark))
+    sections += [_compatibility(manifest), _parity(manifest), _passes(manifest)]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table of numbers: the first column is left-aligned, the others are right-aligned."""
+    return _table([header, ["---"] + ["---:"] * (len(header) - 1), *rows])
+
+
+def text_table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table of texts, left-aligned."""
+    return _table([header, ["---"] * len(header), *([cell.replace("|", "\\|") for cell in row] for row in rows)])
+
+
+def _table(lines: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _headline(manifest: Mapping[str, Any]) -> str:
+    source, target, achieved = manifest["source"], manifest["target"], manifest["ratio"]["achieved"]
+    asked = ", ".join(_asked(measure, amount) for measure, amount in manifest["budget"].items())
+    return (
+        f"# {source['path'].rstrip('/').rpartition('/')[2]}, compressed by lpc\n\n"
+        f"{source['parameters']:,} → {target['parameters']:,} parameters: {achieved:.1%} removed "
+        f"(asked: {asked}), {manifest['layout']} widths. Source: `{source['path']}` ({source['family']})."
+        + "".join(f"\n\nNote: {note}." for note in manifest.get("notes", ()))
+    )
+
+
+def _asked(measure: str, amount: float | int | str) -> str:
+    """One limit of a budget, for people."""
+    name = label_of(measure).partition(" (")[0]
+    return f"at most {amount:.1%} of the {name}" if isinstance(amount, float) else f"at most {amount} {name}"
+
+
+WORDS = {"kv": "KV", "mlp": "MLP"}
+
+
+def size_rows(manifest: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of label, dense, pruned and ratio, for the table of sizes; costs that a model does not have are left out."""
+    dense, pruned = manifest["cost"]["dense"], manifest["cost"]["pruned"]
+    rows = [
+        [label_of(key), shown(dense[key]), shown(pruned[key]), f"{pruned[key] / dense[key]:.3f}"]
+        for key in dense
+        if dense[key]
+    ]
+    return [*rows, *_latency_rows(manifest), *(_width_row(name, each) for name, each in manifest["widths"].items())]
+
+
+def _latency_rows(manifest: Mapping[str, Any]) -> list[list[str]]:
+    latency = manifest.get("latency")
+    if not latency:
+        return []
+    dense, pruned = latency["dense_s"], latency["pruned_s"]
+    label = f"predicted ms of {latency['workload']} ({latency['runtime']})"
+    return [[label, f"{1000 * dense:,.3f}", f"{1000 * pruned:,.3f}", f"{pruned / dense:.3f}"]]
+
+
+def _width_row(name: str, widths: Mapping[str, Any]) -> list[str]:
+    label = " ".join(WORDS.get(word, word) for word in name.replace(".", "_").split("_"))
+    kept = f"{widths['most']:,}"
+    if widths["least"] < widths["most"]:
+        kept = f"{widths['least']:,} to {kept}"
+    return [f"{label} a layer", f"{widths['dense']:,}", kept, f"{widths['mean'] / widths['dense']:.3f}"]
+
+
+def heldout_rows(heldout: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of measure, dense, removed but not tuned, pruned and tuned."""
+    return [
+        [name, *("n/a" if m[at] is None else show_measure(name, m[at]) for at in ("dense", "removed", "pruned"))]
+        for name, m in heldout["measures"].items()
+    ]
+
+
+def show_measure(name: str, value: float) -> str:
+    """A measure as it is printed: accuracy in percent, perplexity and loss as numbers."""
+    return f"{value:.1%}" if name == "accuracy" else f"{value:.2f}" if name == "perplexity" else f"{value:.4f}"
+
+
+def _sizes(manifest: Mapping[str, Any]) -> str:
+    return "## Size\n\n" + table(["", "dense", "pruned", "ratio"], size_rows(manifest))
+
+
+def _quality(manifest: Mapping[str, Any]) -> str:
+    heldout = manifest.get("heldout")
+    if not heldout:
+        return ""
+    context = heldout["context_length"]
+    windows = f", {heldout['labels']:,} tokens in windows of {context}" if context else ""
+    what = f"On {heldout['rows']:,} held-out {'sequences' if context else 'rows'}{windows}"
+    return (
+        f"## Quality\n\n{what}, neither scored nor tuned on.\n\n"
+        + table(["", "dense", "removed, not tuned", "pruned and tuned"], heldout_rows(heldout))
+        + _merging(heldout.get("merging"))
+    )
+
+
+def _merging(merging: Mapping[str, Any] | None) -> str:
+    """What merging cost, for people."""
+    if not merging:
+        return ""
+    shown = (
+        f"{name} {show_measure(name, value)} attached, {show_measure(name, merging['merged'][name])} merged"
+        for name, value in merging["attached"].items()
+    )
+    return f"\n\nMerging the adapter rounds the weights to their dtype: {'; '.join(shown)}."
+
+
+def _untouched(manifest: Mapping[str, Any]) -> str:
+    left = manifest.get("untouched")
+    return "## Left whole\n\n" + "\n".join(f"- {part}: {why}" for part, why in left.items()) if left else ""
+
+
+def _missing(manifest: Mapping[str, Any]) -> str:
+    missing = manifest.get("missing")
+    return "## Missing\n\n" + "\n".join(f"- {part}: {why}" for part, why in missing.items()) if missing else ""
+
+
+def _evaluation(evaluation: Mapping[str, Any]) -> str:
+    header, rows = evaluation_rows(evaluation)
+    return "## lm-eval\n\n" + table(header, rows)
+
+
+def speed_rows(benchmark: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of a call, dense and pruned median in milliseconds, and the ratio measured pair by pair."""
+    calls: dict[tuple[str, int, int, int], dict[str, float]] = {}
+    marked: set[tuple[str, int, int, int]] = set()
+    for run in benchmark["runs"]:
+        key = (run["phase"], run["batch"], run["tokens"], run["past"])
+        calls.setdefault(key, {})[run["model"]] = run["ms_median"]
+        marked |= {key} if run["beyond_context"] else set()
+    rows = []
+    for (phase, batch, tokens, past), medians in calls.items():
+        times = [f"{medians[model]:.2f}" if model in medians else "–" for model in ("dense", "pruned")]
+        ratio = benchmark["ratios"].get(f"{phase}_b{batch}_t{tokens}_p{past}")
+        what = f"1 token, past {past}" if phase == "decode" else f"{tokens} tokens" if tokens else "1 image a row"
+        what += " (beyond the context: speed only)" if (phase, batch, tokens, past) in marked else ""
+        rows.append([f"{phase}, batch {batch}, {what}", *times, "–" if ratio is None else f"{ratio:.2f}"])
+    return rows
+
+
+def _speed(benchmark: Mapping[str, Any]) -> str:
+    skipped = [f"- {each['phase']} {each['tokens']}+{each['past']}: {each['reason']}" for each in benchmark["skipped"]]
+    left_out = "\n\nLeft out:\n" + "\n".join(skipped) if skipped else ""
+    header = ["", "dense", "pruned", "ratio"]
+    return "## onnxruntime, milliseconds (median)\n\n" + table(header, speed_rows(benchmark)) + left_out
+
+
+def compatibility_rows(manifest: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of runtime, whether it runs the model and how that is known, and why."""
+    return [
+        [each["target"], ", ".join(filter(None, (each["runs"], each["evidence"]))), each["reason"]]
+        for each in manifest.get("compatibility", ())
+    ]
+
+
+def runs_on(manifest: Mapping[str, Any]) -> list[str]:
+    """A line for each answer, the runtimes after it; a star where lpc ran it here. The reasons are in the report."""
+    answers: dict[str, list[str]] = {}
+    for each in manifest.get("compatibility", ()):
+        star = "*" if each["evidence"] == "run here" else ""
+        answers.setdefault(each["runs"], []).append(f"{each['target']}{star}".replace(", ", " "))
+    return [f"runs on, {answer}: {', '.join(targets)}" for answer, targets in answers.items()]
+
+
+def _compatibility(manifest: Mapping[str, Any]) -> str:
+    verdicts = manifest.get("compatibility")
+    if not verdicts:
+        return ""
+    rows = [[*row, each["source"]] for row, each in zip(compatibility_rows(manifest), verdicts, strict=True)]
+    return "## Where it runs\n\n" + text_table(["runtime", "runs", "why", "source"], rows)
+
+
+def _parity(manifest: Mapping[str, Any]) -> str:
+    rows = [[name, f"{p['value']:.1e}", f"{p['tolerance']:.0e}"] for name, p in manifest["parity"].items()]
+    return "## Verified\n\nLargest difference over largest value.\n\n" + table(["step", "difference", "allowed"], rows)
+
+
+def _passes(manifest: Mapping[str, Any]) -> str:
+    rows = [[p["name"], f"{p['seconds']:.1f}", f"{p['peak_memory_bytes'] / 2**20:,.0f}"] for p in manifest["passes"]]
+    return "## Passes\n\n" + table(["pass", "seconds", "peak memory, MiB"], rows)

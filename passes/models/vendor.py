@@ -1,0 +1,121 @@
+"""Private and unstable names of torch, transformers and accelerate: each behind one function, nowhere else.
+
+Where such a name moves, its function is the only place to change, and its test (test_vendor.py) says which it is.
+``passes.models.resized`` names its own, since it lies beside checkpoints; ``exporters.onnx.vendor`` and
+``lpc.evaluation.vendor`` hold what only they need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Any, TypeVar, cast
+
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+from transformers.loss import loss_utils
+from transformers.models.auto import modeling_auto
+from transformers.utils import cached_file
+
+Built = TypeVar("Built", bound=PreTrainedModel)
+
+HOOKS = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks",
+)  # fmt: skip
+WRAPPED = ("_orig_mod", "_fsdp_wrapped_module")
+CAPTURING = "_output_capturing_hooks_installed"
+OFFLOADED = "_hf_hook"
+IN_FP32 = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
+
+
+def from_config(
+    kind: type[Built],
+    config: PreTrainedConfig,
+    *,
+    attention: str | None = None,
+    dtype: torch.dtype | None = None,
+    initialised: bool = True,
+) -> Built:
+    """transformers: ``_from_config`` and ``no_init_weights``; the auto classes, which are public, take no class."""
+    given = {"attn_implementation": attention, "dtype": dtype}
+    arguments = {name: value for name, value in given.items() if value is not None}
+    if initialised:
+        return cast(Built, cast(Any, kind)._from_config(config, **arguments))
+    with no_init_weights():
+        return cast(Built, cast(Any, kind)._from_config(config, **arguments))
+
+
+def classes_for(auto: str, config: PreTrainedConfig) -> tuple[type[PreTrainedModel], ...]:
+    """transformers: ``_model_mapping``, the classes that an auto class has for a configuration, registered ones too."""
+    found: Any = getattr(transformers, auto)._model_mapping.get(type(config), None)
+    return found if isinstance(found, tuple) else (found,) if found is not None else ()
+
+
+def names_by_model_type(mapping: str) -> Mapping[str, Any]:
+    """transformers: a ``..._MAPPING_NAMES`` of ``modeling_auto``; the auto classes cannot be asked by model type."""
+    names: Mapping[str, Any] = getattr(modeling_auto, f"{mapping}_NAMES")
+    return names
+
+
+def attention_of(config: PreTrainedConfig) -> str | None:
+    """transformers: ``_attn_implementation``, which is written by a public method and read by none."""
+    return cast("str | None", config._attn_implementation)
+
+
+def experts_of(config: PreTrainedConfig) -> str | None:
+    """transformers: ``_experts_implementation``, likewise; the public getter wants a model."""
+    return cast("str | None", config._experts_implementation)
+
+
+def forget_quantizer(model: PreTrainedModel) -> None:
+    """transformers: what its GGUF loader leaves on a model, beside ``quantization_config``, whose weights are dense."""
+    for name in ("hf_quantizer", "quantization_method"):
+        model.__dict__.pop(name, None)
+    model.is_quantized = False
+    model.config._is_quantized = False
+
+
+def loss_named(name: str) -> Callable[..., torch.Tensor]:
+    """transformers: ``LOSS_MAPPING``, by which a model of transformers finds its own loss."""
+    loss: Callable[..., torch.Tensor] = loss_utils.LOSS_MAPPING[name]
+    return loss
+
+
+def cached_or_none(name: str, file: str) -> str | None:
+    """transformers: ``cached_file`` with an underscored argument, so that a repository without the file is no error."""
+    found: str | None = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+    return found
+
+
+def kept_in_fp32(model: PreTrainedModel) -> tuple[str, ...]:
+    """transformers: the modules that a class keeps in fp32 whatever its dtype, by the last part of their names."""
+    return tuple(part for name in IN_FP32 for part in getattr(model, name, None) or ())
+
+
+def let_capture_again(module: nn.Module) -> None:
+    """transformers: has it put its hooks for captured outputs (attentions, router logits) back when they are asked."""
+    if getattr(module, CAPTURING, False):
+        setattr(module, CAPTURING, False)
+
+
+def hooks_of(module: nn.Module) -> Iterator[MutableMapping[int, Any]]:
+    """torch: the hooks of a module that run with a forward or backward pass; there is no public list of them."""
+    yield from (getattr(module, name) for name in HOOKS if getattr(module, name, None))
+
+
+def is_wrapped(name: str) -> bool:
+    """torch: whether a module of this name is the inside of ``torch.compile`` or FSDP."""
+    return name.rpartition(".")[2] in WRAPPED
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    """accelerate: whether its hook moves a module's weights in and out between calls."""
+    return hasattr(module, OFFLOADED)
+
+
+def added_factor(step: Any) -> float:
+    """torch: the alpha of an addition that autograd recorded (``torch.add(x, y, alpha=2)``); 1 where it saved none."""
+    return float(getattr(step, "_saved_alpha", 1))

@@ -1,0 +1,209 @@
+"""Private names of torch, transformers and accelerate, one by one: a failure here says which has moved."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+import zoo
+from moved import Named
+from torch import nn
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from passes.models import compact_class, vendor
+
+named = partial(Named, mend="passes/models/vendor.py")
+
+
+def config() -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1,
+    )  # fmt: skip
+
+
+def llama() -> LlamaForCausalLM:
+    return LlamaForCausalLM(config())
+
+
+def test_from_config_builds_the_class_with_what_is_asked_for() -> None:
+    with named("transformers", "PreTrainedModel._from_config"):
+        model = vendor.from_config(LlamaForCausalLM, config(), attention="eager", dtype=torch.bfloat16)
+        assert type(model) is LlamaForCausalLM
+        assert model.dtype == torch.bfloat16
+        assert vendor.attention_of(model.config) == "eager"
+
+
+def test_from_config_initialises_nothing_when_told_so() -> None:
+    with named("transformers", "initialization.no_init_weights"):
+        started = torch.get_rng_state()
+        vendor.from_config(LlamaForCausalLM, config(), initialised=False)
+        untouched = torch.get_rng_state()
+        vendor.from_config(LlamaForCausalLM, config())
+        assert torch.equal(started, untouched)
+        assert not torch.equal(started, torch.get_rng_state())
+
+
+def test_classes_for_names_the_class_of_an_auto_class() -> None:
+    with named("transformers", "AutoModel._model_mapping"):
+        assert vendor.classes_for("AutoModelForCausalLM", config()) == (LlamaForCausalLM,)
+        assert vendor.classes_for("AutoModelForImageClassification", config()) == ()
+
+
+def test_names_by_model_type_finds_the_class() -> None:
+    with named("transformers", "modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"):
+        assert vendor.names_by_model_type("MODEL_FOR_CAUSAL_LM_MAPPING")["llama"] == "LlamaForCausalLM"
+        assert vendor.names_by_model_type("MODEL_MAPPING")["llama"] == "LlamaModel"
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_attention_of_reads_what_the_public_setter_wrote(implementation: str) -> None:
+    with named("transformers", "PreTrainedConfig._attn_implementation"):
+        model = llama()
+        model.set_attn_implementation(implementation)
+        assert vendor.attention_of(model.config) == implementation
+
+
+def test_experts_of_reads_what_the_public_setter_wrote() -> None:
+    with named("transformers", "PreTrainedConfig._experts_implementation"):
+        model = zoo.build("mixtral", num_hidden_layers=1)
+        model.set_experts_implementation("eager")
+        assert vendor.experts_of(model.config) == "eager"
+
+
+def test_forget_quantizer_leaves_a_model_that_saves_as_dense(tmp_path: Path) -> None:
+    with named("transformers", "PreTrainedModel.hf_quantizer, is_quantized"):
+        model = llama()
+        model.hf_quantizer, model.quantization_method, model.is_quantized = object(), "gguf", True
+        model.config._is_quantized = True
+        vendor.forget_quantizer(model)
+        assert "hf_quantizer" not in vars(model)
+        assert not model.is_quantized
+        model.save_pretrained(tmp_path)
+        assert not AutoConfig.from_pretrained(tmp_path).to_dict().get("_is_quantized")
+        model.to(torch.bfloat16)  # refused for what is quantised
+
+
+def test_loss_named_is_the_loss_of_the_models() -> None:
+    with named("transformers", "loss.loss_utils.LOSS_MAPPING"):
+        assert vendor.loss_named("ForCausalLM") is llama().loss_function
+        for name in ("ForQuestionAnswering", "ForSequenceClassification", "ForTokenClassification", "ForMaskedLM"):
+            assert callable(vendor.loss_named(name))
+
+
+def test_cached_or_none_finds_a_file_or_none(tmp_path: Path) -> None:
+    with named("transformers", "cached_file(_raise_exceptions_for_missing_entries)"):
+        (tmp_path / "a.json").write_text("{}", encoding="utf-8")
+        assert vendor.cached_or_none(str(tmp_path), "a.json") == str(tmp_path / "a.json")
+        assert vendor.cached_or_none(str(tmp_path), "b.json") is None
+
+
+def test_kept_in_fp32_names_what_a_class_keeps() -> None:
+    with named("transformers", "PreTrainedModel._keep_in_fp32_modules"):
+        assert all(hasattr(PreTrainedModel, name) for name in vendor.IN_FP32)
+        assert vendor.kept_in_fp32(zoo.build("t5")) == ("wo",)
+        assert vendor.kept_in_fp32(llama()) == ()
+
+
+def test_let_capture_again_brings_captured_outputs_back() -> None:
+    with named("transformers", "_output_capturing_hooks_installed"):
+        model = llama().eval()
+        model.set_attn_implementation("eager")
+        ids = torch.arange(4)[None]
+        assert model(ids, output_attentions=True).attentions
+        for module in model.modules():
+            for hooks in vendor.hooks_of(module):
+                hooks.clear()
+            vendor.let_capture_again(module)
+        assert model(ids, output_attentions=True).attentions
+
+
+def test_hooks_of_finds_each_kind_of_hook() -> None:
+    with named("torch", "Module._forward_hooks and the like"):
+        module = nn.Linear(2, 2)
+        module.register_forward_hook(lambda *_: None)
+        module.register_forward_pre_hook(lambda *_: None)
+        module.register_full_backward_hook(lambda *_: None)
+        module.register_full_backward_pre_hook(lambda *_: None)
+        assert len(list(vendor.hooks_of(module))) == 4
+        assert all(hasattr(module, name) for name in vendor.HOOKS)
+
+
+def test_is_wrapped_knows_the_inside_of_torch_compile() -> None:
+    with named("torch", "_orig_mod"):
+        compiled = torch.compile(nn.Sequential(nn.Linear(2, 2)), backend="eager")
+        assert any(vendor.is_wrapped(name) for name, _ in compiled.named_modules())
+
+
+def test_is_wrapped_knows_the_inside_of_fsdp() -> None:
+    with named("torch", "_fsdp_wrapped_module"):
+        from torch.distributed.fsdp import fully_sharded_data_parallel
+
+        assert fully_sharded_data_parallel.FSDP_WRAPPED_MODULE in vendor.WRAPPED
+
+
+def test_is_offloaded_knows_the_hook_of_accelerate() -> None:
+    with named("accelerate", "_hf_hook"):
+        from accelerate.hooks import ModelHook, add_hook_to_module
+
+        module = nn.Linear(2, 2)
+        assert not vendor.is_offloaded(module)
+        assert vendor.is_offloaded(add_hook_to_module(module, ModelHook()))
+
+
+def test_added_factor_is_the_alpha_that_autograd_saved() -> None:
+    with named("torch", "AddBackward0._saved_alpha"):
+        value = torch.ones(2, requires_grad=True)
+        assert vendor.added_factor(torch.add(value, value, alpha=3).grad_fn) == 3
+        assert vendor.added_factor((value + 1).grad_fn) == 1
+
+
+def test_names_that_the_file_beside_checkpoints_needs_are_there() -> None:
+    with named("transformers", "conversion_mapping, is_custom_code, per_layer_config (passes/models/resized.py)"):
+        from transformers import conversion_mapping
+
+        assert conversion_mapping.get_checkpoint_conversion_mapping("NoSuchForCausalLM") is None
+        assert callable(conversion_mapping.register_checkpoint_conversion_mapping)
+        assert LlamaForCausalLM.is_custom_code() is False
+        assert compact_class(LlamaForCausalLM).is_custom_code() is False
+        layered = LlamaConfig(**{**config().to_dict(), "per_layer_config": {0: {"intermediate_size": 8}}})
+        assert layered.is_heterogeneous
+        assert layered.per_layer_config[0].intermediate_size == 8
+        assert "intermediate_size" in layered.per_layer_attributes
+        layered.allow_global_per_layer_attribute_access = True
+        assert layered.intermediate_size == 24
+
+
+def test_stock_transformers_has_the_auto_classes_that_the_code_names() -> None:
+    with named("transformers", "AutoModelFor..."):
+        assert hasattr(transformers, "AutoModelForPreTraining")
+
+
+def test_names_of_peft_that_reading_an_adapter_needs_are_there() -> None:
+    with Named("peft", "ParamWrapper, get_base_layer, lora_A", "passes/models/adapter.py"):
+        from peft import LoraConfig, get_peft_model
+        from peft.tuners.lora import LoraLayer
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        model = get_peft_model(llama(), LoraConfig(target_modules=["q_proj"], r=2))
+        (layer,) = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        assert isinstance(layer, LoraLayer)
+        assert isinstance(layer.get_base_layer(), nn.Linear)
+        assert layer.lora_A["default"].weight.shape == (2, 16)
+        assert layer.scaling["default"] == LoraConfig().lora_alpha / 2
+
+
+def test_names_of_peft_that_reading_an_adapter_on_experts_needs_are_there() -> None:
+    with Named("peft", "ParamWrapper.parameter_name, get_param", "passes/models/adapter.py"):
+        from peft import LoraConfig, get_peft_model
+        from peft.tuners.lora import ParamWrapper
+
+        model = zoo.build("mixtral", num_hidden_layers=1)
+        weight = model.model.layers[0].mlp.experts.down_proj
+        worn = get_peft_model(model, LoraConfig(target_modules=[], target_parameters=["mlp.experts.down_proj"], r=2))
+        (layer,) = [module for module in worn.modules() if isinstance(module, ParamWrapper)]
+        assert layer.parameter_name == "down_proj"
+        assert layer.get_param() is weight
