@@ -40,7 +40,7 @@ from default_way import DTYPES, rows_for, story
 
 import lpc
 from exporters.options import OnnxOptions
-from lpc.report.report import text_table
+from lpc.report.render import text_table
 from lpc.source import load_source
 from passes.models import Probe, count_parameters, respond
 
