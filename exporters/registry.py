@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from transformers import PreTrainedModel
 
 from exporters.hf import Processor, SavePass
-from exporters.onnx import ExportPass, check_tokenizer
+from exporters.onnx import ExportPass, check_exportable
 from exporters.options import EXPORTER_NAMES, OnnxOptions
 from passes.errors import OptionError
 from passes.pipeline import Pass
@@ -29,8 +29,9 @@ class Exporter:
 
     ``name`` is what it is asked for by, and the folder in the output that it owns: ``force`` may replace it. ``make``
     gives, from that folder, the processor (or None) and the options, the pass that writes it (``call``) and verifies
-    what it wrote (``ensures``). ``options``: the class of the options, None where it has none. ``check`` raises, before
-    anything is written, for a model (with its processor) that has no way out here.
+    what it wrote (``ensures``). ``options``: the class of the options, None where it has none. ``check`` raises for a
+    model (with its processor and the options) that has no way out here; it reads no weights, since it is asked of the
+    dense model before any work as well as of the compact one.
 
     Raises OptionError for a name that is no plain folder name.
     """
@@ -39,7 +40,7 @@ class Exporter:
     description: str
     make: Callable[[Path, Processor | None, Any], Pass]
     options: type[Any] | None = None
-    check: Callable[[PreTrainedModel, Processor | None], None] = lambda model, processor: None
+    check: Callable[[PreTrainedModel, Processor | None, Any], None] = lambda model, processor, options: None
 
     def __post_init__(self) -> None:
         if NAME.fullmatch(self.name) is None:
@@ -69,7 +70,7 @@ register_exporter(
         description="the ONNX package for onnxruntime, onnxruntime-genai and lm-eval, compared with torch",
         make=ExportPass,
         options=OnnxOptions,
-        check=check_tokenizer,
+        check=check_exportable,
     )
 )
 
@@ -90,3 +91,9 @@ def chosen(exports: Exports) -> dict[str, Any]:
             wanted = kind.__name__ if kind is not None else "no options"
             raise OptionError(f"the exporter {name!r} takes {wanted}, got {options!r}")
     return {name: asked[name] for name in EXPORTERS if name in asked}
+
+
+def check_exports(exports: Exports, model: PreTrainedModel, processor: Processor | None) -> None:
+    """Raise what one of the formats refuses this model for, and what ``chosen`` raises."""
+    for name, options in chosen(exports).items():
+        EXPORTERS[name].check(model, processor, options)

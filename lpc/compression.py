@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 
 from exporters.hf import Processor
+from exporters.registry import Exports, check_exports
 from lpc.latency import latency_for, predicted
 from lpc.material import AnyData, prepare
 from lpc.options import DataOptions, Short, check_short, target_from, with_short
@@ -19,9 +20,10 @@ from lpc.recipe import Recipe
 from lpc.replay import check_adapter_files, check_worn, compensated_weights
 from lpc.result import Result
 from lpc.run_folder import RunFolder, kept_if_stopped
-from lpc.source import ModelLike, check_not_blank, load_adapter, load_source
+from lpc.source import ModelLike, Source, check_not_blank, load_adapter, load_source
 from passes.budget import Solver
 from passes.graph import Plan
+from passes.models import base_model
 from passes.options import (
     CompensateOptions,
     Layout,
@@ -71,6 +73,7 @@ def compress(
     pipeline: Callable[[Pipeline], Pipeline] | None = None,
     run_folder: str | Path | RunFolder | None = None,
     resume: bool | None = None,
+    export: Exports = (),
     trust_remote_code: bool = False,
     progress: Progress = silent,
     **short: Unpack[Short],
@@ -105,7 +108,8 @@ def compress(
 
     ``device`` is where the model is put, once: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``auto``, what is there.
     ``dtype`` is that of its weights: ``fp32``, ``bf16``, ``fp16``, or ``auto``, as they are stored. ``pipeline`` gets
-    the passes that these arguments make (docs/pipeline.md) and returns those that are to run.
+    the passes that these arguments make (docs/pipeline.md) and returns those that are to run. ``export`` says in which
+    formats the result will be saved (as in ``Result.save``): what one of them refuses is refused before any work.
 
     In ``run_folder`` the run keeps what it has done, and the same call goes on from there, to the same bits
     (docs/resume.md); without one nothing is kept. ``resume``: True, there must be something; False, begin anew; None,
@@ -120,6 +124,7 @@ def compress(
     tune, folder, resume = run_folder_of(tune, run_folder, resume)
     run = context_of(tune, data_options, device, dtype, progress)
     source = load_source(model, tokenizer, trust_remote_code=trust_remote_code, run=run)
+    check_leaving(source, export)
     trace = replace(trace, custom_code=trace.custom_code or target.layout is Layout.PER_LAYER)
     program = TracePass(trace)(Program.start(source.model), run).program
     latency = latency_for(program.model, program.traced, target.wanted, progress)
@@ -178,6 +183,13 @@ def context_of(
     return run.narrowed(tune)
 
 
+def check_leaving(source: Source, export: Exports) -> None:
+    """Raise what one of the formats refuses the model for, if any are named."""
+    named = export if isinstance(export, Mapping) else tuple(export)
+    if named:
+        check_exports(named, base_model(source.model), source.processor)
+
+
 def _teacher(model: ModelLike, run: RunContext, trust_remote_code: bool) -> Callable[[], torch.nn.Module]:
     """The dense model once more, when it is asked for."""
     return lambda: load_source(model, trust_remote_code=trust_remote_code, run=run).model
@@ -193,6 +205,7 @@ def apply(
     tokenizer: Processor | None = None,
     device: str = "auto",
     dtype: str | torch.dtype | None = None,
+    export: Exports = (),
     trust_remote_code: bool = False,
 ) -> Result:
     """Replay a plan without data and without training: the same compact checkpoint again, bit for bit.
@@ -200,8 +213,8 @@ def apply(
     ``model`` is the source that the plan was made for, ``adapter`` the folder of the trained adapter (``OUT/adapter``),
     or a PeftModel that wears it. ``compensation`` is the file of the weights that were solved in the run
     (``OUT/compensation.safetensors``); by default the one beside the plan's file. Without it the weights are as they
-    were before (a warning says so). Training after shrinking is left out. ``device`` and ``dtype`` are as in
-    ``compress``; the dtype is by default that of the run.
+    were before (a warning says so). Training after shrinking is left out. ``device``, ``dtype`` and ``export`` are as
+    in ``compress``; the dtype is by default that of the run.
 
     Raises PlanError when the plan is for another model, when what is given is not what the plan names (by its sha256),
     or an adapter was trained on compensated weights that are not there, and what ``compress`` raises.
@@ -213,6 +226,7 @@ def apply(
     run = RunContext(device=str(device_named(device)), dtype=dtype or str(plan.options.get("dtype", "auto")))
     live = isinstance(adapter, PeftModel)
     source = load_source(adapter if live else model, tokenizer, trust_remote_code=trust_remote_code, run=run)
+    check_leaving(source, export)
     if adapter is not None and not live:
         worn_model = load_adapter(source.model, adapter)
         check_not_blank(adapter)

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from exporters.files import staged_folder
 from exporters.hf import Processor
 from exporters.onnx import export_onnx
 from exporters.options import DEFAULT_EXPORTS, OnnxOptions
 from exporters.registry import Exports, chosen
-from lpc.compression import DEFAULT_DATA, DEFAULT_LORA, DEFAULT_TRACE, DEFAULT_TUNE, context_of, run_folder_of
+from lpc.compression import (
+    DEFAULT_DATA,
+    DEFAULT_LORA,
+    DEFAULT_TRACE,
+    DEFAULT_TUNE,
+    check_leaving,
+    context_of,
+    run_folder_of,
+)
 from lpc.family_report import DENSE_ONNX, FamilyReport
 from lpc.material import AnyData, prepare
 from lpc.options import BenchmarkOptions, DataOptions, Short, check_short, target_from, with_short
@@ -71,7 +80,7 @@ class CompactFamily:
         folder, exports = Path(folder), chosen(export)
         timed = (benchmark if isinstance(benchmark, BenchmarkOptions) else QUICK) if benchmark else None
         if timed is not None:
-            self._check_timeable(exports)
+            check_timeable(self.results[0].model, exports)
         times: dict[float, Benchmark] = {}
         failed: list[LpcError | KeyboardInterrupt] = []
         with (
@@ -104,12 +113,6 @@ class CompactFamily:
     def _inputs(self) -> tuple[str | Path, ...]:
         return (self.source,) if isinstance(self.source, str | Path) else ()
 
-    def _check_timeable(self, exports: Mapping[str, Any]) -> None:
-        if "onnx" not in exports:
-            raise OptionError("latency is measured on the ONNX packages: export onnx too, or leave benchmark off")
-        if task_of(self.results[0].model) is Task.SEQ2SEQ_LM:
-            raise UnsupportedModelError("the benchmark times models in one graph, not encoder-decoders: leave it off")
-
     def _export_dense(self, folder: Path, options: OnnxOptions) -> None:
         source = load_source(self.source, self.results[0].processor, trust_remote_code=self.trust_remote_code)
         dense = source.model.merge_and_unload() if isinstance(source.model, PeftModel) else source.model
@@ -134,6 +137,8 @@ def compress_family(
     dtype: str | torch.dtype = "auto",
     run_folder: str | Path | RunFolder | None = None,
     resume: bool | None = None,
+    export: Exports = (),
+    benchmark: bool = False,
     trust_remote_code: bool = False,
     progress: Progress = silent,
     **short: Unpack[Short],
@@ -142,8 +147,9 @@ def compress_family(
 
     ``ratios`` ascend; after each has been reached, the adapters get ``cooldown`` steps under its masks before the model
     is taken (default: an equal part of the schedule's cool-down). ``steps`` are those of the whole run. A ``target``
-    must have the last ratio as its own. Units go progressively, by default by LoRAPrune's scores. The other arguments
-    are those of ``compress``.
+    must have the last ratio as its own. Units go progressively, by default by LoRAPrune's scores. ``benchmark`` says
+    that they will be timed (``CompactFamily.save``): what cannot be is refused before any work, as it is for
+    ``export``. The other arguments are those of ``compress``.
 
     Raises what ``compress`` raises, and OptionError for ratios that are not distinct, ascending and between 0 and 1,
     for a target with a budget, and for too few steps.
@@ -156,6 +162,9 @@ def compress_family(
     tune = settled(replace(tune, schedule=tune.schedule or Schedule()))
     run = context_of(tune, data_options, device, dtype, progress)
     source = load_source(model, tokenizer, trust_remote_code=trust_remote_code, run=run)
+    check_leaving(source, export)
+    if benchmark:
+        check_timeable(base_model(source.model), export)
     trace = replace(trace, custom_code=trace.custom_code or target.layout is Layout.PER_LAYER)
     program = TracePass(trace)(Program.start(source.model), run).program
     solver = Solver.of(target, program.traced)
@@ -184,6 +193,14 @@ def compress_family(
     return CompactFamily(
         results=tuple(results), ratios=snapshots.ratios, source=model, trust_remote_code=trust_remote_code
     )
+
+
+def check_timeable(model: PreTrainedModel, export: Exports) -> None:
+    """Raise OptionError if there is no graph to time, UnsupportedModelError if there are two."""
+    if "onnx" not in export:
+        raise OptionError("latency is measured on the ONNX packages: export onnx too, or leave benchmark off")
+    if task_of(model) is Task.SEQ2SEQ_LM:
+        raise UnsupportedModelError("the benchmark times models in one graph, not encoder-decoders: leave it off")
 
 
 def _saved(

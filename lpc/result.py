@@ -93,6 +93,7 @@ class Result:
         folder: str | Path,
         *,
         export: Exports = DEFAULT_EXPORTS,
+        onnx: bool = True,
         force: bool = False,
         progress: Progress = silent,
     ) -> Report:
@@ -101,7 +102,8 @@ class Result:
         After a compensation also ``compensation.safetensors``, the weights that it solved; after a recovery also
         ``recovery``, the adapter that was trained on the compact model: the program's artifacts save themselves, and
         the plan names their files. ``export`` names the formats, or maps their names to options
-        (``exporters.registry``). Returns the final report.
+        (``exporters.registry``); ``onnx=False`` is short for an ``export`` without it, as ``--no-onnx`` is. Returns the
+        final report.
 
         The folder appears whole or not at all. If the checkpoint or the ONNX package fails, or is interrupted, what is
         finished is written nevertheless: the manifest names what is ``missing`` and why, and the error is raised then,
@@ -112,8 +114,11 @@ class Result:
         OutputError when the disk refuses, TokenizerError if the ONNX package of a causal language model is wanted and
         there is no tokenizer, and PostconditionError when a verification fails.
         """
+        exports = chosen(export)
+        if not onnx and exports.pop("onnx", None) is not None and not exports:
+            raise OptionError("nothing is left to export without onnx: name another format")
         with kept_if_stopped(self.run_folder):
-            report = self.write(folder, export=export, force=force, progress=progress, run=self.run_folder)
+            report = self.write(folder, export=exports, force=force, progress=progress, run=self.run_folder)
         if self.run_folder is not None:
             shutil.rmtree(self.run_folder / EXPORTS, ignore_errors=True)
         return report
@@ -157,7 +162,7 @@ class Result:
         for position, name in enumerate(names):
             exporter, folder = EXPORTERS[name], stage / name
             try:
-                exporter.check(self.model, self.processor)
+                exporter.check(self.model, self.processor, exports[name])
                 steps.append(exporter.make(folder, self.processor, exports[name]))
                 run = RunContext(progress=progress, checkpoints=self.run_folder).inside(EXPORTS).inside(name)
                 program = Pipeline(steps[-1:])(program, run).program

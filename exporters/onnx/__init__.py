@@ -4,11 +4,12 @@ from exporters.onnx.cache import takes_positions
 from exporters.onnx.calls import Call, Graph, OnnxFolder, call_grid, forward_grid
 from exporters.onnx.causal import trace_decoder
 from exporters.onnx.decoder import build_decoder, has_builder, why_not_builder
-from exporters.onnx.export import check_tokenizer, export_onnx, needs_tokenizer
+from exporters.onnx.export import export_onnx
 from exporters.onnx.export_pass import ExportPass, ExportReport
 from exporters.onnx.graph import GraphBuilder
 from exporters.onnx.options import DATA_FILE, OnnxPackage
 from exporters.onnx.precision import FLOAT32, PRECISIONS, Precision, register_precision, torch_type
+from exporters.onnx.refusals import check_exportable, needs_tokenizer
 from exporters.onnx.single import trace_single
 
 __all__ = [
@@ -25,7 +26,7 @@ __all__ = [
     "Precision",
     "build_decoder",
     "call_grid",
-    "check_tokenizer",
+    "check_exportable",
     "export_onnx",
     "forward_grid",
     "has_builder",

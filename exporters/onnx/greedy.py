@@ -15,7 +15,7 @@ from passes.models import Parity
 
 
 @torch.no_grad()
-def torch_greedy(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], new: int, *, eos: Any) -> Any:
+def torch_greedy(model: PreTrainedModel, inputs: Mapping[str, Any], new: int, *, eos: Any) -> Any:
     """``model.generate``'s output for exactly ``new`` tokens, plain greedy whatever the generation config says.
 
     ``eos`` (ids or None) is suppressed until then.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lpc.cli import console
 from lpc.cli.output import Going, going_on, hold, least_bytes, told_if_done
@@ -113,7 +114,8 @@ def _one(model: str, data: tuple[Path, ...], options: CompressOptions, output: O
     from lpc.compression import compress as run
 
     with console.progress_bars() as progress:
-        result = run(model, list(data), **options.arguments(), **going.arguments(), progress=progress)
+        more = {**going.arguments(), "export": output.exports}
+        result = run(model, list(data), **options.arguments(), **more, progress=progress)
         report = result.save(output.out, export=output.exports, force=output.force, progress=progress)
     show_report(report, output.out, as_json=output.json)
 
@@ -122,8 +124,9 @@ def _family(model: str, data: tuple[Path, ...], options: CompressOptions, output
     from lpc.cli.tables import show_family
     from lpc.family import compress_family as run
 
-    more = {"benchmark": output.benchmark, "force": output.force}
+    leaving: dict[str, Any] = {"export": output.exports, "benchmark": output.benchmark}
     with console.progress_bars() as progress:
-        family = run(model, list(data), **options.arguments(), **going.arguments(), progress=progress)
-        report = family.save(output.out, export=output.exports, progress=progress, **more)
+        asked = {**options.arguments(), **going.arguments(), **leaving}
+        family = run(model, list(data), **asked, progress=progress)
+        report = family.save(output.out, **leaving, force=output.force, progress=progress)
     show_family(report, output.out, as_json=output.json)

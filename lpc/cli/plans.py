@@ -92,7 +92,7 @@ def apply(given: Given) -> None:
     from lpc.compression import apply as run
 
     with console.progress_bars() as progress:
-        result = run(plan, model, **vars(replay), **given.of(CompressOptions))
+        result = run(plan, model, **vars(replay), **given.of(CompressOptions), export=exports)
         report = result.save(output.out, export=exports, force=output.force, progress=progress)
     show_report(report, output.out, as_json=output.json)
 

@@ -208,12 +208,13 @@ class LayerByLayer:
         found: dict[str, Pair] = {}
 
         def look(name: str, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
-            found[name] = (inputs[0].flatten(0, -2), output.flatten(0, -2))
-            if name != sites[-1]:
-                return None
-            if stop:
+            last = name == sites[-1]
+            # The layer may go on to write into what the projection gave: Falcon adds its parallel attention to it.
+            given = output if last and stop else output.clone()
+            found[name] = (inputs[0].flatten(0, -2), given.flatten(0, -2))
+            if last and stop:
                 raise Reached
-            return None if push is None else output + push.view_as(output)
+            return output + push.view_as(output) if last and push is not None else None
 
         after = None
         with ExitStack() as stack:

@@ -52,7 +52,7 @@ from passes.models.precision import (
 from passes.models.probe import OUTPUTS, Probe, Response, positions, respond
 from passes.models.resized import FILE, PREFIX, compact_class, has_own_sizes
 from passes.models.routing import routers, routing
-from passes.models.stock import build_stock, filled, stock_class, twin_of
+from passes.models.stock import build_stock, filled, rope_types, stock_class, twin_of, weightless
 from passes.models.stored import DTYPES, StoredTensor, headers, read_json
 from passes.models.tasks import AUTO_CLASSES, Task, check_loss, check_padding, model_class, task_of
 from passes.models.weights import DenseWeight, Weight, Window, stacked
@@ -126,6 +126,7 @@ __all__ = [
     "relative_difference",
     "replaced",
     "respond",
+    "rope_types",
     "rounding_tolerance",
     "routers",
     "routing",
@@ -143,6 +144,7 @@ __all__ = [
     "unchanged",
     "unreadable",
     "vendor",
+    "weightless",
     "wide",
     "widened",
 ]

@@ -26,11 +26,29 @@ def twin_of(model_type: type[PreTrainedModel], config: PreTrainedConfig) -> PreT
 
     Its forward pass reads no values, which meta tensors do not have: it is for following shapes, not for numbers.
     """
-    with torch.device("meta"):
-        # Eager attention: the others inspect the values of masks.
-        twin = vendor.from_config(model_type, _valueless(config), attention="eager")
+    twin = weightless(model_type, _valueless(config))
     twin.config.pad_token_id = None  # or GPT-2 looks for it in the values of its input
     return twin
+
+
+def weightless(model_type: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """The model as its configuration builds it, on the meta device: for asking what it is, not for running it."""
+    with torch.device("meta"):
+        # Eager attention: the others inspect the values of masks.
+        return vendor.from_config(model_type, copy.deepcopy(config), attention="eager")
+
+
+def rope_types(config: PreTrainedConfig) -> tuple[str, ...]:
+    """The kinds of rotary embedding that the layers of a model have; none if it has no rotary embedding."""
+    return tuple(dict.fromkeys(str(entries.get("rope_type", "default")) for entries in _rope_entries(config)))
+
+
+def _rope_entries(config: PreTrainedConfig) -> list[dict[str, Any]]:
+    """The configuration's settings of rotary embeddings: one for all layers, or one a type of layer."""
+    rope = getattr(config.get_text_config(), "rope_parameters", None)
+    if not isinstance(rope, dict):
+        return []
+    return list(rope.values()) if rope and all(isinstance(value, dict) for value in rope.values()) else [rope]
 
 
 def _valueless(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -39,12 +57,9 @@ def _valueless(config: PreTrainedConfig) -> PreTrainedConfig:
     text: Any = config.get_text_config()
     if getattr(text, "use_cache", None) is False:
         text.use_cache = True  # without a cache, positions are searched for packed sequences
-    rope = getattr(text, "rope_parameters", None)
-    if isinstance(rope, dict):
-        nested = rope.values() if all(isinstance(value, dict) for value in rope.values()) else (rope,)
-        for entries in nested:
-            if entries.get("rope_type") in ROPE_BY_LENGTH:
-                entries["rope_type"] = "default"
+    for entries in _rope_entries(config):
+        if entries.get("rope_type") in ROPE_BY_LENGTH:
+            entries["rope_type"] = "default"
     return config
 
 

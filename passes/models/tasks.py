@@ -104,10 +104,15 @@ def task_of(model: PreTrainedModel | type[PreTrainedModel]) -> Task:
 
 
 def check_loss(kind: type[PreTrainedModel], model_type: str) -> None:
-    """Raise UnsupportedModelError for a stock class that computes no loss: its ``forward`` takes no labels."""
+    """Raise UnsupportedModelError for a class that computes no loss: its ``forward`` takes no labels.
+
+    A class of the user's own may take them among its ``**kwargs``; a stock one that does not name them has none.
+    """
     task = task_of(kind)
     taken = inspect.signature(kind.forward).parameters
-    if kind.__module__.startswith("transformers.") and not any(name in taken for name in task.label_names):
+    stock = kind.__module__.startswith("transformers.")
+    anything = not stock and any(each.kind is each.VAR_KEYWORD for each in taken.values())
+    if not anything and not any(name in taken for name in task.label_names):
         other = next(iter(_names(_MAPPINGS[task].get(model_type, ()))), None)
         instead = f": load it as {other}, which does" if other not in (None, kind.__name__) else ""
         raise UnsupportedModelError(f"{kind.__name__} has no loss, its forward takes no labels{instead}")

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from passes.errors import PostconditionError
 from passes.graph import Dimension, Kind, PruningGraph, Slice, layer_path
-from passes.models import WIDE, bit_difference, constant_difference, count_parameters, twin_of
+from passes.models import WIDE, bit_difference, constant_difference, count_parameters, weightless
 from passes.shrink.rescale import Rescale, Scales, embedding_scale, rescales
 
 logger = logging.getLogger(__name__)
@@ -216,7 +216,7 @@ def _taken(tensor: torch.Tensor, axis: int, stay: torch.Tensor | None) -> torch.
 
 def check_settings(model: PreTrainedModel) -> None:
     """Raise PostconditionError unless the model is what its configuration builds: names, shapes, modules, settings."""
-    built = twin_of(type(model), type(model.config).from_dict(model.config.to_dict()))
+    built = weightless(type(model), type(model.config).from_dict(model.config.to_dict()))
     for kind in ("parameters", "buffers"):
         mine, theirs = ({n: tuple(t.shape) for n, t in _named(each, kind)} for each in (model, built))
         for name in sorted(mine.keys() | theirs.keys()):

@@ -65,7 +65,7 @@ def test_checkpoint_is_kept_when_onnx_fails_and_export_goes_on_from_there(
     (note,) = (note for note in raised.value.__notes__ if "kept" in note)
     assert f"kept in {out}: adapter, hf, lpc.json" in note
     assert f"`lpc export {out / 'hf'} --out {out / 'onnx'}`" in note
-    assert "needs the tokenizer" in json.loads((out / "lpc.json").read_text())["missing"]["onnx"]
+    assert "needs its tokenizer" in json.loads((out / "lpc.json").read_text())["missing"]["onnx"]
     assert "## Missing" in (out / "report.md").read_text()
     tiny_tokenizer.save_pretrained(out / "hf")
     export(out / "hf", out / "onnx")

@@ -1,10 +1,11 @@
 """The matrix of families: each one traced, adapted, scored, pruned, reloaded and exported, with the worst number.
 
-    python tests/matrix/families.py [--only NAME ...] [--plans 50] [--fresh]
+    python tests/matrix/families.py [--only NAME ...] [--plans 50] [--again row default] [--fresh]
 
-Runs the tiny models of ``tests/zoo.py`` on the CPU, about ten minutes for all; cells that are done are kept in
-``benchmarks/out/families.json``, so an interrupted run goes on. When every family has its row it writes
-``benchmarks/results/families.json`` and from that ``docs/families.md``.
+Runs the tiny models of ``tests/zoo.py`` on the CPU, each in a process of its own, about twenty minutes for all; cells
+that are done are kept in ``benchmarks/out/families.json`` (it begins with the last results), so an interrupted run goes
+on. When every family has its row it writes ``benchmarks/results/families.json`` and from that ``docs/families.md``;
+the cell of the defaults may still be open there, and the next run fills it in.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import copy
 import json
 import random
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -29,6 +31,7 @@ for place in (ROOT, ROOT / "tests", ROOT / "tests" / "passes"):
 import torch
 import zoo
 from conftest import build_tokenizer
+from default_way import DTYPES, by_default
 from matrix_importance import importance_error
 from matrix_page import page
 from matrix_sizes import real_sizes
@@ -175,42 +178,82 @@ def measure(name: str, count: int) -> Row:
     )
 
 
+def ways(name: str) -> dict[str, Any]:
+    """What the defaults of ``lpc.compress`` give, a dtype; an error's text where they fail."""
+    found: dict[str, Any] = {}
+    for dtype in DTYPES:
+        try:
+            found[dtype] = asdict(by_default(name, dtype))
+        except (LpcError, AssertionError) as error:
+            found[dtype] = f"{type(error).__name__}: {error}"
+    return found
+
+
+def kept(fresh: bool) -> dict[str, Any]:
+    """What is done: ``rows`` by name, and ``sizes``; begins with the last results."""
+    if fresh:
+        return {"rows": {}}
+    if OUT.is_file():
+        found: dict[str, Any] = json.loads(OUT.read_text())
+        return found
+    results = json.loads(RESULTS.read_text())
+    return {**results, "rows": {row["name"]: row for row in results["rows"]}}
+
+
+def one(name: str, plans_wanted: int, again: list[str]) -> None:
+    """Fill in what one family's row lacks, or has to have ``again``."""
+    state = kept(fresh=False)
+    row = state["rows"].get(name, {})
+    default = row.get("default")
+    if "row" in again or "attach" not in row:
+        row = {**asdict(measure(name, plans_wanted)), "default": default}
+    if "default" in again or default is None or any(isinstance(each, str) for each in default.values()):
+        row["default"] = ways(name)
+    state["rows"][name] = row
+    OUT.write_text(json.dumps(state, indent=1))
+    said = {dtype: way if isinstance(way, str) else f"{way['export']:.1e}" for dtype, way in row["default"].items()}
+    print(f"{name}: shrink {row['shrink']:.1e}, onnx {row['onnx']}, by default {said}", flush=True)
+
+
+def finish() -> None:
+    """Write the results and the page, if every family has its row; say which cells are open."""
+    state = kept(fresh=False)
+    missing = [name for name in zoo.ZOO if name not in state["rows"]]
+    opened = [name for name in zoo.ZOO if not state["rows"].get(name, {}).get("default")]
+    if opened:
+        print(f"not tried by default yet: {', '.join(opened)}")
+    if missing:
+        print(f"no row yet for {', '.join(missing)}")
+        return
+    if "sizes" not in state:
+        state["sizes"] = [asdict(size) for size in real_sizes()]
+    versions = {package: version(package) for package in PACKAGES}
+    results = {"sizes": state["sizes"], "versions": versions, "rows": [state["rows"][name] for name in zoo.ZOO]}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    PAGE.write_text(page(results))
+
+
 def main() -> None:
-    """Fill in the missing rows, then write the results and the page."""
+    """Fill in the missing cells, then write the results and the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", default=list(zoo.ZOO))
     parser.add_argument("--plans", type=int, default=50)
+    parser.add_argument("--again", nargs="*", default=[], choices=("row", "default"), help="cells to measure anew")
     parser.add_argument("--fresh", action="store_true", help="measure everything anew")
     arguments = parser.parse_args()
+    OUT.parent.mkdir(exist_ok=True)
+    OUT.write_text(json.dumps(kept(arguments.fresh), indent=1))
+    if len(arguments.only) > 1:
+        for name in arguments.only:
+            words = ["--only", name, "--plans", str(arguments.plans), "--again", *arguments.again]
+            subprocess.run([sys.executable, __file__, *words], check=False)
+        finish()
+        return
     warnings.simplefilter("ignore")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(1)
-    rows: dict[str, Any] = {}
-    if OUT.is_file() and not arguments.fresh:
-        rows = json.loads(OUT.read_text())
-    OUT.parent.mkdir(exist_ok=True)
-    for name in arguments.only:
-        if name in rows and len(arguments.only) == len(zoo.ZOO):
-            continue
-        try:
-            rows[name] = asdict(measure(name, arguments.plans))
-        except (LpcError, AssertionError) as error:
-            print(f"{name}: {type(error).__name__}: {error}")
-            continue
-        OUT.write_text(json.dumps(rows, indent=1))
-        print(f"{name}: shrink {rows[name]['shrink']:.1e}, onnx {rows[name]['onnx']}")
-    missing = [name for name in zoo.ZOO if name not in rows]
-    if missing:
-        print(f"no row yet for {', '.join(missing)}")
-        return
-    versions = {
-        package: version(package) for package in ("torch", "transformers", "peft", "onnxruntime", "onnxruntime-genai")
-    }
-    sizes = [asdict(size) for size in real_sizes()]
-    results = {"sizes": sizes, "versions": versions, "rows": [rows[name] for name in zoo.ZOO]}
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    PAGE.write_text(page(results))
+    one(arguments.only[0], arguments.plans, arguments.again)
 
 
 if __name__ == "__main__":

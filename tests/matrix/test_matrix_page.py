@@ -28,6 +28,10 @@ def test_every_family_has_a_row_within_the_tolerances() -> None:
         assert row["reload_stock"] in (0, None), row["name"]
         assert row["reload_file"] in (0, None), row["name"]
         assert row["onnx"] < 1e-4, row["name"]
+        for way in (row.get("default") or {}).values():
+            assert way["shrink"] < 1e-5, row["name"]
+            assert way["export"] < 1e-4, row["name"]
+            assert {"attach", "score", "compensate", "tune"} <= set(way["passes"]) or way["criterion"] != "obs"
 
 
 def test_a_row_that_is_not_like_the_results_changes_the_page() -> None:

@@ -235,7 +235,9 @@ def test_a_risen_error_is_an_error_that_names_the_projection() -> None:
         CompensatePass(DATA).ensures(program, after)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "phi", "gpt_neox", "gemma3_text", "olmo2", "mixtral", "bert"])
+@pytest.mark.parametrize(
+    "name", ["llama", "gpt2", "phi", "gpt_neox", "gemma3_text", "olmo2", "mixtral", "bert", "falcon-mqa"]
+)
 def test_one_layer_at_a_time_gives_what_whole_forward_passes_give(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     custom = TracePass(TraceOptions(custom_code=True))
     program = custom(Program.start(zoo.build(name))).program

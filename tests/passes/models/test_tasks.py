@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import transformers as hf
 import zoo
-from transformers import PreTrainedModel
+from transformers import BertForMaskedLM, PreTrainedModel
 
 from passes.errors import UnsupportedModelError
-from passes.models import Task, model_class, task_of
+from passes.models import Task, check_loss, model_class, task_of
 
 
 @pytest.mark.parametrize("name", zoo.ZOO)
@@ -89,3 +90,18 @@ def test_a_configuration_without_a_usable_class_is_refused(config: hf.PreTrained
 def test_the_labels_that_a_loss_needs() -> None:
     assert Task.QUESTION_ANSWERING.label_names == ("start_positions", "end_positions")
     assert Task.IMAGE_CLASSIFICATION.label_names == ("labels",)
+
+
+def test_a_class_of_ones_own_without_labels_has_no_loss() -> None:
+    class Silent(BertForMaskedLM):
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return input_ids
+
+    class Open(BertForMaskedLM):
+        def forward(self, input_ids: torch.Tensor, **more: object) -> torch.Tensor:  # type: ignore[override]
+            return input_ids
+
+    with pytest.raises(UnsupportedModelError, match="Silent has no loss, its forward takes no labels: load it as Bert"):
+        check_loss(Silent, "bert")
+    check_loss(Open, "bert")
+    check_loss(BertForMaskedLM, "bert")

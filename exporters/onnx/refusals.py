@@ -1,0 +1,85 @@
+"""What refuses an ONNX package, read off a model's class and configuration before anything is done with it."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from exporters.hf import Processor
+from exporters.onnx.decoder import why_not_builder
+from exporters.onnx.options import GraphKind
+from exporters.onnx.verify.probes import vocabulary
+from exporters.options import OnnxOptions
+from passes.errors import TokenizerError, UnsupportedModelError
+from passes.models import Task, rope_types, task_of, weightless
+
+KINDS: dict[Task, GraphKind] = {Task.CAUSAL_LM: "decoder", Task.SEQ2SEQ_LM: "encoder-decoder"}
+
+LEAVE_OUT = 'leave ONNX out (export=["hf"], --no-onnx)'
+
+IMAGE_SIZES = ("image_size", "num_channels")
+"""What a configuration must say for an image model's graph to have its inputs."""
+
+
+def kind_of(model: PreTrainedModel) -> GraphKind:
+    """Which graphs a model becomes. Raises ``UnsupportedModelError`` for a class whose task is unknown."""
+    return KINDS.get(task_of(model), "single")
+
+
+def needs_tokenizer(model: PreTrainedModel) -> bool:
+    """Whether ``export_onnx`` refuses the model without its tokenizer."""
+    return kind_of(model) == "decoder"
+
+
+def check_exportable(model: PreTrainedModel, processor: Processor | None, options: OnnxOptions) -> None:
+    """Raise what ``export_onnx`` would raise for this model and every smaller one of its class.
+
+    That is TokenizerError for a tokenizer that is missing or has more tokens than the model, and UnsupportedModelError
+    where no route to a graph exists. Reads no weights.
+    """
+    kind = kind_of(model)
+    _check_tokenizer(model, processor)
+    _check_inputs(model)
+    if "dynamic" in " ".join(rope_types(model.config)):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has rope_type 'dynamic': its frequencies depend on the length of the input in a "
+            f"way that torch.onnx.export cannot trace; {LEAVE_OUT}"
+        )
+    if options.route == "builder":
+        _check_builder(model, kind)
+
+
+def _check_tokenizer(model: PreTrainedModel, processor: Processor | None) -> None:
+    if not isinstance(processor, PreTrainedTokenizerBase):
+        if needs_tokenizer(model):
+            raise TokenizerError(
+                f"the ONNX package of a {type(model).__name__} needs its tokenizer, and none was found beside the "
+                f"model: give it (tokenizer=...), or {LEAVE_OUT}"
+            )
+        return
+    if model.main_input_name == "input_ids" and len(processor) > vocabulary(model):
+        raise TokenizerError(
+            f"the tokenizer has {len(processor)} tokens but the model only {vocabulary(model)}: it is another model's; "
+            "give the model's own tokenizer"
+        )
+
+
+def _check_inputs(model: PreTrainedModel) -> None:
+    """Graphs take token ids, or images of the size that the configuration says."""
+    wanted, name = model.main_input_name, type(model).__name__
+    if wanted not in ("input_ids", "pixel_values"):
+        raise UnsupportedModelError(f"{name} takes {wanted}, and ONNX graphs take text or images here; {LEAVE_OUT}")
+    missing = [entry for entry in IMAGE_SIZES if getattr(model.config, entry, None) is None]
+    if wanted == "pixel_values" and missing:
+        raise UnsupportedModelError(
+            f"the configuration of {name} does not say {' nor '.join(missing)}, which its ONNX graph needs; {LEAVE_OUT}"
+        )
+
+
+def _check_builder(model: PreTrainedModel, kind: GraphKind) -> None:
+    if kind != "decoder":
+        raise UnsupportedModelError(
+            f"the ONNX graph builder knows only causal language models, not {type(model).__name__}"
+        )
+    reason = why_not_builder(weightless(type(model), model.config))
+    if reason is not None:
+        raise UnsupportedModelError(f"the ONNX graph builder does not know this model: {reason}; use route='auto'")

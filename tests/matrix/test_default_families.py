@@ -1,0 +1,24 @@
+"""The defaults work on families that are unlike one another; ``tests/matrix/families.py`` tries them all."""
+
+from __future__ import annotations
+
+import pytest
+from default_way import by_default
+
+
+@pytest.mark.filterwarnings("ignore")  # random models are told that they are not trained
+@pytest.mark.parametrize(
+    ("name", "dtype", "criterion"),
+    [
+        ("falcon-mqa", "bf16", "obs"),  # parallel attention
+        ("gpt2", "fp32", "obs"),  # Conv1D
+        ("bert-question-answering", "bf16", "obs"),
+        ("mixtral", "fp32", "loraprune"),  # experts, which obs does not rank
+    ],
+)
+def test_the_defaults_work(name: str, dtype: str, criterion: str) -> None:
+    way = by_default(name, dtype)
+    assert way.criterion == criterion
+    assert way.shrink < 1e-5
+    assert way.export < 1e-4
+    assert (criterion == "obs") == ("compensate" in way.passes)
