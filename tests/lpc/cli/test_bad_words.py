@@ -76,8 +76,7 @@ BAD: list[tuple[list[str], tuple[str, ...]]] = [
     (["compress", "model", *OK, "--batch-size", "2.5"], ("--batch-size", "whole number", "'2.5'")),
     (["compress", "model", *OK, "--distill", "2"], ("--distill 2", "at most 1")),
     (["compress", "model", *OK, "--recover-steps", "0"], ("--recover-steps", "at least 1")),
-    (["compress", "model", *OK, "--save-every", "5"], ("save_every", "set checkpoints")),
-    (["compress", "model", *OK, "--resume", "--checkpoints", "none"], ("checkpoint", "none")),
+    (["compress", "model", *OK, "--resume", "--checkpoints", "none"], ("go on", "none", "--resume")),
     # data and places
     (["compress", "model", *OK, "--sequence-length", "1"], ("--sequence-length", "at least 2")),
     (["compress", "model", *OK, "--prompt-template", "absent.txt"], ("absent.txt", "template")),
