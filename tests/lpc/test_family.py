@@ -116,18 +116,18 @@ def test_force_removes_what_an_older_family_left_and_nothing_else(family: lpc.Co
 def test_a_failure_leaves_nothing_behind(
     family: lpc.CompactFamily, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    save = Result.save
+    write = Result.write
 
     def fail(self: object, *_: object, **__: object) -> None:
         raise lpc.PostconditionError("no")
 
     def third(self: Result, folder: Path, **options: object) -> object:
-        return (fail if folder.name == "0.4" else save)(self, folder, **options)
+        return (fail if folder.name == "0.4" else write)(self, folder, **options)
 
     if where == "report":
         monkeypatch.setattr(FamilyReport, "write", fail)
     else:
-        monkeypatch.setattr(Result, "save", third)
+        monkeypatch.setattr(Result, "write", third)
     with pytest.raises(lpc.PostconditionError, match="no"):
         family.save(tmp_path / "out", export=["hf"])
     assert list(tmp_path.iterdir()) == []
@@ -243,6 +243,6 @@ def test_the_command_writes_a_family(
     assert [member["ratio"] for member in printed["members"]] == [0.0, 0.1, 0.3]
     assert lpc.Plan.load(out / "0.3" / "plan.json").options["snapshots"]["cooldown"] == 2
     assert _lpc(monkeypatch, *common, "--ratio", "0.3", "--snapshot-steps", "2", "--force") == 2
-    assert "go with --snapshots" in capsys.readouterr().err
+    assert "goes with --snapshots" in capsys.readouterr().err
     assert _lpc(monkeypatch, *common, "--ratio", "0.4", "--snapshots", "0.1,0.3", "--force") == 2
     assert "must be the target's, 0.4" in capsys.readouterr().err
