@@ -202,7 +202,7 @@ def test_unreachable_ratio_is_refused_before_training(tiny_llama: PreTrainedMode
 
 @pytest.mark.parametrize("ratio", [0, 1, -0.1, 1.5, float("nan")])
 def test_ratio_outside_the_open_interval_is_refused(ratio: float, tiny_llama: PreTrainedModel) -> None:
-    with pytest.raises(lpc.OptionError, match="ratio must be (above 0 and below 1|a finite number)"):
+    with pytest.raises(lpc.OptionError, match=r"ratio must be (above 0 and below 1|a finite number)"):
         lpc.compress(tiny_llama, data=[[1, 2]], ratio=ratio)
 
 
