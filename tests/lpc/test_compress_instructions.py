@@ -125,7 +125,7 @@ def test_the_prompt_is_measured_too_where_it_is_not_masked(folder: Path) -> None
     for masked in (True, False):
         text = lpc.DataOptions(instructions=lpc.InstructionFormat(mask_prompt=masked))
         material = prepare(load_source(folder / "model"), folder / "rows.jsonl", text)
-        losses[masked] = material.measure(load_source(folder / "model").model)
+        losses[masked] = material.measure(load_source(folder / "model").model, 8)
     assert losses[True].labels * 5 < losses[False].labels
     assert losses[True].loss != pytest.approx(losses[False].loss, rel=1e-3)
 
