@@ -83,7 +83,7 @@ class Count:
 def run(model: object, steps: int, count: Count, **options: object) -> lpc.Result:
     tune = lpc.TuneOptions(steps=steps, batch_size=2)
     text = lpc.DataOptions(sequence_length=16, samples=4)
-    given = {"tune": tune, "text": text, "lora": SMALL, "progress": count.progress, "pipeline": count.counting}
+    given = {"tune": tune, "data_options": text, "lora": SMALL, "progress": count.progress, "pipeline": count.counting}
     return lpc.compress(model, DATA, RATIO, tokenizer=build_tokenizer(), **{**given, **options})  # type: ignore[arg-type]
 
 

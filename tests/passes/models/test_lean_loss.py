@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -11,7 +12,6 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from workbench import build_model
 
 from passes.models import lean_loss
-from passes.models import lean_loss as module
 from passes.models.lean_loss import causal_loss
 
 
@@ -28,7 +28,7 @@ def logits_and_labels(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
 def test_loss_and_gradient_are_transformers_own(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, items: int | torch.Tensor | None
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 200)  # five rows at a time
+    monkeypatch.setattr(sys.modules["passes.models.lean_loss"], "CHUNK_ELEMENTS", 200)  # five rows at a time
     logits, labels = logits_and_labels(dtype)
     expected = ForCausalLMLoss(logits, labels, 40, num_items_in_batch=items)
     (wanted,) = torch.autograd.grad(2 * expected, logits)

@@ -7,7 +7,7 @@ import zoo
 from shrinking import graph_of
 from transformers import BertConfig, BertForMaskedLM, Gemma2Config, PhiForCausalLM
 
-from passes.families.registry import NO_PLACE
+from passes.families.family import NO_PLACE
 from passes.models import stock_class, twin_of
 from passes.options import TraceOptions
 from passes.shrink import compact_config
