@@ -8,10 +8,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads crawl on a busy machine
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -24,6 +26,8 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+
+from passes.models import AUTO_CLASSES
 
 torch.set_num_threads(1)  # tiny models: threads only cost time, and one thread makes sums reproducible
 
@@ -104,3 +108,13 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     story = "The cat sat on the mat number {0}, and the dog ran {0} times round the tree. " * 6
     path.write_text("\n<|endoftext|>\n".join(story.format(i) for i in range(40)), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def auto_classes_as_before() -> Iterator[None]:
+    """What a test registers with transformers' auto classes is taken back."""
+    mappings = [getattr(transformers, name)._model_mapping for name in (*AUTO_CLASSES.values(), "AutoModel")]
+    before = [dict(mapping._extra_content) for mapping in mappings]
+    yield
+    for mapping, content in zip(mappings, before, strict=True):
+        mapping._extra_content = content

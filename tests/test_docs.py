@@ -37,7 +37,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path,
 
 
 @pytest.fixture(autouse=True)
-def _registries_as_before() -> Iterator[None]:
+def _registries_as_before(auto_classes_as_before: None) -> Iterator[None]:
     """Pages register entries of their own."""
     with ExitStack() as stack:
         for registry in (CRITERIA, EXPORTERS, FAMILIES, MEASURES, PRECISIONS):

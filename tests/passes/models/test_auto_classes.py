@@ -6,7 +6,6 @@ import copy
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from uneven import uneven
 
 import lpc
-from passes.models import AUTO_CLASSES
 
 CASES = {
     "llama": "AutoModelForCausalLM",
@@ -29,13 +27,7 @@ CASES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _registered_as_before() -> Iterator[None]:
-    autos = [getattr(transformers, name) for name in (*AUTO_CLASSES.values(), "AutoModel")]
-    before = [(auto, dict(auto._model_mapping._extra_content)) for auto in autos]
-    yield
-    for auto, content in before:
-        auto._model_mapping._extra_content = content
+pytestmark = pytest.mark.usefixtures("auto_classes_as_before")
 
 
 @pytest.mark.parametrize("name", CASES)
