@@ -34,6 +34,7 @@ from passes.models.batches import Collate, Row, batches, label_count, pieces, sa
 from passes.models.declared import check_declared
 from passes.models.fingerprint import fingerprint, tensors_digest
 from passes.models.fit import Misfit
+from passes.models.head import TokenHead, labelled
 from passes.models.heldout import heldout_loss
 from passes.models.lean_loss import lean_loss
 from passes.models.loading import dense_weights, keep_own_head, load_model, quiet, reason, unreadable
@@ -80,6 +81,7 @@ __all__ = [
     "Row",
     "StoredTensor",
     "Task",
+    "TokenHead",
     "Weight",
     "Window",
     "active_adapter",
@@ -106,6 +108,7 @@ __all__ = [
     "heldout_loss",
     "keep_own_head",
     "label_count",
+    "labelled",
     "lean_loss",
     "load_model",
     "lora_config",

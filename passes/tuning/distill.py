@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from passes.models import Task, base_model, task_of
+from passes.models import Task, TokenHead, base_model, task_of
 from passes.options import DistillOptions
 from passes.tuning.divergence import Output, Outputs, comparable_hidden_states, hidden_error, pairs
-from passes.tuning.rates import RatedTrainer
+from passes.tuning.lean import LeanTrainer, labelled_states, without
+from passes.tuning.positions import Mixture, summed_loss
 from passes.tuning.teacher import Teacher
 
 logger = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
 
 
-class DistillTrainer(RatedTrainer):
+class DistillTrainer(LeanTrainer):
     """A Trainer whose loss is mixed with the distance to a teacher. It counts the seconds that the teacher takes."""
 
     def __init__(self, *, teacher: Teacher, distill: DistillOptions, **arguments: Any) -> None:
@@ -37,47 +39,85 @@ class DistillTrainer(RatedTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The mixed loss; the teacher answers first, so that nothing the student keeps for its gradients changes."""
+        heads = None if return_outputs else self._heads_of_both(inputs)
+        if heads is not None:
+            return self._by_positions(model, inputs, heads, num_items_in_batch)
+        return self._whole(model, inputs, return_outputs, num_items_in_batch)
+
+    def _heads_of_both(self, inputs: Mapping[str, Any]) -> tuple[TokenHead, TokenHead] | None:
+        """The student's head and the teacher's by themselves; None if one of them is not, or there are no labels."""
+        if "labels" not in inputs:
+            return None
+        student, teacher = self.head_of(base_model(self.model)), self.head_of(self._teacher.model)
+        if student is None or teacher is None or student.words != teacher.words:
+            return None
+        return None if teacher.reads(self._teacher.swaps) else (student, teacher)
+
+    def _by_positions(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        heads: tuple[TokenHead, TokenHead],
+        items: torch.Tensor | int | None,
+    ) -> torch.Tensor:
+        """The mixed loss without the logits of the whole batch."""
+        options, labels = self._distill, inputs["labels"]
+        more = {"output_hidden_states": True} if self._hidden else {}
+        inputs = {**without(inputs, self._task.label_names), **more}
+        teacher = self._timed(lambda: labelled_states(heads[1], self._teacher, inputs, labels))
+        student = labelled_states(heads[0], model, inputs, labels)
+        count = len(student.targets)
+        share, own = self.batch_share(count, items), self.label_share(heads[0], count, items)
+        mixture = Mixture(
+            label=(1 - options.weight) * float(own * count / share),
+            teacher=options.weight * options.temperature**2,
+            temperature=options.temperature,
+        )
+        sides = [self.side(head, each.hidden) for head, each in zip(heads, (student, teacher), strict=True)]
+        mixed = summed_loss(sides[0], student.targets, mixture, sides[1]) * (share / count if count else float("nan"))
+        drawn = self._hidden_error({**inputs, "labels": labels}, teacher.outputs, student.outputs)
+        return mixed if drawn is None else mixed + share * drawn
+
+    def _whole(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool,
+        items: torch.Tensor | int | None,
+    ) -> Any:
+        """The mixed loss from whole outputs."""
         options = self._distill
         more = {"output_hidden_states": True} if self._hidden else {}
-        teacher = self._ask({**inputs, **more})
-        loss, student = super().compute_loss(
-            model, {**inputs, **more}, return_outputs=True, num_items_in_batch=num_items_in_batch
-        )
-        if self._hidden and not comparable_hidden_states(teacher, student):
-            logger.warning("teacher and student have no hidden states alike: only their outputs are distilled")
-            self._hidden = False
+        asked = {**inputs, **more}
+        # labels only where the inputs follow from them
+        kept = asked if self._task is Task.SEQ2SEQ_LM else without(asked, self._task.label_names)
+        teacher = self._timed(lambda: self._teacher(**kept))
+        loss, student = super().compute_loss(model, asked, return_outputs=True, num_items_in_batch=items)
         compared = pairs(self._task, inputs, teacher, student)
         output = Output.of(base_model(self.model), inputs.get("labels"))
         divergence = torch.stack([pair.divergence(options.temperature, output) for pair in compared]).mean()
         drawn = options.weight * options.temperature**2 * divergence
-        if self._hidden:
-            drawn = drawn + options.hidden_weight * hidden_error(inputs, teacher, student)
-        mixed = (1 - options.weight) * loss + self._share(len(compared[0].student), num_items_in_batch) * drawn
+        error = self._hidden_error(inputs, teacher, student)
+        drawn = drawn if error is None else drawn + error
+        mixed = (1 - options.weight) * loss + self.batch_share(len(compared[0].student), items) * drawn
         return (mixed, student) if return_outputs else mixed
 
-    def _ask(self, inputs: Mapping[str, Any]) -> Outputs:
-        """The teacher's answer; labels only where the inputs follow from them."""
-        kept = inputs if self._task is Task.SEQ2SEQ_LM else _without(inputs, self._task.label_names)
+    def _hidden_error(self, inputs: Mapping[str, Any], teacher: Outputs, student: Outputs) -> torch.Tensor | None:
+        """h · the hidden error; None where hidden states are not compared."""
+        if self._hidden and not comparable_hidden_states(teacher, student):
+            logger.warning("teacher and student have no hidden states alike: only their outputs are distilled")
+            self._hidden = False
+        return self._distill.hidden_weight * hidden_error(inputs, teacher, student) if self._hidden else None
+
+    def _timed(self, ask: Callable[[], Answer]) -> Answer:
+        """What the teacher answers, in the precision of the training."""
         _wait()
         start = time.perf_counter()
-        answer = self._teacher(kept)
+        with self.accelerator.autocast():
+            answer = ask()
         _wait()
         self.teacher_seconds += time.perf_counter() - start
         return answer
-
-    def _share(self, positions: int, items: torch.Tensor | int | None) -> torch.Tensor | float:
-        """What turns a mean over this micro-batch into its part of the whole batch's, as the task loss already is.
-
-        Where the model does not take the number of labels of the whole batch, the Trainer divides afterwards.
-        """
-        if not self.model_accepts_loss_kwargs or items is None:
-            return 1.0
-        ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        return positions * ranks / items
-
-
-def _without(inputs: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: value for name, value in inputs.items() if name not in names}
 
 
 def _wait() -> None:

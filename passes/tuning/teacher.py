@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, TypeAlias
+from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
-from passes.models import evaluation_mode, parameter_at, replaced, swapped
+from passes.models import base_model, evaluation_mode, parameter_at, replaced, swapped
 
-Teacher: TypeAlias = "Callable[[Mapping[str, Any]], Mapping[str, Any]]"
-"""Answers a batch with a model's outputs, by name."""
+
+class Teacher(Protocol):
+    """Answers a batch with a model's outputs, by name."""
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The transformers model that answers."""
+
+    @property
+    def swaps(self) -> Sequence[nn.Parameter]:
+        """The parameters of ``model`` that hold other values while it answers."""
+
+    def __call__(self, **inputs: Any) -> Mapping[str, Any]:
+        """The outputs."""
 
 
 class FrozenBase:
@@ -35,7 +48,17 @@ class FrozenBase:
         trained = any(bool(parameter.any()) for name, parameter in adapter if ".lora_B." in name)
         self._start = [(parameter, parameter.detach().clone()) for _, parameter in adapter] if trained else []
 
-    def __call__(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model, which is the student's as well."""
+        return base_model(self._model)
+
+    @property
+    def swaps(self) -> Sequence[nn.Parameter]:
+        """Those that a compensation has changed, and those of an adapter that was there before."""
+        return [*(parameter_at(self._model, name) for name in self._originals), *(p for p, _ in self._start)]
+
+    def __call__(self, **inputs: Any) -> Mapping[str, Any]:
         """The dense model's outputs."""
         with self.on():
             outputs: Mapping[str, Any] = self._model(**inputs)
@@ -65,10 +88,16 @@ class FrozenBase:
 class OtherModel:
     """A second model in memory as the teacher. It comes back with the training flags it had."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: PreTrainedModel | PeftModel) -> None:
         self._model = model
+        self.swaps: Sequence[nn.Parameter] = ()
 
-    def __call__(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    @property
+    def model(self) -> PreTrainedModel:
+        """The second model."""
+        return base_model(self._model)
+
+    def __call__(self, **inputs: Any) -> Mapping[str, Any]:
         """The model's outputs."""
         with torch.no_grad(), evaluation_mode(self._model):
             outputs: Mapping[str, Any] = self._model(**inputs)

@@ -1,0 +1,105 @@
+"""Training a language model without the logits of a whole batch, wherever its head can be run by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from passes.models import TokenHead, base_model, labelled, lean_loss, task_of
+from passes.tuning.positions import Logits, Mixture, Side, summed_loss
+from passes.tuning.rates import RatedTrainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """The positions of a batch that bear a label: their last hidden states [positions, width], and the labels."""
+
+    hidden: torch.Tensor
+    targets: torch.Tensor
+    outputs: Mapping[str, Any]
+
+
+def labelled_states(
+    head: TokenHead, model: Callable[..., Any], inputs: Mapping[str, Any], labels: torch.Tensor
+) -> Labelled:
+    """What a model answers to inputs without labels, up to its head, where labels stand."""
+    with head.apart() as seen:
+        outputs: Mapping[str, Any] = model(**inputs)
+    chosen, targets = labelled(head.task, labels)
+    return Labelled(hidden=seen.states[chosen], targets=targets, outputs=outputs)
+
+
+class LeanTrainer(RatedTrainer):
+    """A Trainer that computes the loss of a language model from hidden states, some positions at a time."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._heads: dict[int, TokenHead | None] = {}
+
+    def head_of(self, model: PreTrainedModel | PeftModel) -> TokenHead | None:
+        """The head of a transformers model by itself, found once; None where the whole logits are needed."""
+        if id(model) not in self._heads:
+            self._heads[id(model)] = TokenHead.of(model)
+        head = self._heads[id(model)]
+        return None if head is None or head.trains else head
+
+    def logits_of(self, head: TokenHead) -> Logits:
+        """The head in the precision of the training."""
+
+        def logits(hidden: torch.Tensor) -> torch.Tensor:
+            with self.accelerator.autocast():
+                return head.logits(hidden)
+
+        return logits
+
+    def side(self, head: TokenHead, hidden: torch.Tensor) -> Side:
+        """Hidden states with their head."""
+        return Side(hidden=hidden, logits=self.logits_of(head), chunk=head.chunk)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The model's own loss."""
+        base = base_model(self.model)
+        head = None if return_outputs or "labels" not in inputs else self.head_of(base)
+        if head is None:
+            with lean_loss(base):
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        found = labelled_states(head, model, without(inputs, task_of(base).label_names), inputs["labels"])
+        loss = summed_loss(self.side(head, found.hidden), found.targets, Mixture())
+        return loss * self.label_share(head, len(found.targets), num_items_in_batch)
+
+    def label_share(self, head: TokenHead, positions: int, items: torch.Tensor | int | None) -> torch.Tensor | float:
+        """What turns the sum of a micro-batch's cross-entropies into its part of the whole batch's mean.
+
+        As the model and the Trainer have it between them: a model that does not heed the number of labels of the whole
+        batch gives the mean over its own.
+        """
+        share = self.batch_share(positions, items)
+        own = 1.0 if head.divides or not self.model_accepts_loss_kwargs or items is None else items / positions
+        return share * own / positions if positions else float("nan")
+
+    def batch_share(self, positions: int, items: torch.Tensor | int | None) -> torch.Tensor | float:
+        """What turns a mean over this micro-batch into its part of the whole batch's, as the task loss already is.
+
+        Where the model does not take the number of labels of the whole batch, the Trainer divides afterwards.
+        """
+        if not self.model_accepts_loss_kwargs or items is None:
+            return 1.0
+        ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return positions * ranks / items
+
+
+def without(inputs: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """The inputs but those of these names."""
+    return {name: value for name, value in inputs.items() if name not in names}
