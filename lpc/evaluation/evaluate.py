@@ -67,7 +67,7 @@ def evaluate(
         _check_generation(tasks, subjects)
         for index, subject in enumerate(subjects):
             progress("evaluate", index, len(subjects))
-            run, found = _run(subject, tasks, options, context, messages)
+            run, found = _run(subject, tasks, options, context, messages, progress)
             runs.append(run)
             likelihoods.append(found)
         progress("evaluate", len(subjects), len(subjects))
@@ -125,14 +125,22 @@ def _check_generation(tasks: list[Task | Group], subjects: tuple[Subject, ...]) 
 
 
 def _run(
-    subject: Subject, tasks: list[Task | Group], options: EvaluateOptions, context: int, messages: list[str]
+    subject: Subject,
+    tasks: list[Task | Group],
+    options: EvaluateOptions,
+    context: int,
+    messages: list[str],
+    progress: Progress,
 ) -> tuple[ModelRun, LogLikelihoods]:
     from lpc.evaluation import harness
+
+    def told(done: int, total: int) -> None:
+        progress(f"{subject.model} {subject.backend}", done, total)
 
     start = time.perf_counter()
     live = subject.live if subject.live is not None else torch.nn.Module()
     with evaluation_mode(live):
-        backend = harness.open_backend(subject, context_length=context, batch_size=options.batch_size)
+        backend = harness.open_backend(subject, context_length=context, batch_size=options.batch_size, told=told)
         messages.clear()  # what lm-eval says about being handed a model in memory is no news
         found = harness.run(backend, tasks, limit=options.limit)
     run = ModelRun(

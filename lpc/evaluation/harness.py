@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from exporters.hf import reload
 from lpc.evaluation.perplexity import exp
 from lpc.evaluation.subjects import Subject
 from lpc.evaluation.tasks import RowTask
-from lpc.evaluation.vendor import GenaiBackend, LocalTask, OrtBackend, TorchBackend, private_cache
+from lpc.evaluation.vendor import GenaiBackend, LocalTask, OrtBackend, TorchBackend, private_cache, unheard
 from lpc.source import find_tokenizer
 from passes import models
 from passes.errors import DataError, LpcError, ModelError, OptionError, TokenizerError
@@ -42,8 +42,13 @@ BOOTSTRAP_ITERS = 1000
 RESULT_KEYS = ("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
 
 
-def open_backend(subject: Subject, *, context_length: int, batch_size: int) -> Any:
-    """An lm-eval ``LM`` for the subject, torch models in fp32. Raises `ModelError` or `TokenizerError`."""
+def open_backend(
+    subject: Subject, *, context_length: int, batch_size: int, told: Callable[[int, int], None] = unheard
+) -> Any:
+    """An lm-eval ``LM`` for the subject, torch models in fp32, that tells how many of its requests are done.
+
+    Raises `ModelError` or `TokenizerError`.
+    """
     tokenizer = find_tokenizer(subject.folder)
     if tokenizer is None:
         raise TokenizerError(f"there is no tokenizer in {subject.folder}: save it there first")
@@ -52,12 +57,15 @@ def open_backend(subject: Subject, *, context_length: int, batch_size: int) -> A
         raise TokenizerError(
             f"the tokenizer in {subject.folder} has neither bos nor eos to condition the first token on"
         )
+    backend: Any
     try:
         if subject.backend != "hf":
             kind = OrtBackend if subject.backend == "onnx" else GenaiBackend
-            return kind(subject.folder, max_length=context_length, prefix=prefix)
+            backend = kind(subject.folder, max_length=context_length, prefix=prefix)
+            backend.told = told
+            return backend
         model = reload(subject.folder).float() if subject.live is None else subject.live
-        return TorchBackend(
+        backend = TorchBackend(
             pretrained=model,
             tokenizer=tokenizer,
             backend="causal",
@@ -66,6 +74,8 @@ def open_backend(subject: Subject, *, context_length: int, batch_size: int) -> A
             add_bos_token=False,
             prefix_token_id=prefix,
         )
+        backend.told = told
+        return backend
     except LpcError:
         raise
     except Exception as error:

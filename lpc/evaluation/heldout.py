@@ -16,11 +16,19 @@ from lpc.data import IGNORED, Collator, Row, RowFormat, Rows, RowsLike, open_row
 from lpc.evaluation.perplexity import exp
 from lpc.source import load_config
 from passes.errors import DataError, MissingFileError, ModelError, OptionError, UnsupportedModelError
-from passes.models import Task, base_model, evaluation_mode, model_class, task_of, vendor
+from passes.models import Task, TokenHead, base_model, evaluation_mode, label_losses, model_class, task_of, vendor
 
 __all__ = ["Quality", "quality", "quality_of"]
 
 Outputs: TypeAlias = "Mapping[str, torch.Tensor]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a model makes of a batch: the mean loss of its labels, and how many are right; None where none can be."""
+
+    loss: float
+    right: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +84,19 @@ def quality_of(model: PreTrainedModel | PeftModel, rows: Rows, *, batch_size: in
     """How good a live model is, which comes back in its modes. Raises DataError if no row has a label, ModelError."""
     base = base_model(model)
     parameter = next(p for p in model.parameters() if p.is_floating_point())
-    collate = Collator.of(base.config, task_of(base), parameter.dtype)
+    collate, head = Collator.of(base.config, task_of(base), parameter.dtype), TokenHead.of(base)
 
-    def run(batch: Row) -> tuple[Outputs, float]:
-        output = model(**{name: value.to(parameter.device) for name, value in batch.items()})
+    def run(batch: Row) -> Answer:
+        inputs = {name: value.to(parameter.device) for name, value in batch.items()}
+        if head is not None:
+            losses, right = label_losses(model, inputs, inputs.pop("labels"), head)
+            hits = int(right.sum()) if rows.format.task is Task.MASKED_LM else None
+            return Answer(loss=float(losses.double().mean()), right=hits)
+        output = model(**inputs)
         outputs = {name: value.cpu() for name, value in output.items() if name.endswith("logits")}
         if rows.format.task is Task.QUESTION_ANSWERING:
             return _off_padding(outputs, base.config, batch)
-        return outputs, float(output.loss)
+        return Answer(loss=float(output.loss), right=_right(rows.format.task, outputs, batch))
 
     with evaluation_mode(model), torch.no_grad():
         return _total(run, _batches(rows, collate, batch_size), rows.format, len(rows))
@@ -101,7 +114,7 @@ def _quality_onnx(folder: Path, data: RowsLike, batch_size: int) -> Quality:
         raise ModelError(f"onnxruntime cannot load {folder / 'model.onnx'}: {error}") from error
     inputs, names = [each.name for each in session.get_inputs()], [each.name for each in session.get_outputs()]
 
-    def run(batch: Row) -> tuple[Outputs, float]:
+    def run(batch: Row) -> Answer:
         if "token_type_ids" in inputs and "token_type_ids" not in batch:  # the model itself takes zeros then
             batch = {**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])}
         _check_inputs(folder, task, inputs, batch)
@@ -109,7 +122,7 @@ def _quality_onnx(folder: Path, data: RowsLike, batch_size: int) -> Quality:
         outputs = {name: torch.from_numpy(value) for name, value in zip(names, found, strict=True)}
         if task is Task.QUESTION_ANSWERING:
             return _off_padding(outputs, config, batch)
-        return outputs, float(_loss(task, config, outputs, batch))
+        return Answer(loss=float(_loss(task, config, outputs, batch)), right=_right(task, outputs, batch))
 
     collate = Collator.of(config, task, _image_dtype(session))
     return _total(run, _batches(rows, collate, batch_size), rows.format, len(rows))
@@ -132,11 +145,12 @@ def _check_inputs(folder: Path, task: Task, wanted: Iterable[str], batch: Row) -
         raise DataError(f"the graph in {folder} wants {', '.join(missing)}, which the rows do not have")
 
 
-def _off_padding(outputs: Outputs, config: PreTrainedConfig, batch: Row) -> tuple[Outputs, float]:
-    """Logits without those of padding, and the loss from them; the model's own loss grows with the padding."""
+def _off_padding(outputs: Outputs, config: PreTrainedConfig, batch: Row) -> Answer:
+    """The answer without the logits of padding, with which the model's own loss grows."""
     padding = batch["attention_mask"] == 0
     found = {name: value.float().masked_fill(padding, -torch.inf) for name, value in outputs.items()}
-    return found, float(_loss(Task.QUESTION_ANSWERING, config, found, batch))
+    loss = float(_loss(Task.QUESTION_ANSWERING, config, found, batch))
+    return Answer(loss=loss, right=_right(Task.QUESTION_ANSWERING, found, batch))
 
 
 def _loss(task: Task, config: PreTrainedConfig, outputs: Outputs, batch: Row) -> torch.Tensor:
@@ -166,20 +180,17 @@ class _Sums:
     has_classes: bool = field(default=True)
 
 
-def _total(
-    run: Callable[[Row], tuple[Outputs, float]], batches: Iterable[Row], row_format: RowFormat, rows: int
-) -> Quality:
+def _total(run: Callable[[Row], Answer], batches: Iterable[Row], row_format: RowFormat, rows: int) -> Quality:
     sums, task = _Sums(), row_format.task
     for batch in batches:
         labels = _labels(task, batch)
         if labels == 0:
             continue
-        outputs, loss = run(batch)
-        sums.loss += loss * labels
+        answer = run(batch)
+        sums.loss += answer.loss * labels
         sums.labels += labels
-        right = _right(task, outputs, batch)
-        sums.has_classes &= right is not None
-        sums.right += right or 0
+        sums.has_classes &= answer.right is not None
+        sums.right += answer.right or 0
     if sums.labels == 0:
         raise DataError("no row has a label other than -100")
     loss = sums.loss / sums.labels

@@ -6,11 +6,12 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import cross_entropy
+from peft import PeftModel
+from transformers import PreTrainedModel
 
 from lpc.data import IGNORED
 from passes.errors import DataError, OptionError
-from passes.models import evaluation_mode
+from passes.models import Task, TokenHead, evaluation_mode, label_losses, labelled, scored_logits
 
 __all__ = ["Perplexity", "exp", "token_perplexity"]
 
@@ -25,15 +26,16 @@ class Perplexity:
 
 
 def token_perplexity(
-    model: torch.nn.Module, blocks: torch.Tensor, batch_size: int = 8, *, labels: torch.Tensor | None = None
+    model: PreTrainedModel | PeftModel, blocks: torch.Tensor, batch_size: int = 8, *, labels: torch.Tensor | None = None
 ) -> Perplexity:
     """Perplexity of tokens 2..L of each block ``[n, L]``; no block sees another.
 
     Tokens whose ``labels`` ``[n, L]`` are -100 are not counted (default: all are). Blocks are taken as they are: they
     must begin as the model's texts do (`lpc.data.token_sequences` sees to that). ``model`` is a causal `transformers`
-    model (or a PEFT one); it comes back with the training flags it had. The logits are read as float32 and summed in
-    float64. A NaN in the model gives a NaN. Raises `DataError` for blocks without a token to predict, `OptionError` for
-    a batch size below 1.
+    model (or a PEFT one); it comes back with the training flags it had. The logits, a few positions at a time, are read
+    as float32 and their losses summed in float64. A NaN in the model gives a NaN.
+
+    Raises `DataError` for blocks without a token to predict, `OptionError` for a batch size below 1.
     """
     if blocks.ndim != 2 or blocks.shape[0] == 0 or blocks.shape[1] < 2:
         raise DataError(f"perplexity needs blocks [n, L] with n >= 1 and L >= 2, not {list(blocks.shape)}")
@@ -44,13 +46,17 @@ def token_perplexity(
     if tokens == 0:
         raise DataError("perplexity needs a token to predict, and all labels are -100")
     device = next(model.parameters()).device
-    total = 0.0
+    total, labels = 0.0, blocks if labels is None else labels
+    head = TokenHead.of(model)
     with evaluation_mode(model), torch.no_grad():
         for start in range(0, len(blocks), batch_size):
-            ids, targets = (each[start : start + batch_size].to(device) for each in (blocks, wanted))
-            logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-            flat = targets.flatten()
-            losses = cross_entropy(logits.flatten(0, 1), flat, reduction="none", ignore_index=IGNORED)
+            ids, targets = (each[start : start + batch_size].to(device) for each in (blocks, labels))
+            inputs = {"input_ids": ids, "use_cache": False}
+            if head is not None:
+                losses, _ = label_losses(model, inputs, targets, head)
+            else:
+                chosen, targets = labelled(Task.CAUSAL_LM, targets)
+                losses, _ = scored_logits(model(**inputs).logits[chosen], targets)
             total += float(losses.double().sum())
     return Perplexity(exp(total / tokens), tokens, blocks.shape[1])
 

@@ -1,10 +1,10 @@
 """What of lm-eval is private, unstable or to be levelled: its backends, and where ``datasets`` keeps its copies.
 
-The backends are lm-eval's own; three differences between them are levelled, so that one model gives one number:
+The backends are lm-eval's own but for how they score: one model gives one number on all of them, and no backend holds
+the log-probabilities of a whole window or batch.
 
-- windows: the ONNX base keeps the last ``max_length`` tokens of context and continuation together, where HFLM keeps
-  ``max_length + 1`` and feeds all but the last. A full rolling window then loses its first token's log-likelihood. Both
-  are given the longer cut here, and neither is fed the last token, whose logits nobody reads.
+- windows: the last ``max_length`` + 1 tokens of context and continuation, all but the last of them fed, as in HFLM; the
+  ONNX base cuts one token shorter and feeds the last as well.
 - bos: HFLM lets the tokenizer add it, the ONNX base does not. Here no backend does.
 - prefix: the token that the first one is conditioned on comes from the tokenizer or from genai_config.json. Here it is
   the same for all, as told.
@@ -15,23 +15,36 @@ from __future__ import annotations
 import io
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
+import torch
+from lm_eval import utils
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.onnxruntime_genai import ONNXRuntimeGenAILM
 from lm_eval.models.onnxruntime_ort import ONNXRuntimeLM
+from torch.nn.utils.rnn import pad_sequence
 
 from passes.errors import DataError, ModelError
+from passes.models import TokenHead, scored_logits
 
-__all__ = ["GenaiBackend", "LocalTask", "OrtBackend", "TorchBackend", "private_cache"]
+__all__ = ["GenaiBackend", "LocalTask", "OrtBackend", "TorchBackend", "private_cache", "unheard"]
 
 WITHOUT_BAR = {"disable_tqdm": True}
+
+Request = tuple[Any, list[int], list[int]]
+"""What lm-eval keys it by, the context and the continuation in tokens."""
+
+Scored = tuple[float, bool]
+"""The log-likelihood of a continuation, and whether each of its tokens was the likeliest."""
+
+
+def unheard(done: int, total: int) -> None:
+    """Progress that nobody listens to."""
 
 
 class _Checked:
@@ -39,27 +52,49 @@ class _Checked:
 
     max_length: int
     truncated = 0
+    told: Callable[[int, int], None] = staticmethod(unheard)
+    """Told how many of the requests at hand are done."""
 
     def loglikelihood_rolling(self, requests: Sequence[Any], **_: Any) -> list[float]:
-        """lm-eval: the log-likelihood of each text, without a bar."""
-        found: list[float] = super().loglikelihood_rolling(requests, **WITHOUT_BAR)  # type: ignore[misc]
-        return found
+        """lm-eval: the log-likelihood of each text, the sum over its windows."""
+        texts = [self._windows(request.args[0]) for request in requests]
+        scored = iter(self._loglikelihood_tokens([(None, *window) for windows in texts for window in windows]))
+        return [sum(next(scored)[0] for _ in windows) for windows in texts]
+
+    def _windows(self, text: str) -> list[tuple[list[int], list[int]]]:
+        found = utils.get_rolling_token_windows(
+            token_list=self.tok_encode(text),  # type: ignore[attr-defined]
+            prefix_token=self.prefix_token_id,  # type: ignore[attr-defined]
+            max_seq_len=self.max_length,
+            context_len=1,
+        )
+        return [utils.make_disjoint_window(window) for window in found]
 
     def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
         """lm-eval: the continuation of each prompt, without a bar."""
         found: list[str] = super().generate_until(requests, **WITHOUT_BAR)  # type: ignore[misc]
         return found
 
-    def _loglikelihood_tokens(self, requests: Sequence[Any], *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(self, requests: Sequence[Request], *_: Any, **__: Any) -> list[Scored]:
         """lm-eval: the one private method that all of a backend's log-likelihoods come through."""
         self._check(requests)
-        given = {**kwargs, **WITHOUT_BAR}
-        found: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, *args, **given)  # type: ignore[misc]
-        if not all(math.isfinite(value) for value, _ in found):
+        found: dict[int, Scored] = {}
+        for number, scored in self._scored(requests):
+            found[number] = scored
+            self.told(len(found), len(requests))
+        if not all(math.isfinite(value) for value, _ in found.values()):
             raise ModelError("a log-likelihood is not finite: the model's weights or logits hold NaN or inf")
-        return found
+        return [found[number] for number in range(len(requests))]
 
-    def _check(self, requests: Sequence[Any]) -> None:
+    def _scored(self, requests: Sequence[Request]) -> Iterator[tuple[int, Scored]]:
+        """The requests by their numbers, in any order."""
+        raise NotImplementedError
+
+    def _fed(self, context: list[int], continuation: list[int]) -> list[int]:
+        """The tokens of a request that the model reads; the last positions predict the continuation."""
+        return (context + continuation)[-(self.max_length + 1) :][:-1]
+
+    def _check(self, requests: Sequence[Request]) -> None:
         for _, context, continuation in requests:
             if not continuation:
                 raise DataError("an answer adds no token to its question: is it empty?")
@@ -71,29 +106,36 @@ class _Checked:
 
 
 class TorchBackend(_Checked, HFLM):  # type: ignore[misc]
-    """lm-eval's backend for a live transformers model."""
+    """lm-eval's backend for a live transformers model; requests that feed the same tokens share a row of a batch."""
+
+    @torch.no_grad()
+    def _scored(self, requests: Sequence[Request]) -> Iterator[tuple[int, Scored]]:
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for number, (_, context, continuation) in enumerate(requests):
+            alike.setdefault(tuple(self._fed(context, continuation)), []).append(number)
+        head, windows = TokenHead.of(self.model), sorted(alike, key=len, reverse=True)
+        for start in range(0, len(windows), self.batch_size):
+            batch = windows[start : start + self.batch_size]
+            ids = pad_sequence([torch.tensor(window) for window in batch], batch_first=True).to(self.device)
+            states = self._states(head, ids)
+            for row, window in enumerate(batch):
+                for number in alike[window]:
+                    targets = torch.tensor(requests[number][2], device=self.device)
+                    of_targets = states[row, len(window) - len(targets) : len(window)]
+                    yield number, _sum(*(head.measured if head else scored_logits)(of_targets, targets))
+
+    def _states(self, head: TokenHead | None, ids: torch.Tensor) -> torch.Tensor:
+        """Last hidden states, or, where the model has no head by itself, its logits; [rows, tokens, ...]."""
+        if head is None:
+            logits: torch.Tensor = self._model_call(ids)
+            return logits
+        with head.apart() as seen:
+            self._model_call(ids)
+        return seen.states
 
 
-class _Longer:
-    """lm-eval's ONNX base: a window is cut a token longer, and its last token is not fed."""
-
-    max_length: int
-
-    def _loglikelihood_tokens(self, requests: Sequence[Any], *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
-        self.max_length += 1
-        try:
-            found: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, *args, **kwargs)  # type: ignore[misc]
-            return found
-        finally:
-            self.max_length -= 1
-
-    def _forward_logits(self, tokens: list[int]) -> np.ndarray:
-        logits: np.ndarray = super()._forward_logits(tokens[:-1])  # type: ignore[misc]
-        return logits
-
-
-class _OnnxBackend(_Checked, _Longer):
-    """The windows of HFLM, and a prefix token from outside; mixed in before a backend on lm-eval's ONNX base."""
+class _OnnxBackend(_Checked):
+    """A prefix token from outside, and logits a window at a time; mixed in before a backend on lm-eval's ONNX base."""
 
     def __init__(self, folder: Path, *, max_length: int, prefix: int) -> None:
         self._prefix = prefix
@@ -103,6 +145,15 @@ class _OnnxBackend(_Checked, _Longer):
     def prefix_token_id(self) -> int:
         """The token that the first one is conditioned on."""
         return self._prefix
+
+    def _scored(self, requests: Sequence[Request]) -> Iterator[tuple[int, Scored]]:
+        for number, (_, context, continuation) in enumerate(requests):
+            logits = torch.from_numpy(self._forward_logits(self._fed(context, continuation)))  # type: ignore[attr-defined]
+            yield number, _sum(*scored_logits(logits[-len(continuation) :], torch.tensor(continuation)))
+
+
+def _sum(losses: torch.Tensor, right: torch.Tensor) -> Scored:
+    return -float(losses.double().sum()), bool(right.all())
 
 
 class OrtBackend(_OnnxBackend, ONNXRuntimeLM):  # type: ignore[misc]

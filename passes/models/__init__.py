@@ -13,6 +13,7 @@ from passes.models.adapter import (
     check_adapter,
     check_adapter_folder,
     lora_config,
+    lora_layers,
     lora_weights,
     projections,
     scored_by,
@@ -34,7 +35,7 @@ from passes.models.batches import Collate, Row, batches, label_count, pieces, sa
 from passes.models.declared import check_declared
 from passes.models.fingerprint import fingerprint, tensors_digest
 from passes.models.fit import Misfit
-from passes.models.head import TokenHead, labelled
+from passes.models.head import TokenHead, label_losses, labelled, scored_logits
 from passes.models.heldout import heldout_loss
 from passes.models.lean_loss import lean_loss
 from passes.models.loading import dense_weights, keep_own_head, load_model, quiet, reason, unreadable
@@ -108,10 +109,12 @@ __all__ = [
     "heldout_loss",
     "keep_own_head",
     "label_count",
+    "label_losses",
     "labelled",
     "lean_loss",
     "load_model",
     "lora_config",
+    "lora_layers",
     "lora_weights",
     "masked",
     "model_class",
@@ -135,6 +138,7 @@ __all__ = [
     "routing",
     "sample_rows",
     "scored_by",
+    "scored_logits",
     "stacked",
     "stated_scaling",
     "stock_class",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -151,12 +151,34 @@ class TokenHead:
     @torch.no_grad()
     def measured(self, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The cross-entropy of each target, and whether the largest logit is its own; [positions] each."""
-        losses, right = [hidden.new_zeros(0, dtype=torch.float32)], [targets.new_zeros(0, dtype=torch.bool)]
-        for rows, wanted in zip(torch.split(hidden, self.chunk), torch.split(targets, self.chunk), strict=True):
-            logits = self.logits(rows)
-            losses.append(cross_entropy(logits.float(), wanted, reduction="none"))
-            right.append(logits.argmax(-1) == wanted)
-        return torch.cat(losses), torch.cat(right)
+        return _in_chunks(hidden, targets, self.chunk, self.logits)
+
+
+@torch.no_grad()
+def scored_logits(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Likewise, from logits [positions, words]; of their fp32 copies a few rows are there at a time."""
+    return _in_chunks(logits, targets, max(1, CHUNK_ELEMENTS // logits.shape[-1]), lambda rows: rows)
+
+
+def _in_chunks(
+    rows: torch.Tensor, targets: torch.Tensor, size: int, logits_of: Callable[[torch.Tensor], torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    losses, right = [rows.new_zeros(0, dtype=torch.float32)], [targets.new_zeros(0, dtype=torch.bool)]
+    for some, wanted in zip(torch.split(rows, size), torch.split(targets, size), strict=True):
+        logits = logits_of(some)
+        losses.append(cross_entropy(logits.float(), wanted, reduction="none"))
+        right.append(logits.argmax(-1) == wanted)
+    return torch.cat(losses), torch.cat(right)
+
+
+def label_losses(
+    model: PreTrainedModel | PeftModel, inputs: Mapping[str, Any], labels: torch.Tensor, head: TokenHead
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Likewise, of the labels [rows, tokens] that count, from a model's inputs without them."""
+    with torch.no_grad(), head.apart() as seen:
+        model(**inputs)
+    chosen, targets = labelled(head.task, labels)
+    return head.measured(seen.states[chosen], targets)
 
 
 def labelled(task: Task, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, default_data_collator
 from passes.errors import DataError
 from passes.models.base import base_model, evaluation_mode
 from passes.models.batches import label_count
+from passes.models.head import TokenHead, label_losses
 from passes.models.lean_loss import lean_loss
 from passes.models.tasks import task_of
 
@@ -32,11 +33,15 @@ def heldout_loss(
         raise DataError("there is no held-out data to choose the best state by")
     device = next(model.parameters()).device
     total, labels = 0.0, 0
+    head = TokenHead.of(model)
     with evaluation_mode(model), lean_loss(model):
         for start in range(0, count, batch_size):
             items = [data[index] for index in range(start, min(start + batch_size, count))]
             batch = {name: value.to(device) for name, value in (collate or default_data_collator)(items).items()}
             weight = label_count(task, batch)
-            total += float(model(**batch)["loss"]) * weight if weight else 0.0
+            if weight and head is not None:
+                total += float(label_losses(model, batch, batch.pop("labels"), head)[0].double().sum())
+            elif weight:
+                total += float(model(**batch)["loss"]) * weight
             labels += weight
     return total / max(labels, 1)

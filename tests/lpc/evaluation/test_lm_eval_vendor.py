@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,10 +22,13 @@ named = partial(Named, mend="lpc/evaluation/vendor.py")
 
 
 @pytest.mark.parametrize("backend", [HFLM, ONNXRuntimeLM, ONNXRuntimeGenAILM])
-@pytest.mark.parametrize("method", ["_loglikelihood_tokens", "loglikelihood_rolling", "generate_until"])
-def test_each_backend_has_the_method_and_a_bar_that_can_be_taken_off(backend: type, method: str) -> None:
-    with named("lm-eval", f"{backend.__name__}.{method}(disable_tqdm)"):
-        assert "disable_tqdm" in inspect.signature(getattr(backend, method)).parameters
+def test_each_backend_has_the_methods_that_are_replaced_and_a_bar_that_can_be_taken_off(backend: type) -> None:
+    with named("lm-eval", f"{backend.__name__}._loglikelihood_tokens, loglikelihood_rolling, generate_until"):
+        assert "requests" in inspect.signature(backend._loglikelihood_tokens).parameters
+        assert "requests" in inspect.signature(backend.loglikelihood_rolling).parameters
+        assert "disable_tqdm" in inspect.signature(backend.generate_until).parameters
+    with named("lm-eval", "HFLM._model_call(inps)"):
+        assert list(inspect.signature(HFLM._model_call).parameters)[:2] == ["self", "inps"]
 
 
 @pytest.mark.parametrize("backend", [ONNXRuntimeLM, ONNXRuntimeGenAILM])
@@ -60,22 +64,23 @@ def test_the_private_cache_is_where_datasets_writes_and_ends_with_the_block() ->
         assert not folder.exists()
 
 
-class _Base:
+class _Backend(vendor._Checked):
     max_length = 4
 
-    def _loglikelihood_tokens(self, requests: object, **given: object) -> list[tuple[float, bool]]:
-        assert given == {"disable_tqdm": True}
-        return [(float("nan") if requests == [(None, [1], [2, 3])] else float(self.max_length), True)]
+    def _scored(self, requests: Sequence[vendor.Request]) -> Iterator[tuple[int, vendor.Scored]]:
+        for number in reversed(range(len(requests))):
+            _, context, continuation = requests[number]
+            fed = self._fed(context, continuation)
+            yield number, (float("nan") if continuation == [2, 3] else float(len(fed)), True)
 
 
-class _Backend(vendor._Checked, vendor._Longer, _Base):
-    pass
-
-
-def test_requests_are_cut_a_token_longer_and_counted_when_cut() -> None:
-    backend = _Backend()
-    assert backend._loglikelihood_tokens([(None, [1, 2, 3, 4], [5, 6])]) == [(5.0, True)]
+def test_windows_are_the_longest_that_are_fed_cut_ones_are_counted_and_progress_is_told() -> None:
+    backend, told = _Backend(), []
+    backend.told = lambda *step: told.append(step)
+    requests = [(None, [1, 2, 3, 4], [5, 6]), (None, [1], [4])]
+    assert backend._loglikelihood_tokens(requests) == [(4.0, True), (1.0, True)]
     assert (backend.max_length, backend.truncated) == (4, 1)
+    assert told == [(1, 2), (2, 2)]
 
 
 def test_what_cannot_be_scored_is_refused() -> None:
