@@ -102,6 +102,11 @@ class TuneOptions:
         words=float,
         read=_distillation,
     )
+    small: bool = option(
+        True,
+        help="Once all that goes is known, train the compact model in the place of the masked one; its weights, where "
+        "they are cut, are in memory beside the dense ones.",
+    )
     checkpoints: Path | None = option(
         None,
         help="Folder to keep a run in, so that it can be gone on with (docs/resume.md); the command has one beside "

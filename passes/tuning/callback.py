@@ -22,6 +22,7 @@ from passes.graph import Masks, PruningGraph, full_masks
 from passes.models import Adapter, MaskedModel
 from passes.options import Schedule, SnapshotOptions
 from passes.pipeline import Progress, Snapshot, load_snapshots, plain, silent
+from passes.tuning.small import SmallModel, can_be_small, shell_of
 from passes.tuning.stages import StagedRun, one_stage, staged_run
 
 STATE_FILE = "lpc_state.safetensors"
@@ -82,11 +83,12 @@ class PruningState:
 
 
 class PruningCallback(TrainerCallback):  # type: ignore[misc]
-    """Prunes progressively while a transformers Trainer trains the adapters.
+    """Prunes progressively while a transformers Trainer trains the adapters of ``to_train``'s model.
 
     Until the last event, before each optimizer step, the criterion sees the accumulated, all-reduced, unscaled and
     unclipped gradients, and only then are they clipped here: so the Trainer itself must not clip (``max_grad_norm=0``).
     After a step at which an event is due, the masks are set anew. The state is saved beside each Trainer checkpoint.
+    With ``small``, the compact model goes on in the place of the masked one as soon as no event is to come.
     """
 
     def __init__(
@@ -97,12 +99,34 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         policy: PruningPolicy,
         progress: Progress = silent,
         start: PruningState | None = None,
+        *,
+        small: bool = False,
     ) -> None:
         self._model, self._graph, self._criterion, self._policy = model, graph, criterion, policy
         self._progress = progress
+        self._trained, self._wants_small = model, small
+        self._small: SmallModel | None = None
         self._course: StagedRun | None = None
         self._hooks: MaskedModel | None = None
         self.state = start or PruningState(full_masks(graph))
+
+    def to_train(self, steps: int, done: int = 0) -> PeftModel:
+        """The model for a Trainer that has ``done`` so many steps: the small one where the last event lies behind."""
+        if self._wants_small and done >= self._policy.course(steps).last_event and self._can_be_small:
+            self._small = SmallModel(self._model, self._graph, self.state.masks)
+            self._trained = self._small.model
+        elif self._wants_small:
+            self._trained = shell_of(self._model)
+        return self._trained
+
+    @property
+    def _can_be_small(self) -> bool:
+        return can_be_small(self._graph, self.state.masks)
+
+    def give_back(self) -> None:
+        """The dense model's adapter is what was trained."""
+        if self._small is not None:
+            self._small.give_back()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Lay out the events and put the masks on."""
@@ -112,6 +136,8 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
                 "and give the value to PruningPolicy"
             )
         self._course = self._policy.course(state.max_steps)
+        if self._small is not None:
+            return
         self._hooks = MaskedModel(self._model, self._graph)
         self._hooks.set(self.state.masks)
         if self._course.last_event:
@@ -129,7 +155,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
                 )
             self.state.skipped += 1
         if self._policy.max_grad_norm:
-            trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+            trained = [parameter for parameter in self._trained.parameters() if parameter.requires_grad]
             torch.nn.utils.clip_grad_norm_(trained, self._policy.max_grad_norm)
 
     def _observe(self, step: int, optimizer: Any) -> bool:
@@ -139,11 +165,14 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             scaler = getattr(optimizer, "scaler", None)
             return self._criterion.observe(self._model, scaler.get_scale() if scaler is not None else 1.0)
         self._criterion.end(self._model)
-        grads = [p.grad for p in self._model.parameters() if p.requires_grad and p.grad is not None]
+        grads = [p.grad for p in self._trained.parameters() if p.requires_grad and p.grad is not None]
         return bool(torch.isfinite(torch.nn.utils.get_total_norm(grads)))
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Take a snapshot if one is due, then re-mask if an event is; where a stage ends, the next one's first is."""
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Take a snapshot if one is due, then re-mask if an event is; where a stage ends, the next one's first is.
+
+        After the last event the small model takes over.
+        """
         assert self._course is not None
         step, ratio = state.global_step, self._course.ends.get(state.global_step)
         if ratio is not None and self._policy.snapshots is not None:
@@ -152,9 +181,20 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         masks = self._course.masks(step, self._criterion.scores, among=among)
         if masks is not None:
             self._mask(step, masks)
+        if step == self._course.last_event and step < state.max_steps and self._wants_small and self._can_be_small:
+            self._take_over(kwargs["optimizer"])
         self._progress("tune", step, state.max_steps)
 
+    def _take_over(self, optimizer: Any) -> None:
+        """The Trainer's model becomes the small one, in the middle of its run, and the optimizer goes on with that."""
+        self.close()
+        self._hooks = None
+        self._small = SmallModel(self._model, self._graph, self.state.masks)
+        self._small.follow(optimizer)
+        self._small.move_into(self._trained)
+
     def _snapshot(self, ratio: float, step: int) -> Snapshot:
+        self.give_back()
         return Snapshot(ratio, step, self.state.masks, self.state.chosen_by, Adapter.of(self._model))
 
     def _mask(self, step: int, masks: dict[str, torch.Tensor]) -> None:

@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from passes.models import base_model, evaluation_mode, parameter_at, replaced, swapped
+from passes.models import base_model, evaluation_mode, parameter_at, replaced, swapped, takes
 
 
 class Teacher(Protocol):
@@ -61,7 +61,7 @@ class FrozenBase:
     def __call__(self, **inputs: Any) -> Mapping[str, Any]:
         """The dense model's outputs."""
         with self.on():
-            outputs: Mapping[str, Any] = self._model(**inputs)
+            outputs: Mapping[str, Any] = self._model(**_uncached(self.model, inputs))
         return outputs
 
     @contextmanager
@@ -100,5 +100,10 @@ class OtherModel:
     def __call__(self, **inputs: Any) -> Mapping[str, Any]:
         """The model's outputs."""
         with torch.no_grad(), evaluation_mode(self._model):
-            outputs: Mapping[str, Any] = self._model(**inputs)
+            outputs: Mapping[str, Any] = self._model(**_uncached(self.model, inputs))
         return outputs
+
+
+def _uncached(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs, and no cache of what nobody will go on from."""
+    return {"use_cache": False, **inputs} if takes(model, "use_cache") else dict(inputs)

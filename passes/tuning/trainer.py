@@ -56,7 +56,7 @@ def train(
     trained.
     """
     if resume_from is not None:
-        done = TrainerState.load_from_json(str(resume_from / STATE))
+        done = _state(resume_from)
         if done.global_step >= arguments.max_steps:
             wear(model, Adapter.read(_adapter_in(resume_from, model)))
             return TrainingRun(_losses(done), 1.0, 0.0)
@@ -81,6 +81,15 @@ def train(
 
 STATE = "trainer_state.json"
 """The Trainer's own file in its checkpoints."""
+
+
+def _state(checkpoint: Path) -> TrainerState:
+    return TrainerState.load_from_json(str(checkpoint / STATE))
+
+
+def steps_done(checkpoint: Path) -> int:
+    """The optimizer steps behind a checkpoint."""
+    return int(_state(checkpoint).global_step)
 
 
 def _losses(state: TrainerState) -> tuple[tuple[int, float], ...]:

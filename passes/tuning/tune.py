@@ -40,7 +40,7 @@ from passes.tuning.rates import stage_rates
 from passes.tuning.recall import wear
 from passes.tuning.settle import settled
 from passes.tuning.teacher import FrozenBase
-from passes.tuning.trainer import TrainingRun, train
+from passes.tuning.trainer import TrainingRun, steps_done, train
 
 SKIP_BATCHES = 4
 
@@ -65,6 +65,9 @@ class TuneReport:
 
 class TunePass(Pass):
     """Trains the adapters with the transformers Trainer while masks grow to the target. Base weights stay as they are.
+
+    As soon as all units that go are known, what is trained is the compact model (``passes.tuning.small``); the program
+    gets the dense model back, with the adapter in its places.
 
     ``data`` yields the model's inputs, labels included, so that the model computes its own loss. ``latency`` is needed
     for a budget of latency.
@@ -131,8 +134,9 @@ class TunePass(Pass):
         start = PruningState(full_masks(graph))
         if options.one_shot and program.masks is not None:
             start = PruningState(dict(program.masks), dict(program.scores or {}))
-        callback = PruningCallback(model, graph, criterion, policy, run.progress, start)
+        callback = PruningCallback(model, graph, criterion, policy, run.progress, start, small=options.small)
         trained = self._train(program, model, callback, rates, run)
+        callback.give_back()
         left = tuple(callback.state.snapshots)
         tuned = replace(program, model=model.eval(), masks=callback.state.masks, snapshots=left)
         tuned = replace(tuned, scores=callback.state.chosen_by)
@@ -182,9 +186,10 @@ class TunePass(Pass):
             saving = Checkpoints(options.save_every, None if own else KEPT) if run.checkpoints else None
             if checkpoint is not None:
                 callback.restore(checkpoint)
+            trained = callback.to_train(options.steps, steps_done(checkpoint) if checkpoint is not None else 0)
             return train(
-                model,
-                arguments_of(options, run, folder, model),
+                trained,
+                arguments_of(options, run, folder, trained),
                 [callback, saving] if saving else [callback],
                 rates=rates,
                 teacher=teacher,

@@ -143,7 +143,8 @@ def test_base_weights_are_untouched_and_no_tensor_of_their_size_is_kept() -> Non
     def look(stage: str, done: int, total: int) -> None:
         kept.extend(tuple(t.shape) for t in weight_sized(program) if id(t) not in known)
 
-    pass_ = TunePass(Target(ratio=0.3), Blocks(), TuneOptions(steps=3, batch_size=4, schedule=EVERY_STEP))
+    options = TuneOptions(steps=3, batch_size=4, schedule=EVERY_STEP, small=False)
+    pass_ = TunePass(Target(ratio=0.3), Blocks(), options)
     tuned = pass_(program, RunContext(progress=look)).program
     assert kept == []
     for name, parameter in tuned.model.named_parameters():
