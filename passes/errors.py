@@ -12,6 +12,7 @@
     │   └── UnsupportedModelError NotImplementedError the structure cannot be proven sound, so it is refused
     ├── PlanError                ValueError           the plan is malformed or belongs to another model
     ├── PluginError              RuntimeError         an entry that an installed package brings cannot be loaded
+    ├── OutOfMemoryError         MemoryError          a stage needs more memory than there is; says what to change
     ├── OutputError              OSError              the output could not be written
     │   └── OutputExistsError    FileExistsError      the output folder is not empty
     │       └── FinishedError                         it holds the very result that was asked for
@@ -79,6 +80,10 @@ class PlanError(LpcError, ValueError):
 
 class PluginError(LpcError, RuntimeError):
     """An entry that an installed package brings cannot be loaded; the message names both."""
+
+
+class OutOfMemoryError(LpcError, MemoryError):
+    """A stage needs more memory than there is; the message says which option to change, and to what."""
 
 
 class OutputError(LpcError, OSError):

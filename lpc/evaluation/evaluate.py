@@ -21,7 +21,7 @@ from lpc.evaluation.tasks import read_rows
 from lpc.options import EvaluateOptions
 from lpc.versions import versions
 from passes.errors import DataError, OptionError, PostconditionError
-from passes.models import evaluation_mode, rounding_tolerance
+from passes.models import evaluation_mode, memory_advice, rounding_tolerance, smaller_batches
 from passes.pipeline import Progress, silent
 
 if TYPE_CHECKING:
@@ -142,7 +142,8 @@ def _run(
     with evaluation_mode(live):
         backend = harness.open_backend(subject, context_length=context, batch_size=options.batch_size, told=told)
         messages.clear()  # what lm-eval says about being handed a model in memory is no news
-        found = harness.run(backend, tasks, limit=options.limit)
+        with memory_advice("lpc evaluate", lambda: smaller_batches(options.batch_size)):
+            found = harness.run(backend, tasks, limit=options.limit)
     run = ModelRun(
         model=subject.model,
         backend=subject.backend,

@@ -40,6 +40,7 @@ from passes.models.heldout import heldout_loss
 from passes.models.lean_loss import lean_loss
 from passes.models.loading import dense_weights, keep_own_head, load_model, quiet, reason, unreadable
 from passes.models.masks import MaskedModel, masked
+from passes.models.memory import memory_advice, ran_out, smaller_batches
 from passes.models.parameters import replaced, swapped
 from passes.models.parity import Parity, relative_difference, rounding_tolerance
 from passes.models.precision import (
@@ -117,6 +118,7 @@ __all__ = [
     "lora_layers",
     "lora_weights",
     "masked",
+    "memory_advice",
     "model_class",
     "module_at",
     "parameter_at",
@@ -126,6 +128,7 @@ __all__ = [
     "positions",
     "projections",
     "quiet",
+    "ran_out",
     "read_json",
     "reason",
     "register_auto_classes",
@@ -139,6 +142,7 @@ __all__ = [
     "sample_rows",
     "scored_by",
     "scored_logits",
+    "smaller_batches",
     "stacked",
     "stated_scaling",
     "stock_class",

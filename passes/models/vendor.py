@@ -95,6 +95,16 @@ def kept_in_fp32(model: PreTrainedModel) -> tuple[str, ...]:
     return tuple(part for name in IN_FP32 for part in getattr(model, name, None) or ())
 
 
+def recompute_activations(model: PreTrainedModel, *, on: bool = True) -> None:
+    """transformers: gradient checkpointing, by the names of 5.23, or those that it had before."""
+    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    if on:
+        how = {"use_reentrant": False}  # which gives gradients where no input of a layer wants one
+        getattr(model, f"{kind}_checkpointing_enable")(**{f"{kind}_checkpointing_kwargs": how})
+    else:
+        getattr(model, f"{kind}_checkpointing_disable")()
+
+
 def let_capture_again(module: nn.Module) -> None:
     """transformers: has it put its hooks for captured outputs (attentions, router logits) back when they are asked."""
     if getattr(module, CAPTURING, False):

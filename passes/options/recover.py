@@ -28,6 +28,7 @@ class RecoverOptions:
     patience: int = option(4, least=1, help="Looks without a new best after which training stops.")
     batch_size: int | None = left_to_run("batch_size")
     gradient_accumulation: int = as_in(TuneOptions, "gradient_accumulation")
+    gradient_checkpointing: bool = as_in(TuneOptions, "gradient_checkpointing")
     learning_rate: float | None = as_in(TuneOptions, "learning_rate")
     lr_scheduler: str = as_in(TuneOptions, "lr_scheduler")
     max_grad_norm: float = as_in(TuneOptions, "max_grad_norm")

@@ -41,7 +41,12 @@ class TuneOptions:
         200, least=0, most=MOST_STEPS, help="Optimizer steps; 0 trains nothing.", group=Group.TUNE, common=True
     )
     batch_size: int | None = left_to_run("batch_size")
-    gradient_accumulation: int = option(1, least=1, help="Batches whose gradients make one step.")
+    gradient_accumulation: int = option(1, least=1, help="Batches whose gradients make one step.", group=Group.TUNE)
+    gradient_checkpointing: bool = option(
+        False,
+        help="Compute activations again in the backward pass in place of keeping them: less memory, a third more time.",
+        group=Group.TUNE,
+    )
     learning_rate: float | None = option(
         None,
         above=0,

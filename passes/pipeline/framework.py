@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from passes.errors import LpcError, PassError, PostconditionError, PreconditionError
-from passes.models import Parity
+from passes.models import Parity, memory_advice, smaller_batches
 from passes.pipeline.context import DEFAULT_RUN, RunContext
 from passes.pipeline.plain import plain
 from passes.pipeline.program import Program
@@ -67,6 +67,10 @@ class Pass(ABC):
         """The program as it was after this pass, from what ``keep`` wrote and the pass's record; bit for bit."""
         return before
 
+    def with_less_memory(self, run: RunContext) -> str:
+        """What to change where this pass runs out of memory, for the error that says so."""
+        return smaller_batches(run.batch_size)
+
     @property
     def options(self) -> Mapping[str, Any]:
         """The options as plain values, for the record."""
@@ -77,9 +81,10 @@ class Pass(ABC):
         parities: tuple[Parity, ...] = ()
         with measured() as measurement:
             try:
-                self.requires(program)
-                result = self.call(program, run)
-                parities = (*result.parity, *self.ensures(program, result.program))
+                with memory_advice(f"pass {self.name!r}", lambda: self.with_less_memory(run)):
+                    self.requires(program)
+                    result = self.call(program, run)
+                    parities = (*result.parity, *self.ensures(program, result.program))
             except LpcError:
                 raise
             except Exception as error:

@@ -12,7 +12,8 @@ import torch
 from peft import PeftModel
 from transformers import TrainingArguments
 
-from passes.models import base_model
+from passes.errors import OptionError
+from passes.models import base_model, smaller_batches
 from passes.pipeline import RunContext
 
 LOSSES_LOGGED = 20
@@ -28,6 +29,10 @@ class Training(Protocol):
     @property
     def gradient_accumulation(self) -> int:
         """Batches a step."""
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether activations are computed again in the backward pass."""
 
     @property
     def learning_rate(self) -> float | None:
@@ -92,6 +97,24 @@ def training_arguments(
         "dataloader_pin_memory": device.type == "cuda",
     }
     return PlacedArguments(**{**values, **more})
+
+
+def with_less_memory(options: Training, run: RunContext) -> str:
+    """What to change where training runs out of memory; the first makes the same steps."""
+    size, batches = run.narrowed(options).batch_size, options.gradient_accumulation
+    ways = []
+    if size > 1:
+        ways.append(f"set batch_size={size // 2} and gradient_accumulation={batches * 2}, which makes the same steps")
+    if not options.gradient_checkpointing:
+        ways.append("set gradient_checkpointing=True, which computes activations twice and keeps few of them")
+    return "; or ".join(ways) or smaller_batches(size)
+
+
+def check_recomputing(options: Training, model: PeftModel) -> None:
+    """Raise OptionError if activations are to be computed again and the class of the model cannot."""
+    base = base_model(model)
+    if options.gradient_checkpointing and not base.supports_gradient_checkpointing:
+        raise OptionError(f"{type(base).__name__} has no gradient checkpointing: leave gradient_checkpointing out")
 
 
 @contextmanager

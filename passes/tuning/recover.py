@@ -19,7 +19,7 @@ from passes.errors import ModelError, OptionError, PreconditionError
 from passes.models import Adapter, base_model, heldout_loss, lora_config, lora_weights, parameter_at
 from passes.options import RecoverOptions
 from passes.pipeline import Pass, PassRecord, PassResult, Program, Progress, Recovery, RunContext, plain, silent
-from passes.tuning.arguments import training_arguments
+from passes.tuning.arguments import check_recomputing, training_arguments, with_less_memory
 from passes.tuning.recall import wear
 from passes.tuning.teacher import OtherModel
 from passes.tuning.trainer import TrainingRun, train
@@ -127,6 +127,7 @@ class RecoverPass(Pass):
         run = run.narrowed(options)
         loss = partial(self._loss, run)
         model = self._adapted(program, run.seed)
+        check_recomputing(options, model)
         callback = RecoverCallback(model, loss, options, run.progress)
         callback.look(0)
         course = self._train(model, callback, run)
@@ -151,6 +152,10 @@ class RecoverPass(Pass):
             return PassResult(same, modified=False, report=report, parity=(parity,))
         done = replace(program, model=recovered, recovery=Recovery(adapter))
         return PassResult(done.expecting_itself(), modified=True, report=report)
+
+    def with_less_memory(self, run: RunContext) -> str:
+        """Smaller batches and more of them, or activations computed again."""
+        return with_less_memory(self._options, run)
 
     def keep(self, after: Program, folder: Path) -> bool:
         """The adapter, if it made the model better."""
@@ -189,6 +194,7 @@ class RecoverPass(Pass):
                 [callback],
                 teacher=OtherModel(self._teacher()) if self._teacher is not None else None,
                 distill=options.distill,
+                recompute=options.gradient_checkpointing,
                 train_dataset=self._data,
                 data_collator=run.collate,
             )

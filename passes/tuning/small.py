@@ -18,7 +18,7 @@ from torch import nn
 
 from passes.errors import PostconditionError
 from passes.graph import Dimension, Masks, PruningGraph, Slice
-from passes.models import active_adapter, base_model, bit_difference, lora_layers, lora_weights, stored_factors
+from passes.models import active_adapter, base_model, bit_difference, lora_layers, lora_weights, stored_factors, vendor
 from passes.shrink import cut, early_compact, gathered, only_cut
 
 Parts = Sequence[tuple[Dimension, Slice]]
@@ -87,6 +87,8 @@ class SmallModel:
         base, old = base_model(self.model), base_model(shell)
         if hasattr(old.config, "use_cache"):
             base.config.use_cache = old.config.use_cache
+        if any(getattr(module, "gradient_checkpointing", False) for module in old.modules()):
+            vendor.recompute_activations(base)
         shell.base_model, shell.config = self.model.base_model, self.model.config
 
     def _pairs(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:

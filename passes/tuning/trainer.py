@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
 
-from passes.models import Adapter, active_adapter
+from passes.models import Adapter, active_adapter, base_model, vendor
 from passes.options import DistillOptions
 from passes.tuning.arguments import training_on
 from passes.tuning.distill import DistillTrainer
@@ -47,13 +47,14 @@ def train(
     teacher: Teacher | None = None,
     distill: DistillOptions | None = None,
     resume_from: Path | None = None,
+    recompute: bool = False,
     **data: Any,
 ) -> TrainingRun:
     """Train with the transformers Trainer, against a teacher if there is one. ``data``: as the Trainer takes it.
 
     ``rates``: the factor on the peak rate at each step (default: the curve that the arguments name).
     ``resume_from``: a checkpoint to go on from; if it has all the steps, the model gets its adapter and nothing is
-    trained.
+    trained. ``recompute``: activations are computed again in the backward pass.
     """
     if resume_from is not None:
         done = _state(resume_from)
@@ -67,6 +68,8 @@ def train(
         # The Trainer switches this off for good, and the configuration goes into the saved checkpoint.
         if hasattr(model.config, "use_cache"):
             stack.callback(setattr, model.config, "use_cache", model.config.use_cache)
+        if recompute:
+            stack.enter_context(_recomputing(model))
         values = {"factors": rates, "model": model, "args": arguments, "callbacks": list(callbacks), **data}
         if teacher is not None and distill is not None:
             trainer = DistillTrainer(teacher=teacher, distill=distill, **values)
@@ -77,6 +80,18 @@ def train(
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
         seconds = time.perf_counter() - start
     return TrainingRun(_losses(trainer.state), seconds, getattr(trainer, "teacher_seconds", 0.0))
+
+
+@contextmanager
+def _recomputing(model: PeftModel) -> Iterator[None]:
+    """The model computes its activations again inside the block, also one that takes its place there."""
+    first = base_model(model)
+    vendor.recompute_activations(first)
+    try:
+        yield
+    finally:
+        for each in {first, base_model(model)}:
+            vendor.recompute_activations(each, on=False)
 
 
 STATE = "trainer_state.json"

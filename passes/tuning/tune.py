@@ -33,7 +33,7 @@ from passes.pipeline import (
     save_choice,
     with_choice,
 )
-from passes.tuning.arguments import training_arguments
+from passes.tuning.arguments import check_recomputing, training_arguments, with_less_memory
 from passes.tuning.callback import Event, PruningCallback, PruningPolicy, PruningState
 from passes.tuning.checkpoints import KEPT, Checkpoints, latest_checkpoint
 from passes.tuning.rates import stage_rates
@@ -103,6 +103,7 @@ class TunePass(Pass):
             raise PreconditionError(
                 "pass 'tune' needs a traced program with an adapter: run TracePass and AttachPass first"
             )
+        check_recomputing(self._options, program.model)
         if self._options.one_shot and program.masks is None:
             raise PreconditionError("pass 'tune' prunes nothing with a one-shot schedule: run ScorePass before it")
         if self._options.distill is not None:
@@ -161,6 +162,10 @@ class TunePass(Pass):
         tuned = replace(before, model=before.model.eval(), snapshots=snapshots)
         return with_choice(tuned, folder).expecting_itself()
 
+    def with_less_memory(self, run: RunContext) -> str:
+        """Smaller batches and more of them, or activations computed again."""
+        return with_less_memory(self._options, run)
+
     def _first_batches(self, run: RunContext) -> Iterator[dict[str, torch.Tensor]]:
         """The first few batches of the data, in order."""
         loader = DataLoader(self._data, batch_size=run.batch_size, collate_fn=run.collate)
@@ -194,6 +199,7 @@ class TunePass(Pass):
                 rates=rates,
                 teacher=teacher,
                 distill=options.distill,
+                recompute=options.gradient_checkpointing,
                 resume_from=checkpoint,
                 train_dataset=self._data,
                 data_collator=run.collate,

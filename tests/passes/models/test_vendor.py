@@ -121,6 +121,14 @@ def test_let_capture_again_brings_captured_outputs_back() -> None:
         assert model(ids, output_attentions=True).attentions
 
 
+def test_recompute_activations_switches_it_on_and_off() -> None:
+    with named("transformers", "activation_checkpointing_enable, gradient_checkpointing"):
+        model = zoo.build("llama")
+        for on in (True, False):
+            vendor.recompute_activations(model, on=on)
+            assert all(layer.gradient_checkpointing is on for layer in model.model.layers)
+
+
 def test_hooks_of_finds_each_kind_of_hook() -> None:
     with named("torch", "Module._forward_hooks and the like"):
         module = nn.Linear(2, 2)

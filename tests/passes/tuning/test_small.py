@@ -215,3 +215,13 @@ def test_merged_and_cut_the_dense_result_is_the_small_models_own() -> None:
     wear(again.model, adapter)
     again = ShrinkPass()(MergePass()(replace(again, masks=program.masks, plan=program.plan)).program).program
     assert all(torch.equal(value, again.model.state_dict()[name]) for name, value in merged.state_dict().items())
+
+
+@pytest.mark.parametrize("schedule", [ONE_SHOT, EVERY_STEP])
+def test_activations_computed_again_give_the_same_run(schedule: Schedule) -> None:
+    values = {"schedule": schedule, "steps": 6, "distill": DistillOptions()}
+    runs = [tune(scored(), gradient_checkpointing=again, **values) for again in (False, True)]
+    states = [Adapter.of(each.model).state for each in runs]
+    assert all(relative(value, states[1][name]) < 1e-4 for name, value in states[0].items())
+    modules = [*runs[1].model.modules()]
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in modules)
