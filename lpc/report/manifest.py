@@ -34,7 +34,8 @@ def write_manifest(folder: Path, values: Mapping[str, Any], texts: Mapping[str, 
     values = {**values, "schema_version": SCHEMA_VERSION, "versions": values.get("versions") or versions()}
     texts = {**texts, REPORT: render(values, benchmark, evaluation)}
     found_files = {**_files(folder), **_hashes(texts)}
-    texts[PAGE] = run_page({**values, "files": found_files}, benchmark, evaluation)
+    found_files.pop(PAGE, None)  # of itself a page cannot say the hash
+    texts[PAGE] = run_page({**values, "files": dict(sorted(found_files.items()))}, benchmark, evaluation)
     manifest = {**values, "files": dict(sorted({**found_files, **_hashes({PAGE: texts[PAGE]})}.items()))}
     write_texts(folder, {**texts, MANIFEST: json.dumps(manifest, indent=1) + "\n"})
 
