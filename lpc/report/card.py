@@ -94,7 +94,8 @@ def _use(architecture: str, manifest: Mapping[str, Any]) -> str:
     return (
         f"## How to use\n\n```python\nfrom transformers import {auto}\n\n"
         f'model = {auto}.from_pretrained("FOLDER"{trust})\n```{without}\n\n'
-        "The ONNX package, where one was made, is loaded by onnxruntime and, of a causal language model, by `onnxruntime_genai.Model(FOLDER)`."
+        "The ONNX package, where one was made, is loaded by onnxruntime and, of a causal language model, "
+        "by `onnxruntime_genai.Model(FOLDER)`."
     )
 
 
