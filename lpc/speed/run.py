@@ -22,7 +22,7 @@ from exporters.onnx import Call, OnnxFolder, call_grid, forward_grid
 from lpc.options import BenchmarkOptions
 from lpc.report import record
 from lpc.speed.result import Benchmark, Footprint, ModelName, Run, Skipped
-from lpc.speed.timing import Times, time_models
+from lpc.speed.timing import Times, time_models, turns
 from passes.errors import ModelError, OptionError
 from passes.pipeline import Progress, silent
 
@@ -56,15 +56,18 @@ def benchmark(
     if against is not None:
         folders = {"dense": OnnxFolder.find(against), **folders}
     calls, skipped = _choose(options, list(folders.values()))
-    steps = iter(range(1, len(folders) + 2 * len(calls) + 1))
+    done, total = 0, len(folders) + turns(calls, options)
 
-    def tick() -> None:
-        progress(STAGE, next(steps), len(folders) + 2 * len(calls))
+    def tick(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(STAGE, done, total)
 
+    tick(0)
     footprints = {}
     for name, each in folders.items():
         footprints[name] = _footprint(each, calls, options)
-        tick()
+        tick(1)
     times = dict(zip(calls, time_models(folders, calls, options, tick), strict=True))
     context = _context(list(folders.values()))
     runs = [_run(name, work, seconds, context) for work in calls for name, seconds in times[work].items()]

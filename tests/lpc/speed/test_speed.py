@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def test_benchmark_writes_the_promised_json(folders: tuple[Path, Path]) -> None:
     for run in written["runs"]:
         assert 0 < run["ms_p10"] <= run["ms_median"] <= run["ms_p90"]
         assert run["tokens_per_s"] == pytest.approx(1000 * run["batch"] * run["tokens"] / run["ms_median"])
-    assert seen[-1] == ("benchmark", 10, 10)
+    assert seen[-1] == ("benchmark", 30, 30)
 
 
 def test_benchmark_compares_sizes_and_names_what_it_left_out(folders: tuple[Path, Path]) -> None:
@@ -152,3 +153,16 @@ def test_positions_from_a_table_end_and_rotary_ones_do_not(folders: tuple[Path, 
 def test_options_refuse_impossible_values(options: dict[str, object]) -> None:
     with pytest.raises(OptionError):
         BenchmarkOptions(**options)
+
+
+def test_progress_is_told_turn_by_turn_and_ends(folders: tuple[Path, Path]) -> None:
+    """Also where a call stops early, since it takes too long."""
+    pruned, dense = folders
+    for options in (SMALL, replace(SMALL, repeats=40, max_seconds=1e-9)):
+        told: list[tuple[str, int, int]] = []
+        benchmark(pruned, dense, options, progress=lambda *step, told=told: told.append(step))
+        assert {(stage, total) for stage, _, total in told} == {("benchmark", told[0][2])}
+        steps = [done for _, done, _ in told]
+        assert steps == sorted(steps)
+        assert (steps[0], steps[-1]) == (0, told[0][2])
+        assert len(steps) > 2 + 2 * 2 * (2 + 2)
