@@ -68,6 +68,7 @@ _ERRORS = (
     "MissingFileError",
     "ModelError",
     "OptionError",
+    "OutOfMemoryError",
     "OutputError",
     "OutputExistsError",
     "PassError",

@@ -30,6 +30,7 @@ class MeasurePass(Pass):
     stage: str
     measurer: Measurer = field(metadata={"record": False})
     name = "measure"
+    batches = True
     reports = Quality
 
     def __post_init__(self) -> None:

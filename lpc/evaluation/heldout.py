@@ -93,7 +93,7 @@ def quality_of(model: PreTrainedModel | PeftModel, rows: Rows, *, batch_size: in
         if head is not None:
             losses, right = label_losses(model, inputs, inputs.pop("labels"), head)
             hits = int(right.sum()) if rows.format.task is Task.MASKED_LM else None
-            return Answer(loss=float(losses.double().mean()), right=hits)
+            return Answer(loss=float(losses.cpu().double().mean()), right=hits)
         output = model(**inputs)
         outputs = {name: value.cpu() for name, value in output.items() if name.endswith("logits")}
         if rows.format.task is Task.QUESTION_ANSWERING:

@@ -63,7 +63,7 @@ def token_perplexity(
             else:
                 chosen, targets = labelled(Task.CAUSAL_LM, targets)
                 losses, _ = scored_logits(model(**inputs).logits[chosen], targets)
-            total += float(losses.double().sum())
+            total += float(losses.cpu().double().sum())
     return Perplexity(exp(total / tokens), tokens, blocks.shape[1])
 
 

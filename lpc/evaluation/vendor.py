@@ -153,7 +153,7 @@ class _OnnxBackend(_Checked):
 
 
 def _sum(losses: torch.Tensor, right: torch.Tensor) -> Scored:
-    return -float(losses.double().sum()), bool(right.all())
+    return -float(losses.cpu().double().sum()), bool(right.all())
 
 
 class OrtBackend(_OnnxBackend, ONNXRuntimeLM):  # type: ignore[misc]

@@ -88,6 +88,7 @@ class CompensatePass(Pass):
     """
 
     name = "compensate"
+    batches = True
     reports = CompensateReport
 
     def __init__(

@@ -57,6 +57,7 @@ class ScorePass(Pass):
     """
 
     name = "score"
+    batches = True
     reports = ScoreReport
 
     def __init__(

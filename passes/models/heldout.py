@@ -40,7 +40,7 @@ def heldout_loss(
             batch = {name: value.to(device) for name, value in (collate or default_data_collator)(items).items()}
             weight = label_count(task, batch)
             if weight and head is not None:
-                total += float(label_losses(model, batch, batch.pop("labels"), head)[0].double().sum())
+                total += float(label_losses(model, batch, batch.pop("labels"), head)[0].cpu().double().sum())
             elif weight:
                 total += float(model(**batch)["loss"]) * weight
             labels += weight

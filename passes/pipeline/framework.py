@@ -44,6 +44,8 @@ class Pass(ABC):
     name: ClassVar[str]
     reports: ClassVar[type[Any] | None] = None
     """The class of this pass's report, for a pass that keeps its outcome."""
+    batches: ClassVar[bool] = False
+    """Whether it runs the model on batches of the run's size, so that smaller ones need less memory."""
 
     def requires(self, program: Program) -> None:  # noqa: B027 - most passes need nothing
         """Raise PreconditionError if the program cannot be given to this pass."""
@@ -69,7 +71,7 @@ class Pass(ABC):
 
     def with_less_memory(self, run: RunContext) -> str:
         """What to change where this pass runs out of memory, for the error that says so."""
-        return smaller_batches(run.batch_size)
+        return smaller_batches(run.batch_size) if self.batches else "it needs a device or machine with more memory"
 
     @property
     def options(self) -> Mapping[str, Any]:

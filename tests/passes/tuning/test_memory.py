@@ -16,7 +16,7 @@ from passes.errors import LpcError, OptionError, OutOfMemoryError
 from passes.models import memory_advice, ran_out
 from passes.options import LoraOptions, ScoreOptions, Target, TuneOptions
 from passes.pipeline import Program, RunContext
-from passes.tuning import AttachPass, TunePass
+from passes.tuning import AttachPass, MergePass, TunePass
 
 TOO_MUCH = 2**60
 
@@ -92,3 +92,8 @@ def test_a_class_that_cannot_compute_activations_again_is_refused_before_work() 
             tuned(program, gradient_checkpointing=True)
     finally:
         del type(program.model.get_base_model()).supports_gradient_checkpointing
+
+
+def test_a_pass_without_batches_does_not_speak_of_them() -> None:
+    assert "batch" not in MergePass().with_less_memory(RunContext(batch_size=8))
+    assert "batch_size=4" in ScorePass(Target(ratio=0.3), Blocks()).with_less_memory(RunContext(batch_size=8))
