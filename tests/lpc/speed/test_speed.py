@@ -103,9 +103,9 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Packages of models without a cache: a dense and a narrower text classifier, and an image classifier."""
     root = tmp_path_factory.mktemp("single")
     models = {
-        "dense": zoo.build("bert-sequence-classification"),
-        "narrow": zoo.build("bert-sequence-classification", intermediate_size=16),
-        "vit": zoo.build("vit"),
+        "dense": zoo.build("bert-sequence-classification", num_hidden_layers=1),
+        "narrow": zoo.build("bert-sequence-classification", num_hidden_layers=1, intermediate_size=16),
+        "vit": zoo.build("vit", num_hidden_layers=1),
     }
     for name, model in models.items():
         export_onnx(model, None, root / name)
