@@ -78,7 +78,7 @@ def test_every_error_is_an_lpc_error_and_a_builtin() -> None:
     for error in errors:
         assert issubclass(error, lpc.LpcError)
         if error is not lpc.LpcError:
-            assert issubclass(error, ValueError | OSError | RuntimeError)
+            assert issubclass(error, ValueError | OSError | RuntimeError | MemoryError)
 
 
 def test_command_line_starts_without_torch_so_that_thread_settings_still_count() -> None:

@@ -7,11 +7,13 @@ Where such a name moves, its function is the only place to change, and its test 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, TypeVar, cast
 
 import torch
 import transformers
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
@@ -103,6 +105,13 @@ def recompute_activations(model: PreTrainedModel, *, on: bool = True) -> None:
         getattr(model, f"{kind}_checkpointing_enable")(**{f"{kind}_checkpointing_kwargs": how})
     else:
         getattr(model, f"{kind}_checkpointing_disable")()
+
+
+def second_shell(model: PeftModel) -> PeftModel:
+    """torch: ``_modules``. A second PeftModel around the same layers; what is put into it later is not in the first."""
+    shell = copy.copy(model)
+    shell.__dict__["_modules"] = dict(model._modules)
+    return shell
 
 
 def let_capture_again(module: nn.Module) -> None:

@@ -19,10 +19,10 @@ from passes.budget import Solver
 from passes.criteria import Criterion, MeasuredDepth
 from passes.errors import MissingFileError, ModelError, OptionError
 from passes.graph import Masks, PruningGraph, full_masks
-from passes.models import Adapter, MaskedModel
+from passes.models import Adapter, MaskedModel, vendor
 from passes.options import Schedule, SnapshotOptions
 from passes.pipeline import Progress, Snapshot, load_snapshots, plain, silent
-from passes.tuning.small import SmallModel, can_be_small, shell_of
+from passes.tuning.small import SmallModel, can_be_small
 from passes.tuning.stages import StagedRun, one_stage, staged_run
 
 STATE_FILE = "lpc_state.safetensors"
@@ -116,7 +116,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             self._small = SmallModel(self._model, self._graph, self.state.masks)
             self._trained = self._small.model
         elif self._wants_small:
-            self._trained = shell_of(self._model)
+            self._trained = vendor.second_shell(self._model)
         return self._trained
 
     @property

@@ -13,7 +13,7 @@ from torch import nn
 from passes.models import Task, TokenHead, base_model, task_of
 from passes.options import DistillOptions
 from passes.tuning.divergence import Output, Outputs, comparable_hidden_states, hidden_error, pairs
-from passes.tuning.lean import LeanTrainer, labelled_states, without
+from passes.tuning.lean import LeanTrainer, has_labels, labelled_states, without
 from passes.tuning.positions import Mixture, summed_loss
 from passes.tuning.teacher import Teacher
 
@@ -46,10 +46,8 @@ class DistillTrainer(LeanTrainer):
 
     def _heads_of_both(self, inputs: Mapping[str, Any]) -> tuple[TokenHead, TokenHead] | None:
         """The student's head and the teacher's by themselves; None if one of them is not, or there are no labels."""
-        if "labels" not in inputs:
-            return None
         student, teacher = self.head_of(base_model(self.model)), self.head_of(self._teacher.model)
-        if student is None or teacher is None or student.words != teacher.words:
+        if student is None or teacher is None or student.words != teacher.words or not has_labels(student, inputs):
             return None
         return None if teacher.reads(self._teacher.swaps) else (student, teacher)
 
@@ -67,16 +65,15 @@ class DistillTrainer(LeanTrainer):
         teacher = self._timed(lambda: labelled_states(heads[1], self._teacher, inputs, labels))
         student = labelled_states(heads[0], model, inputs, labels)
         count = len(student.targets)
-        share, own = self.batch_share(count, items), self.label_share(heads[0], count, items)
         mixture = Mixture(
-            label=(1 - options.weight) * float(own * count / share),
+            label=(1 - options.weight) * self.label_part(heads[0], count, items),
             teacher=options.weight * options.temperature**2,
             temperature=options.temperature,
         )
         sides = [self.side(head, each.hidden) for head, each in zip(heads, (student, teacher), strict=True)]
-        mixed = summed_loss(sides[0], student.targets, mixture, sides[1]) * (share / count if count else float("nan"))
+        mixed = summed_loss(sides[0], student.targets, mixture, sides[1]) * self.position_share(count, items)
         drawn = self._hidden_error({**inputs, "labels": labels}, teacher.outputs, student.outputs)
-        return mixed if drawn is None else mixed + share * drawn
+        return mixed if drawn is None else mixed + self._share(count, items) * drawn
 
     def _whole(
         self,
@@ -99,8 +96,13 @@ class DistillTrainer(LeanTrainer):
         drawn = options.weight * options.temperature**2 * divergence
         error = self._hidden_error(inputs, teacher, student)
         drawn = drawn if error is None else drawn + error
-        mixed = (1 - options.weight) * loss + self.batch_share(len(compared[0].student), items) * drawn
+        mixed = (1 - options.weight) * loss + self._share(len(compared[0].student), items) * drawn
         return (mixed, student) if return_outputs else mixed
+
+    def _share(self, positions: int, items: torch.Tensor | int | None) -> torch.Tensor | float:
+        """What turns a mean over this micro-batch into its part of the whole batch's."""
+        whole = self.model_accepts_loss_kwargs and items is not None
+        return self.position_share(positions, items) * positions if whole else 1.0
 
     def _hidden_error(self, inputs: Mapping[str, Any], teacher: Outputs, student: Outputs) -> torch.Tensor | None:
         """h · the hidden error; None where hidden states are not compared."""

@@ -71,33 +71,39 @@ class LeanTrainer(RatedTrainer):
     ) -> Any:
         """The model's own loss."""
         base = base_model(self.model)
-        head = None if return_outputs or "labels" not in inputs else self.head_of(base)
-        if head is None:
+        head = None if return_outputs else self.head_of(base)
+        if head is None or not has_labels(head, inputs):
             with lean_loss(base):
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         found = labelled_states(head, model, without(inputs, task_of(base).label_names), inputs["labels"])
-        loss = summed_loss(self.side(head, found.hidden), found.targets, Mixture())
-        return loss * self.label_share(head, len(found.targets), num_items_in_batch)
+        count = len(found.targets)
+        mixture = Mixture(label=self.label_part(head, count, num_items_in_batch))
+        loss = summed_loss(self.side(head, found.hidden), found.targets, mixture)
+        return loss * self.position_share(count, num_items_in_batch)
 
-    def label_share(self, head: TokenHead, positions: int, items: torch.Tensor | int | None) -> torch.Tensor | float:
-        """What turns the sum of a micro-batch's cross-entropies into its part of the whole batch's mean.
+    def label_part(self, head: TokenHead, positions: int, items: torch.Tensor | int | None) -> float:
+        """How much a position's cross-entropy weighs beside ``position_share``, as the model itself has it.
 
-        As the model and the Trainer have it between them: a model that does not heed the number of labels of the whole
-        batch gives the mean over its own.
+        A model that does not heed the number of labels of the whole batch gives the mean over its own.
         """
-        share = self.batch_share(positions, items)
-        own = 1.0 if head.divides or not self.model_accepts_loss_kwargs or items is None else items / positions
-        return share * own / positions if positions else float("nan")
-
-    def batch_share(self, positions: int, items: torch.Tensor | int | None) -> torch.Tensor | float:
-        """What turns a mean over this micro-batch into its part of the whole batch's, as the task loss already is.
-
-        Where the model does not take the number of labels of the whole batch, the Trainer divides afterwards.
-        """
-        if not self.model_accepts_loss_kwargs or items is None:
+        if head.divides or not self.model_accepts_loss_kwargs or items is None:
             return 1.0
-        ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        return positions * ranks / items
+        return float(items) / positions
+
+    def position_share(self, positions: int, items: torch.Tensor | int | None) -> torch.Tensor | float:
+        """The weight of each position in the mean over the whole batch, as the task loss has it.
+
+        Where the model does not take the number of labels of the whole batch, the mean is the micro-batch's, and the
+        Trainer divides afterwards.
+        """
+        if self.model_accepts_loss_kwargs and items is not None:
+            return (self.accelerator.num_processes if self.args.average_tokens_across_devices else 1) / items
+        return 1.0 / positions
+
+
+def has_labels(head: TokenHead, inputs: Mapping[str, Any]) -> bool:
+    """Whether a position bears a label; what the mean over none is, the model itself has to say."""
+    return "labels" in inputs and bool(labelled(head.task, inputs["labels"])[0].any())
 
 
 def without(inputs: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

@@ -83,7 +83,7 @@ class SmallModel:
                 }
 
     def move_into(self, shell: PeftModel) -> None:
-        """A PeftModel of the dense model's kind (``shell_of``) becomes this one, for all who hold it."""
+        """A PeftModel of the dense model's kind (``vendor.second_shell``) becomes this one, for all who hold it."""
         base, old = base_model(self.model), base_model(shell)
         if hasattr(old.config, "use_cache"):
             base.config.use_cache = old.config.use_cache
@@ -135,13 +135,6 @@ def _factor_parts(graph: PruningGraph, weight: str) -> tuple[Parts, Parts]:
     parts = graph.slices_of.get(weight, ())
     rows, columns = (len(graph.shapes[weight]) - back for back in (2, 1))
     return [each for each in parts if each[1].axis != columns], [each for each in parts if each[1].axis != rows]
-
-
-def shell_of(model: PeftModel) -> PeftModel:
-    """A second PeftModel around the same layers: what is put into it later does not touch the first."""
-    shell = copy.copy(model)
-    shell.__dict__["_modules"] = dict(model._modules)
-    return shell
 
 
 def kept_of(graph: PruningGraph, masks: Masks) -> dict[str, tuple[int, ...]]:

@@ -10,6 +10,7 @@ import torch
 import transformers
 import zoo
 from moved import Named
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -127,6 +128,16 @@ def test_recompute_activations_switches_it_on_and_off() -> None:
         for on in (True, False):
             vendor.recompute_activations(model, on=on)
             assert all(layer.gradient_checkpointing is on for layer in model.model.layers)
+
+
+def test_second_shell_has_the_same_layers_and_a_place_of_its_own() -> None:
+    with named("torch", "Module._modules"):
+        model = get_peft_model(zoo.build("llama"), LoraConfig(target_modules=["q_proj"]))
+        shell = vendor.second_shell(model)
+        assert [*map(id, shell.parameters())] == [*map(id, model.parameters())]
+        shell.base_model = torch.nn.Identity()
+        assert not [*shell.parameters()]
+        assert [*model.parameters()]
 
 
 def test_hooks_of_finds_each_kind_of_hook() -> None:

@@ -125,3 +125,21 @@ def test_a_whole_batch_of_logits_is_never_there(tmp_path: Path) -> None:
     trainer._heads[id(program.model.get_base_model())].words = 2**23 // 5  # type: ignore[union-attr]
     trainer.compute_loss(program.model, {"input_ids": ids, "labels": ids})
     assert max(seen) == 5
+
+
+@pytest.mark.parametrize("name", ["qwen3", "bert"])
+def test_a_micro_batch_without_labels_counts_as_the_model_has_it(name: str, tmp_path: Path) -> None:
+    """Whole, the sum over no label is 0 of all labels of the batch; a mean over no label is nan."""
+    model = AttachPass(LoraOptions(rank=2))(traced(zoo.build(name))).program.model
+    batch = batch_of(name)
+    batch["labels"] = torch.full_like(batch["labels"], -100)
+    values = {
+        "model": model,
+        "args": TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none"),
+        "train_dataset": Blocks(),
+    }
+    items = torch.tensor(9)
+    expected = Trainer(**values).compute_loss(model, dict(batch), num_items_in_batch=items)
+    found = LeanTrainer(**values).compute_loss(model, dict(batch), num_items_in_batch=items)
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert found.isnan() or found.item() == expected.item() == 0
