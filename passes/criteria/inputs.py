@@ -12,8 +12,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from passes.algebra import on_cpu
-from passes.criteria.base import AnyModel, Averaged, merged_weights, sum_over_ranks
+from passes.criteria.base import AnyModel, Averaged, Finite, merged_weights, sum_over_ranks
 from passes.criteria.importance import unit_sums
 from passes.errors import DataError, UnsupportedModelError
 from passes.graph import Dimension, PruningGraph, Role, Slice
@@ -206,7 +205,7 @@ class InputReader(Averaged, ABC, Generic[S]):
             self._seen[name] = found
 
     @torch.no_grad()
-    def observe(self, model: AnyModel, loss_scale: float = 1.0) -> bool:
+    def observe(self, model: AnyModel, loss_scale: float = 1.0) -> Finite:
         """Take what came by since the last call into the average."""
         unseen = self._consumers.keys() - self._seen.keys()
         if unseen:
@@ -240,7 +239,7 @@ class InputCriterion(InputReader[Moments], ABC):
                 found = unit_sums(along, part, dimension.size) * self._share(part)
                 so_far = scores.get(dimension.name)
                 scores[dimension.name] = found if so_far is None else so_far.to(found.device) + found
-        return self._finish(on_cpu({dimension.name: scores[dimension.name] for dimension in self._graph.dimensions}))
+        return self._finish({dimension.name: scores[dimension.name] for dimension in self._graph.dimensions})
 
     @abstractmethod
     def _along(self, weight: Weight, axis: int, moments: Moments) -> torch.Tensor:

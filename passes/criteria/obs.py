@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from passes.algebra import DOUBLE_COLUMNS, Surgery, damped_factor, elimination_errors, on_cpu, product, work_bytes
+from passes.algebra import DOUBLE_COLUMNS, Surgery, damped_factor, elimination_errors, product, work_bytes
 from passes.criteria.base import AnyModel, mean_over_ranks, sum_over_ranks
 from passes.criteria.inputs import InputReader
 from passes.criteria.portions import room_to_work, runs
@@ -149,7 +149,7 @@ class Obs(InputReader[Gram]):
             for group in runs(alike, self._work_bytes, room):
                 scores |= self._errors(model, group, weights)
         self._gradients = {}
-        return on_cpu(scores)
+        return scores
 
     def _alike(self, model: AnyModel, places: Mapping[str, Places]) -> dict[object, list[Places]]:
         """The dimensions that can be ranked together: with as many projections, of one shape and alike in their units,

@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 from torch.utils.data import Dataset
 
+from passes.algebra import on_cpu
 from passes.budget import LatencyModel, Solver
 from passes.criteria import AnyModel, Criterion, Needs, criterion_named, make_criterion, portions, room_on
 from passes.errors import DataError, ModelError, PreconditionError
@@ -126,7 +127,7 @@ class ScorePass(Pass):
             self._observe(criterion, model)
         finally:
             criterion.end(model)
-        return {name: score.clone() for name, score in criterion.scores.items()}, report
+        return on_cpu(criterion.scores), report
 
     def _observe(self, criterion: Criterion, model: AnyModel) -> None:
         if not criterion.observe(model):
