@@ -2,14 +2,15 @@
 
 from passes.algebra.cholesky import damped_factor
 from passes.algebra.elimination import Surgery, elimination_errors, work_bytes
+from passes.algebra.gram import Gram
 from passes.algebra.least_squares import NormalEquations, Solution
 from passes.algebra.low_rank import Way, Worn, low_rank_sums, stacked, triton_works, windows
-from passes.algebra.products import DOUBLE_COLUMNS, product
+from passes.algebra.products import product, sums_in
 from passes.algebra.transfer import Answer, on_cpu
 
 __all__ = [
-    "DOUBLE_COLUMNS",
     "Answer",
+    "Gram",
     "NormalEquations",
     "Solution",
     "Surgery",
@@ -21,6 +22,7 @@ __all__ = [
     "on_cpu",
     "product",
     "stacked",
+    "sums_in",
     "triton_works",
     "windows",
     "work_bytes",

@@ -95,7 +95,7 @@ def triton_sums(worn: Worn, *, square: bool, quadratic: bool) -> Sums:
 
 
 @dataclass(frozen=True)
-class _Sample:
+class _Ones:
     weight: torch.Tensor
     left: torch.Tensor
     right: torch.Tensor
@@ -107,6 +107,6 @@ class _Sample:
 def try_out(device: str) -> None:
     """Run the kernel on ones. Raises whatever Triton raises, and RuntimeError if the sums are wrong."""
     tall, wide = (torch.ones(shape, device=device) for shape in ((2, 1), (1, 2)))
-    rows, columns = triton_sums(_Sample(tall @ wide, tall, wide, tall, wide), square=True, quadratic=False)
+    rows, columns = triton_sums(_Ones(tall @ wide, tall, wide, tall, wide), square=True, quadratic=False)
     if not bool((rows == 32).all() and (columns == 32).all()):
         raise RuntimeError(f"its sums are {rows.tolist()} and {columns.tolist()}, and should be 32")

@@ -120,8 +120,9 @@ class Moments:
         mean = values.sum(0) / count.clamp_min(1)
         return cls(count, mean, (values - mean).square_().sum(0))
 
-    def merge(self, other: Moments) -> None:
-        """Take in the moments of more vectors."""
+    def add(self, values: torch.Tensor) -> None:
+        """Take in more vectors [tokens, width]."""
+        other = Moments.of(values)
         count = self.count + other.count
         away = other.mean - self.mean
         share = other.count / count.clamp_min(1)
@@ -149,8 +150,8 @@ class Moments:
 class Summary(Protocol):
     """What is kept of the vectors [width] that a projection reads."""
 
-    def merge(self, other: Self) -> None:
-        """Take in more vectors."""
+    def add(self, values: torch.Tensor) -> None:
+        """Take in more of them, [tokens, width]."""
         ...
 
     def over_ranks(self) -> Self:
@@ -198,11 +199,11 @@ class InputReader(Averaged, ABC, Generic[S]):
     @torch.no_grad()
     def _see(self, name: str, module: nn.Module, inputs: Any) -> None:
         assert self._batch is not None
-        found = self._summary(self._batch.real(name, self._batch.by_row(inputs[0])))
+        values = self._batch.real(name, self._batch.by_row(inputs[0]))
         if name in self._seen:
-            self._seen[name].merge(found)
+            self._seen[name].add(values)
         else:
-            self._seen[name] = found
+            self._seen[name] = self._summary(values)
 
     @torch.no_grad()
     def observe(self, model: AnyModel, loss_scale: float = 1.0) -> Finite:
