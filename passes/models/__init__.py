@@ -8,6 +8,7 @@ from passes.models.adapter import (
     CONFIG_FILE,
     GRADIENT,
     Adapter,
+    LoraLayers,
     active_adapter,
     beyond_lora,
     check_adapter,
@@ -58,7 +59,7 @@ from passes.models.routing import routers, routing
 from passes.models.stock import build_stock, filled, rope_types, stock_class, twin_of, weightless
 from passes.models.stored import DTYPES, StoredTensor, headers, read_json
 from passes.models.tasks import AUTO_CLASSES, Task, check_loss, check_padding, model_class, task_of
-from passes.models.weights import DenseWeight, Weight, Window, stacked
+from passes.models.weights import DenseWeight, Projection, Weight, Window
 
 __all__ = [
     "ADAPTER",
@@ -75,10 +76,12 @@ __all__ = [
     "Adapter",
     "Collate",
     "DenseWeight",
+    "LoraLayers",
     "MaskedModel",
     "Misfit",
     "Parity",
     "Probe",
+    "Projection",
     "Response",
     "Row",
     "StoredTensor",
@@ -143,7 +146,6 @@ __all__ = [
     "scored_by",
     "scored_logits",
     "smaller_batches",
-    "stacked",
     "stated_scaling",
     "stock_class",
     "stored_factors",
