@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lpc.report import Report as Report
     from lpc.result import Result as Result
     from lpc.source import load as load
+    from lpc.streaming import apply_to as apply_to
     from passes.criteria import CRITERIA as CRITERIA
     from passes.criteria import SavedScores as SavedScores
     from passes.criteria import register_criterion as register_criterion
@@ -115,6 +116,7 @@ _HOMES = {
     "TuneOptions": "passes.options",
     "Workload": "passes.options",
     "apply": "lpc.compression",
+    "apply_to": "lpc.streaming",
     "compress": "lpc.compression",
     "register_auto_classes": "passes.models",
     "compress_family": "lpc.family",

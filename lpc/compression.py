@@ -17,7 +17,7 @@ from lpc.material import AnyData, prepare
 from lpc.options import DataOptions, Short, check_short, target_from, with_short
 from lpc.pipelines import compression_pipeline, replay_pipeline
 from lpc.recipe import Recipe
-from lpc.replay import check_adapter_files, check_worn, compensated_weights
+from lpc.replay import check_adapter_files, check_worn, plan_and_weights
 from lpc.result import Result
 from lpc.run_folder import RunFolder, kept_if_stopped
 from lpc.source import ModelLike, Source, check_not_blank, load_adapter, load_source
@@ -219,10 +219,8 @@ def apply(
     Raises PlanError when the plan is for another model, when what is given is not what the plan names (by its sha256),
     or an adapter was trained on compensated weights that are not there, and what ``compress`` raises.
     """
-    folder = None if isinstance(plan, Plan) else Path(plan) if Path(plan).is_dir() else Path(plan).parent
-    plan = plan if isinstance(plan, Plan) else Plan.load(plan)
     worn = adapter is not None or isinstance(model, PeftModel)
-    solved = compensated_weights(plan, folder, compensation, adapter, worn=worn)
+    plan, solved = plan_and_weights(plan, compensation, adapter, worn=worn)
     run = RunContext(device=str(device_named(device)), dtype=dtype or str(plan.options.get("dtype", "auto")))
     live = isinstance(adapter, PeftModel)
     source = load_source(adapter if live else model, tokenizer, trust_remote_code=trust_remote_code, run=run)

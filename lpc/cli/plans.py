@@ -51,7 +51,7 @@ PLAN = (
 )
 APPLY = (
     Part(ReplayOptions),
-    Part(OutputOptions, ("out", "export", "onnx", "force", "json")),
+    Part(OutputOptions, ("out", "export", "onnx", "force", "json"), {"export": ("hf",)}),
     Part(CompressOptions, ("device", "trust_remote_code")),
 )
 DIFF = (Part(OutputOptions, ("json",)),)
@@ -77,10 +77,15 @@ def plan(given: Given) -> None:
 
 
 def apply(given: Given) -> None:
-    """Apply PLAN to the MODEL that it was made for and write a complete verified output; nothing is trained."""
+    """Apply PLAN to the MODEL that it was made for and write a complete verified output; nothing is trained.
+
+    A folder of safetensors goes through a tensor at a time, whatever its size. With --export hf,onnx it is loaded.
+    """
     plan, model = given.arguments["plan"], given.arguments["model"]
     replay, output = given.make(ReplayOptions), given.make(OutputOptions)
     exports = output.exports
+    if given.of(OutputOptions).get("onnx"):
+        exports = tuple(dict.fromkeys((*exports, "onnx")))
     check_file(plan, "a plan.json")
     find_place(model)
     for each in (replay.adapter, replay.compensation):
@@ -89,11 +94,11 @@ def apply(given: Given) -> None:
     reads = (plan, model, replay.adapter, replay.compensation)
     hold(given.held, output.out, force=output.force, reads=reads)
     from lpc.cli.tables import show_report
-    from lpc.compression import apply as run
+    from lpc.streaming import apply_to as run
 
     with console.progress_bars() as progress:
-        result = run(plan, model, **vars(replay), **given.of(CompressOptions), export=exports)
-        report = result.save(output.out, export=exports, force=output.force, progress=progress)
+        more = {**vars(replay), **given.of(CompressOptions), "export": exports, "force": output.force}
+        report = run(plan, model, output.out, **more, progress=progress)
     show_report(report, output.out, as_json=output.json)
 
 

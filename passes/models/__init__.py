@@ -23,6 +23,7 @@ from passes.models.auto_classes import register_auto_classes
 from passes.models.base import (
     base_model,
     check_finite,
+    check_finite_tensor,
     count_parameters,
     evaluation_mode,
     module_at,
@@ -32,11 +33,11 @@ from passes.models.base import (
 )
 from passes.models.batches import Collate, Row, batches, label_count, pieces, sample_rows
 from passes.models.declared import check_declared
-from passes.models.fingerprint import fingerprint, tensors_digest
+from passes.models.fingerprint import Fingerprint, fingerprint, tensors_digest
 from passes.models.fit import Misfit
 from passes.models.heldout import heldout_loss
 from passes.models.lean_loss import lean_loss
-from passes.models.loading import dense_weights, keep_own_head, load_model, quiet, reason, unreadable
+from passes.models.loading import dense_weights, keep_own_head, load_model, quiet, reason, unloaded, unreadable
 from passes.models.masks import MaskedModel, masked
 from passes.models.parameters import replaced, swapped
 from passes.models.parity import Parity, relative_difference, rounding_tolerance
@@ -52,9 +53,10 @@ from passes.models.precision import (
 from passes.models.probe import OUTPUTS, Probe, Response, positions, respond
 from passes.models.resized import FILE, PREFIX, compact_class, has_own_sizes
 from passes.models.routing import routers, routing
-from passes.models.stock import build_stock, filled, rope_types, stock_class, twin_of, weightless
+from passes.models.stock import build_stock, filled, rope_types, shell, stock_class, twin_of, weightless
 from passes.models.stored import DTYPES, StoredTensor, headers, read_json
 from passes.models.tasks import AUTO_CLASSES, Task, check_loss, check_padding, model_class, task_of
+from passes.models.unloaded import Unloaded
 from passes.models.weights import DenseWeight, Weight, Window, stacked
 
 __all__ = [
@@ -72,6 +74,7 @@ __all__ = [
     "Adapter",
     "Collate",
     "DenseWeight",
+    "Fingerprint",
     "MaskedModel",
     "Misfit",
     "Parity",
@@ -80,6 +83,7 @@ __all__ = [
     "Row",
     "StoredTensor",
     "Task",
+    "Unloaded",
     "Weight",
     "Window",
     "active_adapter",
@@ -92,6 +96,7 @@ __all__ = [
     "check_adapter_folder",
     "check_declared",
     "check_finite",
+    "check_finite_tensor",
     "check_loss",
     "check_padding",
     "compact_class",
@@ -132,6 +137,7 @@ __all__ = [
     "routing",
     "sample_rows",
     "scored_by",
+    "shell",
     "stacked",
     "stated_scaling",
     "stock_class",
@@ -142,6 +148,7 @@ __all__ = [
     "tensors_digest",
     "twin_of",
     "unchanged",
+    "unloaded",
     "unreadable",
     "vendor",
     "weightless",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
@@ -56,10 +57,16 @@ def count_parameters(model: nn.Module) -> int:
 def check_finite(model: torch.nn.Module) -> None:
     """Raises ModelError naming the first parameter that holds NaN or infinity."""
     for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise ModelError(
-                f"{name} holds NaN or infinite values; such a model cannot be pruned: mend or reload the checkpoint"
-            )
+        check_finite_tensor(name, parameter)
+
+
+def check_finite_tensor(name: str, tensor: torch.Tensor) -> None:
+    """Raises ModelError if a parameter holds NaN or infinity."""
+    finite = math.isfinite(float(tensor.detach().sum(dtype=torch.float32)))  # which neither NaN nor infinity leaves so
+    if not finite and not torch.isfinite(tensor).all():
+        raise ModelError(
+            f"{name} holds NaN or infinite values; such a model cannot be pruned: mend or reload the checkpoint"
+        )
 
 
 @contextmanager
