@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from exporters.registry import register_exporter as register_exporter
     from lpc.compression import apply as apply
     from lpc.compression import compress as compress
+    from lpc.estimation import Estimate as Estimate
+    from lpc.estimation import estimate as estimate
     from lpc.evaluation import Quality as Quality
     from lpc.evaluation import quality as quality
     from lpc.family import CompactFamily as CompactFamily
@@ -89,6 +91,7 @@ _HOMES = {
     "CompressOptions": "lpc.options",
     "DataOptions": "lpc.options",
     "DistillOptions": "passes.options",
+    "Estimate": "lpc.estimation",
     "Exporter": "exporters.registry",
     "Family": "passes.families",
     "ImportanceOptions": "passes.options",
@@ -121,6 +124,7 @@ _HOMES = {
     "register_auto_classes": "passes.models",
     "compress_family": "lpc.family",
     "diff": "lpc.planning",
+    "estimate": "lpc.estimation",
     "load": "lpc.source",
     "plan": "lpc.planning",
     "register_attention": "passes.families",

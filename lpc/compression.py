@@ -12,10 +12,12 @@ from peft import PeftModel
 
 from exporters.hf import Processor
 from exporters.registry import Exports, check_exports
+from lpc.estimation import costs_of, look_ahead
 from lpc.latency import latency_for, predicted
 from lpc.material import AnyData, prepare
 from lpc.options import DataOptions, Short, check_short, target_from, with_short
 from lpc.pipelines import compression_pipeline, replay_pipeline
+from lpc.progress import logged
 from lpc.recipe import Recipe
 from lpc.replay import check_adapter_files, check_worn, plan_and_weights
 from lpc.result import Result
@@ -35,18 +37,23 @@ from passes.options import (
 )
 from passes.pipeline import (
     Handed,
+    PassRecord,
     Pipeline,
     Program,
     Progress,
     RunContext,
     caller_state_kept,
     device_named,
+    measured,
     silent,
 )
 from passes.trace import TracePass
 from passes.tuning import settled
 
 __all__ = ["apply", "compress"]
+
+LOAD = "load"
+"""What loading is called among the passes."""
 
 DEFAULT_LORA = LoraOptions()
 DEFAULT_TUNE = TuneOptions()
@@ -122,11 +129,11 @@ def compress(
     target = target_from(target, ratio, short)
     tune, data_options = with_short(tune, short), with_short(data_options, short)
     tune, folder, resume = run_folder_of(tune, run_folder, resume)
-    run = context_of(tune, data_options, device, dtype, progress)
-    source = load_source(model, tokenizer, trust_remote_code=trust_remote_code, run=run)
+    run = context_of(tune, data_options, device, dtype, logged() if progress is silent else progress)
+    source, program = started(model, tokenizer, run, trust_remote_code=trust_remote_code)
     check_leaving(source, export)
     trace = replace(trace, custom_code=trace.custom_code or target.layout is Layout.PER_LAYER)
-    program = TracePass(trace)(Program.start(source.model), run).program
+    program = TracePass(trace)(program, run).program
     latency = latency_for(program.model, program.traced, target.wanted, progress)
     Solver.of(target, program.traced, latency)
     material = prepare(source, data, data_options)
@@ -147,6 +154,8 @@ def compress(
         own_adapter=isinstance(program.model, PeftModel),
     )
     passes = pipeline(passes) if pipeline else passes
+    costs = costs_of(program, material, target, run, tune, lora, data_options, compensate)
+    look_ahead(costs, passes.after(TracePass.name), program, run, export)
     recipe = None
     if folder is not None:
         recipe = Recipe.of(program, material, data_options, passes, run)
@@ -160,6 +169,25 @@ def compress(
     return replace(
         result, recipe=recipe, report=replace(result.report, latency=predicted(latency, target.wanted, result.plan))
     )
+
+
+def started(
+    model: ModelLike, tokenizer: Processor | None, run: RunContext, *, trust_remote_code: bool
+) -> tuple[Source, Program]:
+    """The source, and its program with the record of how it was loaded."""
+    run.progress(LOAD, 0, 1)
+    with measured() as loading:
+        source = load_source(model, tokenizer, trust_remote_code=trust_remote_code, run=run)
+        program = Program.start(source.model)
+    run.progress(LOAD, 1, 1)
+    record = PassRecord(
+        name=LOAD,
+        options={},
+        seconds=loading.seconds,
+        peak_memory_bytes=loading.peak_memory_bytes,
+        modified=False,
+    )
+    return source, replace(program, history=(record,))
 
 
 def run_folder_of(

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporters.files import write_text
-from lpc.cli import console
 from lpc.cli.compress import target_of
 from lpc.cli.output import hold
+from lpc.cli.progress import progress_shown
 from lpc.cli.words import Given, Part, required
 from lpc.options import CompressOptions, OutputOptions
 from passes.errors import OutputExistsError
@@ -70,7 +70,7 @@ def plan(given: Given) -> None:
     from lpc.planning import plan as run
 
     more = {**given.of(TraceOptions), **given.of(CompressOptions)}
-    with console.progress_bars() as progress:
+    with progress_shown() as progress:
         made = run(model, importance, target, **more, progress=progress)
     write_text(output.out, made.to_json())
     show_plan(made, output.out, as_json=output.json)
@@ -96,7 +96,7 @@ def apply(given: Given) -> None:
     from lpc.cli.tables import show_report
     from lpc.streaming import apply_to as run
 
-    with console.progress_bars() as progress:
+    with progress_shown() as progress:
         more = {**vars(replay), **given.of(CompressOptions), "export": exports, "force": output.force}
         report = run(plan, model, output.out, **more, progress=progress)
     show_report(report, output.out, as_json=output.json)

@@ -1,0 +1,91 @@
+"""Bytes of each stage: copies of the weights as docs/memory.md has them, and what is computed with them.
+
+What a stage holds besides weights is the largest of what it holds at a time: activations of a batch, statistics, states
+of the optimizer. The interpreter and its libraries are not counted here.
+"""
+
+from __future__ import annotations
+
+from lpc.estimation.sizes import Sizes
+from lpc.estimation.work import Load
+from passes.criteria import Needs, criterion_named
+
+FP32 = 4
+STATISTICS = 8 * 2**30
+"""What the statistics of a ranking take at most; the rest is ranked in portions."""
+PIECE_TOKENS = 1024
+"""Tokens of a batch that are scored at a time on a processor."""
+DOUBLE_COLUMNS = 4096
+"""Up to so many inputs products are kept in fp64."""
+LOGIT_COPIES = 3.0
+"""Logits of a training step: the model's, their gradients, the teacher's."""
+
+
+def adapter(sizes: Sizes, load: Load) -> int:
+    """Of A and B."""
+    return FP32 * load.lora.rank * sizes.lora_elements
+
+
+def frozen_activations(sizes: Sizes) -> float:
+    """What a backward pass through frozen layers keeps of a token: norms (fp32), q, k, v, gate, up, their product."""
+    norms = 2 * sizes.layers * sizes.hidden * (2 * FP32)
+    return norms + sizes.itemsize * (4 * sizes.queries + 3 * sizes.channels)
+
+
+def trained_activations(sizes: Sizes, load: Load) -> float:
+    """What a training step keeps of a token: the same, and what each adapter read, in fp32."""
+    ranks = FP32 * load.lora.rank * sizes.lora_elements / max(sizes.hidden, 1) / 2
+    return frozen_activations(sizes) + FP32 * sizes.inputs + ranks
+
+
+def stages(sizes: Sizes, load: Load, kept: float) -> dict[str, float]:
+    """Bytes by stage, of a model of which the share ``kept`` of the parameters stays."""
+    weights, own = float(sizes.weight_bytes), float(adapter(sizes, load))
+    solved = float(sizes.solved * sizes.itemsize) if load.compensated else 0.0
+    logits = load.batch * load.context * sizes.vocabulary * sizes.itemsize
+    tokens = load.batch * load.context
+    found = {"load": weights, "measure": weights + logits}
+    adapted = weights + own
+    if load.tune.one_shot or not load.tune.steps:
+        found["rank"] = adapted + _ranking(sizes, load)
+    if load.compensated:
+        found["compensate"] = adapted + 2 * solved + _compensating(sizes, load)
+    if load.tune.steps:
+        states = 3 * own  # gradients and Adam's two moments
+        kept_of_pass = tokens * trained_activations(sizes, load) + LOGIT_COPIES * logits
+        found["tune"] = adapted + 2 * solved + states + kept_of_pass
+    found["merge"] = weights + own + solved + _largest(sizes) * 3 * 8
+    found["shrink"] = weights * (1 + kept) + solved
+    found["save"] = 2 * kept * weights + solved
+    found["export"] = kept * (weights + 2 * FP32 * sizes.parameters) + solved
+    return found
+
+
+def _ranking(sizes: Sizes, load: Load) -> float:
+    """Statistics, and a pass over one batch (or a piece of one)."""
+    entry = criterion_named(load.tune.criterion)
+    if entry.needs is Needs.WEIGHTS:
+        return 0.0
+    tokens = load.batch * load.context
+    tokens = min(tokens, PIECE_TOKENS) if load.on_cpu and entry.additive else tokens
+    held = sum(a * a * _kept(a) + b * b * _kept(b) for a, b in sizes.consumers) if entry.held is not None else 0
+    logits = 2.0 * tokens * sizes.vocabulary * sizes.itemsize
+    kept = frozen_activations(sizes) if entry.needs is not Needs.ACTIVATIONS else 0.0
+    return min(float(held), STATISTICS) + tokens * kept + logits
+
+
+def _kept(width: int) -> int:
+    return 8 if width <= DOUBLE_COLUMNS else FP32
+
+
+def _compensating(sizes: Sizes, load: Load) -> float:
+    """Hidden states of both sides, what one layer's projections are to come to, and what the last of them reads."""
+    layer = sizes.consumers[-2:]
+    token = 2.0 * sizes.hidden * sizes.itemsize + sum(FP32 * written for _, written in layer)
+    token += max((read + 2 * written for read, written in layer), default=0) * sizes.itemsize
+    normal = max((read * (read + written) * 8 * 3 for read, written in sizes.consumers), default=0)
+    return load.sampled * token + normal
+
+
+def _largest(sizes: Sizes) -> int:
+    return max((read * written for read, written in sizes.consumers), default=0)
