@@ -26,6 +26,7 @@ from lpc.source import cast_to, check_not_blank, find_unloaded, load_adapter
 from passes.errors import UnsupportedModelError
 from passes.graph import Plan
 from passes.models import Parity, check_adapter, quiet
+from passes.options import AUTO
 from passes.pipeline import PassRecord, Program, Progress, RunContext, caller_state_kept, measured, silent
 from passes.streaming import Streaming
 
@@ -46,7 +47,7 @@ def apply_to(
     adapter: str | Path | None = None,
     compensation: str | Path | None = None,
     tokenizer: Processor | None = None,
-    device: str = "auto",
+    device: str | None = None,
     export: Exports = ("hf",),
     trust_remote_code: bool = False,
     force: bool = False,
@@ -61,7 +62,7 @@ def apply_to(
     why = _why_loaded(export, device, trust_remote_code)
     if why is None:
         plan, solved = plan_and_weights(plan, compensation, adapter, worn=adapter is not None)
-        run = RunContext(progress=progress, dtype=str(plan.options.get("dtype", "auto")))
+        run = RunContext(progress=progress, dtype=plan.options.get("dtype", AUTO))
         way = _Way(plan=plan, solved=solved, model=model, adapter=adapter, run=run)
         try:
             return way.to(Path(out), tokenizer, force=force)
@@ -73,11 +74,11 @@ def apply_to(
     return result.save(out, export=export, force=force, progress=progress)
 
 
-def _why_loaded(export: Exports, device: str, trust_remote_code: bool) -> str | None:
+def _why_loaded(export: Exports, device: str | None, trust_remote_code: bool) -> str | None:
     others = [name for name in chosen(export) if name != "hf"]
     if others:
         return f"the format {others[0]} needs the model"
-    if device != "auto":
+    if device not in (None, AUTO):
         return f"the device {device} was asked for"
     return "its own code may be run" if trust_remote_code else None
 

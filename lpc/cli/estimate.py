@@ -9,7 +9,7 @@ from lpc.cli.compress import target_of
 from lpc.cli.words import Given, Part
 from lpc.options import CompressOptions, DataOptions, OutputOptions
 from passes.errors import OptionError
-from passes.options import Budget, Group, Target, TraceOptions, TuneOptions, option
+from passes.options import Budget, Group, RunOptions, Target, TraceOptions, TuneOptions, option
 from passes.places import find_place
 
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -55,7 +55,8 @@ ESTIMATE = (
     Part(TraceOptions),
     Part(TuneOptions),
     Part(DataOptions),
-    Part(CompressOptions, ("compensate", "dtype", "trust_remote_code")),
+    Part(RunOptions, ("dtype", "batch_size", "samples")),
+    Part(CompressOptions, ("compensate", "trust_remote_code")),
     Part(OutputOptions, ("json",)),
 )
 
@@ -69,5 +70,6 @@ def estimate(given: Given) -> None:
     from lpc.estimation import estimate as run
 
     more = {**given.of(EstimateOptions), **given.of(CompressOptions)}
+    more["run"] = given.make(RunOptions)
     found = run(model, target=target, tune=tune, data_options=data, trace=trace, **more)
     show_estimate(found, as_json=given.make(OutputOptions).json)

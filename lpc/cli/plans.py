@@ -12,7 +12,7 @@ from lpc.cli.progress import progress_shown
 from lpc.cli.words import Given, Part, required
 from lpc.options import CompressOptions, OutputOptions
 from passes.errors import OutputExistsError
-from passes.options import Budget, Group, Target, TraceOptions, option
+from passes.options import Budget, Group, RunOptions, Target, TraceOptions, option
 from passes.places import check_file, find_place
 
 
@@ -52,7 +52,8 @@ PLAN = (
 APPLY = (
     Part(ReplayOptions),
     Part(OutputOptions, ("out", "export", "onnx", "force", "json"), {"export": ("hf",)}),
-    Part(CompressOptions, ("device", "trust_remote_code")),
+    Part(RunOptions, ("device",)),
+    Part(CompressOptions, ("trust_remote_code",)),
 )
 DIFF = (Part(OutputOptions, ("json",)),)
 
@@ -97,8 +98,8 @@ def apply(given: Given) -> None:
     from lpc.streaming import apply_to as run
 
     with progress_shown() as progress:
-        more = {**vars(replay), **given.of(CompressOptions), "export": exports, "force": output.force}
-        report = run(plan, model, output.out, **more, progress=progress)
+        more = {**vars(replay), **given.of(RunOptions), **given.of(CompressOptions), "export": exports}
+        report = run(plan, model, output.out, **more, force=output.force, progress=progress)
     show_report(report, output.out, as_json=output.json)
 
 

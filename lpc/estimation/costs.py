@@ -11,10 +11,10 @@ from lpc.estimation import memory, work
 from lpc.estimation.result import StageEstimate, Way
 from lpc.estimation.sizes import Sizes
 from lpc.estimation.work import Load
-from lpc.options import DataOptions
+from lpc.options import CompressOptions
 from lpc.pipelines import compensation_for
 from passes.graph import PruningGraph
-from passes.options import MEASURES, CompensateOptions, LoraOptions, Target, TuneOptions
+from passes.options import MEASURES, Target
 from passes.tuning import settled
 
 NOMINAL_BYTES = 2e9
@@ -37,25 +37,21 @@ class Costs:
     kept: float
 
     @classmethod
-    def of(
-        cls,
-        graph: PruningGraph,
-        config: PreTrainedConfig,
-        target: Target,
-        tune: TuneOptions,
-        lora: LoraOptions,
-        data: DataOptions,
-        compensate: CompensateOptions | bool | None,
-        *,
-        on_cpu: bool = True,
-    ) -> Costs:
+    def of(cls, graph: PruningGraph, config: PreTrainedConfig, options: CompressOptions, *, on_cpu: bool) -> Costs:
         """The costs of a run with these options."""
-        tune = settled(tune, graph)
+        tune = settled(options.tune, graph)
         longest = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or TEXT_CONTEXT)
-        context = data.sequence_length or min(TEXT_CONTEXT, longest)
-        solved = compensation_for(compensate, tune, graph) is not None
-        load = Load.of(tune, lora, data, context, compensated=solved, on_cpu=on_cpu)
-        return cls(sizes=Sizes.of(graph, config), load=load, kept=_kept(target, graph))
+        load = Load(
+            tune=tune,
+            rank=options.lora.rank,
+            context=options.data_options.sequence_length or min(TEXT_CONTEXT, longest),
+            batch=tune.batch_size or options.run.batch_size,
+            samples=options.run.samples,
+            heldout=options.data_options.heldout_sequences,
+            compensated=compensation_for(options.compensate, tune, graph) is not None,
+            on_cpu=on_cpu,
+        )
+        return cls(sizes=Sizes.of(graph, config), load=load, kept=_kept(options.target, graph))
 
     def way(self, rate: float, *, true_gradient: bool = False) -> Way:
         """The stages at a rate."""

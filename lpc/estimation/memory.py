@@ -23,7 +23,7 @@ LOGIT_COPIES = 3.0
 
 def adapter(sizes: Sizes, load: Load) -> int:
     """Of A and B."""
-    return FP32 * load.lora.rank * sizes.lora_elements
+    return FP32 * load.rank * sizes.lora_elements
 
 
 def frozen_activations(sizes: Sizes) -> float:
@@ -34,7 +34,7 @@ def frozen_activations(sizes: Sizes) -> float:
 
 def trained_activations(sizes: Sizes, load: Load) -> float:
     """What a training step keeps of a token: the same, and what each adapter read, in fp32."""
-    ranks = FP32 * load.lora.rank * sizes.lora_elements / max(sizes.hidden, 1) / 2
+    ranks = FP32 * load.rank * sizes.lora_elements / max(sizes.hidden, 1) / 2
     return frozen_activations(sizes) + FP32 * sizes.inputs + ranks
 
 

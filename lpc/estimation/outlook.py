@@ -17,12 +17,13 @@ from lpc.estimation.rate import measured_rate
 from lpc.estimation.result import Estimate
 from lpc.estimation.sizes import Sizes
 from lpc.material import Material
-from lpc.options import DataOptions, Short, check_short, target_from, with_short
+from lpc.opening import asked
+from lpc.options import CompressOptions, DataOptions, Short
 from lpc.progress import Stage, expect
 from lpc.source import load_config
 from passes.errors import OptionError
 from passes.models import base_model, model_class
-from passes.options import CompensateOptions, LoraOptions, Target, TraceOptions, TuneOptions
+from passes.options import CompensateOptions, LoraOptions, RunOptions, Target, TraceOptions, TuneOptions
 from passes.pipeline import Pipeline, Program, RunContext, device_named, dtype_named
 from passes.trace import trace as traced
 
@@ -35,21 +36,19 @@ LEAVING = {"hf": "save", "onnx": "export"}
 PROBE_SECONDS = 0.2
 """How long products are timed at the start of a run."""
 GIB = 2**30
-DEFAULT_DATA = DataOptions()
 
 
 def estimate(
     model: str | Path,
     ratio: float | None = None,
     *,
-    target: Target | None = None,
     device_bytes: int | None = None,
     flops: float | None = None,
-    device: str = "auto",
-    dtype: str | torch.dtype = "auto",
-    tune: TuneOptions = TuneOptions(),
+    target: Target | None = None,
+    run: RunOptions = RunOptions(),
     lora: LoraOptions = LoraOptions(),
-    data_options: DataOptions = DEFAULT_DATA,
+    tune: TuneOptions = TuneOptions(),
+    data_options: DataOptions = DataOptions(),
     trace: TraceOptions = TraceOptions(),
     compensate: CompensateOptions | bool | None = None,
     trust_remote_code: bool = False,
@@ -61,14 +60,13 @@ def estimate(
     products of the model's own shapes are timed for two seconds, here on ``device``. Raises what ``compress`` raises
     for the model and the options.
     """
-    check_short(short)
-    target = target_from(target, ratio, short)
-    tune, data_options = with_short(tune, short), with_short(data_options, short)
-    config = load_config(model, trust_remote_code=trust_remote_code)
-    graph = traced(config, dtype_named(dtype), model_type=model_class(config), options=trace)
-    on_cpu = device_bytes is None and device_named(device).type == "cpu"
-    costs = Costs.of(graph, config, target, tune, lora, data_options, compensate, on_cpu=on_cpu)
-    rate = flops or probed(costs.sizes, graph.dtype, device_named(device))
+    options = asked(
+        target, ratio, short, trace, run=run, lora=lora, tune=tune, data_options=data_options, compensate=compensate
+    )
+    config, device = load_config(model, trust_remote_code=trust_remote_code), device_named(options.run.device)
+    graph = traced(config, dtype_named(options.run.dtype), model_type=model_class(config), options=options.trace)
+    costs = Costs.of(graph, config, options, on_cpu=device_bytes is None and device.type == "cpu")
+    rate = flops or probed(costs.sizes, graph.dtype, device)
     method = costs.way(rate)
     short_of = device_bytes is not None and method.peak.memory_bytes > device_bytes
     return Estimate(
@@ -90,31 +88,33 @@ def probed(sizes: Sizes, dtype: torch.dtype, device: torch.device, seconds: floa
     return measured_rate(sizes.hidden, wide, dtype, device, seconds)
 
 
-def costs_of(
+def costs_of(program: Program, material: Material, options: CompressOptions, run: RunContext) -> Costs:
+    """The costs of a run that has its model and its data."""
+    data, count = options.data_options, len(cast(Sized, material.train))
+    heldout = max(1, min(data.heldout_sequences, round(count * data.heldout_fraction / (1 - data.heldout_fraction))))
+    context = material.context_length or data.sequence_length
+    told = replace(
+        options,
+        data_options=replace(data, sequence_length=context, heldout_sequences=heldout),
+        run=replace(options.run, samples=min(run.samples, count)),
+    )
+    config = base_model(program.model).config
+    return Costs.of(program.traced, config, told, on_cpu=torch.device(run.device).type == "cpu")
+
+
+def look_ahead(
     program: Program,
     material: Material,
-    target: Target,
+    options: CompressOptions,
+    pipeline: Pipeline,
     run: RunContext,
-    tune: TuneOptions,
-    lora: LoraOptions,
-    data_options: DataOptions,
-    compensate: CompensateOptions | bool | None,
-) -> Costs:
-    """The costs of a run that has its model and its data."""
-    count, fraction = len(cast(Sized, material.train)), data_options.heldout_fraction
-    heldout = max(1, min(data_options.heldout_sequences, round(count * fraction / (1 - fraction))))
-    context = material.context_length or data_options.sequence_length
-    data = replace(data_options, sequence_length=context, heldout_sequences=heldout, samples=min(run.samples, count))
-    on_cpu = torch.device(run.device).type == "cpu"
-    config = base_model(program.model).config
-    return Costs.of(program.traced, config, target, tune, lora, data, compensate, on_cpu=on_cpu)
-
-
-def look_ahead(costs: Costs, pipeline: Pipeline, program: Program, run: RunContext, export: Iterable[str]) -> None:
+    export: Iterable[str],
+) -> None:
     """Tell the run's progress what is to come, and look whether there is room for it.
 
     Raises OptionError if there is none, whatever the options.
     """
+    costs = costs_of(program, material, options, run)
     device = next(program.model.parameters()).device
     check_room(costs, device, already=costs.sizes.weight_bytes)
     rate = probed(costs.sizes, program.traced.dtype, device, PROBE_SECONDS)

@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lpc.estimation.sizes import Sizes
-from lpc.options import DataOptions
 from passes.criteria import Needs, criterion_named
-from passes.options import LoraOptions, TuneOptions
+from passes.options import TuneOptions
 
 ELIMINATION = 4.0
 """Operations of an elimination, in inputs³: inverse of the Gram matrix, and taking units out of it one by one."""
@@ -26,34 +25,18 @@ SCORE_OPERATIONS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """How much goes through the model. ``tune`` is settled; ``compensated``: whether projections are re-solved;
-    ``on_cpu``: where, since batches are ranked in pieces there.
+    """How much goes through the model. ``tune`` is settled; ``rank``: LoRA's; ``compensated``: whether projections are
+    re-solved;    ``on_cpu``: where, since batches are ranked in pieces there.
     """
 
     tune: TuneOptions
-    lora: LoraOptions
+    rank: int
     context: int
     batch: int
     samples: int
     heldout: int
     compensated: bool
-    on_cpu: bool = True
-
-    @classmethod
-    def of(
-        cls, tune: TuneOptions, lora: LoraOptions, data: DataOptions, context: int, *, compensated: bool, on_cpu: bool
-    ) -> Load:
-        """The load of a run with these options."""
-        return cls(
-            tune=tune,
-            lora=lora,
-            context=context,
-            batch=tune.batch_size or 8,
-            samples=data.samples,
-            heldout=data.heldout_sequences,
-            compensated=compensated,
-            on_cpu=on_cpu,
-        )
+    on_cpu: bool
 
     @property
     def sampled(self) -> int:
@@ -68,7 +51,7 @@ class Load:
 
 def step(sizes: Sizes, load: Load, *, true_gradient: bool = False) -> float:
     """Operations of a step of tuning."""
-    frozen, rank = sizes.forward(load.context), load.lora.rank
+    frozen, rank = sizes.forward(load.context), load.rank
     adapter = sizes.forward(load.context, rank) - frozen
     token = 2 * frozen + 3 * adapter
     token += frozen if load.tune.distill is not None else 0
@@ -85,7 +68,7 @@ def rank_units(sizes: Sizes, load: Load) -> float:
     if needs is Needs.WEIGHTS:
         return 0.0
     passes = 1 if needs is Needs.ACTIVATIONS else 2
-    work = passes * sizes.forward(load.context, load.lora.rank) * load.sampled
+    work = passes * sizes.forward(load.context, load.rank) * load.sampled
     if load.tune.criterion == "obs":
         work += load.sampled * sum(2.0 * (read**2 + written**2) for read, written in sizes.consumers)
         work += sum(ELIMINATION * read**3 + 2.0 * read * written**2 for read, written in sizes.consumers)
@@ -94,7 +77,7 @@ def rank_units(sizes: Sizes, load: Load) -> float:
 
 def compensate(sizes: Sizes, load: Load) -> float:
     """Operations of a compensation: its guard, the dense side once, the pruned one, the normal equations."""
-    forward = sizes.forward(load.context, load.lora.rank)
+    forward = sizes.forward(load.context, load.rank)
     layers = forward - sizes.head
     token = forward + sizes.head + layers * (1 + PRUNED_RUNS)
     token += sum(2.0 * read * (read + written) for read, written in sizes.consumers)

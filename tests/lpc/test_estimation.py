@@ -25,11 +25,16 @@ CONTEXT, BATCH, RANK = 64, 2, 4
 SIZES = {"hidden_size": 64, "intermediate_size": 256, "vocab_size": 512, "max_position_embeddings": 256}
 
 
-def costs(model: torch.nn.Module, **options: object) -> Costs:
+def costs(model: torch.nn.Module, **tune: object) -> Costs:
     graph = trace(model.config, torch.float32, model_type=type(model))
-    tune = lpc.TuneOptions(batch_size=BATCH, **options)  # type: ignore[arg-type]
-    data = lpc.DataOptions(sequence_length=CONTEXT, samples=8)
-    return Costs.of(graph, model.config, lpc.Target(ratio=0.3), tune, LoraOptions(rank=RANK), data, None)
+    options = lpc.CompressOptions(
+        target=lpc.Target(ratio=0.3),
+        run=lpc.RunOptions(batch_size=BATCH, samples=8),
+        tune=lpc.TuneOptions(**tune),  # type: ignore[arg-type]
+        data_options=lpc.DataOptions(sequence_length=CONTEXT),
+        lora=LoraOptions(rank=RANK),
+    )
+    return Costs.of(graph, model.config, options, on_cpu=True)
 
 
 def counted(model: torch.nn.Module, *, backward: bool) -> float:
@@ -166,8 +171,8 @@ def test_a_run_tells_its_progress_what_is_to_come(tiny_model_folder: Path, text_
             pass
 
     told = Told()
-    data = lpc.DataOptions(sequence_length=32, samples=8)
-    result = lpc.compress(tiny_model_folder, text_file, 0.3, steps=0, data_options=data, progress=told, export=["hf"])
+    options = {"steps": 0, "samples": 8, "sequence_length": 32, "export": ["hf"]}
+    result = lpc.compress(tiny_model_folder, text_file, 0.3, progress=told, **options)  # type: ignore[arg-type]
     ran = [each.name for each in result.report.passes]
     assert ran[0] == "load"
     assert told.stages == [*ran[2:], "save"]
