@@ -17,7 +17,7 @@ from lpc.cli import console
 from lpc.cli.interruption import check
 
 if TYPE_CHECKING:
-    from lpc.progress import Journey, Stage
+    from lpc.progress import Journey, Leg
     from passes.pipeline import Progress
 
 TICK_SECONDS = 1.0
@@ -31,7 +31,7 @@ class Checked:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
 
-    def expect(self, stages: Sequence[Stage]) -> None:
+    def expect(self, stages: Sequence[Leg]) -> None:
         """Hand on what is to come."""
         from lpc.progress import expect
 

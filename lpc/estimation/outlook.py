@@ -19,7 +19,7 @@ from lpc.estimation.sizes import Sizes
 from lpc.material import Material
 from lpc.opening import asked
 from lpc.options import CompressOptions, DataOptions, Short
-from lpc.progress import Stage, expect
+from lpc.progress import Leg, expect
 from lpc.source import load_config
 from passes.errors import OptionError
 from passes.models import base_model, model_class
@@ -122,12 +122,12 @@ def look_ahead(
     expect(run.progress, stages_to_come([*pipeline.names, *leaving], costs, rate))
 
 
-def stages_to_come(names: Sequence[str], costs: Costs, rate: float) -> list[Stage]:
+def stages_to_come(names: Sequence[str], costs: Costs, rate: float) -> list[Leg]:
     """What is to come of passes of these names, at a rate, as their progress will tell it."""
     flops = costs.flops()
     each_measure = flops["measure"] / MEASURES_TAKEN / rate
     return [
-        Stage(name, each_measure if name == "measure" else costs.seconds(NAMES.get(name, name), flops, rate))
+        Leg(name, each_measure if name == "measure" else costs.seconds(NAMES.get(name, name), flops, rate))
         for name in names
     ]
 

@@ -22,7 +22,7 @@ TRUST = 0.02
 
 
 @dataclass(frozen=True)
-class Stage:
+class Leg:
     """A stage to come: its name, as its progress tells it, and the seconds that it takes at the nominal speed."""
 
     name: str
@@ -70,10 +70,10 @@ class Journey:
     stages: list[Entered] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._start, self._coming, self._lock = self.clock(), list[Stage](), threading.RLock()
+        self._start, self._coming, self._lock = self.clock(), list[Leg](), threading.RLock()
         self._known = False
 
-    def expect(self, stages: Sequence[Stage]) -> None:
+    def expect(self, stages: Sequence[Leg]) -> None:
         """What is to come from now on, in order."""
         with self._lock:
             self._coming, self._known = list(stages), True
@@ -142,7 +142,7 @@ class Journey:
         return max(0.0, left - (now - last.told))
 
 
-def expect(progress: Progress, stages: Sequence[Stage]) -> None:
+def expect(progress: Progress, stages: Sequence[Leg]) -> None:
     """Tell a Progress what is to come, if it wants to know."""
     told = getattr(progress, "expect", None)
     if callable(told):

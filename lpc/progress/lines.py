@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from lpc.progress.journey import Clock, Journey, Stage, Standing, clocked
+from lpc.progress.journey import Clock, Journey, Leg, Standing, clocked
 
 INTERVAL = 30.0
 """Seconds between two lines."""
@@ -22,7 +22,7 @@ class Lines:
         self._say, self._interval, self._clock = say, interval, clock
         self._said = clock()
 
-    def expect(self, stages: Sequence[Stage]) -> None:
+    def expect(self, stages: Sequence[Leg]) -> None:
         """What is to come from now on."""
         self.journey.expect(stages)
 

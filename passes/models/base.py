@@ -16,6 +16,9 @@ from transformers import PreTrainedModel
 
 from passes.errors import ModelError
 
+FINITE_AT_A_TIME = 1 << 22
+"""Elements that are looked at together for being finite: torch sums half precision by way of an fp32 copy."""
+
 
 def base_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The transformers model, without its adapter wrapper."""
@@ -62,11 +65,12 @@ def check_finite(model: torch.nn.Module) -> None:
 
 def check_finite_tensor(name: str, tensor: torch.Tensor) -> None:
     """Raises ModelError if a parameter holds NaN or infinity."""
-    finite = math.isfinite(float(tensor.detach().sum(dtype=torch.float32)))  # which neither NaN nor infinity leaves so
-    if not finite and not torch.isfinite(tensor).all():
-        raise ModelError(
-            f"{name} holds NaN or infinite values; such a model cannot be pruned: mend or reload the checkpoint"
-        )
+    for piece in tensor.detach().reshape(-1).split(FINITE_AT_A_TIME):
+        # A sum keeps neither NaN nor infinity to itself, and takes no second tensor of truth values.
+        if not math.isfinite(float(piece.sum(dtype=torch.float32))) and not torch.isfinite(piece).all():
+            raise ModelError(
+                f"{name} holds NaN or infinite values; such a model cannot be pruned: mend or reload the checkpoint"
+            )
 
 
 @contextmanager

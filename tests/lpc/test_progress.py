@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from lpc.progress import Journey, Lines, Stage, expect, logged
+from lpc.progress import Journey, Leg, Lines, expect, logged
 from lpc.progress.journey import clocked
 from passes.pipeline import silent
 
@@ -19,7 +19,7 @@ class Clock:
         return self.now
 
 
-PLAN = [Stage("score", 10), Stage("compensate", 20), Stage("tune", 60), Stage("measure", 5), Stage("save", 5)]
+PLAN = [Leg("score", 10), Leg("compensate", 20), Leg("tune", 60), Leg("measure", 5), Leg("save", 5)]
 
 
 def run(journey: Journey, clock: Clock, stage: str, seconds: float, steps: int = 10, until: int | None = None) -> None:
@@ -115,7 +115,7 @@ def test_stages_that_do_not_come_are_passed_over_and_others_may_come() -> None:
 def test_a_stage_that_comes_twice_stands_twice_and_ends_once() -> None:
     clock = Clock()
     journey = Journey(clock)
-    journey.expect([Stage("measure", 1), Stage("tune", 8), Stage("measure", 1)])
+    journey.expect([Leg("measure", 1), Leg("tune", 8), Leg("measure", 1)])
     run(journey, clock, "measure", 1, steps=1)
     run(journey, clock, "tune", 8)
     run(journey, clock, "measure", 1, steps=1)
