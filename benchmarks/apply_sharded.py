@@ -46,7 +46,7 @@ APPLY = """
 import json, resource, sys, time
 began = time.perf_counter()
 import psutil, torch, transformers, peft, lpc.streaming
-imported = time.perf_counter()
+imported, spent = time.perf_counter(), time.process_time()
 before = psutil.Process().memory_info().rss
 plan, model, out, adapter = sys.argv[1:]
 import lpc
@@ -54,7 +54,8 @@ report = lpc.apply_to(plan, model, out, adapter=adapter or None, force=True)
 done = time.perf_counter()
 passes = {each.name: each.seconds for each in report.passes}
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-times = {"import": imported - began, "apply": done - imported, "passes": passes}
+spent = time.process_time() - spent
+times = {"import": imported - began, "apply": done - imported, "processor": spent, "passes": passes}
 print(json.dumps({**times, "before": before, "peak": peak}))
 """
 
@@ -172,6 +173,7 @@ def _write(turns: list[dict[str, Any]], source: Path, arguments: argparse.Namesp
         ["imports, s", f"{best['import']:.1f}"],
         ["apply without imports, s", f"{best['apply']:.1f}"],
         ["the same, of copying", f"{best['apply'] / best['copy']:.2f}"],
+        ["processor seconds of it", f"{best['processor']:.1f}"],
         *([f"of it {name}, s", f"{seconds:.1f}"] for name, seconds in best["passes"].items()),
     ]
     name = source.resolve().name if arguments.model else f"{arguments.gigabytes:g}gb"

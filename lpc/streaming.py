@@ -127,8 +127,11 @@ class _Way:
         total = len(streaming.source.parameters)
 
         def told() -> Iterator[tuple[str, torch.Tensor]]:
-            for done, each in enumerate(streaming.tensors(), start=1):
+            done = 0  # by hand: enumerate holds on to what it gave last
+            for each in streaming.tensors():
                 yield each
+                del each
+                done += 1
                 self.run.progress("apply", min(done, total), total)
 
         with quiet(), measured() as measurement:

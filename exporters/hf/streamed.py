@@ -48,7 +48,8 @@ def save_streamed(
         for name, tensor in tensors:
             for stored, part in vendor.as_saved(model, {kept[name]: tensor}).items():
                 place[stored].write(stored, part)
-            del tensor
+                del part
+            del tensor  # or it is there still when the next one is made
     for file in files:
         file.check()
     _check_built(model, folder)

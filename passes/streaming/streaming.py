@@ -92,6 +92,7 @@ class Streaming:
             del tensor
             if left is not None:
                 yield left
+            del left  # or it is there still when the next one is read
         if whole.hexdigest() != self.plan.source:
             raise PlanError(
                 f"the plan is for the model with fingerprint {self.plan.source[:12]}, this one has "
@@ -110,6 +111,7 @@ class Streaming:
                 check_finite_tensor(name, tensor)
                 whole.add(name, tensor)
             yield name, tensor
+            del tensor
 
     def _changed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor with what was solved and trained, in the order of the run."""

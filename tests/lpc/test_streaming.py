@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,11 +24,13 @@ import lpc
 from lpc.source import find_unloaded
 from passes.errors import ModelError, PlanError, PostconditionError
 from passes.graph import Plan, PruningGraph
-from passes.models import Adapter, fingerprint
+from passes.models import Adapter, Unloaded, fingerprint
 from passes.options import TraceOptions
 from passes.trace import trace
 
 SHARD = "40KB"
+TIMED = ("lpc.json", "report.md", "report.html")
+"""The files that have times in them."""
 FAMILIES = {
     "llama": torch.bfloat16,
     "qwen3": torch.float32,
@@ -77,8 +80,8 @@ def manifest(out: Path) -> dict:  # type: ignore[type-arg]
 
 
 def digests(out: Path) -> dict[str, str]:
-    """All files but the report and the manifest, which have times in them."""
-    files = [path for path in sorted(out.rglob("*")) if path.is_file() and path.name not in ("lpc.json", "report.md")]
+    """All files but those that have times in them."""
+    files = [path for path in sorted(out.rglob("*")) if path.is_file() and path.name not in TIMED]
     return {path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -243,3 +246,20 @@ def test_a_tensor_is_in_memory_only_while_it_is_worked_on(tmp_path: Path) -> Non
         del tensor
     assert [name for name, _ in kept] == sorted(source.parameters)
     assert all(parameter.is_meta for parameter in source.model.parameters())
+
+
+def test_no_two_tensors_of_the_source_are_in_memory_together(
+    case: tuple[Plan, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive, most, read = [0], [0], Unloaded._read
+
+    def counting(self: Unloaded, stored: str, like: torch.Tensor) -> torch.Tensor:
+        tensor = read(self, stored, like)
+        alive[0] += 1
+        most[0] = max(most[0], alive[0])
+        weakref.finalize(tensor, lambda: alive.__setitem__(0, alive[0] - 1))
+        return tensor
+
+    monkeypatch.setattr(Unloaded, "_read", counting)
+    lpc.apply_to(*case, tmp_path / "out")
+    assert (most[0], alive[0]) == (1, 0)
