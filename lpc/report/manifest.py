@@ -12,6 +12,7 @@ from typing import Any
 
 from exporters.files import UPDATE, sha256, updating, write_texts
 from lpc.owned import MANIFEST
+from lpc.report.card import CARD, card, licence_of
 from lpc.report.page import run_page
 from lpc.report.render import render
 from lpc.versions import versions
@@ -23,7 +24,7 @@ NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 
 
 def write_manifest(folder: Path, values: Mapping[str, Any], texts: Mapping[str, str] = NO_TEXTS) -> None:
-    """Write ``report.md``, ``report.html`` and ``lpc.json`` for the files in the folder, and ``texts``, by name.
+    """Write the reports, the model card and ``lpc.json`` for the files in the folder, and ``texts``, by name.
 
     All of them are written together: a kill in between leaves the rest to the next command. ``values`` are the
     report's; schema version, package versions and file hashes are added. A benchmark or evaluation that lies in the
@@ -32,7 +33,8 @@ def write_manifest(folder: Path, values: Mapping[str, Any], texts: Mapping[str, 
     found = {name: texts.get(name) or _text(folder / name) for name in ("benchmark.json", "eval.json")}
     benchmark, evaluation = (_parsed(folder / name, text) for name, text in found.items())
     values = {**values, "schema_version": SCHEMA_VERSION, "versions": values.get("versions") or versions()}
-    texts = {**texts, REPORT: render(values, benchmark, evaluation)}
+    values["source"] = {"licence": licence_of(values["source"]["path"]), **values["source"]}
+    texts = {**texts, REPORT: render(values, benchmark, evaluation), **_card(folder, values, evaluation)}
     found_files = {**_files(folder), **_hashes(texts)}
     found_files.pop(PAGE, None)  # of itself a page cannot say the hash
     texts[PAGE] = run_page({**values, "files": dict(sorted(found_files.items()))}, benchmark, evaluation)
@@ -62,6 +64,12 @@ def complete(part: Path) -> None:
     with updating(folder):
         missing = {name: why for name, why in values["missing"].items() if name != part.name}
         write_manifest(folder, {**values, "missing": missing})
+
+
+def _card(folder: Path, values: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> dict[str, str]:
+    """The model card, where there is a checkpoint to describe."""
+    config = _parsed(folder / "hf" / "config.json", _text(folder / "hf" / "config.json"))
+    return {CARD: card(values, evaluation, (config.get("architectures") or [""])[0])} if config else {}
 
 
 def _files(folder: Path) -> dict[str, dict[str, str | int]]:
