@@ -29,8 +29,8 @@ from passes.options import TraceOptions
 from passes.trace import trace
 
 SHARD = "40KB"
-TIMED = ("lpc.json", "report.md", "report.html")
-"""The files that have times in them."""
+TIMED = ("lpc.json", "report.md", "report.html", "README.md")
+"""The files that tell of the run."""
 FAMILIES = {
     "llama": torch.bfloat16,
     "qwen3": torch.float32,
@@ -80,7 +80,7 @@ def manifest(out: Path) -> dict:  # type: ignore[type-arg]
 
 
 def digests(out: Path) -> dict[str, str]:
-    """All files but those that have times in them."""
+    """All files but those that tell of the run."""
     files = [path for path in sorted(out.rglob("*")) if path.is_file() and path.name not in TIMED]
     return {path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
