@@ -227,7 +227,7 @@ def _stays(length: int, part: Slice, size: int, kept: Sequence[int]) -> torch.Te
 
 
 def _taken(tensor: torch.Tensor, axis: int, stay: torch.Tensor | None) -> torch.Tensor:
-    return tensor if stay is None else tensor.movedim(axis, 0)[stay.to(tensor.device)].movedim(0, axis)
+    return tensor if stay is None else tensor[(slice(None),) * axis + (stay.to(tensor.device),)]
 
 
 def check_settings(model: PreTrainedModel) -> None:
