@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -127,12 +128,11 @@ class _Way:
         total = len(streaming.source.parameters)
 
         def told() -> Iterator[tuple[str, torch.Tensor]]:
-            done = 0  # by hand: enumerate holds on to what it gave last
+            numbers = count(1)  # enumerate would hold on to what it gave last
             for each in streaming.tensors():
                 yield each
                 del each
-                done += 1
-                self.run.progress("apply", min(done, total), total)
+                self.run.progress("apply", min(next(numbers), total), total)
 
         with quiet(), measured() as measurement:
             save_streamed(streaming.compact, told(), processor, folder)
