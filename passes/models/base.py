@@ -65,7 +65,7 @@ def check_finite(model: torch.nn.Module) -> None:
 
 def check_finite_tensor(name: str, tensor: torch.Tensor) -> None:
     """Raises ModelError if a parameter holds NaN or infinity."""
-    for piece in tensor.detach().reshape(-1).split(FINITE_AT_A_TIME):
+    for piece in torch.split(tensor.detach().reshape(-1), FINITE_AT_A_TIME):
         # A sum keeps neither NaN nor infinity to itself, and takes no second tensor of truth values.
         if not math.isfinite(float(piece.sum(dtype=torch.float32))) and not torch.isfinite(piece).all():
             raise ModelError(
