@@ -124,7 +124,7 @@ def compress(
     teacher = _teacher(model, options, context)
     passes = compression_pipeline(program, material, options, context, teacher=teacher, latency=latency)
     passes = pipeline(passes) if pipeline else passes
-    look_ahead(program, material, options, passes.after(TracePass.name), context, export)
+    look_ahead(program, material, options, passes.after(TracePass.name).names, context, export)
     context, recipe = keeping.begin(program, material, options, passes, context)
     name, processor, notes, handed = source.name, source.processor, source.notes, Handed(program)
     del source, program  # the dense model is the pipeline's alone now, which lets it go when it is replaced

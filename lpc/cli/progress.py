@@ -64,12 +64,12 @@ def progress_shown() -> Iterator[Progress]:
 
 
 @contextmanager
-def ticking(tick: Callable[[], None], seconds: float = TICK_SECONDS) -> Iterator[None]:
-    """Call ``tick`` every so many seconds from another thread, inside the block."""
+def ticking(tick: Callable[[], None]) -> Iterator[None]:
+    """Call ``tick`` every ``TICK_SECONDS`` from another thread, inside the block."""
     ended = threading.Event()
 
     def run() -> None:
-        while not ended.wait(seconds):
+        while not ended.wait(TICK_SECONDS):
             tick()
 
     thread = threading.Thread(target=run, daemon=True)

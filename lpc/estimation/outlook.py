@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Unpack, cast
 
-import psutil
 import torch
 
 from lpc.estimation import memory
@@ -17,14 +16,14 @@ from lpc.estimation.rate import measured_rate
 from lpc.estimation.result import Estimate
 from lpc.estimation.sizes import Sizes
 from lpc.material import Material
-from lpc.opening import asked
+from lpc.opening import asked, room_on
 from lpc.options import CompressOptions, DataOptions, Short
 from lpc.progress import Leg, expect
 from lpc.source import load_config
 from passes.errors import OptionError
 from passes.models import base_model, model_class
 from passes.options import CompensateOptions, LoraOptions, RunOptions, Target, TraceOptions, TuneOptions
-from passes.pipeline import Pipeline, Program, RunContext, device_named, dtype_named
+from passes.pipeline import Program, RunContext, device_named, dtype_named
 from passes.trace import trace as traced
 
 logger = logging.getLogger(__name__)
@@ -106,11 +105,11 @@ def look_ahead(
     program: Program,
     material: Material,
     options: CompressOptions,
-    pipeline: Pipeline,
+    names: Sequence[str],
     run: RunContext,
     export: Iterable[str],
 ) -> None:
-    """Tell the run's progress what is to come, and look whether there is room for it.
+    """Tell the run's progress what is to come, passes of these ``names``, and look whether there is room for it.
 
     Raises OptionError if there is none, whatever the options.
     """
@@ -119,7 +118,7 @@ def look_ahead(
     check_room(costs, device, already=costs.sizes.weight_bytes)
     rate = probed(costs.sizes, program.traced.dtype, device, PROBE_SECONDS)
     leaving = [LEAVING[name] for name in export if name in LEAVING]
-    expect(run.progress, stages_to_come([*pipeline.names, *leaving], costs, rate))
+    expect(run.progress, stages_to_come([*names, *leaving], costs, rate))
 
 
 def stages_to_come(names: Sequence[str], costs: Costs, rate: float) -> list[Leg]:
@@ -137,7 +136,7 @@ def check_room(costs: Costs, device: torch.device, already: int) -> None:
 
     ``already``: bytes of it that are in memory by now.
     """
-    room = room_on(device) + already
+    room = room_on(str(device)) + already
     held = memory.stages(costs.sizes, costs.load, costs.kept)
     stage = max(held, key=lambda name: held[name])
     if held[stage] <= room:
@@ -150,11 +149,3 @@ def check_room(costs: Costs, device: torch.device, already: int) -> None:
         )
     remedy = costs.remedy(room)
     logger.warning("%s: %s", there, f"if it fails, try {remedy}" if remedy else "lower --batch-size and --samples both")
-
-
-def room_on(device: torch.device) -> int:
-    """Bytes that are free on a device."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free)
-    return int(psutil.virtual_memory().available)

@@ -13,13 +13,17 @@ INTERVAL = 30.0
 
 
 class Lines:
-    """A Progress that says a line every ``interval`` seconds, while it is told anything; ``tick`` has it look at the
-    clock in between. What is over sooner says nothing.
+    """A Progress that says a line every ``interval`` seconds (default: ``INTERVAL``), while it is told anything.
+
+    ``tick`` has it look at the clock in between. What is over sooner says nothing.
     """
 
-    def __init__(self, say: Callable[[str], None], interval: float = INTERVAL, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self, say: Callable[[str], None], interval: float | None = None, clock: Clock = time.monotonic
+    ) -> None:
         self.journey = Journey(clock)
-        self._say, self._interval, self._clock = say, interval, clock
+        self._say, self._clock = say, clock
+        self._interval = INTERVAL if interval is None else interval
         self._said = clock()
 
     def expect(self, stages: Sequence[Leg]) -> None:

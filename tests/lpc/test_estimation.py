@@ -176,3 +176,11 @@ def test_a_run_tells_its_progress_what_is_to_come(tiny_model_folder: Path, text_
     ran = [each.name for each in result.report.passes]
     assert ran[0] == "load"
     assert told.stages == [*ran[2:], "save"]
+
+
+def test_weights_that_cannot_be_loaded_are_refused_before(
+    tiny_model_folder: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lpc.opening.room_on", lambda device: 1000)
+    with pytest.raises(OptionError, match=r"GiB of weights, and 0\.0 GiB are free on cpu"):
+        lpc.compress(tiny_model_folder, text_file, 0.3)
