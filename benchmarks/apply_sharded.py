@@ -2,10 +2,10 @@
 
     python benchmarks/apply_sharded.py [--gigabytes N] [--shard 5GB] [--adapter] [--work DIR]
 
-    python benchmarks/apply_sharded.py --model DIR --plan PLAN [--adapter DIR]
+    python benchmarks/apply_sharded.py --model DIR [--plan PLAN] [--adapter DIR]
 
-A Llama-shaped checkpoint of random bf16 weights, so many GB of it, is made in a scratch folder and removed again; the
-plan keeps three quarters of the KV groups and of the MLP channels, at random. The command runs in a process of its own,
+A Llama-shaped checkpoint of random bf16 weights, so many GB of it, is made in a scratch folder and removed again; a
+plan that is not given keeps about three quarters of the units, at random. The command runs in a process of its own,
 whose resident memory is sampled from outside; what of it Python and its libraries take is measured before the first
 shard is read. Importing torch and transformers is a row of its own.
 """
@@ -31,8 +31,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from exporters.latency.machine import Machine
 from lpc.report import table
+from lpc.source import find_unloaded
 from lpc.versions import versions
-from passes.graph import Plan
+from passes.graph import Plan, PruningGraph
 from passes.models import Fingerprint, count_parameters, twin_of
 from passes.trace import trace
 
@@ -73,7 +74,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.work) as name:
         work = Path(name)
         if arguments.model:
-            source, plan = Path(arguments.model), Path(arguments.plan)
+            source, plan = Path(arguments.model), Path(arguments.plan or work / "plan.json")
+            if not arguments.plan:
+                plan.write_text(planned(source).to_json())
         else:
             source, plan = work / "model", work / "plan.json"
             plan.write_text(made(source, arguments).to_json())
@@ -93,11 +96,25 @@ def made(folder: Path, arguments: argparse.Namespace) -> Plan:
     config.architectures, config.dtype = ["LlamaForCausalLM"], "bfloat16"
     config.save_pretrained(folder)
     graph = trace(config, torch.bfloat16, model_type=LlamaForCausalLM)
-    whole = _fill(folder, twin, _size(arguments.shard), Fingerprint(config))
+    return _random(graph, _fill(folder, twin, _size(arguments.shard), Fingerprint(config)))
+
+
+def planned(folder: Path) -> Plan:
+    """A plan for a model folder."""
+    source, _ = find_unloaded(folder)
+    model, whole = source.model, Fingerprint(source.model.config)
+    for name, tensor in source.tensors():
+        whole.add(name, tensor)
+    return _random(trace(model.config, model.dtype, model_type=type(model)), whole.hexdigest())
+
+
+def _random(graph: PruningGraph, source: str) -> Plan:
+    """A plan of random units: of each width the largest count that is at most three quarters."""
     draw = random.Random(0)
-    kept = {d.name: tuple(sorted(draw.sample(range(d.size), round(KEPT * d.size)))) for d in graph.dimensions}
+    counts = {w.name: max([c for c in w.counts if c <= KEPT * w.size], default=w.size) for w in graph.widths}
+    kept = {d.name: tuple(sorted(draw.sample(range(d.size), counts[d.width]))) for d in graph.dimensions}
     return Plan(
-        source=whole, family=graph.family, budget={"parameters": KEPT}, source_parameters=graph.parameters(),
+        source=source, family=graph.family, budget={"parameters": KEPT}, source_parameters=graph.parameters(),
         target_parameters=graph.parameters(kept), kept=kept,
     )  # fmt: skip
 

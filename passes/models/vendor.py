@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
+    PrefixChange,
     WeightConverter,
     WeightRenaming,
     convert_and_load_state_dict_in_model,
@@ -154,10 +155,16 @@ def load_some(model: PreTrainedModel, stored: Mapping[str, Any]) -> None:
 
 
 def as_saved(model: PreTrainedModel, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """transformers: what ``save_pretrained`` writes of some of a model's tensors: its names, its split stacks."""
+    """transformers: what ``save_pretrained`` writes of some of a model's tensors: its names, its split stacks.
+
+    Which conversions there are is found out once a model, as transformers does at each call.
+    """
+    if getattr(model, "_weight_conversions", None) is None:
+        found = get_model_conversion_mapping(model, add_legacy=False)
+        model._weight_conversions = [each for each in found if not isinstance(each, PrefixChange)]
     left = {name: tensor for name, tensor in state.items() if name not in (model._keys_to_ignore_on_save or ())}
-    found: dict[str, torch.Tensor] = revert_weight_conversion(model, left)
-    return found
+    saved: dict[str, torch.Tensor] = revert_weight_conversion(model, left)
+    return saved
 
 
 def without_tied(model: PreTrainedModel) -> dict[str, torch.Tensor]:
