@@ -71,6 +71,7 @@ class WeightsFile:
                 whole = found.shape == said.shape and found.dtype == said.dtype
                 if not whole or zlib.crc32(_bytes(found)) != self._sums[name]:
                     raise PostconditionError(f"{name} in {self.path.name} is not what was written")
+                del found  # its pages, before those of the next one are read
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

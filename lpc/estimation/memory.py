@@ -27,15 +27,30 @@ def adapter(sizes: Sizes, load: Load) -> int:
 
 
 def frozen_activations(sizes: Sizes) -> float:
-    """What a backward pass through frozen layers keeps of a token: norms (fp32), q, k, v, gate, up, their product."""
-    norms = 2 * sizes.layers * sizes.hidden * (2 * FP32)
-    return norms + sizes.itemsize * (4 * sizes.queries + 3 * sizes.channels)
+    """What a backward pass through frozen layers keeps of a token: what norms read (fp32), q, k, v, attention's output,
+    gate, its activation, up.
+    """
+    norms = FP32 * 2 * sizes.layers * sizes.hidden
+    return norms + sizes.itemsize * (2 * sizes.queries + 2 * sizes.keys + 3 * sizes.channels)
 
 
 def trained_activations(sizes: Sizes, load: Load) -> float:
-    """What a training step keeps of a token: the same, and what each adapter read, in fp32."""
-    ranks = FP32 * load.rank * sizes.lora_elements / max(sizes.hidden, 1) / 2
-    return frozen_activations(sizes) + FP32 * sizes.inputs + ranks
+    """What a training step keeps of a token: the same, and what adapters read and pass on.
+
+    In half precision each adapter reads an fp32 copy of its own; in fp32 they share what they read, and what the output
+    projection reads is kept already.
+    """
+    shared = FP32 * (2 * sizes.layers * sizes.hidden + sizes.channels)
+    read = FP32 * sizes.inputs if sizes.itemsize < FP32 else shared
+    return frozen_activations(sizes) + read + FP32 * load.rank * sizes.adapters
+
+
+def distilled(sizes: Sizes, load: Load) -> float:
+    """What distilling hidden states keeps of a token: the teacher's, the student's, and their difference in fp32."""
+    asked = load.tune.distill
+    if asked is None or not asked.hidden_weight:
+        return 0.0
+    return float(sizes.layers * sizes.hidden * (2 * sizes.itemsize + FP32))
 
 
 def stages(sizes: Sizes, load: Load, kept: float) -> dict[str, float]:
@@ -52,7 +67,7 @@ def stages(sizes: Sizes, load: Load, kept: float) -> dict[str, float]:
         found["compensate"] = adapted + 2 * solved + _compensating(sizes, load)
     if load.tune.steps:
         states = 3 * own  # gradients and Adam's two moments
-        kept_of_pass = tokens * trained_activations(sizes, load) + LOGIT_COPIES * logits
+        kept_of_pass = tokens * (trained_activations(sizes, load) + distilled(sizes, load)) + LOGIT_COPIES * logits
         found["tune"] = adapted + 2 * solved + states + kept_of_pass
     found["merge"] = weights + own + solved + _largest(sizes) * 3 * 8
     found["shrink"] = weights * (1 + kept) + solved

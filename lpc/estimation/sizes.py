@@ -15,7 +15,8 @@ from passes.graph import PruningGraph, Role
 class Sizes:
     """``consumers``: inputs and outputs of each projection that reads units. ``inputs``: the sum of the inputs of all
     projections that wear an adapter, ``lora_elements``: elements of A and B at rank 1, ``adapted``: elements of what
-    they are added to. ``queries``: heads x head_dim, of all layers together; ``channels``: MLP channels likewise.
+    they are added to. ``queries``: heads x head_dim, of all layers together; ``keys`` and ``channels``: KV
+    heads x head_dim and MLP channels likewise; ``adapters``: how many weights wear one.
     """
 
     parameters: int
@@ -24,12 +25,14 @@ class Sizes:
     layers: int
     hidden: int
     queries: int
+    keys: int
     channels: int
     vocabulary: int
     consumers: tuple[tuple[int, int], ...]
     inputs: int
     lora_elements: int
     adapted: int
+    adapters: int
 
     @classmethod
     def of(cls, graph: PruningGraph, config: PreTrainedConfig) -> Sizes:
@@ -56,12 +59,14 @@ class Sizes:
             layers=layers,
             hidden=hidden,
             queries=layers * heads * head_dim,
+            keys=layers * int(getattr(text, "num_key_value_heads", None) or heads) * head_dim,
             channels=sum(d.size for d in graph.dimensions if d.kind.is_fine and d.stream is None),
             vocabulary=int(getattr(text, "vocab_size", 0)),
             consumers=tuple((graph.shapes[name][axis], graph.shapes[name][1 - axis]) for name, axis in read.items()),
             inputs=sum(_inputs(shape) for shape in shapes.values()),
             lora_elements=sum(_stack(shape) * sum(shape[-2:]) for shape in shapes.values()),
             adapted=sum(math.prod(shape) for shape in shapes.values()),
+            adapters=len(shapes),
         )
 
     @property

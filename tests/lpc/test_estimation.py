@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import lpc
 from lpc.cli.app import app
-from lpc.estimation import Costs, check_room, work
+from lpc.estimation import Costs, check_room, memory, work
 from lpc.estimation.rate import measured_rate
 from passes.errors import OptionError
 from passes.options import LoraOptions
@@ -26,7 +26,7 @@ SIZES = {"hidden_size": 64, "intermediate_size": 256, "vocab_size": 512, "max_po
 
 
 def costs(model: torch.nn.Module, **tune: object) -> Costs:
-    graph = trace(model.config, torch.float32, model_type=type(model))
+    graph = trace(model.config, model.dtype, model_type=type(model))
     options = lpc.CompressOptions(
         target=lpc.Target(ratio=0.3),
         run=lpc.RunOptions(batch_size=BATCH, samples=8),
@@ -68,6 +68,39 @@ def test_a_step_is_what_torch_counts() -> None:
     distilled = costs(model)
     teacher = distilled.sizes.forward(CONTEXT) * BATCH * CONTEXT
     assert work.step(distilled.sizes, distilled.load) - work.step(wanted.sizes, wanted.load) == pytest.approx(teacher)
+
+
+def saved_bytes(model: torch.nn.Module) -> int:
+    """What autograd keeps of one batch, besides parameters, in bytes; memory that several nodes share once."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    seen: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            seen[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that the place is not used again
+        return tensor
+
+    ids = torch.randint(0, 300, (BATCH, CONTEXT))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(ids, labels=ids).loss
+    del loss
+    return sum(size for size, _ in seen.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_step_keeps_is_what_autograd_keeps(dtype: torch.dtype) -> None:
+    from workbench import adapted
+
+    sizes = {**SIZES, "hidden_size": 256, "intermediate_size": 1024, "head_dim": 32, "vocab_size": 300}
+    model = build_model("llama", **sizes).to(dtype)
+    found = costs(model)
+    worn = adapted(model, rank=RANK).model.train()
+    for name, parameter in worn.named_parameters():
+        parameter.requires_grad_(".lora_" in name)
+    expected = BATCH * CONTEXT * memory.trained_activations(found.sizes, found.load)
+    logits = BATCH * CONTEXT * 300 * 4
+    assert expected + logits == pytest.approx(saved_bytes(worn), rel=0.05)
 
 
 def test_the_true_gradient_costs_a_forward_pass_and_the_weights_once_more() -> None:
