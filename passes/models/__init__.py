@@ -8,11 +8,13 @@ from passes.models.adapter import (
     CONFIG_FILE,
     GRADIENT,
     Adapter,
+    LoraLayers,
     active_adapter,
     beyond_lora,
     check_adapter,
     check_adapter_folder,
     lora_config,
+    lora_layers,
     lora_weights,
     projections,
     scored_by,
@@ -57,7 +59,7 @@ from passes.models.stock import build_stock, filled, rope_types, shell, stock_cl
 from passes.models.stored import DTYPES, StoredTensor, headers, read_json
 from passes.models.tasks import AUTO_CLASSES, Task, check_loss, check_padding, model_class, task_of
 from passes.models.unloaded import Unloaded
-from passes.models.weights import DenseWeight, Weight, Window, stacked
+from passes.models.weights import DenseWeight, Projection, Weight, Window
 
 __all__ = [
     "ADAPTER",
@@ -75,10 +77,12 @@ __all__ = [
     "Collate",
     "DenseWeight",
     "Fingerprint",
+    "LoraLayers",
     "MaskedModel",
     "Misfit",
     "Parity",
     "Probe",
+    "Projection",
     "Response",
     "Row",
     "StoredTensor",
@@ -114,6 +118,7 @@ __all__ = [
     "lean_loss",
     "load_model",
     "lora_config",
+    "lora_layers",
     "lora_weights",
     "masked",
     "model_class",
@@ -138,7 +143,6 @@ __all__ = [
     "sample_rows",
     "scored_by",
     "shell",
-    "stacked",
     "stated_scaling",
     "stock_class",
     "stored_factors",
