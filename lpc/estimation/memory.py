@@ -15,8 +15,8 @@ STATISTICS = 8 * 2**30
 """What the statistics of a ranking take at most; the rest is ranked in portions."""
 PIECE_TOKENS = 1024
 """Tokens of a batch that are scored at a time on a processor."""
-DOUBLE_COLUMNS = 4096
-"""Up to so many inputs products are kept in fp64."""
+DOUBLE_COLUMNS = 2048
+"""Up to so many inputs products of fp32 are kept in fp64."""
 LOGIT_COPIES = 3.0
 """Logits of a training step: the model's, their gradients, the teacher's."""
 
@@ -83,22 +83,23 @@ def _ranking(sizes: Sizes, load: Load) -> float:
         return 0.0
     tokens = load.batch * load.context
     tokens = min(tokens, PIECE_TOKENS) if load.on_cpu and entry.additive else tokens
-    held = sum(a * a * _kept(a) + b * b * _kept(b) for a, b in sizes.consumers) if entry.held is not None else 0
+    held = sum(a * a * _kept(sizes, a) + b * b * _kept(sizes, b) for a, b in sizes.consumers) if entry.held else 0
     logits = 2.0 * tokens * sizes.vocabulary * sizes.itemsize
     kept = frozen_activations(sizes) if entry.needs is not Needs.ACTIVATIONS else 0.0
     return min(float(held), STATISTICS) + tokens * kept + logits
 
 
-def _kept(width: int) -> int:
-    return 8 if width <= DOUBLE_COLUMNS else FP32
+def _kept(sizes: Sizes, width: int) -> int:
+    """Bytes an element of the products of activations so wide."""
+    return 8 if sizes.itemsize >= FP32 and width <= DOUBLE_COLUMNS else FP32
 
 
 def _compensating(sizes: Sizes, load: Load) -> float:
-    """Hidden states of both sides, what one layer's projections are to come to, and what the last of them reads."""
+    """Hidden states of both sides, what one layer's projections are to come to, and what these read."""
     layer = sizes.consumers[-2:]
-    token = 2.0 * sizes.hidden * sizes.itemsize + sum(FP32 * written for _, written in layer)
-    token += max((read + 2 * written for read, written in layer), default=0) * sizes.itemsize
-    normal = max((read * (read + written) * 8 * 3 for read, written in sizes.consumers), default=0)
+    token = 2.0 * sizes.hidden * sizes.itemsize
+    token += sum(FP32 * written + (read + written) * sizes.itemsize for read, written in layer)
+    normal = max((read * (read + written) * _kept(sizes, read) * 3 for read, written in sizes.consumers), default=0)
     return load.sampled * token + normal
 
 

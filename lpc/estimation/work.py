@@ -16,9 +16,6 @@ from passes.options import TuneOptions
 ELIMINATION = 4.0
 """Operations of an elimination, in inputs³: inverse of the Gram matrix, and taking units out of it one by one."""
 
-PRUNED_RUNS = 1.35
-"""How often a layer runs on the pruned side of a compensation: up to each of its projections."""
-
 SCORE_OPERATIONS = 16
 """Operations an element of a weight, beside the products of rank 2r, when LoRAPrune scores it."""
 
@@ -76,10 +73,10 @@ def rank_units(sizes: Sizes, load: Load) -> float:
 
 
 def compensate(sizes: Sizes, load: Load) -> float:
-    """Operations of a compensation: its guard, the dense side once, the pruned one, the normal equations."""
+    """Operations of a compensation at most: its guard, each layer once on both sides, the normal equations."""
     forward = sizes.forward(load.context, load.rank)
     layers = forward - sizes.head
-    token = forward + sizes.head + layers * (1 + PRUNED_RUNS)
+    token = forward + sizes.head + 2 * layers
     token += sum(2.0 * read * (read + written) for read, written in sizes.consumers)
     return token * load.sampled
 
