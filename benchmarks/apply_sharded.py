@@ -6,8 +6,8 @@
 
 A Llama-shaped checkpoint of random bf16 weights, so many GB of it, is made in a scratch folder and removed again; a
 plan that is not given keeps about three quarters of the units, at random. The command runs in a process of its own,
-whose resident memory is sampled from outside; what of it Python and its libraries take is measured before the first
-shard is read. Importing torch and transformers is a row of its own.
+whose peak is the kernel's own (VmHWM; ru_maxrss would be that of the process which started it, if that was larger);
+what of it Python and its libraries take is measured before the first shard is read. Importing torch and transformers is a row of its own.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SMALL_SHAPE = {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_he
 KEPT = 0.75
 
 APPLY = """
-import json, resource, sys, time
+import json, sys, time
 began = time.perf_counter()
 import psutil, torch, transformers, peft, lpc.streaming
 imported, spent = time.perf_counter(), time.process_time()
@@ -54,7 +54,7 @@ import lpc
 report = lpc.apply_to(plan, model, out, adapter=adapter or None, force=True)
 done = time.perf_counter()
 passes = {each.name: each.seconds for each in report.passes}
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 spent = time.process_time() - spent
 times = {"import": imported - began, "apply": done - imported, "processor": spent, "passes": passes}
 print(json.dumps({**times, "before": before, "peak": peak}))
