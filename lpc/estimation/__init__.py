@@ -2,13 +2,13 @@
 
 from lpc.estimation.costs import Costs
 from lpc.estimation.outlook import check_room, costs_of, estimate, look_ahead, probed, stages_to_come
-from lpc.estimation.result import Estimate, StageEstimate, Way
+from lpc.estimation.result import Bill, Estimate, StageEstimate
 
 __all__ = [
+    "Bill",
     "Costs",
     "Estimate",
     "StageEstimate",
-    "Way",
     "check_room",
     "costs_of",
     "estimate",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedConfig
 
 from lpc.estimation import memory, work
-from lpc.estimation.result import StageEstimate, Way
+from lpc.estimation.result import Bill, StageEstimate
 from lpc.estimation.sizes import Sizes
 from lpc.estimation.work import Load
 from lpc.options import CompressOptions
@@ -53,7 +53,7 @@ class Costs:
         )
         return cls(sizes=Sizes.of(graph, config), load=load, kept=_kept(options.target, graph))
 
-    def way(self, rate: float, *, true_gradient: bool = False) -> Way:
+    def way(self, rate: float, *, true_gradient: bool = False) -> Bill:
         """The stages at a rate."""
         held = memory.stages(self.sizes, self.load, self.kept)
         if true_gradient and TUNE in held:
@@ -66,7 +66,7 @@ class Costs:
             for name, size in held.items()
         )
         step = work.step(self.sizes, self.load, true_gradient=true_gradient)
-        return Way(stages=stages, step_flops=step, step_seconds=step / rate)
+        return Bill(stages=stages, step_flops=step, step_seconds=step / rate)
 
     def flops(self, *, true_gradient: bool = False) -> dict[str, float]:
         """Operations by stage."""

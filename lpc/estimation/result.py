@@ -19,7 +19,7 @@ class StageEstimate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
+class Bill:
     """The stages of a run, and one step of its tuning."""
 
     stages: tuple[StageEstimate, ...]
@@ -57,8 +57,8 @@ class Estimate:
     rate: float
     measured: bool
     device_bytes: int | None
-    method: Way
-    true_gradient: Way
+    method: Bill
+    true_gradient: Bill
     remedy: str | None
 
     @property
