@@ -164,13 +164,13 @@ def in_cut(parameter: Callable[[Site], str | None], wrong: Callable[[torch.Tenso
     """A fault in a tensor before it is cut."""
 
     def plant(site: Site) -> Any:
-        original = passes.shrink.cut.cut
+        original = passes.shrink.cut.cut_tensor
 
         def cut(tensor: torch.Tensor, parts: Any, kept: Any) -> torch.Tensor:
             this = any(part.parameter == parameter(site) for _, part in parts)
             return original(wrong(tensor, site) if this else tensor, parts, kept)
 
-        return patched(passes.shrink.cut, "cut", cut)
+        return patched(passes.shrink.cut, "cut_tensor", cut)
 
     return plant
 
@@ -222,14 +222,14 @@ def other_kept(kind: str) -> Plant:
     """One unit of one layer is cut in place of its neighbour, in all its tensors."""
 
     def plant(site: Site) -> Any:
-        original, name = passes.shrink.cut.cut, getattr(site, kind).name
+        original, name = passes.shrink.cut.cut_tensor, getattr(site, kind).name
 
         def cut(tensor: torch.Tensor, parts: Any, kept: Any) -> torch.Tensor:
             units, size = set(kept[name]), getattr(site, kind).size
             out = next(unit for unit in range(size) if unit in units and (unit + 1) % size not in units)
             return original(tensor, parts, {**kept, name: tuple(sorted(units - {out} | {(out + 1) % size}))})
 
-        return patched(passes.shrink.cut, "cut", cut)
+        return patched(passes.shrink.cut, "cut_tensor", cut)
 
     return plant
 

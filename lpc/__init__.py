@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from exporters.registry import register_exporter as register_exporter
     from lpc.compression import apply as apply
     from lpc.compression import compress as compress
+    from lpc.estimation import Estimate as Estimate
+    from lpc.estimation import estimate as estimate
     from lpc.evaluation import Quality as Quality
     from lpc.evaluation import quality as quality
     from lpc.family import CompactFamily as CompactFamily
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from lpc.report import Report as Report
     from lpc.result import Result as Result
     from lpc.source import load as load
+    from lpc.streaming import apply_to as apply_to
     from passes.criteria import CRITERIA as CRITERIA
     from passes.criteria import SavedScores as SavedScores
     from passes.criteria import register_criterion as register_criterion
@@ -90,6 +93,7 @@ _HOMES = {
     "CompressOptions": "lpc.options",
     "DataOptions": "lpc.options",
     "DistillOptions": "passes.options",
+    "Estimate": "lpc.estimation",
     "Exporter": "exporters.registry",
     "Family": "passes.families",
     "ImportanceOptions": "passes.options",
@@ -118,10 +122,12 @@ _HOMES = {
     "TuneOptions": "passes.options",
     "Workload": "passes.options",
     "apply": "lpc.compression",
+    "apply_to": "lpc.streaming",
     "compress": "lpc.compression",
     "register_auto_classes": "passes.models",
     "compress_family": "lpc.family",
     "diff": "lpc.planning",
+    "estimate": "lpc.estimation",
     "load": "lpc.source",
     "plan": "lpc.planning",
     "register_attention": "passes.families",

@@ -13,12 +13,13 @@ from transformers import PreTrainedModel
 
 from exporters.hf import Processor
 from exporters.registry import Exports
+from lpc.estimation import look_ahead
 from lpc.latency import latency_for, predicted
 from lpc.material import AnyData, prepare
 from lpc.opening import Keeping, asked, check_leaving, opened
 from lpc.options import CompressOptions, DataOptions, Short, with_short
 from lpc.pipelines import compression_pipeline, replay_pipeline
-from lpc.replay import check_adapter_files, check_worn, compensated_weights
+from lpc.replay import check_adapter_files, check_worn, plan_and_weights
 from lpc.result import Result
 from lpc.run_folder import RunFolder, kept_if_stopped
 from lpc.source import ModelLike, check_not_blank, load_adapter, load_source
@@ -123,6 +124,7 @@ def compress(
     teacher = _teacher(model, options, context)
     passes = compression_pipeline(program, material, options, context, teacher=teacher, latency=latency)
     passes = pipeline(passes) if pipeline else passes
+    look_ahead(program, material, options, passes.after(TracePass.name).names, context, export)
     context, recipe = keeping.begin(program, material, options, passes, context)
     name, processor, notes, handed = source.name, source.processor, source.notes, Handed(program)
     del source, program  # the dense model is the pipeline's alone now, which lets it go when it is replaced
@@ -164,10 +166,8 @@ def apply(
     Raises PlanError when the plan is for another model, when what is given is not what the plan names (by its sha256),
     or an adapter was trained on compensated weights that are not there, and what ``compress`` raises.
     """
-    folder = None if isinstance(plan, Plan) else Path(plan) if Path(plan).is_dir() else Path(plan).parent
-    plan = plan if isinstance(plan, Plan) else Plan.load(plan)
     worn = adapter is not None or isinstance(model, PeftModel)
-    solved = compensated_weights(plan, folder, compensation, adapter, worn=worn)
+    plan, solved = plan_and_weights(plan, compensation, adapter, worn=worn)
     told = with_short(RunOptions(), {"device": device, "dtype": dtype or plan.options.get("dtype")})
     run, live = RunContext.of(told), isinstance(adapter, PeftModel)
     source = load_source(adapter if live else model, tokenizer, trust_remote_code=trust_remote_code, run=run)

@@ -17,12 +17,13 @@ from exporters.hf import Processor
 from exporters.onnx import export_onnx
 from exporters.options import DEFAULT_EXPORTS, OnnxOptions
 from exporters.registry import Exports, chosen
+from lpc.estimation import look_ahead
 from lpc.family_report import DENSE_ONNX, FamilyReport
 from lpc.material import AnyData, Material, prepare
 from lpc.opening import Keeping, asked, opened
 from lpc.options import BenchmarkOptions, CompressOptions, DataOptions, Short
 from lpc.owned import MANIFEST, output
-from lpc.pipelines import choices, family_pipeline, member_pipeline
+from lpc.pipelines import MEMBER_NAMES, choices, family_pipeline, member_pipeline
 from lpc.recipe import Recipe
 from lpc.report import record
 from lpc.result import Result
@@ -168,6 +169,8 @@ def compress_family(
     material = prepare(source, data, options.data_options)
     context = replace(context, collate=material.collate)
     passes = family_pipeline(material, options)
+    coming = [*passes.after(TracePass.name).names, *len(snapshots.ratios) * MEMBER_NAMES]
+    look_ahead(program, material, options, coming, context, ())
     context, recipe = keeping.begin(program, material, options, passes, context)
     training = _Training(source, material, options, passes, context, recipe)
     results = training.run(program)

@@ -7,17 +7,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
+
 from exporters.hf import Processor
 from exporters.registry import Exports, check_exports
 from lpc.material import Material
 from lpc.options import CompressOptions, Short, check_short, target_from, with_short
+from lpc.progress import logged
 from lpc.recipe import Recipe
 from lpc.run_folder import RunFolder
 from lpc.source import ModelLike, Source, load_source
+from passes.errors import OptionError
 from passes.models import base_model
 from passes.options import Layout, Target, TraceOptions
-from passes.pipeline import Pipeline, Program, Progress, RunContext
+from passes.pipeline import PassRecord, Pipeline, Program, Progress, RunContext, measured, silent
 from passes.trace import TracePass
+
+LOAD = "load"
+"""What loading is called among the passes."""
 
 
 def asked(
@@ -74,10 +82,37 @@ def opened(
 
     Raises OptionError for a device that is not there, and what loading, tracing or one of the formats refuses.
     """
-    run = RunContext.of(options.run, progress)
-    source = load_source(model, tokenizer, trust_remote_code=options.trust_remote_code, run=run)
-    check_leaving(source, export)
-    return source, TracePass(options.trace)(Program.start(source.model), run).program, run
+    run = RunContext.of(options.run, logged() if progress is silent else progress)
+    check_loads(model, run)
+    run.progress(LOAD, 0, 1)
+    with measured() as loading:
+        source = load_source(model, tokenizer, trust_remote_code=options.trust_remote_code, run=run)
+        check_leaving(source, export)
+        program = Program.start(source.model)
+    run.progress(LOAD, 1, 1)
+    seconds, peak = loading.seconds, loading.peak_memory_bytes
+    record = PassRecord(name=LOAD, options={}, seconds=seconds, peak_memory_bytes=peak, modified=False)
+    return source, TracePass(options.trace)(replace(program, history=(record,)), run).program, run
+
+
+def check_loads(model: ModelLike, run: RunContext) -> None:
+    """Raise OptionError if the weights of a folder are more than the memory that is free where they are to lie."""
+    if not isinstance(model, str | Path) or not Path(model).is_dir():
+        return
+    weights, room = sum(path.stat().st_size for path in Path(model).glob("*.safetensors")), room_on(run.device)
+    if weights > room:
+        raise OptionError(
+            f"{model} holds {weights / 2**30:.1f} GiB of weights, and {room / 2**30:.1f} GiB are free on {run.device}: "
+            "take a device with more memory (lpc estimate says how much)"
+        )
+
+
+def room_on(device: str) -> int:
+    """Bytes that are free on a device."""
+    if device.startswith("cuda"):
+        free, _ = torch.cuda.mem_get_info(torch.device(device))
+        return int(free)
+    return int(psutil.virtual_memory().available)
 
 
 def check_leaving(source: Source, export: Exports) -> None:

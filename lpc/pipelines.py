@@ -100,6 +100,10 @@ def family_pipeline(material: Material, options: CompressOptions) -> Pipeline:
     )
 
 
+MEMBER_NAMES = ("recall", "decide", "measure", "merge", "shrink", "measure")
+"""The passes that ``member_pipeline`` makes at least, as progress tells them."""
+
+
 def member_pipeline(
     snapshot: Snapshot, graph: PruningGraph, material: Material, decide: DecidePass, *, own_adapter: bool = False
 ) -> Pipeline:

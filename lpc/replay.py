@@ -19,6 +19,15 @@ from passes.pipeline import WEIGHTS_FILE, Compensation
 logger = logging.getLogger(__name__)
 
 
+def plan_and_weights(
+    plan: Plan | str | Path, file: str | Path | None, adapter: PeftModel | str | Path | None, *, worn: bool
+) -> tuple[Plan, Mapping[str, torch.Tensor]]:
+    """The plan, and the weights that its run re-solved (``compensated_weights``), by default those beside its file."""
+    folder = None if isinstance(plan, Plan) else Path(plan) if Path(plan).is_dir() else Path(plan).parent
+    plan = plan if isinstance(plan, Plan) else Plan.load(plan)
+    return plan, compensated_weights(plan, folder, file, adapter, worn=worn)
+
+
 def compensated_weights(
     plan: Plan, folder: Path | None, file: str | Path | None, adapter: PeftModel | str | Path | None, *, worn: bool
 ) -> Mapping[str, torch.Tensor]:

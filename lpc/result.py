@@ -139,7 +139,7 @@ class Result:
         """
         folder, exports = Path(folder), chosen(export)
         with staged_folder(folder, force=force, owned=output(), reads=(self.report.source,), run=run) as stage:
-            self._save_artifacts(stage)
+            self.save_artifacts(stage)
             done = self._run(stage, exports, progress)
             verdicts = compatibility(self.model, done.program.history)
             report = replace(self.report, passes=done.program.history, compatibility=verdicts)
@@ -152,8 +152,8 @@ class Result:
         logger.info("wrote %s", folder)
         return report
 
-    def _save_artifacts(self, stage: Path) -> None:
-        """What the result can be made from again."""
+    def save_artifacts(self, stage: Path) -> None:
+        """Write what the result can be made from again: artifacts, and the plan, which names their files."""
         left = [file for artifact in self.program.artifacts for file in artifact.save(stage)]
         replace(self.plan, artifacts={file.as_posix(): sha256(stage / file) for file in left}).save(stage)
 

@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 import lpc
 from exporters.files.folder import check_output
-from lpc.cli.console import progress_bars, user_errors
+from lpc.cli.console import user_errors
+from lpc.cli.progress import progress_shown
 from lpc.data.text import token_sequences
 from lpc.evaluation import token_perplexity
 
@@ -105,7 +106,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     context = min(CONTEXT, model.config.max_position_embeddings)
     rows = read_rows(arguments.data, arguments.samples)
     dense = perplexities(model, tokenizer, arguments.text, context)
-    with progress_bars() as progress:
+    with progress_shown() as progress:
         result = lpc.compress(
             model,
             rows,

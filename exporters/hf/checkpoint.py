@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from exporters.files import FILES, linked
-from exporters.hf.modelling import needs_modelling_file, save_with_modelling_file
+from exporters.hf.modelling import modelling_source, needs_modelling_file
 from passes.errors import PostconditionError
 from passes.models import Parity, base_model, bit_difference, constant_difference, model_class, resized, respond
 from passes.pipeline import Pass, PassRecord, PassResult, Program, RunContext
@@ -64,7 +64,7 @@ class SavePass(Pass):
         reloaded = _load(type(model), self.folder) if _is_own(type(model)) else reload(self.folder)
         reloaded = reloaded.to(next(model.parameters()).device)
         entries = (each.config.to_dict() for each in (model, reloaded))
-        different = first_different_tensor(model, reloaded) or _first_entry(*entries)
+        different = first_different_tensor(model, reloaded) or first_entry(*entries)
         if different is not None:
             raise PostconditionError(f"pass 'save' wrote a checkpoint that is not what was saved: {different}")
         _share_tensors(model, reloaded)
@@ -72,12 +72,14 @@ class SavePass(Pass):
         return (response.compare("save", respond(model, after.probe), tolerance=0.0),)
 
 
-def save_checkpoint(model: PreTrainedModel, processor: Processor | None, folder: Path) -> None:
-    """Write a model, and its tokenizer or image processor if it has one, in Hugging Face's format; safetensors only."""
+def save_checkpoint(model: PreTrainedModel, processor: Processor | None, folder: Path, *, weights: bool = True) -> None:
+    """Write a model, and its tokenizer or image processor if it has one, in Hugging Face's format; safetensors only.
+
+    Without ``weights`` all but these, of a model that may be on the meta device.
+    """
     if needs_modelling_file(model):
-        save_with_modelling_file(model, folder)
-    else:
-        model.save_pretrained(folder)
+        modelling_source(type(model))  # the class itself takes its file along, where there can be one
+    model.save_pretrained(folder, state_dict=None if weights else {})
     if processor is not None:
         processor.save_pretrained(folder)
 
@@ -125,7 +127,7 @@ def first_different_tensor(model: PreTrainedModel, other: PreTrainedModel) -> st
     return None
 
 
-def _first_entry(saved: Mapping[str, Any], reloaded: Mapping[str, Any]) -> str | None:
+def first_entry(saved: Mapping[str, Any], reloaded: Mapping[str, Any]) -> str | None:
     """The first entry of a configuration that is another one when it is reloaded, in words; or None."""
     for entry in sorted(saved.keys() & reloaded.keys() - LOADED):
         if _plain(saved[entry]) != _plain(reloaded[entry]):

@@ -7,7 +7,6 @@ lpc; the file itself (``passes.models.resized`` as it stands) imports torch and 
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 
 import transformers
 from transformers import PreTrainedModel
@@ -16,18 +15,12 @@ from passes.errors import UnsupportedModelError
 from passes.models import FILE as MODELLING_FILE
 from passes.models import resized
 
-__all__ = ["MODELLING_FILE", "modelling_source", "needs_modelling_file", "save_with_modelling_file"]
+__all__ = ["MODELLING_FILE", "modelling_source", "needs_modelling_file"]
 
 
 def needs_modelling_file(model: PreTrainedModel) -> bool:
     """Whether the model has sizes that its stock class cannot be configured to."""
     return hasattr(type(model), "stock_class")
-
-
-def save_with_modelling_file(model: PreTrainedModel, folder: Path) -> None:
-    """Write the weights, a configuration that names the modelling file, and that file. ``model`` stays as it is."""
-    modelling_source(type(model))  # the class itself takes its file along, where there can be one
-    model.save_pretrained(folder)
 
 
 def modelling_source(compact: type[PreTrainedModel]) -> str:

@@ -90,6 +90,8 @@ def export_causal(
     generation.save_pretrained(folder)
     graph = open_checked(path, input_names(layers, positions=positions), ["logits", *present_names(layers)])
     parity = verify_onnx(model, graph, precision_of(options).tolerance)
+    kv_bytes = graph.bytes_per_token(past_names(layers))
+    del graph  # its session holds the weights, as GenAI's will
     no_genai, greedy = _genai_side(model, tokenizer, folder, options)
     return finish(
         folder,
@@ -97,7 +99,7 @@ def export_causal(
         kind="decoder",
         route=route,
         parameters=parameters,
-        kv_bytes_per_token=graph.bytes_per_token(past_names(layers)),
+        kv_bytes_per_token=kv_bytes,
         no_genai=no_genai,
         parity=(*parity, *greedy),
     )

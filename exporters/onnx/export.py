@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from exporters.onnx.refusals import check_exportable, kind_of
 from exporters.onnx.seq2seq import export_seq2seq
 from exporters.onnx.single import export_single
 from exporters.options import OnnxOptions
+from passes.models import evaluation_mode
 
 __all__ = ["OnnxOptions", "OnnxPackage", "export_onnx"]
 
@@ -28,7 +30,8 @@ def export_onnx(
     A causal language model becomes ``model.onnx`` with its cache, and ``genai_config.json``; it needs its tokenizer.
     A model that does not generate becomes ``model.onnx`` without a cache; an encoder-decoder ``encoder_model.onnx`` and
     ``decoder_model.onnx``. Beside them lie the weights, ``config.json``, and what ``processor`` (the tokenizer, or an
-    image processor) saves. ``model`` is not changed; a half-precision one is exported and verified as its fp32 copy.
+    image processor) saves. ``model`` is afterwards as it was; a half-precision one is exported and verified in
+    fp32.
 
     Raises ``UnsupportedModelError`` (no route to ONNX; the message says why), ``TokenizerError``, and
     ``PostconditionError`` when a graph or GenAI does not compute what torch computes; the message names the case, the
@@ -38,19 +41,28 @@ def export_onnx(
     check_exportable(model, processor, options)
     kind = kind_of(model)
     clear(folder)
-    reference = fp32_reference(model)
-    if kind == "encoder-decoder":
-        return export_seq2seq(reference, processor, folder, options)
-    if kind == "single":
-        return export_single(reference, processor, folder, options)
-    assert isinstance(processor, PreTrainedTokenizerBase)
-    return export_causal(reference, processor, folder, options)
+    with in_fp32(model):
+        if kind == "encoder-decoder":
+            return export_seq2seq(model, processor, folder, options)
+        if kind == "single":
+            return export_single(model, processor, folder, options)
+        assert isinstance(processor, PreTrainedTokenizerBase)
+        return export_causal(model, processor, folder, options)
 
 
-def fp32_reference(model: PreTrainedModel) -> PreTrainedModel:
-    """The model itself if it is fp32, on CPU and in eval mode; otherwise a copy that is."""
-    kinds = {(parameter.dtype, parameter.device.type) for parameter in model.parameters()}
-    if kinds == {(torch.float32, "cpu")} and not any(module.training for module in model.modules()):
-        return model
-    reference: PreTrainedModel = copy.deepcopy(model).to("cpu", torch.float32).eval()
-    return reference
+@contextmanager
+def in_fp32(model: PreTrainedModel) -> Iterator[None]:
+    """The model in fp32, on the CPU and in evaluation mode inside the block; afterwards as it was, bit for bit.
+
+    Its tensors are converted one at a time, so that there is no second model.
+    """
+    held = [(tensor, tensor.dtype, tensor.device) for tensor in (*model.parameters(), *model.buffers())]
+    wide = {id(tensor): tensor.data for tensor, dtype, _ in held if dtype == torch.float64}
+    try:
+        with evaluation_mode(model):
+            for tensor, dtype, _ in held:
+                tensor.data = tensor.data.to("cpu", torch.float32 if dtype.is_floating_point else dtype)
+            yield
+    finally:
+        for tensor, dtype, device in held:
+            tensor.data = wide[id(tensor)] if id(tensor) in wide else tensor.data.to(device, dtype)

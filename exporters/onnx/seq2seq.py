@@ -104,6 +104,7 @@ def export_seq2seq(
     encoder, decoder = folder / ENCODER_FILE, folder / DECODER_FILE
     parameters = trace_to_onnx(exported, TracedEncoder(exported), _encoder(sample), encoder, opset=options.opset)
     parameters += trace_to_onnx(exported, TracedDecoder(exported), _decoder(sample), decoder, opset=options.opset)
+    del exported  # a copy, if the graphs are in half precision
     precision_of(options).finish(encoder, decoder)
     write_companions(model, processor, folder, options)
     generation = model.generation_config or GenerationConfig.from_model_config(model.config)

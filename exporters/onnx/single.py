@@ -63,8 +63,8 @@ def export_single(
 
     Raises ``UnsupportedModelError`` if the model does not run on a padded batch, or cannot be traced.
     """
-    exported, path = cast(options, model), folder / MODEL_FILE
-    parameters = trace_single(model, path, opset=options.opset, exported=exported)
+    path = folder / MODEL_FILE
+    parameters = trace_single(model, path, opset=options.opset, exported=cast(options, model))
     precision_of(options).finish(path)
     sample = sample_inputs(model)
     inputs, outputs = tuple(sample), output_names(model, sample)

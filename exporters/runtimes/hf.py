@@ -16,7 +16,7 @@ def _stock(shape: Shape, evidence: Evidence) -> Verdict:
         target=STOCK.name,
         runs="yes",
         reason=f"{AUTO_CLASSES[shape.task]}.from_pretrained gives a {shape.model_class}, no remote code"
-        + ("; reloaded bit for bit" if evidence.saved else "; not saved yet"),
+        + ("; reloaded bit for bit" if evidence.saved else "; not reloaded here"),
         source="parity 'save'" if evidence.saved else BUILT,
         run_here=evidence.saved,
     )

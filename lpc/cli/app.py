@@ -8,6 +8,7 @@ import typer
 
 from lpc.cli import commands, console, plans
 from lpc.cli.compress import PARTS, compress
+from lpc.cli.estimate import ESTIMATE, estimate
 from lpc.cli.interruption import Commands
 from lpc.cli.words import add_command, argument
 
@@ -25,6 +26,7 @@ MODEL = argument("model", str, "MODEL", "A model folder, or a name on the Huggin
 PLAN = argument("plan", Path, "PLAN", "A plan.json.")
 
 add_command(app, compress, [MODEL], PARTS)
+add_command(app, estimate, [MODEL], ESTIMATE)
 add_command(app, commands.inspect, [MODEL], commands.INSPECT)
 add_command(app, commands.export, [argument("folder", Path, "HF_DIR", "A checkpoint.")], commands.EXPORT)
 add_command(

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporters.files import PACKAGE
-from lpc.cli import console
 from lpc.cli.output import hold
+from lpc.cli.progress import progress_shown
 from lpc.cli.words import Given, Part
 from lpc.options import BenchmarkOptions, EvaluateOptions, OutputOptions
 from passes.options import Group, TraceOptions, option
@@ -38,7 +38,7 @@ def inspect(given: Given) -> None:
     from lpc.cli.tables import show_inspection
     from lpc.inspection import inspect as run
 
-    with console.progress_bars():
+    with progress_shown():
         found = run(model, options)
     show_inspection(found, as_json=output.json)
 
@@ -51,7 +51,7 @@ def export(given: Given) -> None:
     from lpc.cli.tables import show_package
     from lpc.exporting import export as run
 
-    with console.progress_bars():
+    with progress_shown():
         package = run(folder, output.out, force=output.force)
     show_package(package, output.out, as_json=output.json)
 
@@ -65,7 +65,7 @@ def benchmark(given: Given) -> None:
     from lpc.cli.tables import show_benchmark
     from lpc.speed import benchmark as run
 
-    with console.progress_bars() as progress:
+    with progress_shown() as progress:
         found = run(folder, against, options, progress)
     show_benchmark(found, as_json=output.json)
 
@@ -80,7 +80,7 @@ def evaluate(given: Given) -> None:
     from lpc.evaluation import evaluate as run
     from lpc.report import record
 
-    with console.progress_bars() as progress:
+    with progress_shown() as progress:
         found = run(folder, options, progress=progress)
     record(folder, {"eval.json": found.to_text()})
     show_evaluation(found, as_json=output.json)
@@ -94,6 +94,6 @@ def demo(given: Given) -> None:
     from lpc.cli.tables import show_demo
     from lpc.demo import run
 
-    with console.progress_bars() as progress:
+    with progress_shown() as progress:
         found = run(output.out, force=output.force, progress=progress)
     show_demo(found, output.out, as_json=output.json)

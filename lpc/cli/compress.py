@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lpc.cli import console
 from lpc.cli.output import Going, going_on, hold, least_bytes, told_if_done
+from lpc.cli.progress import progress_shown
 from lpc.cli.words import Given, Part, required
 from lpc.options import CompressOptions, DataOptions, InputOptions, InstructionFormat, OutputOptions
 from passes.errors import OptionError
@@ -115,7 +115,7 @@ def _one(model: str, data: tuple[Path, ...], options: CompressOptions, output: O
     from lpc.cli.tables import show_report
     from lpc.compression import compress as run
 
-    with console.progress_bars() as progress:
+    with progress_shown() as progress:
         more = {**going.arguments(), "export": output.exports}
         result = run(model, list(data), **options.arguments(), **more, progress=progress)
         report = result.save(output.out, export=output.exports, force=output.force, progress=progress)
@@ -127,7 +127,7 @@ def _family(model: str, data: tuple[Path, ...], options: CompressOptions, output
     from lpc.family import compress_family as run
 
     leaving: dict[str, Any] = {"export": output.exports, "benchmark": output.benchmark}
-    with console.progress_bars() as progress:
+    with progress_shown() as progress:
         asked = {**options.arguments(), **going.arguments(), **leaving}
         family = run(model, list(data), **asked, progress=progress)
         report = family.save(output.out, **leaving, force=output.force, progress=progress)

@@ -1,4 +1,4 @@
-"""The terminal: progress bars, tables, errors. The only place that prints."""
+"""The terminal: tables, errors, and with ``lpc.cli.progress`` how far a run is. The only place that prints."""
 
 from __future__ import annotations
 
@@ -10,46 +10,18 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from passes.errors import LpcError, visible
 
-if TYPE_CHECKING:
-    from passes.pipeline import Progress as ProgressCallback
-
 USER_ERROR = 2
 
 stdout = Console()
 stderr = Console(stderr=True, soft_wrap=True, highlight=False)
-
-
-@contextmanager
-def progress_bars() -> Iterator[ProgressCallback]:
-    """A callback that shows a bar a stage on a terminal, and nothing elsewhere; the libraries' own bars are off."""
-    from transformers.utils import logging as transformers_logging
-
-    from lpc.cli.interruption import check
-
-    transformers_logging.disable_progress_bar()
-    if not stderr.is_terminal:
-        yield lambda stage, done, total: check()
-        return
-    columns = (TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=stderr, transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def update(stage: str, done: int, total: int) -> None:
-            check()
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
-
-        yield update
 
 
 @contextmanager

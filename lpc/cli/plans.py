@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporters.files import write_text
-from lpc.cli import console
 from lpc.cli.compress import target_of
 from lpc.cli.output import hold
+from lpc.cli.progress import progress_shown
 from lpc.cli.words import Given, Part, required
 from lpc.options import CompressOptions, OutputOptions
 from passes.errors import OutputExistsError
@@ -51,7 +51,7 @@ PLAN = (
 )
 APPLY = (
     Part(ReplayOptions),
-    Part(OutputOptions, ("out", "export", "onnx", "force", "json")),
+    Part(OutputOptions, ("out", "export", "onnx", "force", "json"), {"export": ("hf",)}),
     Part(RunOptions, ("device",)),
     Part(CompressOptions, ("trust_remote_code",)),
 )
@@ -71,17 +71,22 @@ def plan(given: Given) -> None:
     from lpc.planning import plan as run
 
     more = {**given.of(TraceOptions), **given.of(CompressOptions)}
-    with console.progress_bars() as progress:
+    with progress_shown() as progress:
         made = run(model, importance, target, **more, progress=progress)
     write_text(output.out, made.to_json())
     show_plan(made, output.out, as_json=output.json)
 
 
 def apply(given: Given) -> None:
-    """Apply PLAN to the MODEL that it was made for and write a complete verified output; nothing is trained."""
+    """Apply PLAN to the MODEL that it was made for and write a complete verified output; nothing is trained.
+
+    A folder of safetensors goes through a tensor at a time, whatever its size. With --export hf,onnx it is loaded.
+    """
     plan, model = given.arguments["plan"], given.arguments["model"]
     replay, output = given.make(ReplayOptions), given.make(OutputOptions)
     exports = output.exports
+    if given.of(OutputOptions).get("onnx"):
+        exports = tuple(dict.fromkeys((*exports, "onnx")))
     check_file(plan, "a plan.json")
     find_place(model)
     for each in (replay.adapter, replay.compensation):
@@ -90,11 +95,11 @@ def apply(given: Given) -> None:
     reads = (plan, model, replay.adapter, replay.compensation)
     hold(given.held, output.out, force=output.force, reads=reads)
     from lpc.cli.tables import show_report
-    from lpc.compression import apply as run
+    from lpc.streaming import apply_to as run
 
-    with console.progress_bars() as progress:
-        result = run(plan, model, **vars(replay), **given.of(RunOptions), **given.of(CompressOptions), export=exports)
-        report = result.save(output.out, export=exports, force=output.force, progress=progress)
+    with progress_shown() as progress:
+        more = {**vars(replay), **given.of(RunOptions), **given.of(CompressOptions), "export": exports}
+        report = run(plan, model, output.out, **more, force=output.force, progress=progress)
     show_report(report, output.out, as_json=output.json)
 
 

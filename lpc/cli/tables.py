@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from lpc.cli.console import print_json, print_line, print_table
 from lpc.evaluation import evaluation_rows
+from lpc.progress import clocked
 from lpc.report import Report, heldout_rows, runs_on, size_rows, speed_rows
 
 if TYPE_CHECKING:
     from exporters.onnx import OnnxPackage
     from lpc.demo import Demo
+    from lpc.estimation import Estimate
     from lpc.evaluation import Evaluation
     from lpc.family_report import FamilyReport
     from lpc.inspection import Inspection
@@ -42,6 +44,27 @@ def show_report(report: Report, out: Path, *, as_json: bool) -> None:
         f"{worst[1]['value']:.1e} of {worst[1]['tolerance']:.0e} allowed"
     )
     print_line(f"written to {out}: open {out}/report.html")
+
+
+def show_estimate(found: Estimate, *, as_json: bool) -> None:
+    """``lpc estimate``."""
+    if as_json:
+        print_json(found.to_json())
+        return
+    for title, way in (("the method", found.method), ("ranked by the true gradient", found.true_gradient)):
+        rows = [
+            [each.name, f"{each.memory_bytes / 2**30:.2f}", f"{each.flops:.2e}", clocked(each.seconds)]
+            for each in way.stages
+        ]
+        rows.append(["all", f"{way.peak.memory_bytes / 2**30:.2f}", f"{way.flops:.2e}", clocked(3600 * way.hours)])
+        print_table(title, ["stage", "GiB", "operations", "h:mm:ss"], rows)
+        print_line(f"a step: {way.step_seconds:.3g} s, {way.step_flops:.2e} operations")
+    how = "measured here" if found.measured else "as stated"
+    print_line(f"{found.parameters:,} parameters; {found.rate:.2e} operations a second, {how}")
+    if found.device_bytes is not None:
+        room = f"{found.device_bytes / 2**30:.1f} GiB"
+        remedy = f"; {found.remedy} would" if found.remedy else ""
+        print_line(f"fits into {room}" if found.fits else f"does not fit into {room}{remedy}")
 
 
 def show_plan(plan: Plan, out: Path, *, as_json: bool) -> None:

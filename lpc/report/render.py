@@ -199,5 +199,11 @@ def _parity(manifest: Mapping[str, Any]) -> str:
 
 
 def _passes(manifest: Mapping[str, Any]) -> str:
-    rows = [[p["name"], f"{p['seconds']:.1f}", f"{p['peak_memory_bytes'] / 2**20:,.0f}"] for p in manifest["passes"]]
+    rows = [[_named(p), f"{p['seconds']:.1f}", f"{p['peak_memory_bytes'] / 2**20:,.0f}"] for p in manifest["passes"]]
     return "## Passes\n\n" + table(["pass", "seconds", "peak memory, MiB"], rows)
+
+
+def _named(record: Mapping[str, Any]) -> str:
+    """A pass by its name, and a measure of held-out data by its stage too."""
+    stage = record["options"].get("stage")
+    return f"{record['name']}, {stage}" if stage else str(record["name"])

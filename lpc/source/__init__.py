@@ -1,13 +1,16 @@
 """What a user hands over as a model: folders, hub names, adapters, live models, with their tokenizers."""
 
 from lpc.source.adapters import check_not_blank, load_adapter
-from lpc.source.source import ModelLike, Source, find_tokenizer, load, load_config, load_source
+from lpc.source.placing import cast_to
+from lpc.source.source import ModelLike, Source, find_tokenizer, find_unloaded, load, load_config, load_source
 
 __all__ = [
     "ModelLike",
     "Source",
+    "cast_to",
     "check_not_blank",
     "find_tokenizer",
+    "find_unloaded",
     "load",
     "load_adapter",
     "load_config",

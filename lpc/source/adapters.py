@@ -70,7 +70,8 @@ def load_adapter(model: PreTrainedModel | PeftModel, folder: str | Path) -> Peft
             warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning, "peft")  # an error below
             _check_stored(path, stored, base)
             config = PeftConfig.from_pretrained(str(path))
-            worn = PeftModel.from_pretrained(base, str(path), is_trainable=True, use_safetensors=True, config=config)
+            more = {"is_trainable": True, "use_safetensors": True, "low_cpu_mem_usage": base.device.type == "meta"}
+            worn = PeftModel.from_pretrained(base, str(path), **more, config=config)
     except LpcError:
         raise
     except Exception as error:
@@ -80,9 +81,21 @@ def load_adapter(model: PreTrainedModel | PeftModel, folder: str | Path) -> Peft
         name: tuple(tensor.shape)
         for name, tensor in get_peft_model_state_dict(worn, save_embedding_layers=False).items()
     }
+    if base.device.type == "meta":
+        _give_values(worn, path)
     own = _without_embeddings(stored, embeddings - {name.removeprefix(PREFIX) for name in wanted})
     _misfit(own, wanted, whole=True).check(_named(path, base), WHAT, wanted, OTHER_BASE)
     return worn.eval()
+
+
+def _give_values(worn: PeftModel, folder: Path) -> None:
+    """Have the adapter of a model on the meta device, where peft leaves it too, in memory with its values."""
+    stored: dict[str, torch.Tensor] = load_file(folder / ADAPTER_FILE)
+    for name, parameter in list(worn.named_parameters()):
+        value = stored.get(name.replace(f".{worn.active_adapter}", "")) if ".lora_" in name else None
+        if value is not None and value.shape == parameter.shape:
+            module, _, leaf = name.rpartition(".")
+            setattr(worn.get_submodule(module), leaf, torch.nn.Parameter(value.to(parameter.dtype)))
 
 
 def check_not_blank(folder: str | Path) -> None:

@@ -20,14 +20,16 @@ def placed(model: AnyModel, run: RunContext) -> AnyModel:
     Buffers keep their dtype, which rotary embeddings need, and so does an adapter, which trains in fp32. Raises
     OptionError for a device that is not there.
     """
-    dtype = dtype_named(run.dtype)
-    if dtype is not None:
-        _cast(base_model(model), dtype)
+    cast_to(run, base_model(model))
     return model.to(device_named(run.device))
 
 
 @torch.no_grad()
-def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
+def cast_to(run: RunContext, model: PreTrainedModel) -> None:
+    """Have a model's weights in the run's dtype; it may be on the meta device."""
+    dtype = dtype_named(run.dtype)
+    if dtype is None:
+        return
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and ".lora_" not in name:
             parameter.data = parameter.data.to(dtype)

@@ -15,10 +15,11 @@ from exporters.hf import Processor, class_of
 from lpc.source.adapters import brings_embeddings, load_adapter, named_base, plain_or_lora
 from lpc.source.handed import check_handed, without_hooks
 from lpc.source.placing import placed
-from passes.errors import LpcError, ModelError, TokenizerError
+from passes.errors import LpcError, ModelError, TokenizerError, UnsupportedModelError
 from passes.families import family_of
 from passes.models import (
     CONFIG_FILE,
+    Unloaded,
     base_model,
     check_adapter_folder,
     check_declared,
@@ -31,6 +32,7 @@ from passes.models import (
     read_json,
     reason,
     task_of,
+    unloaded,
     unreadable,
     vendor,
 )
@@ -104,6 +106,27 @@ def _load(model: ModelLike, processor: Processor | None, trust_remote_code: bool
     if place.folder is not None and (place.folder / CONFIG_FILE).is_file() and place.gguf is None:
         return _load_adapted(place.folder, processor, trust_remote_code)
     return _load_plain(place, processor, trust_remote_code)
+
+
+def find_unloaded(model: str | Path, processor: Processor | None = None) -> tuple[Unloaded, Processor | None]:
+    """The checkpoint of a folder, none of whose weights are read, and its tokenizer or image processor.
+
+    Raises what ``load_source`` raises, and UnsupportedModelError for what can only be loaded as a whole.
+    """
+    place = find_place(str(model))
+    if place.folder is None or place.gguf is not None or (place.folder / CONFIG_FILE).is_file():
+        raise UnsupportedModelError("it is no folder of safetensors")
+    config = _config_at(place, trust_remote_code=False)
+    family_of(config)
+    kind = class_of(str(place.folder), config)
+    check_loss(kind, config.model_type)
+    check_padding(config, task_of(kind))
+    found = unloaded(kind, place.folder, config)
+    why = found.why_whole()
+    if why is not None:
+        raise UnsupportedModelError(why)
+    _check_supported(found.model)
+    return found, processor or _processor_of(place, trust_remote_code=False)
 
 
 def load(model: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -25,6 +25,7 @@ from passes.models.auto_classes import register_auto_classes
 from passes.models.base import (
     base_model,
     check_finite,
+    check_finite_tensor,
     count_parameters,
     evaluation_mode,
     module_at,
@@ -34,12 +35,12 @@ from passes.models.base import (
 )
 from passes.models.batches import Collate, Row, batches, label_count, pieces, sample_rows
 from passes.models.declared import check_declared
-from passes.models.fingerprint import fingerprint, tensors_digest
+from passes.models.fingerprint import Fingerprint, fingerprint, tensors_digest
 from passes.models.fit import Misfit
 from passes.models.head import TokenHead, label_losses, labelled, scored_logits
 from passes.models.heldout import heldout_loss
 from passes.models.lean_loss import lean_loss
-from passes.models.loading import dense_weights, keep_own_head, load_model, quiet, reason, unreadable
+from passes.models.loading import dense_weights, keep_own_head, load_model, quiet, reason, unloaded, unreadable
 from passes.models.masks import MaskedModel, masked
 from passes.models.memory import memory_advice, ran_out, smaller_batches
 from passes.models.parameters import replaced, swapped
@@ -56,9 +57,10 @@ from passes.models.precision import (
 from passes.models.probe import OUTPUTS, Probe, Response, positions, respond
 from passes.models.resized import FILE, PREFIX, compact_class, has_own_sizes
 from passes.models.routing import routers, routing
-from passes.models.stock import build_stock, filled, rope_types, stock_class, twin_of, weightless
+from passes.models.stock import build_stock, filled, rope_types, shell, stock_class, twin_of, weightless
 from passes.models.stored import DTYPES, StoredTensor, headers, read_json
 from passes.models.tasks import AUTO_CLASSES, Task, check_loss, check_padding, model_class, task_of
+from passes.models.unloaded import Unloaded
 from passes.models.weights import DenseWeight, Projection, Weight, Window
 
 __all__ = [
@@ -76,6 +78,7 @@ __all__ = [
     "Adapter",
     "Collate",
     "DenseWeight",
+    "Fingerprint",
     "LoraLayers",
     "MaskedModel",
     "Misfit",
@@ -87,6 +90,7 @@ __all__ = [
     "StoredTensor",
     "Task",
     "TokenHead",
+    "Unloaded",
     "Weight",
     "Window",
     "active_adapter",
@@ -99,6 +103,7 @@ __all__ = [
     "check_adapter_folder",
     "check_declared",
     "check_finite",
+    "check_finite_tensor",
     "check_loss",
     "check_padding",
     "compact_class",
@@ -145,6 +150,7 @@ __all__ = [
     "sample_rows",
     "scored_by",
     "scored_logits",
+    "shell",
     "smaller_batches",
     "stated_scaling",
     "stock_class",
@@ -155,6 +161,7 @@ __all__ = [
     "tensors_digest",
     "twin_of",
     "unchanged",
+    "unloaded",
     "unreadable",
     "vendor",
     "weightless",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
@@ -14,6 +15,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from passes.errors import ModelError
+
+FINITE_AT_A_TIME = 1 << 22
+"""Elements that are looked at together for being finite: torch sums half precision by way of an fp32 copy."""
 
 
 def base_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
@@ -56,7 +60,14 @@ def count_parameters(model: nn.Module) -> int:
 def check_finite(model: torch.nn.Module) -> None:
     """Raises ModelError naming the first parameter that holds NaN or infinity."""
     for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+        check_finite_tensor(name, parameter)
+
+
+def check_finite_tensor(name: str, tensor: torch.Tensor) -> None:
+    """Raises ModelError if a parameter holds NaN or infinity."""
+    for piece in torch.split(tensor.detach().reshape(-1), FINITE_AT_A_TIME):
+        # A sum keeps neither NaN nor infinity to itself, and takes no second tensor of truth values.
+        if not math.isfinite(float(piece.sum(dtype=torch.float32))) and not torch.isfinite(piece).all():
             raise ModelError(
                 f"{name} holds NaN or infinite values; such a model cannot be pruned: mend or reload the checkpoint"
             )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from passes.families import FAMILIES
 from passes.graph import MEANINGFUL
@@ -21,14 +22,34 @@ def fingerprint(model: PreTrainedModel | PeftModel) -> str:
     That is the part of its configuration that changes the function, and its parameters: names, dtypes, shapes, bytes.
     """
     base = base_model(model)
-    meaning = {name: getattr(base.config, name, None) for name in MEANINGFUL}
-    family = FAMILIES.get(base.config.model_type)
-    special = {name: getattr(base.config, name, None) for name in (family.meaningful if family else ())}
-    meaning |= {name: value for name, value in special.items() if value is not None}
-    digest = hashlib.sha256(json.dumps(meaning, sort_keys=True, default=str).encode())
+    whole = Fingerprint(base.config)
     parameters = {plain_name(n): p for n, p in base.named_parameters() if ".lora_" not in n}
-    _add(digest.update, parameters)
-    return digest.hexdigest()
+    for name, tensor in sorted(parameters.items()):
+        whole.add(name, tensor)
+    return whole.hexdigest()
+
+
+class Fingerprint:
+    """The fingerprint of a model whose parameters come one by one, by name, ascending."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        self._digest = hashlib.sha256(json.dumps(_meaning(config), sort_keys=True, default=str).encode())
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """The next parameter."""
+        _add(self._digest.update, {name: tensor})
+
+    def hexdigest(self) -> str:
+        """The fingerprint, once all parameters were added."""
+        return self._digest.hexdigest()
+
+
+def _meaning(config: PreTrainedConfig) -> dict[str, Any]:
+    """The entries of a configuration that change what the same parameters compute."""
+    meaning = {name: getattr(config, name, None) for name in MEANINGFUL}
+    family = FAMILIES.get(config.model_type)
+    special = {name: getattr(config, name, None) for name in (family.meaningful if family else ())}
+    return meaning | {name: value for name, value in special.items() if value is not None}
 
 
 def tensors_digest(groups: Iterable[Mapping[str, torch.Tensor]]) -> str:

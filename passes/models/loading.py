@@ -19,7 +19,8 @@ from passes.errors import LpcError, ModelError
 from passes.models import vendor
 from passes.models.fit import Misfit
 from passes.models.stock import twin_of
-from passes.models.stored import DTYPES, StoredTensor, stored_tensors
+from passes.models.stored import DTYPES, StoredTensor, stored_files, stored_tensors
+from passes.models.unloaded import Unloaded
 from passes.places import Place
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,27 @@ def load_model(kind: type[PreTrainedModel], place: Place, config: PreTrainedConf
     return model.eval()
 
 
+def unloaded(kind: type[PreTrainedModel], folder: Path, config: PreTrainedConfig) -> Unloaded:
+    """The model of a folder on the meta device, its checkpoint held against it; no weights are read.
+
+    Raises what ``load_model`` raises.
+    """
+    place, weights = Place(str(folder), folder), getattr(config, "transformers_weights", None)
+    stored = stored_tensors(folder, weights)
+    try:
+        with quiet():
+            _check_constants(kind, place.name, config)
+            model = _check(
+                kind, place.name, {**place.arguments, "use_safetensors": True, "ignore_mismatched_sizes": True}, stored
+            )
+    except LpcError:
+        raise
+    except Exception as error:
+        raise unreadable(place.name, "weights", error) from error
+    _say_rounding(place.name, stored, model.dtype)
+    return Unloaded(model.eval(), stored_files(folder, weights))
+
+
 def unreadable(name: str, what: str, error: Exception) -> ModelError:
     """The error for something that transformers could not read, with its own words."""
     hub = "" if Path(name).exists() else " (there is no such folder, so it was taken for a hub name)"
@@ -97,8 +119,8 @@ def quiet() -> Iterator[None]:
 
 def _check(
     kind: type[PreTrainedModel], name: str, arguments: Mapping[str, Any], stored: Mapping[str, StoredTensor] | None
-) -> None:
-    """Hold the checkpoint against its class without taking memory."""
+) -> PreTrainedModel:
+    """Hold the checkpoint against its class without taking memory; returns the model on the meta device."""
     empty: PreTrainedModel
     empty, info = kind.from_pretrained(**arguments, device_map="meta", output_loading_info=True)
     _misfit(empty, info, empty.config).check(name, f"the weights of {kind.__name__}", empty.state_dict().keys())
@@ -109,6 +131,7 @@ def _check(
                 f"{name} holds {key} as {tensor.dtype}: lpc prunes weights in floating point (F32, F16, BF16); hand "
                 "over the model that this one was quantised from, or save it dequantised"
             )
+    return empty
 
 
 def _check_constants(kind: type[PreTrainedModel], name: str, config: PreTrainedConfig) -> None:

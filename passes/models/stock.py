@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -73,9 +74,13 @@ def stock_class(model_type: type[PreTrainedModel], config: PreTrainedConfig) -> 
 
 def build_stock(config: PreTrainedConfig, state: Mapping[str, torch.Tensor], like: PreTrainedModel) -> PreTrainedModel:
     """The stock model of ``config`` that holds exactly the tensors of ``state``; everything else as in ``like``."""
-    cls = stock_class(type(like), config)
-    model = vendor.from_config(cls, config, attention=vendor.attention_of(like.config), initialised=False)
-    return filled(model, state, like)
+    return filled(shell(stock_class(type(like), config), config, like), state, like)
+
+
+def shell(kind: type[PreTrainedModel], config: PreTrainedConfig, like: PreTrainedModel) -> PreTrainedModel:
+    """A model of a class with nothing in its weights, ready to be ``filled``; on the meta device if ``like`` is."""
+    with torch.device("meta") if like.device.type == "meta" else nullcontext():
+        return vendor.from_config(kind, config, attention=vendor.attention_of(like.config), initialised=False)
 
 
 def filled(model: PreTrainedModel, state: Mapping[str, torch.Tensor], like: PreTrainedModel) -> PreTrainedModel:

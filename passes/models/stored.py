@@ -59,8 +59,12 @@ def stored_tensors(folder: Path, weights: str | None = None) -> dict[str, Stored
     Raises ModelError if there is none, if an index names a file that is missing or lies outside of the folder, and for
     a file that is cut off or is no safetensors file.
     """
-    files = _weight_files(folder, weights)
-    return {name: tensor for file in files for name, tensor in headers(file).items()}
+    return {name: tensor for file in _weight_files(folder, weights) for name, tensor in headers(file).items()}
+
+
+def stored_files(folder: Path, weights: str | None = None) -> dict[str, Path]:
+    """The file of each tensor of a checkpoint folder, by name. Raises what ``stored_tensors`` raises."""
+    return {name: file for file in _weight_files(folder, weights) for name in headers(file)}
 
 
 def headers(path: Path) -> dict[str, StoredTensor]:

@@ -8,7 +8,7 @@ Where such a name moves, its function is the only place to change, and its test 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, TypeVar, cast
 
 import torch
@@ -16,8 +16,18 @@ import transformers
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    PrefixChange,
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+    revert_weight_conversion,
+)
 from transformers.initialization import no_init_weights
 from transformers.loss import loss_utils
+from transformers.modeling_utils import LoadStateDictConfig, remove_tied_weights_from_state_dict
 from transformers.models.auto import modeling_auto
 from transformers.utils import cached_file
 
@@ -138,3 +148,45 @@ def is_offloaded(module: nn.Module) -> bool:
 def added_factor(step: Any) -> float:
     """torch: the alpha of an addition that autograd recorded (``torch.add(x, y, alpha=2)``); 1 where it saved none."""
     return float(getattr(step, "_saved_alpha", 1))
+
+
+def loaded_as(model: PreTrainedModel, stored: Iterable[str]) -> dict[str, tuple[list[str], bool]]:
+    """transformers: which stored tensors its loader makes each tensor of a model of, and whether it converts them.
+
+    Where one stored tensor is split, all that it is made into stands under the first name.
+    """
+    conversions = get_model_conversion_mapping(model, None, None)
+    renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
+    converters = [each for each in conversions if isinstance(each, WeightConverter)]
+    state, found = model.state_dict(), dict[str, tuple[list[str], bool]]()
+    for name in stored:
+        target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        if target not in state and name in state:
+            target, pattern = name, None
+        found.setdefault(target, ([], pattern is not None))[0].append(name)
+    return found
+
+
+def load_some(model: PreTrainedModel, stored: Mapping[str, Any]) -> None:
+    """transformers: its loader on some of the stored tensors (or slices of files), into a model on the meta device."""
+    conversions = get_model_conversion_mapping(model, None, None)
+    convert_and_load_state_dict_in_model(model, dict(stored), LoadStateDictConfig(weight_mapping=conversions))
+
+
+def as_saved(model: PreTrainedModel, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """transformers: what ``save_pretrained`` writes of some of a model's tensors: its names, its split stacks.
+
+    Which conversions there are is found out once a model, as transformers does at each call.
+    """
+    if getattr(model, "_weight_conversions", None) is None:
+        found = get_model_conversion_mapping(model, add_legacy=False)
+        model._weight_conversions = [each for each in found if not isinstance(each, PrefixChange)]
+    left = {name: tensor for name, tensor in state.items() if name not in (model._keys_to_ignore_on_save or ())}
+    saved: dict[str, torch.Tensor] = revert_weight_conversion(model, left)
+    return saved
+
+
+def without_tied(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """transformers: the tensors of a model that ``save_pretrained`` keeps, of tied ones the one that it expects."""
+    found: dict[str, torch.Tensor] = remove_tied_weights_from_state_dict(model.state_dict(), model)
+    return found

@@ -10,7 +10,7 @@ from passes.pipeline.kept import WHOLE, digests, told
 from passes.pipeline.pipeline import Handed, PassEntry, Pipeline
 from passes.pipeline.plain import plain
 from passes.pipeline.program import Program
-from passes.pipeline.records import PassRecord
+from passes.pipeline.records import PassRecord, measured
 from passes.pipeline.recovery import Recovery
 from passes.pipeline.snapshots import Snapshot, load_snapshots
 
@@ -37,6 +37,7 @@ __all__ = [
     "digests",
     "dtype_named",
     "load_snapshots",
+    "measured",
     "plain",
     "save_choice",
     "silent",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from passes.families import AttentionBlock
-from passes.graph import Dimension, Kind, PruningGraph, Slice
-from passes.models import build_stock, compact_class, filled, has_own_sizes, stock_class, twin_of, vendor
+from passes.graph import Dimension, Kind, PruningGraph, Renumbering, Slice
+from passes.models import build_stock, compact_class, filled, has_own_sizes, shell, stock_class, twin_of
 from passes.shrink.absent import present_attention, with_absent
 from passes.shrink.config import (
     check_buildable,
@@ -21,7 +23,7 @@ from passes.shrink.config import (
     uniform_counts,
 )
 from passes.shrink.layers import without_layers
-from passes.shrink.rescale import UNSCALED, Scales, embedding_scale, rescales
+from passes.shrink.rescale import UNSCALED, Rescale, Scales, embedding_scale, rescales
 
 KeptUnits = Mapping[str, Sequence[int]]
 """The kept units, ascending, a dimension name."""
@@ -41,8 +43,7 @@ def build_compact(model: PreTrainedModel, graph: PruningGraph, kept: KeptUnits) 
     if not has_own_sizes(config):
         return build_stock(config, state, like=model)
     kind = cast("type[PreTrainedModel]", compact_class(stock))
-    resized = vendor.from_config(kind, config, attention=vendor.attention_of(model.config), initialised=False)
-    return filled(resized, state, like=model)
+    return filled(shell(kind, config, model), state, like=model)
 
 
 def sized(
@@ -83,23 +84,56 @@ def cut_state(
     scales: Scales = UNSCALED,
 ) -> dict[str, torch.Tensor]:
     """The tensors that are left of a state dict. ``tied`` are those under a second name (see ``tied_names``)."""
-    rescaled, gone = rescales(graph, kept, scales), graph.gone(kept)
-    left = {}
-    for name, tensor in state.items():
-        if name in gone:
-            left[name] = tensor[..., :0].clone()  # not the first axis: transformers saves stacks an expert at a time
-            continue
-        first = (tied or {}).get(name, name)
-        parts = graph.slices_of.get(first, ())
-        if parts:
-            tensor = cut(tensor, parts, kept)
-        if first in rescaled:
-            tensor = rescaled[first](tensor)
-        left[name] = tensor
-    return left
+    cutting = Cutting(graph, kept, tied or {}, scales)
+    return {name: cutting(name, tensor) for name, tensor in state.items()}
 
 
-def cut(tensor: torch.Tensor, parts: Sequence[tuple[Dimension, Slice]], kept: KeptUnits) -> torch.Tensor:
+@dataclass(frozen=True)
+class Cutting:
+    """What becomes of each tensor of a model of which these units stay; ``tied`` and ``scales`` as in ``cut_state``."""
+
+    graph: PruningGraph
+    kept: KeptUnits
+    tied: Mapping[str, str] = field(default_factory=dict)
+    scales: Scales = UNSCALED
+
+    @cached_property
+    def _rescaled(self) -> Mapping[str, Rescale]:
+        return rescales(self.graph, self.kept, self.scales)
+
+    @cached_property
+    def _gone(self) -> frozenset[str]:
+        return self.graph.gone(self.kept)
+
+    def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """What is left of one tensor."""
+        if name in self._gone:
+            return tensor[..., :0].clone()  # not the first axis: transformers saves stacks an expert at a time
+        first = self.tied.get(name, name)
+        parts = self.graph.slices_of.get(first, ())
+        tensor = cut_tensor(tensor, parts, self.kept) if parts else tensor
+        return self._rescaled[first](tensor) if first in self._rescaled else tensor
+
+
+def cutting_of(
+    model: PreTrainedModel, compact: PreTrainedModel, graph: PruningGraph, kept: KeptUnits
+) -> Callable[[str, torch.Tensor], tuple[str, torch.Tensor] | None]:
+    """A function from a tensor of ``model``, by its name, to that of ``compact`` with its name, or None if it is gone.
+
+    ``compact`` is what ``build_compact`` makes of it; neither model needs values.
+    """
+    renumbering = Renumbering.of(graph, kept)
+    model, graph, kept = without_layers(model, graph, kept)
+    cutting = Cutting(graph, kept, tied_names(model), embedding_scales(model, compact.config))
+
+    def cut_one(name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor] | None:
+        now = name if renumbering is None else renumbering.name(name)
+        return None if now is None else (now, cutting(now, tensor))
+
+    return cut_one
+
+
+def cut_tensor(tensor: torch.Tensor, parts: Sequence[tuple[Dimension, Slice]], kept: KeptUnits) -> torch.Tensor:
     """One parameter without the removed units of the dimensions that have a slice of it."""
     stacked: dict[int, dict[int, list[int]]] = {}
     gone: dict[int, set[int]] = {}

@@ -82,23 +82,29 @@ class Gathered:
     def _gone(self) -> frozenset[str]:
         return self.graph.gone(self.kept)
 
-    def cut(self, dense: str) -> torch.Tensor:
-        """What is left of the tensor of that name in the dense model, as it was there."""
-        tensor = cast(torch.Tensor, self.dense.state_dict(keep_vars=True)[dense]).detach()
+    def left_of(self, dense: str, tensor: torch.Tensor) -> torch.Tensor:
+        """What is left of a tensor of that name in the dense model."""
         first = self._first_names.get(dense, dense)
         if first in self._gone:
             return tensor[..., :0]
         return gathered(tensor, self.graph.slices_of.get(first, ()), self.kept)
 
-    def rounded(self, dense: str) -> torch.Tensor:
-        """What that tensor must be in the compact model."""
+    def check_one(self, name: str, tensor: torch.Tensor, before: torch.Tensor) -> None:
+        """Raise PostconditionError unless a tensor of the compact model is what the plan leaves of the dense one's."""
+        dense = self.tensors[name]
         rescale = self.rescaled.get(self._first_names.get(dense, dense))
-        return self.cut(dense) if rescale is None else rescale(self.cut(dense))
+        left = self.left_of(dense, before)
+        difference = bit_difference(tensor, left if rescale is None else rescale(left))
+        if difference is not None:
+            _fail(f"{name} is not what the plan leaves of it: it {difference}")
+
+    def _tensor(self, dense: str) -> torch.Tensor:
+        return cast(torch.Tensor, self.dense.state_dict(keep_vars=True)[dense]).detach()
 
     def unrounded(self, dense: str) -> torch.Tensor:
-        """The same in ``WIDE``, where it was not rounded."""
+        """What that tensor must be in the compact model, in ``WIDE``, where it was not rounded."""
         rescale = self.rescaled.get(self._first_names.get(dense, dense), Rescale())
-        return rescale(self.cut(dense).to(WIDE))
+        return rescale(self.left_of(dense, self._tensor(dense)).to(WIDE))
 
     @cached_property
     def constants(self) -> dict[int, torch.Tensor]:
@@ -134,14 +140,24 @@ class Gathered:
 
     def check(self, parameters: int) -> None:
         """Raise PostconditionError, naming tensor and number, unless the compact model is just this."""
+        self.check_names()
+        found = self.compact.state_dict(keep_vars=True)
+        for name, dense in self.tensors.items():
+            self.check_one(name, found[name], self._tensor(dense))
+        self.check_form(parameters)
+
+    def check_names(self) -> None:
+        """Raise PostconditionError unless the compact model has just these tensors."""
         found = self.compact.state_dict(keep_vars=True)
         odd = sorted(found.keys() ^ self.tensors.keys())
         if odd:
             _fail(f"{odd[0]} {'should not be there' if odd[0] in found else 'is missing'}")
-        for name, dense in self.tensors.items():
-            difference = bit_difference(found[name], self.rounded(dense))
-            if difference is not None:
-                _fail(f"{name} is not what the plan leaves of it: it {difference}")
+
+    def check_form(self, parameters: int) -> None:
+        """Raise PostconditionError unless the compact model has so many parameters and is what its configuration says.
+
+        No values are read.
+        """
         counted = count_parameters(self.compact)
         if counted != parameters:
             _fail(f"{counted:,} parameters are left, the plan says {parameters:,}")
@@ -211,7 +227,7 @@ def _stays(length: int, part: Slice, size: int, kept: Sequence[int]) -> torch.Te
 
 
 def _taken(tensor: torch.Tensor, axis: int, stay: torch.Tensor | None) -> torch.Tensor:
-    return tensor if stay is None else tensor.movedim(axis, 0)[stay.to(tensor.device)].movedim(0, axis)
+    return tensor if stay is None else tensor[(slice(None),) * axis + (stay.to(tensor.device),)]
 
 
 def check_settings(model: PreTrainedModel) -> None:

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from passes.errors import UnsupportedModelError
 from passes.graph import PruningGraph, Renumbering
-from passes.models import filled, twin_of, vendor
+from passes.models import filled, shell, twin_of
 
 LAYER_LISTS = ("layer_types", "no_rope_layers")
 """Configuration entries with an element a layer."""
@@ -53,8 +53,7 @@ def without_layers(
     if why_not is not None:
         raise UnsupportedModelError(why_not)
     config = layer_config(model.config, renumbering.stay)
-    smaller = vendor.from_config(type(model), config, attention=vendor.attention_of(model.config), initialised=False)
-    smaller = filled(smaller, renumbering.mapping(model.state_dict()), like=model)
+    smaller = filled(shell(type(model), config, model), renumbering.mapping(model.state_dict()), like=model)
     return smaller, renumbering.graph(graph), renumbering.kept(graph, kept)
 
 

@@ -1,7 +1,7 @@
 """All that trains: attaching adapters, tuning under masks, merging, recovering."""
 
 from passes.tuning.attach import AttachPass, DetachPass
-from passes.tuning.merge import MergePass
+from passes.tuning.merge import MergePass, adapted_layers, merge_into
 from passes.tuning.recall import RecallPass
 from passes.tuning.recover import RecoverPass
 from passes.tuning.settle import settled
@@ -15,6 +15,8 @@ __all__ = [
     "RecallPass",
     "RecoverPass",
     "TunePass",
+    "adapted_layers",
+    "merge_into",
     "settled",
     "staged_run",
 ]

@@ -69,7 +69,7 @@ def merge(model: PeftModel) -> tuple[PreTrainedModel, Parity]:
     Raises ModelError if a sum is not finite, PostconditionError if one is not W0 + s·BA, if a weight was left out, or
     if another tensor changed.
     """
-    adapter, layers = active_adapter(model), dict(_layers(model))
+    adapter, layers = active_adapter(model), adapted_layers(model)
     parameters = [wrapped(layer) for layer in layers.values()]
     worst = 0.0
     with plain_arithmetic(), unchanged("merge", lambda: _others(model, layers)):
@@ -87,13 +87,31 @@ def wrapped(layer: LoraLayer) -> nn.Parameter:
     return cast(nn.Parameter, layer.get_param() if isinstance(layer, ParamWrapper) else layer.get_base_layer().weight)
 
 
-def _layers(model: PeftModel) -> Iterator[tuple[str, LoraLayer]]:
+@torch.no_grad()
+def merge_into(weight: torch.Tensor, name: str, layer: LoraLayer, adapter: str) -> tuple[torch.Tensor, float]:
+    """One weight with a layer's adapter in it, checked, and how far its worst element is off.
+
+    The layer's own weight may be on the meta device, and is afterwards. Raises what ``merge`` raises.
+    """
+    holder, leaf, own = layer.get_base_layer(), name.rpartition(".")[2], wrapped(layer)
+    setattr(holder, leaf, nn.Parameter(weight, requires_grad=False))
+    try:
+        with plain_arithmetic():
+            _merge_layer(name, layer, adapter)
+            return wrapped(layer).data, check_sum(name, layer, adapter, weight)
+    finally:
+        setattr(holder, leaf, own)
+        layer.merged_adapters.clear()
+
+
+def adapted_layers(model: PeftModel) -> dict[str, LoraLayer]:
     """Every layer that wears the active adapter, by the plain name of the parameter that it wraps."""
-    adapter = active_adapter(model)
+    adapter, found = active_adapter(model), dict[str, LoraLayer]()
     for path, layer in base_model(model).named_modules():
         if isinstance(layer, LoraLayer) and (adapter in layer.lora_A or adapter in layer.lora_embedding_A):
             leaf = layer.parameter_name if isinstance(layer, ParamWrapper) else "weight"
-            yield f"{plain_name(path)}.{leaf}", layer
+            found[f"{plain_name(path)}.{leaf}"] = layer
+    return found
 
 
 def _others(model: PeftModel, layers: dict[str, LoraLayer]) -> Iterator[tuple[str, torch.Tensor]]:

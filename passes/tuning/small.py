@@ -19,7 +19,7 @@ from torch import nn
 from passes.errors import PostconditionError
 from passes.graph import Dimension, Masks, PruningGraph, Slice
 from passes.models import active_adapter, base_model, bit_difference, lora_layers, lora_weights, stored_factors, vendor
-from passes.shrink import cut, early_compact, gathered, only_cut
+from passes.shrink import cut_tensor, early_compact, gathered, only_cut
 
 Parts = Sequence[tuple[Dimension, Slice]]
 SIDES = ("left", "right")
@@ -115,7 +115,7 @@ class SmallModel:
                 factors = (small[path].lora_A[name].weight, small[path].lora_B[name].weight)
                 parameter = next(each for each in factors if _one_storage(each, view))
                 places = torch.empty(new.numel(), dtype=torch.int64)
-                places[new.reshape(-1)] = cut(old, parts, self._kept).reshape(-1)
+                places[new.reshape(-1)] = cut_tensor(old, parts, self._kept).reshape(-1)
                 found[parameter] = places.to(parameter.device)
         return found
 

@@ -41,6 +41,7 @@ def result(tiny_model_folder: Path, text_file: Path) -> lpc.Result:
 def test_the_passes_run_in_order_and_the_best_state_is_the_result(result: lpc.Result) -> None:
     names = [record.name for record in result.report.passes]
     assert names == [
+        "load",
         "trace",
         "measure",
         "attach",

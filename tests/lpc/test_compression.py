@@ -108,7 +108,7 @@ def test_save_writes_the_contract(saved: Path, result: lpc.Result) -> None:
     assert manifest["ratio"] == {"asked": 0.3, "achieved": result.plan.achieved_ratio}
     names = [record["name"] for record in manifest["passes"]]
     around = ["decide", "measure", "merge", "shrink", "measure", "save"]
-    assert names == ["trace", "measure", "attach", "tune", *around]
+    assert names == ["load", "trace", "measure", "attach", "tune", *around]
     assert all(record["seconds"] > 0 and record["peak_memory_bytes"] > 1e6 for record in manifest["passes"])
     assert manifest["parity"]["attach"]["value"] == manifest["parity"]["save"]["value"] == 0
     assert manifest["parity"]["shrink"]["value"] <= 1e-5

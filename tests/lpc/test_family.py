@@ -64,7 +64,7 @@ def test_each_folder_is_a_complete_output(saved: Path, family: lpc.CompactFamily
         manifest = json.loads((folder / "lpc.json").read_text())
         assert manifest["ratio"] == {"asked": ratio, "achieved": result.plan.achieved_ratio}
         names = [record["name"] for record in manifest["passes"]]
-        common = ["trace", "measure", "attach", "tune", "recall"]
+        common = ["load", "trace", "measure", "attach", "tune", "recall"]
         assert names == [*common, "decide", "measure", "merge", "shrink", "measure", "save"]
         assert manifest["parity"]["save"]["value"] == 0
         assert manifest["parity"]["shrink"]["value"] <= 1e-5

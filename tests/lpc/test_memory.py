@@ -10,6 +10,9 @@ import torch
 from conftest import build_model, build_tokenizer
 
 import lpc
+from exporters.hf import SavePass, checkpoint
+from exporters.onnx import causal, export_onnx
+from exporters.onnx.session import OnnxModel
 from passes.options import CompensateOptions, LoraOptions
 from passes.pipeline import Pipeline, Program
 from passes.shrink import ShrinkPass
@@ -99,8 +102,8 @@ def test_the_dense_weights_are_there_once_and_go_when_they_are_cut(folder: Path)
     count = Count()
     result = run(folder, 0, count, compensate=False, recover=recover)
     compact = result.report.pruned.parameters / result.report.dense.parameters
-    assert set(count.after) == {"score", "decide", "detach", "merge", "shrink", "recover"}
-    for stage in ("score", "decide", "detach", "merge"):
+    assert set(count.after) == {"load", "score", "decide", "detach", "merge", "shrink", "recover"}
+    for stage in ("load", "score", "decide", "detach", "merge"):
         assert 1 < count.after[stage] < 1 + SLACK, stage
     assert compact < count.after["shrink"] < compact + SLACK
     assert 1 < count.within_shrink < 1 + compact + SLACK  # what is not cut is shared
@@ -120,3 +123,34 @@ def test_what_a_compensation_solved_is_there_twice_more_until_merging_and_once_u
     compact = result.report.pruned.parameters / result.report.dense.parameters
     assert 1 + solved < count.after["merge"] < 1 + solved + SLACK
     assert compact + solved < count.now() < compact + solved + SLACK
+
+
+def test_saving_and_exporting_hold_one_copy_more_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wide().to(torch.bfloat16).eval()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    copy_bytes, start, seen = 2 * model.num_parameters(), live_bytes(), {}
+
+    def watched(module: object, name: str) -> None:
+        right = getattr(module, name)
+
+        def call(*args: object, **more: object) -> object:
+            gc.collect()
+            sessions = [each for each in gc.get_objects() if type(each) is OnnxModel]
+            seen[name] = (live_bytes() - start) / copy_bytes, len(sessions)
+            return right(*args, **more)
+
+        monkeypatch.setattr(module, name, call)
+
+    watched(checkpoint, "first_different_tensor")
+    for name in ("verify_onnx", "verify_greedy"):
+        watched(causal, name)
+    SavePass(tmp_path / "hf")(Program.start(model))
+    export_onnx(model, build_tokenizer(), tmp_path / "onnx")
+    assert 1 <= seen["first_different_tensor"][0] < 1 + SLACK  # the reloaded one
+    assert 1 <= seen["verify_onnx"][0] < 1 + SLACK  # in fp32, the model itself is twice as large
+    assert (seen["verify_onnx"][1], seen["verify_greedy"][1]) == (1, 0)
+    after = dict(model.named_parameters())
+    assert all(
+        torch.equal(after[name], tensor) and after[name].dtype is tensor.dtype for name, tensor in before.items()
+    )
+    assert (live_bytes() - start) / copy_bytes < SLACK

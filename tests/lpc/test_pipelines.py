@@ -104,7 +104,7 @@ def test_an_inserted_pass_gets_the_context_and_is_recorded(result: Result, tmp_p
     result.save(tmp_path / "out", export=["hf"])
     manifest = json.loads((tmp_path / "out/lpc.json").read_text())
     names = [entry["name"] for entry in manifest["pipeline"]]
-    assert names == [record["name"] for record in manifest["passes"]]
+    assert ["load", *names] == [record["name"] for record in manifest["passes"]]
     assert names.index("noting") == names.index("shrink") + 1
     run = manifest["run"]
     assert (run["seed"], run["batch_size"], run["samples"], run["dtype"]) == (3, 2, 6, "bf16")

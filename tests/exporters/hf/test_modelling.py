@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 import lpc
 from exporters.hf.checkpoint import first_different_tensor, save_checkpoint
-from exporters.hf.modelling import modelling_source, save_with_modelling_file
+from exporters.hf.modelling import modelling_source
 from passes.errors import UnsupportedModelError
 from passes.models import FILE as MODELLING_FILE
 from passes.models import compact_class
@@ -104,7 +104,7 @@ def test_the_live_model_s_configuration_stays_as_it_was(tmp_path: Path) -> None:
     model = half("gpt2")
     model.config.dtype = "float32"  # transformers fills this in whenever it saves
     before = model.config.to_dict()
-    save_with_modelling_file(model, tmp_path / "hf")
+    save_checkpoint(model, None, tmp_path / "hf")
     assert model.config.to_dict() == before
     assert AutoConfig.from_pretrained(tmp_path / "hf").auto_map
 

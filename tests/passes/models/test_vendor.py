@@ -11,6 +11,7 @@ import transformers
 import zoo
 from moved import Named
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -226,3 +227,31 @@ def test_names_of_peft_that_reading_an_adapter_on_experts_needs_are_there() -> N
         (layer,) = [module for module in worn.modules() if isinstance(module, ParamWrapper)]
         assert layer.parameter_name == "down_proj"
         assert layer.get_param() is weight
+
+
+def mixtral() -> PreTrainedModel:
+    return zoo.build("mixtral")
+
+
+def test_the_loader_is_asked_what_it_makes_of_stored_tensors_and_to_do_it(tmp_path: Path) -> None:
+    with named("transformers", "core_model_loading.rename_source_key, convert_and_load_state_dict_in_model"):
+        model = mixtral()
+        model.save_pretrained(tmp_path)
+        stored = load_file(tmp_path / "model.safetensors")
+        empty = vendor.from_config(type(model), model.config).to("meta")
+        made_of = vendor.loaded_as(empty, stored)
+        name = next(name for name, (parts, converted) in made_of.items() if converted and len(parts) > 2)
+        vendor.load_some(empty, {part: stored[part] for part in made_of[name][0]})
+        assert torch.equal(empty.get_parameter(name), model.get_parameter(name))
+        assert made_of["lm_head.weight"] == (["lm_head.weight"], False)
+
+
+def test_what_is_saved_of_one_tensor_is_its_part_of_what_is_saved(tmp_path: Path) -> None:
+    with named("transformers", "core_model_loading.revert_weight_conversion, remove_tied_weights_from_state_dict"):
+        model = mixtral()
+        model.save_pretrained(tmp_path)
+        stored, kept = load_file(tmp_path / "model.safetensors"), vendor.without_tied(model)
+        pieces = {part: t for name, each in kept.items() for part, t in vendor.as_saved(model, {name: each}).items()}
+        assert pieces.keys() == stored.keys()
+        assert all(torch.equal(pieces[name], tensor) for name, tensor in stored.items())
+        assert "lm_head.weight" not in vendor.without_tied(zoo.build("qwen3"))

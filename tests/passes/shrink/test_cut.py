@@ -12,7 +12,7 @@ from passes.families import FAMILIES, attention_blocks
 from passes.graph import Dimension, Kind, Role, Slice
 from passes.models import count_parameters
 from passes.shrink import build_compact
-from passes.shrink.cut import cut, cut_state, kept_heads, resized_config
+from passes.shrink.cut import cut_state, cut_tensor, kept_heads, resized_config
 
 
 @pytest.mark.parametrize("name", BY_HAND)
@@ -207,8 +207,8 @@ def test_each_expert_of_a_stack_loses_its_own_channels() -> None:
     stack = torch.arange(36.0).reshape(3, 3, 4)
     kept = everything | {"experts": (0, 2), "channels.0": (1, 3), "channels.1": (0, 1), "channels.2": (0, 2)}
     expected = torch.stack([stack[0][:, [1, 3]], stack[2][:, [0, 2]]])
-    assert torch.equal(cut(stack, owners, kept), expected)
-    assert torch.equal(cut(stack, owners, everything), stack)
+    assert torch.equal(cut_tensor(stack, owners, kept), expected)
+    assert torch.equal(cut_tensor(stack, owners, everything), stack)
 
 
 def test_two_dimensions_along_one_axis_are_cut_together() -> None:

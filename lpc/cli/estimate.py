@@ -1,0 +1,75 @@
+"""``lpc estimate``: what a run will cost, before it is begun."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from lpc.cli.compress import target_of
+from lpc.cli.words import Given, Part
+from lpc.options import CompressOptions, DataOptions, OutputOptions
+from passes.errors import OptionError
+from passes.options import Budget, Group, RunOptions, Target, TraceOptions, TuneOptions, option
+from passes.places import find_place
+
+UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+GIB = 2**30
+
+
+def read_bytes(text: str) -> int:
+    """A size such as ``80GB`` or ``24GiB``, in bytes. Raises OptionError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    if found is None or found[2] not in UNITS or not float(found[1]):
+        raise OptionError("write a size such as 80GB or 24GiB")
+    return int(float(found[1]) * UNITS[found[2]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimateOptions:
+    """What the run will be done on."""
+
+    device_bytes: int | None = option(
+        None,
+        help="Memory of the device, such as 80GB: whether the run fits, and else which option to change.",
+        group=Group.DATA,
+        common=True,
+        flag="--device",
+        metavar="SIZE",
+        words=str,
+        read=read_bytes,
+    )
+    flops: float | None = option(
+        None,
+        above=0,
+        help="Operations a second that the device gets through, such as 400e12; by default this machine's, timed for "
+        "two seconds.",
+        group=Group.DATA,
+        common=True,
+    )
+
+
+ESTIMATE = (
+    Part(EstimateOptions),
+    Part(Target),
+    Part(Budget),
+    Part(TraceOptions),
+    Part(TuneOptions),
+    Part(DataOptions),
+    Part(RunOptions, ("dtype", "batch_size", "samples")),
+    Part(CompressOptions, ("compensate", "trust_remote_code")),
+    Part(OutputOptions, ("json",)),
+)
+
+
+def estimate(given: Given) -> None:
+    """Show what compressing MODEL will take: memory, operations and time by stage. A config.json is enough."""
+    model, target = given.arguments["model"], target_of(given)
+    tune, data, trace = given.make(TuneOptions), given.make(DataOptions), given.make(TraceOptions)
+    find_place(model)
+    from lpc.cli.tables import show_estimate
+    from lpc.estimation import estimate as run
+
+    more = {**given.of(EstimateOptions), **given.of(CompressOptions)}
+    more["run"] = given.make(RunOptions)
+    found = run(model, target=target, tune=tune, data_options=data, trace=trace, **more)
+    show_estimate(found, as_json=given.make(OutputOptions).json)

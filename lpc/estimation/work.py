@@ -1,0 +1,86 @@
+"""Operations of each stage, from the sizes of the model and the options of the run.
+
+A backward pass through frozen weights costs as much as the forward pass: gradients of the inputs alone. Those of A and
+B cost twice the adapter's forward pass. The gradients of all weights, which the true-gradient criterion needs, cost
+one forward pass more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lpc.estimation.sizes import Sizes
+from passes.criteria import Needs, criterion_named
+from passes.options import TuneOptions
+
+ELIMINATION = 4.0
+"""Operations of an elimination, in inputs³: inverse of the Gram matrix, and taking units out of it one by one."""
+
+SCORE_OPERATIONS = 16
+"""Operations an element of a weight, beside the products of rank 2r, when LoRAPrune scores it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """How much goes through the model. ``tune`` is settled; ``rank``: LoRA's; ``compensated``: whether projections are
+    re-solved;    ``on_cpu``: where, since batches are ranked in pieces there.
+    """
+
+    tune: TuneOptions
+    rank: int
+    context: int
+    batch: int
+    samples: int
+    heldout: int
+    compensated: bool
+    on_cpu: bool
+
+    @property
+    def sampled(self) -> int:
+        """Tokens of the calibration sample."""
+        return self.samples * self.context
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a step."""
+        return self.batch * self.tune.gradient_accumulation * self.context
+
+
+def step(sizes: Sizes, load: Load, *, true_gradient: bool = False) -> float:
+    """Operations of a step of tuning."""
+    frozen, rank = sizes.forward(load.context), load.rank
+    adapter = sizes.forward(load.context, rank) - frozen
+    token = 2 * frozen + 3 * adapter
+    token += frozen if load.tune.distill is not None else 0
+    token += frozen if true_gradient else 0
+    work = token * load.step_tokens
+    if not load.tune.one_shot and not true_gradient and criterion_named(load.tune.criterion).needs is Needs.ADAPTER:
+        work += sizes.adapted * (4 * rank + SCORE_OPERATIONS)
+    return work
+
+
+def rank_units(sizes: Sizes, load: Load) -> float:
+    """Operations of ranking on the calibration sample."""
+    needs = criterion_named(load.tune.criterion).needs
+    if needs is Needs.WEIGHTS:
+        return 0.0
+    passes = 1 if needs is Needs.ACTIVATIONS else 2
+    work = passes * sizes.forward(load.context, load.rank) * load.sampled
+    if load.tune.criterion == "obs":
+        work += load.sampled * sum(2.0 * (read**2 + written**2) for read, written in sizes.consumers)
+        work += sum(ELIMINATION * read**3 + 2.0 * read * written**2 for read, written in sizes.consumers)
+    return work
+
+
+def compensate(sizes: Sizes, load: Load) -> float:
+    """Operations of a compensation at most: its guard, each layer once on both sides, the normal equations."""
+    forward = sizes.forward(load.context, load.rank)
+    layers = forward - sizes.head
+    token = forward + sizes.head + 2 * layers
+    token += sum(2.0 * read * (read + written) for read, written in sizes.consumers)
+    return token * load.sampled
+
+
+def measure(sizes: Sizes, load: Load) -> float:
+    """Operations of one measure on what is held out."""
+    return sizes.forward(load.context) * load.heldout * load.context

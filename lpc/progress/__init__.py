@@ -1,0 +1,6 @@
+"""How far a run is: stage by stage, with the time that has gone and the time that is left of the whole."""
+
+from lpc.progress.journey import Journey, Leg, Standing, clocked, expect, numbered
+from lpc.progress.lines import Lines, logged
+
+__all__ = ["Journey", "Leg", "Lines", "Standing", "clocked", "expect", "logged", "numbered"]
