@@ -74,6 +74,7 @@ _ERRORS = (
     "PluginError",
     "PostconditionError",
     "PreconditionError",
+    "RankError",
     "TokenizerError",
     "UnreachableBudgetError",
     "UnsupportedModelError",

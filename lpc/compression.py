@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Unpack
 
@@ -43,6 +44,7 @@ from passes.pipeline import (
     device_named,
     silent,
 )
+from passes.ranks import join, on_first, rank, together
 from passes.trace import TracePass
 from passes.tuning import settled
 
@@ -123,13 +125,15 @@ def compress(
     tune, data_options = with_short(tune, short), with_short(data_options, short)
     tune, folder, resume = run_folder_of(tune, run_folder, resume)
     run = context_of(tune, data_options, device, dtype, progress)
-    source = load_source(model, tokenizer, trust_remote_code=trust_remote_code, run=run)
-    check_leaving(source, export)
-    trace = replace(trace, custom_code=trace.custom_code or target.layout is Layout.PER_LAYER)
-    program = TracePass(trace)(Program.start(source.model), run).program
+    with together():
+        source = load_source(model, tokenizer, trust_remote_code=trust_remote_code, run=run)
+        check_leaving(source, export)
+        trace = replace(trace, custom_code=trace.custom_code or target.layout is Layout.PER_LAYER)
+        program = TracePass(trace)(Program.start(source.model), run).program
     latency = latency_for(program.model, program.traced, target.wanted, progress)
-    Solver.of(target, program.traced, latency)
-    material = prepare(source, data, data_options)
+    with together():
+        Solver.of(target, program.traced, latency)
+        material = prepare(source, data, data_options)
     run = replace(run, collate=material.collate)
     teacher = _teacher(model, run, trust_remote_code) if recover and recover.distill else None
     passes = compression_pipeline(
@@ -150,7 +154,7 @@ def compress(
     recipe = None
     if folder is not None:
         recipe = Recipe.of(program, material, data_options, passes, run)
-        folder.begin(recipe, resume)
+        on_first(partial(folder.begin, recipe, resume))
         run = replace(run, checkpoints=folder.path)
     name, processor, notes, handed = source.name, source.processor, source.notes, Handed(program)
     del source, program  # the dense model is the pipeline's alone now, which lets it go when it is replaced
@@ -178,8 +182,15 @@ def run_folder_of(
 def context_of(
     tune: TuneOptions, data_options: DataOptions, device: str, dtype: str | torch.dtype, progress: Progress
 ) -> RunContext:
-    """The context of a run whose options are these. Raises OptionError for a device that is not there."""
-    run = RunContext(progress=progress, device=str(device_named(device)), dtype=dtype, samples=data_options.samples)
+    """The context of a run whose options are these, of all processes that were launched for it.
+
+    Raises OptionError for a device that is not there.
+    """
+    placed = device_named(device)
+    join(placed)
+    run = RunContext(
+        progress=silent if rank() else progress, device=str(placed), dtype=dtype, samples=data_options.samples
+    )
     return run.narrowed(tune)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from peft import PeftModel
@@ -44,6 +45,7 @@ from passes.errors import LpcError, OptionError, UnsupportedModelError
 from passes.models import Task, base_model, task_of
 from passes.options import Layout, LoraOptions, Schedule, SnapshotOptions, Target, TraceOptions, TuneOptions
 from passes.pipeline import Pipeline, Program, Progress, caller_state_kept, plain, silent
+from passes.ranks import on_first, together
 from passes.trace import TracePass
 from passes.tuning import settled, staged_run
 
@@ -74,13 +76,28 @@ class CompactFamily:
         ``export`` as in ``Result.save``. ``benchmark`` also writes the dense model's package, ``dense-onnx``, and times
         every model against it in onnxruntime. The folder appears whole or not at all. A part of a model that fails is
         named as missing there, as ``Result.save`` does; nothing is timed then, and the error is raised at the end.
-        Raises what ``Result.save``
+        Of several processes the first one writes; the others get the report without times. Raises what ``Result.save``
         raises, and OptionError if there is nothing to time.
         """
         folder, exports = Path(folder), chosen(export)
         timed = (benchmark if isinstance(benchmark, BenchmarkOptions) else QUICK) if benchmark else None
         if timed is not None:
             check_timeable(self.results[0].model, exports)
+        return on_first(lambda: self._save(folder, exports, timed, progress, force=force)) or self._report(folder, {})
+
+    def _report(self, folder: Path, times: Mapping[float, Benchmark]) -> FamilyReport:
+        reports = {ratio: result.report for ratio, result in zip(self.ratios, self.results, strict=True)}
+        return FamilyReport.of(reports, folder, times)
+
+    def _save(
+        self,
+        folder: Path,
+        exports: dict[str, Any],
+        timed: BenchmarkOptions | None,
+        progress: Progress,
+        *,
+        force: bool,
+    ) -> FamilyReport:
         times: dict[float, Benchmark] = {}
         failed: list[LpcError | KeyboardInterrupt] = []
         with (
@@ -94,8 +111,7 @@ class CompactFamily:
             if timed is not None and not failed:
                 self._export_dense(stage / DENSE_ONNX, exports["onnx"])
                 times = {ratio: _time(stage, folder, ratio, timed, progress) for ratio in self.ratios}
-            reports = {ratio: result.report for ratio, result in zip(self.ratios, self.results, strict=True)}
-            report = FamilyReport.of(reports, stage, times)
+            report = self._report(stage, times)
             report.write(stage)
         for own in (result.run_folder for result in self.results):
             if own is not None:
@@ -161,22 +177,23 @@ def compress_family(
     tune, kept, resume = run_folder_of(tune, run_folder, resume)
     tune = settled(replace(tune, schedule=tune.schedule or Schedule()))
     run = context_of(tune, data_options, device, dtype, progress)
-    source = load_source(model, tokenizer, trust_remote_code=trust_remote_code, run=run)
-    check_leaving(source, export)
-    if benchmark:
-        check_timeable(base_model(source.model), export)
-    trace = replace(trace, custom_code=trace.custom_code or target.layout is Layout.PER_LAYER)
-    program = TracePass(trace)(Program.start(source.model), run).program
-    solver = Solver.of(target, program.traced)
-    staged_run(snapshots, solver, tune.schedule or Schedule(), tune.steps, revival=tune.revival)
-    material = prepare(source, data, data_options)
+    with together():
+        source = load_source(model, tokenizer, trust_remote_code=trust_remote_code, run=run)
+        check_leaving(source, export)
+        if benchmark:
+            check_timeable(base_model(source.model), export)
+        trace = replace(trace, custom_code=trace.custom_code or target.layout is Layout.PER_LAYER)
+        program = TracePass(trace)(Program.start(source.model), run).program
+        solver = Solver.of(target, program.traced)
+        staged_run(snapshots, solver, tune.schedule or Schedule(), tune.steps, revival=tune.revival)
+        material = prepare(source, data, data_options)
     run, own_adapter = replace(run, collate=material.collate), isinstance(program.model, PeftModel)
     common = family_pipeline(material, target, lora=lora, tune=tune, trace=trace, snapshots=snapshots)
     made = {**choices(tune, target, run), "snapshots": plain(snapshots)}
     recipe = None
     if kept is not None:
         recipe = Recipe.of(program, material, data_options, common, run)
-        kept.begin(recipe, resume)
+        on_first(partial(kept.begin, recipe, resume))
         run = replace(run, checkpoints=kept.path)
     results = []
     with kept_if_stopped(run.checkpoints):

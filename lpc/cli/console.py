@@ -17,7 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from passes.errors import LpcError, visible
+from passes.errors import FinishedError, LpcError, RankError, visible
+from passes.ranks import is_first_to_tell, launched
 
 if TYPE_CHECKING:
     from passes.pipeline import Progress as ProgressCallback
@@ -36,7 +37,7 @@ def progress_bars() -> Iterator[ProgressCallback]:
     from lpc.cli.interruption import check
 
     transformers_logging.disable_progress_bar()
-    if not stderr.is_terminal:
+    if not stderr.is_terminal or launched()[0]:
         yield lambda stage, done, total: check()
         return
     columns = (TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -54,13 +55,20 @@ def progress_bars() -> Iterator[ProgressCallback]:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn an LpcError into one message and exit code 2, an interruption into the signal's code; leave others alone."""
+    """Turn an LpcError into one message and exit code 2, an interruption into the signal's code; leave others alone.
+
+    Of several processes the first one that fails tells it, and the others, which fail by that, end without a word.
+    """
     from lpc.cli import interruption
 
     interruption.listen()
     try:
         yield
+    except RankError as error:
+        sys.exit(0 if error.kind == FinishedError.__name__ else USER_ERROR)
     except LpcError as error:
+        if not is_first_to_tell():
+            sys.exit(USER_ERROR)
         stderr.print(f"[bold red]lpc: {type(error).__name__}:[/] ", end="")
         stderr.print(str(error), markup=False)
         for note in getattr(error, "__notes__", ()):
@@ -68,6 +76,10 @@ def user_errors() -> Iterator[None]:
         sys.exit(USER_ERROR)
     except KeyboardInterrupt as error:
         interruption.end(error)
+    except Exception:
+        if not is_first_to_tell():
+            sys.exit(USER_ERROR)
+        raise
 
 
 ENVIRONMENT = {
@@ -103,10 +115,13 @@ class _Plain(logging.Formatter):
 
 
 def _log_to_terminal() -> None:
-    """Warnings of all libraries, and the traceback of an error that nobody foresaw, fit for a terminal."""
+    """Warnings of all libraries, and the traceback of an error that nobody foresaw, fit for a terminal.
+
+    Of several processes the first one warns.
+    """
     root = logging.getLogger()
     if not root.handlers:
-        handler = logging.StreamHandler()
+        handler = logging.NullHandler() if launched()[0] else logging.StreamHandler()
         handler.setFormatter(_Plain("lpc: %(message)s"))
         root.addHandler(handler)
     sys.excepthook = lambda kind, error, trace: sys.stderr.write(

@@ -9,6 +9,7 @@ import torch
 from passes.algebra.cholesky import damped_cholesky
 from passes.algebra.products import product
 from passes.errors import ModelError
+from passes.ranks import sum_over_ranks
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,13 @@ class NormalEquations:
         self._squares += missing.double().square().sum()
         self._energy += target.double().square().sum()
         self.rows += len(inputs)
+
+    def over_ranks(self) -> None:
+        """Take in the rows of all ranks."""
+        rows = torch.tensor(self.rows, device=self._gram.device)
+        for tensor in (self._gram, self._cross, self._inputs, self._missing, self._squares, self._energy, rows):
+            sum_over_ranks(tensor)
+        self.rows = int(rows)
 
     def solve(self, ridge: float) -> Solution:
         """The step, by Cholesky in fp64 with the λ that ``damped_cholesky`` takes; none at all where it finds none.

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from passes.compensation.solve import Resolver, find_sites
-from passes.compensation.streams import ModelInputs, Sides
+from passes.compensation.streams import ModelInputs, Sides, row_of
 from passes.errors import DataError, OptionError, PostconditionError, PreconditionError
 from passes.graph import COMPENSATED, Kind
 from passes.models import (
@@ -45,6 +45,7 @@ from passes.pipeline import (
     Solved,
     plain,
 )
+from passes.ranks import Share, told_by_first
 
 logger = logging.getLogger(__name__)
 
@@ -126,13 +127,14 @@ class CompensatePass(Pass):
         with masked(model, graph, program.masks) as hooks, evaluation_mode(model):
             labelled = calibration_batches(model, self._data, run)
             guard = self._options.guard and set(task_of(base_model(model)).label_names) <= set(labelled[0])
-            before = _mean_loss(model, labelled, (model(**batch) for batch in labelled)) if guard else None
+            share = Share.of(labelled)
+            before = _mean_loss(model, share, (model(**batch) for batch in share.mine)) if guard else None
             sides, rows = Sides(model, hooks, {}), unlabelled(model, labelled)
             sites, skipped = find_sites(sides, graph, program.masks, rows[0])
-            resolver = Resolver(sides, rows, sites, residual=self._options.residual)
+            resolver = Resolver(sides, Share.of(rows), sites, row_of(rows[0]), residual=self._options.residual)
             resolver.run(self._options.ridge, run.progress)
-            after = _mean_loss(model, labelled, resolver.outputs(labelled)) if guard else None
-            undone = before is not None and after is not None and not after <= before
+            after = _mean_loss(model, share, resolver.outputs(share.mine)) if guard else None
+            undone = told_by_first(before is not None and after is not None and not after <= before)
             if undone:
                 sides.undo()
         report = CompensateReport(
@@ -223,15 +225,16 @@ def unlabelled(model: PreTrainedModel | PeftModel, batches: Sequence[ModelInputs
 
 
 def _mean_loss(
-    model: PreTrainedModel | PeftModel, batches: Sequence[ModelInputs], outputs: Iterable[Mapping[str, Any]]
+    model: PreTrainedModel | PeftModel, share: Share[ModelInputs], outputs: Iterable[Mapping[str, Any]]
 ) -> float:
-    """The mean over all labels of the model's own loss on the batches."""
+    """The mean over all labels of the model's own loss on the batches of all ranks; outputs are those of one's own."""
     task, total, labels = task_of(base_model(model)), 0.0, 0
     with lean_loss(model):
-        for batch, output in zip(batches, outputs, strict=True):
+        for batch, output in zip(share.mine, outputs, strict=True):
             count = label_count(task, batch)
             total += float(output["loss"]) * count if count else 0.0
             labels += count
+    total, labels = share.sum(total, labels)
     return total / max(labels, 1)
 
 

@@ -1,6 +1,6 @@
 """How units are ranked: one file a criterion (``loraprune``, ``obs``, ...), behind one interface."""
 
-from passes.criteria.base import AnyModel, Criterion, Needs, mean_over_ranks
+from passes.criteria.base import AnyModel, Criterion, Needs
 from passes.criteria.fisher import Fisher
 from passes.criteria.flap import Flap
 from passes.criteria.loraprune import LoRAPrune
@@ -49,7 +49,6 @@ __all__ = [
     "criterion",
     "criterion_named",
     "make_criterion",
-    "mean_over_ranks",
     "portions",
     "register_criterion",
     "room_on",

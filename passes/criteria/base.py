@@ -8,12 +8,12 @@ from typing import Protocol, TypeAlias
 
 import torch
 from peft import PeftModel
-from torch import distributed
 from transformers import PreTrainedModel
 
 from passes.criteria.importance import MovingAverage
 from passes.graph import PruningGraph
 from passes.models import DenseWeight, Weight, lora_weights, parameter_at
+from passes.ranks import count, sum_over_ranks
 
 AnyModel: TypeAlias = "PreTrainedModel | PeftModel"
 
@@ -103,24 +103,12 @@ def merged_weights(model: AnyModel, names: Iterable[str]) -> dict[str, Weight]:
     return weights
 
 
-def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of all ranks' tensors, in place."""
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(tensor)
-    return tensor
+def mean_square_over_ranks(squares: torch.Tensor, seen: torch.Tensor | float) -> torch.Tensor:
+    """n Σ g² over what all ranks have seen, for the n parts g of the gradient of a mean over n; in place.
 
-
-def mean_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
-    """The mean of all ranks' tensors, in place. DDP sees to the adapters' gradients only: it was set up before."""
-    if distributed.is_available() and distributed.is_initialized():
-        sum_over_ranks(tensor).div_(distributed.get_world_size())
-    return tensor
-
-
-def least_over_ranks(value: int, device: torch.device) -> int:
-    """The least of all ranks' numbers; ``device`` is where the ranks' backend communicates."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return value
-    found = torch.tensor(value, device=device)
-    distributed.all_reduce(found, op=distributed.ReduceOp.MIN)
-    return int(found)
+    ``squares`` are this rank's Σ g², over ``seen`` parts, of a loss whose mean over ranks is the mean over all parts,
+    as DDP has it: so each of its parts is as many times too large as there are ranks.
+    """
+    share = squares.mul_(1 / count() ** 2)
+    parts = torch.as_tensor(seen, dtype=torch.float64).to(share.device).clone()
+    return sum_over_ranks(share).mul_(sum_over_ranks(parts))

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from passes.criteria.base import AnyModel, mean_over_ranks
+from passes.criteria.base import AnyModel
 from passes.models import DenseWeight, Weight, Window, parameter_at
+from passes.ranks import mean_over_ranks
 
 
 class TrueGradients:

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from passes.algebra import DOUBLE_COLUMNS, Surgery, damped_factor, elimination_errors, on_cpu, product, work_bytes
-from passes.criteria.base import AnyModel, mean_over_ranks, sum_over_ranks
+from passes.criteria.base import AnyModel, mean_square_over_ranks
 from passes.criteria.inputs import InputReader
 from passes.criteria.portions import room_to_work, runs
 from passes.graph import Dimension, PruningGraph, Role, Slice
 from passes.models import Weight, module_at
 from passes.options import ImportanceOptions
+from passes.ranks import sum_over_ranks
 
 RIDGE = 1e-2
 """λ of both matrices, in units of their mean diagonals: that of ``passes.compensation.compensate``."""
@@ -137,7 +138,7 @@ class Obs(InputReader[Gram]):
         for module in self._consumers:
             gram, gradient = self._seen[module], self._gradients.pop(module)
             # The loss is a mean over n tokens; so n Σ (∂L/∂y / n)² is the mean of the squares.
-            self._gradients[module] = mean_over_ranks(gradient * (gram.count / loss_scale**2))
+            self._gradients[module] = mean_square_over_ranks(gradient / loss_scale**2, gram.count)
             self._seen[module] = gram.over_ranks()
         places: dict[str, list[tuple[Dimension, Slice]]] = {}
         for found in self._consumers.values():

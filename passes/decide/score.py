@@ -31,6 +31,7 @@ from passes.models import (
 )
 from passes.options import ScoreOptions, Target
 from passes.pipeline import Pass, PassRecord, PassResult, Program, RunContext, plain, save_choice, with_choice
+from passes.ranks import Share, from_first
 
 HOST_TOKENS = 1024
 """So many tokens are looked at at a time on a processor, where that is as fast as more and takes less memory."""
@@ -95,7 +96,8 @@ class ScorePass(Pass):
                 found, report = self._look(model, part, number, len(parts), run.narrowed(self._options))
                 scores |= found
         report = replace(report, portions=len(parts))
-        scored = replace(program, masks=solver.masks(scores), scores=scores).expecting_itself()
+        scores = from_first(scores)
+        scored = replace(program, masks=from_first(solver.masks(scores)), scores=scores).expecting_itself()
         return PassResult(scored, modified=False, report=report)
 
     def keep(self, after: Program, folder: Path) -> bool:
@@ -150,16 +152,17 @@ class ScorePass(Pass):
         if device.type == "cpu" and criterion_named(self._options.criterion).additive:
             sample = [piece for batch in sample for piece in pieces(batch, task, HOST_TOKENS)]
         labels = sum(label_count(task, batch) for batch in sample)
-        total, done = 0.0, 0
-        for batch in sample:
+        share, total, done = Share.of(sample), 0.0, 0
+        for batch in share.mine:
+            weight = label_count(task, batch) / max(labels, 1)
             with torch.set_grad_enabled(backward):
-                # each label has the same weight, whatever the batches
-                share = model(**batch, **quiet).loss * (label_count(task, batch) / max(labels, 1))
+                # each label has the same weight, whatever the batches; criteria take the mean over ranks
+                loss = model(**batch, **quiet).loss * (weight * share.ranks)
             if backward:
-                share.backward()
-            total, done = total + float(share.detach()), done + len(next(iter(batch.values())))
-            run.progress("score", number * len(rows) + done, of * len(rows))
-        return ScoreReport(len(rows), -(-len(rows) // run.batch_size), total)
+                loss.backward()
+            total, done = total + float(loss.detach()) / share.ranks, done + len(next(iter(batch.values())))
+            run.progress("score", number * len(rows) + min(done * share.ranks, len(rows)), of * len(rows))
+        return ScoreReport(len(rows), -(-len(rows) // run.batch_size), share.sum(total)[0])
 
 
 @contextmanager

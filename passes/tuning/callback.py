@@ -22,6 +22,7 @@ from passes.graph import Masks, PruningGraph, full_masks
 from passes.models import Adapter, MaskedModel
 from passes.options import Schedule, SnapshotOptions
 from passes.pipeline import Progress, Snapshot, load_snapshots, plain, silent
+from passes.ranks import from_first
 from passes.tuning.stages import StagedRun, one_stage, staged_run
 
 STATE_FILE = "lpc_state.safetensors"
@@ -151,7 +152,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         among = None if self._policy.revival else self.state.masks
         masks = self._course.masks(step, self._criterion.scores, among=among)
         if masks is not None:
-            self._mask(step, masks)
+            self._mask(step, from_first(masks))
         self._progress("tune", step, state.max_steps)
 
     def _snapshot(self, ratio: float, step: int) -> Snapshot:
@@ -161,7 +162,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         revived = sum(int((mask & ~self.state.masks[name]).sum()) for name, mask in masks.items())
         self.state.events.append(Event(step, mean_widths(self._graph, masks), revived))
         self.state.masks = masks
-        self.state.chosen_by = {name: score.clone() for name, score in self._criterion.scores.items()}
+        self.state.chosen_by = {name: score.clone() for name, score in from_first(self._criterion.scores).items()}
         assert self._hooks is not None
         self._hooks.set(masks)
 
