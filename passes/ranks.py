@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -32,6 +33,8 @@ PATIENCE = timedelta(days=7)
 REACH = timedelta(seconds=20)
 """How long a process that ends with an error looks for the others, so that one of them tells it."""
 
+_alone = ContextVar("alone", default=False)
+
 _control: list[tuple[Any, Any]] = []
 """The group of all ranks, and the one of the same ranks that speaks on the CPU and is as patient as ``PATIENCE``."""
 
@@ -43,8 +46,11 @@ def launched() -> tuple[int, int]:
 
 
 def count() -> int:
-    """How many processes are at this run together; 1 until they have joined."""
+    """How many processes are at this run together; 1 until they have joined, and inside ``on_first``."""
     from torch import distributed
+
+    if _alone.get():
+        return 1
 
     there = distributed.is_available() and distributed.is_initialized()
     return distributed.get_world_size() if there else 1
@@ -196,7 +202,11 @@ def on_first(work: Callable[[], T]) -> T | None:
     result = None
     with together():
         if rank() == 0:
-            result = work()
+            token = _alone.set(True)
+            try:
+                result = work()
+            finally:
+                _alone.reset(token)
     return result
 
 
@@ -228,10 +238,10 @@ def is_first_to_tell() -> bool:
     """
     if launched()[1] == 1:
         return True
-    from torch import distributed
+    from torch.distributed.rendezvous import rendezvous
 
     try:
-        store, _, _ = next(iter(distributed.rendezvous("env://", timeout=REACH)))
+        store, _, _ = next(iter(rendezvous("env://", timeout=REACH)))
         return bool(store.add("lpc/told", 1) == 1)
     except (RuntimeError, ValueError):
         return True

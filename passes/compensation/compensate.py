@@ -234,8 +234,8 @@ def _mean_loss(
             count = label_count(task, batch)
             total += float(output["loss"]) * count if count else 0.0
             labels += count
-    total, labels = share.sum(total, labels)
-    return total / max(labels, 1)
+    loss, counted = share.sum(total, labels)
+    return loss / max(counted, 1)
 
 
 def solved_weights(model: PreTrainedModel | PeftModel, names: Collection[str]) -> dict[str, torch.Tensor]:
