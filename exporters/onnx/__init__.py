@@ -1,6 +1,5 @@
 """The ONNX package: graphs, the KV cache in them, GenAI's files, verification against torch."""
 
-from exporters.onnx.cache import takes_positions
 from exporters.onnx.calls import Call, Graph, OnnxFolder, call_grid, forward_grid
 from exporters.onnx.causal import trace_decoder
 from exporters.onnx.decoder import build_decoder, has_builder, why_not_builder
@@ -11,6 +10,7 @@ from exporters.onnx.options import DATA_FILE, OnnxPackage
 from exporters.onnx.precision import FLOAT32, PRECISIONS, Precision, register_precision, torch_type
 from exporters.onnx.refusals import check_exportable, needs_tokenizer
 from exporters.onnx.single import trace_single
+from exporters.onnx.torch_caches import takes_positions
 
 __all__ = [
     "DATA_FILE",

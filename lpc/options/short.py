@@ -7,11 +7,11 @@ from typing import Any, TypedDict, TypeVar
 
 from lpc.options.data import DataOptions
 from passes.errors import OptionError
-from passes.options import Budget, Layout, Target, TuneOptions, declared, nearest
+from passes.options import Budget, DtypeLike, Layout, RunOptions, Target, TuneOptions, declared, nearest
 
-T = TypeVar("T", TuneOptions, DataOptions)
+T = TypeVar("T", RunOptions, TuneOptions, DataOptions)
 
-OWNERS = (Target, TuneOptions, DataOptions)
+OWNERS = (Target, RunOptions, TuneOptions, DataOptions)
 
 
 class Short(TypedDict, total=False):
@@ -20,13 +20,15 @@ class Short(TypedDict, total=False):
     budget: Budget | None
     layout: Layout | str | None
     multiple: int | None
-    steps: int | None
-    batch_size: int | None
-    learning_rate: float | None
+    device: str | None
+    dtype: DtypeLike | None
     seed: int | None
+    batch_size: int | None
+    samples: int | None
+    steps: int | None
+    learning_rate: float | None
     criterion: str | None
     sequence_length: int | None
-    samples: int | None
 
 
 def short_names(owner: type) -> tuple[str, ...]:
@@ -41,7 +43,7 @@ def check_short(given: Short) -> None:
         if name not in known:
             raise OptionError(
                 f"unknown option {name}{nearest(name, known)}: there are {', '.join(known)}, and the rest in target, "
-                "tune, data_options, trace, lora, compensate and recover"
+                "run, tune, data_options, trace, lora, compensate and recover"
             )
 
 

@@ -1,0 +1,94 @@
+"""How a run begins: its options in one value, its model loaded and traced, its folder opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from exporters.hf import Processor
+from exporters.registry import Exports, check_exports
+from lpc.material import Material
+from lpc.options import CompressOptions, Short, check_short, target_from, with_short
+from lpc.recipe import Recipe
+from lpc.run_folder import RunFolder
+from lpc.source import ModelLike, Source, load_source
+from passes.models import base_model
+from passes.options import Layout, Target, TraceOptions
+from passes.pipeline import Pipeline, Program, Progress, RunContext, silent
+from passes.ranks import join, on_first, rank, together
+from passes.trace import TracePass
+
+
+def asked(
+    target: Target | None, ratio: float | None, short: Short, trace: TraceOptions, **more: Any
+) -> CompressOptions:
+    """All options of a run, with what the short forms say of them; ``more`` are fields of ``CompressOptions``.
+
+    Raises OptionError.
+    """
+    check_short(short)
+    target = target_from(target, ratio, short)
+    trace = replace(trace, custom_code=trace.custom_code or target.layout is Layout.PER_LAYER)
+    owners = {name: with_short(more.pop(name), short) for name in ("run", "tune", "data_options")}
+    return CompressOptions(target=target, trace=trace, **owners, **more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """Where a run keeps what it has done, if anywhere, and whether it must (or must not) go on with what is there."""
+
+    folder: RunFolder | None
+    resume: bool | None
+
+    @classmethod
+    def of(
+        cls, options: CompressOptions, run_folder: str | Path | RunFolder | None, resume: bool | None
+    ) -> tuple[Keeping, CompressOptions]:
+        """As a run's own arguments say, or else its options of tuning, which then say nothing of it any more.
+
+        Raises OptionError if something is to be kept or gone on with, and there is no folder.
+        """
+        tune = options.tune
+        named = tune.checkpoints if run_folder is None else run_folder
+        resume = True if tune.resume and resume is None else resume
+        replace(tune, resume=bool(resume)).check_checkpoints(Path() if named is not None else None)
+        folder = RunFolder.of(named) if named is not None else None
+        return cls(folder=folder, resume=resume), replace(options, tune=replace(tune, checkpoints=None, resume=False))
+
+    def begin(
+        self, program: Program, material: Material, options: CompressOptions, passes: Pipeline, run: RunContext
+    ) -> tuple[RunContext, Recipe | None]:
+        """Begin the run in its folder, or go on there: its context and recipe. Raises as ``RunFolder.begin`` does."""
+        if self.folder is None:
+            return run, None
+        recipe = Recipe.of(program, material, options.data_options, passes, run)
+        on_first(partial(self.folder.begin, recipe, self.resume))
+        return replace(run, checkpoints=self.folder.path), recipe
+
+
+def opened(
+    model: ModelLike, tokenizer: Processor | None, options: CompressOptions, export: Exports, progress: Progress
+) -> tuple[Source, Program, RunContext]:
+    """The model that a run begins with, also traced, and the context of the run, which all its processes have joined.
+
+    Raises OptionError for a device that is not there, and what loading, tracing or one of the formats refuses.
+    """
+    run = RunContext.of(options.run, progress)
+    join(torch.device(run.device))
+    run = replace(run, progress=silent) if rank() else run
+    with together():
+        source = load_source(model, tokenizer, trust_remote_code=options.trust_remote_code, run=run)
+        check_leaving(source, export)
+        return source, TracePass(options.trace)(Program.start(source.model), run).program, run
+
+
+def check_leaving(source: Source, export: Exports) -> None:
+    """Raise what one of the formats refuses the model for, if any are named."""
+    named = export if isinstance(export, Mapping) else tuple(export)
+    if named:
+        check_exports(named, base_model(source.model), source.processor)
