@@ -27,8 +27,8 @@ class Recipe:
     """What a run is made of, as plain values: two runs of one recipe end with the same bits.
 
     ``model`` and ``data`` are sha256 (of the adapter that the model came with too, ``adapter``); ``data_options``,
-    ``passes`` (each with its options) and ``run`` (seed, device, dtype, batch size, samples, processes) are all options;
-    ``versions`` are those of the packages.
+    ``passes`` (each with its options) and ``run`` (seed, device, dtype, batch size, samples) are all options, and how
+    many ``processes`` run together; ``versions`` are those of the packages.
     """
 
     model: str
