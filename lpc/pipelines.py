@@ -17,9 +17,11 @@ from passes.budget import LatencyModel
 from passes.compensation import CompensatePass, RecompensatePass
 from passes.criteria import Needs, criterion_named
 from passes.decide import DecidePass, ReplayPass, ScorePass
+from passes.errors import OptionError
 from passes.graph import Kind, Plan, PruningGraph
 from passes.options import CompensateOptions, ScoreOptions, Target, TuneOptions
 from passes.pipeline import Pass, Pipeline, Program, RunContext, Snapshot, plain
+from passes.ranks import sharded
 from passes.shrink import ShrinkPass
 from passes.trace import TracePass, options_for
 from passes.tuning import AttachPass, DetachPass, MergePass, RecallPass, RecoverPass, TunePass, settled
@@ -72,9 +74,17 @@ def _choosing(
     latency: LatencyModel | None,
     solve: CompensateOptions | None,
 ) -> tuple[Pass | None, ...]:
-    """The passes by which units are chosen and the adapters trained; ``solve``: how to compensate before training."""
+    """The passes by which units are chosen and the adapters trained; ``solve``: how to compensate before training.
+
+    Raises OptionError for what cannot be done on sharded weights.
+    """
     target, tune = options.target, options.tune
     ranked = not tune.steps or tune.one_shot
+    if solve and tune.distill and sharded():
+        raise OptionError(
+            "with sharded weights (FSDP) nothing is distilled from those that a compensation replaced: leave one of "
+            "them out (--no-compensate, or --distill 0)"
+        )
     adapted = bool(tune.steps) or criterion_named(tune.criterion).needs is Needs.ADAPTER
     scoring = ScoreOptions(criterion=tune.criterion, importance=tune.importance_for(target))
     return (

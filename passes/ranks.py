@@ -68,12 +68,25 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK") or 0) if launched()[1] > 1 else 0
 
 
+def sharded() -> bool:
+    """Whether training will shard the weights over the ranks (FSDP2), as ``accelerate launch`` says."""
+    return launched()[1] > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def _check_engine() -> None:
+    """Raise OptionError for an engine of ``accelerate launch`` under which nothing was ever run."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        raise OptionError("training under DeepSpeed was never tried: launch with FSDP2 or, for DDP, without either")
+    if sharded() and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise OptionError("of FSDP only the second is known: launch with fsdp_version 2 (--fsdp_version 2)")
+
+
 def join(device: torch.device) -> None:
     """Make one group of all processes that were launched together, for a run on this kind of device.
 
     A group that is there already is taken. Where there is one process and several CUDA devices, a warning says that one
-    of them is used. Raises OptionError if a launcher did not say where the others are, or a group is there of which the
-    environment, by which the Trainer finds it, says nothing.
+    of them is used. Raises OptionError if a launcher did not say where the others are or asks for DeepSpeed or FSDP1,
+    or a group is there of which the environment, by which the Trainer finds it, says nothing.
     """
     import torch
     from torch import distributed
@@ -87,6 +100,7 @@ def join(device: torch.device) -> None:
         if device == torch.device("cuda") and torch.cuda.device_count() > 1:
             logger.warning("one of %d CUDA devices is used: start with torchrun for all", torch.cuda.device_count())
         return
+    _check_engine()
     if not distributed.is_initialized():
         missing = [name for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
         if missing:

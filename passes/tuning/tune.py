@@ -33,6 +33,7 @@ from passes.pipeline import (
     save_choice,
     with_choice,
 )
+from passes.ranks import sharded
 from passes.tuning.arguments import training_arguments
 from passes.tuning.callback import Event, PruningCallback, PruningPolicy, PruningState
 from passes.tuning.checkpoints import KEPT, Checkpoints, latest_checkpoint
@@ -86,6 +87,11 @@ class TunePass(Pass):
         if options.steps == 0:
             raise OptionError("steps=0 trains nothing: score calibration data with ScorePass, or give steps=1 or more")
         self._target, self._data, self._options = target, data, settled(options)
+        if sharded() and not self._options.one_shot:
+            raise OptionError(
+                f"with sharded weights (FSDP) units go before tuning, and {self._options.criterion!r} ranks while it "
+                "lasts: choose a one-shot schedule (--one-shot)"
+            )
         self._latency, self._snapshots = latency, snapshots
 
     @property
@@ -179,7 +185,8 @@ class TunePass(Pass):
             folder = run.checkpoints or Path(stack.enter_context(tempfile.TemporaryDirectory()))
             stack.callback(callback.close)
             own = options.checkpoints is not None
-            saving = Checkpoints(options.save_every, None if own else KEPT) if run.checkpoints else None
+            saves = run.checkpoints is not None and not sharded()  # a sharded checkpoint is another format
+            saving = Checkpoints(options.save_every, None if own else KEPT) if saves else None
             if checkpoint is not None:
                 callback.restore(checkpoint)
             return train(

@@ -10,11 +10,20 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from conftest import build_model, build_tokenizer
 from two_ranks import two_ranks
 
 import lpc
+from lpc.options import CompressOptions
+from lpc.pipelines import _choosing
+from passes import ranks
+from passes.errors import OptionError
+from passes.options import Target, TraceOptions
 from passes.pipeline import Pass, PassResult, Pipeline, Program, RunContext
+from passes.trace import TracePass
+from passes.tuning import settled, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
@@ -56,6 +65,82 @@ def test_two_processes_come_to_what_one_comes_to(tmp_path: Path, tune: dict[str,
     saved = lpc.load(tmp_path / "saved" / "hf")
     assert all(tensor.tolist() == second["weights"][n] for n, tensor in saved.state_dict().items())
     assert not [path for path in tmp_path.iterdir() if path.name not in ("0", "1", "run", "saved")]
+
+
+FSDP = {
+    "ACCELERATE_TORCH_DEVICE": "cpu",
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+}
+
+
+def _sharded(rank: int, tune: dict[str, Any]) -> dict[str, Any]:
+    os.environ |= FSDP
+    # accelerate shards on accelerators alone; the rest is the same
+    PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
+    kinds: list[str] = []
+
+    def watch(passes: Pipeline) -> Pipeline:
+        return passes.insert(_Looks(kinds), after="tune")
+
+    found = trainer.DistillTrainer.training_step
+
+    def step(self: Any, *arguments: Any) -> Any:
+        kinds.append(type(next(self.model.parameters())).__name__)
+        return found(self, *arguments)
+
+    trainer.DistillTrainer.training_step = step
+    result = compressed(1, tune, compensate=False, pipeline=watch)
+    return {"plan": result.plan.to_json(), "weights": _weights(result), "kinds": kinds}
+
+
+class _Looks(Pass):
+    """Notes what the parameters are."""
+
+    name = "looks"
+
+    def __init__(self, kinds: list[str]) -> None:
+        self._kinds = kinds
+
+    def call(self, program: Program, run: RunContext) -> PassResult:
+        self._kinds += sorted({type(parameter).__name__ for parameter in program.model.parameters()})
+        return PassResult(program, modified=False)
+
+
+def test_sharded_training_comes_to_what_one_process_comes_to(tmp_path: Path) -> None:
+    first, second = two_ranks(tmp_path, _sharded, DEFAULT)
+    one = compressed(2, DEFAULT, compensate=False)
+    assert first["kinds"] == second["kinds"] == ["DTensor"] * 3 + ["Parameter"]
+    assert first["plan"] == second["plan"] == one.plan.to_json()
+    assert first["weights"] == second["weights"]
+    for name, expected in one.model.state_dict().items():
+        assert torch.allclose(torch.tensor(first["weights"][name]), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("engine", "tune", "message"),
+    [
+        (FSDP, PROGRESSIVE, "units go before tuning"),
+        (FSDP, DEFAULT, "--no-compensate, or --distill 0"),
+        ({**FSDP, "FSDP_VERSION": "1"}, DEFAULT, "fsdp_version 2"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, DEFAULT, "DeepSpeed was never tried"),
+    ],
+    ids=["progressive", "distilled", "fsdp1", "deepspeed"],
+)
+def test_what_was_never_tried_on_sharded_weights_is_refused(
+    monkeypatch: pytest.MonkeyPatch, engine: dict[str, str], tune: dict[str, Any], message: str
+) -> None:
+    for name, value in {**engine, "WORLD_SIZE": "2", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    if "FSDP_VERSION" not in engine or engine["FSDP_VERSION"] == "1":
+        with pytest.raises(OptionError, match=message):
+            ranks.join(torch.device("cpu"))
+        return
+    graph = TracePass(TraceOptions()).call(Program.start(build_model("llama")), RunContext()).program.traced
+    asked = CompressOptions(target=Target(ratio=0.3), tune=settled(lpc.TuneOptions(**tune), graph))
+    with pytest.raises(OptionError, match=message):
+        _choosing([], asked, None, lpc.CompensateOptions() if tune is DEFAULT else None)
 
 
 class _Fails(Pass):
