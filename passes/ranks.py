@@ -226,23 +226,35 @@ def on_first(work: Callable[[], T]) -> T | None:
 
 @dataclass(frozen=True)
 class Share(Generic[T]):
-    """This rank's part of what all ranks look at: ``mine``, and among how many ranks the whole is shared."""
+    """This rank's part of what all ranks look at: ``mine``, among how many ``ranks`` the whole is shared, and how many
+    items each of them has at most.
+    """
 
     mine: Sequence[T]
     ranks: int
+    rounds: int
 
     @classmethod
     def of(cls, whole: Sequence[T]) -> Share[T]:
         """Every n-th of the items; where there are fewer than ranks each rank has all, and nothing is shared."""
         if len(whole) < count():
-            return cls(whole, 1)
-        return cls(whole[rank() :: count()], count())
+            return cls(whole, 1, len(whole))
+        return cls(whole[rank() :: count()], count(), -(-len(whole) // count()))
 
     def sum(self, *numbers: float) -> tuple[float, ...]:
         """The sums of numbers over the ranks that share, the same on all of them."""
         every = told_by_all(list(numbers)) if count() > 1 else [list(numbers)]
         told = every if self.ranks > 1 else every[:1]
         return tuple(sum(column) for column in zip(*told, strict=True))
+
+    def told(self, of_mine: Iterator[Any]) -> Iterator[Any]:
+        """What each rank finds of its items, plain values, in the order of the whole; the same on all ranks.
+
+        ``of_mine`` is asked for one item at a time, and no further than the answers are.
+        """
+        for _ in range(self.rounds):
+            own = next(of_mine, None)
+            yield from (each for each in (told_by_all(own) if self.ranks > 1 else [own]) if each is not None)
 
 
 def is_first_to_tell() -> bool:

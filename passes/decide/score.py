@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 from torch.utils.data import Dataset
 
+from passes.algebra import on_cpu
 from passes.budget import LatencyModel, Solver
 from passes.criteria import AnyModel, Criterion, Needs, criterion_named, make_criterion, portions, room_on
 from passes.errors import DataError, ModelError, PreconditionError
@@ -128,7 +129,7 @@ class ScorePass(Pass):
             self._observe(criterion, model)
         finally:
             criterion.end(model)
-        return {name: score.clone() for name, score in criterion.scores.items()}, report
+        return on_cpu(criterion.scores), report
 
     def _observe(self, criterion: Criterion, model: AnyModel) -> None:
         if not criterion.observe(model):
@@ -151,18 +152,19 @@ class ScorePass(Pass):
         sample = list(batches(self._data, rows, run.batch_size, run.collate, device))
         if device.type == "cpu" and criterion_named(self._options.criterion).additive:
             sample = [piece for batch in sample for piece in pieces(batch, task, HOST_TOKENS)]
-        labels = sum(label_count(task, batch) for batch in sample)
-        share, total, done = Share.of(sample), 0.0, 0
-        for batch in share.mine:
-            weight = label_count(task, batch) / max(labels, 1)
+        labels = [label_count(task, batch) for batch in sample]
+        share, losses, done = Share.of(list(zip(sample, labels, strict=True))), list[torch.Tensor](), 0
+        for batch, count in share.mine:
             with torch.set_grad_enabled(backward):
                 # each label has the same weight, whatever the batches; criteria take the mean over ranks
-                loss = model(**batch, **quiet).loss * (weight * share.ranks)
+                loss = model(**batch, **quiet).loss * (share.ranks * count / max(sum(labels), 1))
             if backward:
                 loss.backward()
-            total, done = total + float(loss.detach()) / share.ranks, done + len(next(iter(batch.values())))
-            run.progress("score", number * len(rows) + min(done * share.ranks, len(rows)), of * len(rows))
-        return ScoreReport(len(rows), -(-len(rows) // run.batch_size), share.sum(total)[0])
+            losses.append(loss.detach())
+            done += share.ranks * len(next(iter(batch.values())))
+            run.progress("score", number * len(rows) + min(done, len(rows)), of * len(rows))
+        total = share.sum(sum(torch.stack(losses).tolist()))[0] / share.ranks
+        return ScoreReport(len(rows), -(-len(rows) // run.batch_size), total)
 
 
 @contextmanager

@@ -55,7 +55,7 @@ from passes.models.routing import routers, routing
 from passes.models.stock import build_stock, filled, rope_types, stock_class, twin_of, weightless
 from passes.models.stored import DTYPES, StoredTensor, headers, read_json
 from passes.models.tasks import AUTO_CLASSES, Task, check_loss, check_padding, model_class, task_of
-from passes.models.weights import DenseWeight, Weight, Window, stacked
+from passes.models.weights import DenseWeight, Projection, Weight, Window
 
 __all__ = [
     "ADAPTER",
@@ -76,6 +76,7 @@ __all__ = [
     "Misfit",
     "Parity",
     "Probe",
+    "Projection",
     "Response",
     "Row",
     "StoredTensor",
@@ -132,7 +133,6 @@ __all__ = [
     "routing",
     "sample_rows",
     "scored_by",
-    "stacked",
     "stated_scaling",
     "stock_class",
     "stored_factors",

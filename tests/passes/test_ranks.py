@@ -31,6 +31,7 @@ def _talk(rank: int) -> dict[str, Any]:
         "least": ranks.least_over_ranks(5 - rank),
         "share": (list(share.mine), share.ranks, share.sum(1.0 + rank, 3)),
         "few": (list(few.mine), few.ranks, few.sum(4.0 + rank)),
+        "told": list(share.told(iter([each * 2 for each in share.mine]))),
         "alone": ranks.on_first(lambda: (ranks.count(), ranks.told_by_first(8))),
     }
     try:
@@ -55,6 +56,7 @@ def test_ranks_agree(tmp_path: Path) -> None:
     assert first["least"] == second["least"] == 4
     assert (first["share"], second["share"]) == ([[10, 12], 2, [3, 6]], [[11], 2, [3, 6]])
     assert first["few"] == second["few"] == [[7], 1, [4]]
+    assert first["told"] == second["told"] == [20, 22, 24]
     assert (first["alone"], second["alone"]) == ([1, 8], None)
     assert first["together"] == ["RankError", "DataError", "process 1 of 2 failed: DataError: no text"]
     assert second["together"] == ["DataError", "", "no text"]
@@ -84,7 +86,7 @@ def test_one_process_says_everything_to_itself(monkeypatch: pytest.MonkeyPatch) 
     assert (ranks.launched(), ranks.count(), ranks.rank(), ranks.local_rank()) == ((0, 1), 1, 0, 0)
     tensor = torch.ones(2)
     assert ranks.sum_over_ranks(tensor) is ranks.mean_over_ranks(tensor) is ranks.from_first({"a": tensor})["a"]
-    assert ranks.Share.of([1, 2]) == ranks.Share([1, 2], 1)
+    assert ranks.Share.of([1, 2]) == ranks.Share([1, 2], 1, 2)
     assert ranks.is_first_to_tell()
 
 
