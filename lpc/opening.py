@@ -82,7 +82,9 @@ def opened(
     join(torch.device(run.device))
     run = replace(run, progress=silent) if rank() else run
     with together():
-        source = load_source(model, tokenizer, trust_remote_code=options.trust_remote_code, run=run)
+        source = load_source(
+            model, tokenizer, trust_remote_code=options.trust_remote_code, run=run, load_in=options.load_in
+        )
         check_leaving(source, export)
         return source, TracePass(options.trace)(Program.start(source.model), run).program, run
 

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from passes.errors import ModelError
-from passes.models import base_model, vendor
+from passes.models import base_model, is_packed, vendor
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +120,8 @@ def _check_dtypes(model: PreTrainedModel | PeftModel) -> None:
     seen: dict[torch.dtype, str] = {}
     for name, tensor in base.named_parameters():
         if ".lora_" in name or "modules_to_save" in name or any(part in name.split(".") for part in kept):
+            continue
+        if is_packed(tensor):
             continue
         if not tensor.is_floating_point():
             raise ModelError(f"{name} holds {tensor.dtype}: lpc prunes weights in floating point; load it dequantised")

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from passes.criteria.importance import MovingAverage
 from passes.graph import PruningGraph
-from passes.models import DenseWeight, Weight, lora_weights, parameter_at
+from passes.models import DenseWeight, Weight, lora_weights, module_at, packer_of, parameter_at
 from passes.ranks import count, sum_over_ranks
 
 AnyModel: TypeAlias = "PreTrainedModel | PeftModel"
@@ -101,10 +101,15 @@ def weight_names(graph: PruningGraph) -> list[str]:
 
 def merged_weights(model: AnyModel, names: Iterable[str]) -> dict[str, Weight]:
     """Weights as the model computes with them: W0 + sBA where an adapter is on. Views, no copies."""
-    weights: dict[str, Weight] = {name: DenseWeight(parameter_at(model, name)) for name in names}
+    weights: dict[str, Weight] = {name: _dense(model, name) for name in names}
     if isinstance(model, PeftModel):
         weights.update((name, worn) for name, worn in lora_weights(model).items() if name in weights)
     return weights
+
+
+def _dense(model: AnyModel, name: str) -> DenseWeight:
+    weight = parameter_at(model, name)
+    return DenseWeight(weight, packed_in=packer_of(module_at(model, name.rpartition(".")[0], unwrapped=True), weight))
 
 
 def mean_square_over_ranks(squares: torch.Tensor, seen: torch.Tensor | float) -> torch.Tensor:

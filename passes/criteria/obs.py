@@ -14,7 +14,7 @@ from passes.criteria.base import AnyModel, mean_square_over_ranks
 from passes.criteria.inputs import InputReader
 from passes.criteria.portions import room_to_work, runs
 from passes.graph import Dimension, PruningGraph, Role, Slice
-from passes.models import Weight, module_at
+from passes.models import Weight, module_at, unpacked
 from passes.options import ImportanceOptions
 from passes.ranks import sum_over_ranks
 
@@ -188,5 +188,5 @@ def _units(part: Slice, size: int) -> torch.Tensor:
 
 def _matrix(weight: Weight, axis: int) -> torch.Tensor:
     """A weight as [inputs, outputs], the inputs lying along ``axis``."""
-    merged = weight.merged((slice(None), slice(None)))[0]
+    merged = unpacked(weight).merged((slice(None), slice(None)))[0]
     return merged if axis == 0 else merged.T

@@ -38,6 +38,7 @@ from passes.models.heldout import heldout_loss
 from passes.models.lean_loss import lean_loss
 from passes.models.loading import dense_weights, keep_own_head, load_model, quiet, reason, unreadable
 from passes.models.masks import MaskedModel, masked
+from passes.models.packed import full_precision, is_packed, packed_weights, packing_of
 from passes.models.parameters import replaced, swapped
 from passes.models.parity import Parity, relative_difference, rounding_tolerance
 from passes.models.precision import (
@@ -55,7 +56,7 @@ from passes.models.routing import routers, routing
 from passes.models.stock import build_stock, filled, rope_types, stock_class, twin_of, weightless
 from passes.models.stored import DTYPES, StoredTensor, headers, read_json
 from passes.models.tasks import AUTO_CLASSES, Task, check_loss, check_padding, model_class, task_of
-from passes.models.weights import DenseWeight, Projection, Weight, Window
+from passes.models.weights import DenseWeight, Projection, Weight, Window, packer_of, unpacked
 
 __all__ = [
     "ADAPTER",
@@ -102,9 +103,11 @@ __all__ = [
     "evaluation_mode",
     "filled",
     "fingerprint",
+    "full_precision",
     "has_own_sizes",
     "headers",
     "heldout_loss",
+    "is_packed",
     "keep_own_head",
     "label_count",
     "lean_loss",
@@ -114,6 +117,9 @@ __all__ = [
     "masked",
     "model_class",
     "module_at",
+    "packed_weights",
+    "packer_of",
+    "packing_of",
     "parameter_at",
     "pieces",
     "plain_arithmetic",
@@ -142,6 +148,7 @@ __all__ = [
     "tensors_digest",
     "twin_of",
     "unchanged",
+    "unpacked",
     "unreadable",
     "vendor",
     "weightless",

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 import transformers
+from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
@@ -28,6 +29,7 @@ HOOKS = (
 WRAPPED = ("_orig_mod", "_fsdp_wrapped_module")
 CAPTURING = "_output_capturing_hooks_installed"
 OFFLOADED = "_hf_hook"
+PACKED = ("Params4bit", "Int8Params")
 IN_FP32 = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
 
 
@@ -114,6 +116,24 @@ def is_wrapped(name: str) -> bool:
 def is_offloaded(module: nn.Module) -> bool:
     """accelerate: whether its hook moves a module's weights in and out between calls."""
     return hasattr(module, OFFLOADED)
+
+
+def is_packed(tensor: torch.Tensor) -> bool:
+    """bitsandbytes: whether a parameter holds the codes of 8- or 4-bit numbers; its classes are not imported here."""
+    return type(tensor).__name__ in PACKED and not tensor.is_floating_point()
+
+
+def shape_of(tensor: torch.Tensor) -> tuple[int, ...]:
+    """bitsandbytes: the shape of a parameter's weight, which 4-bit codes do not lie in."""
+    packed = getattr(tensor, "quant_state", None) if is_packed(tensor) else None
+    return tuple(packed.shape if packed is not None else tensor.shape)
+
+
+@torch.no_grad()
+def unpacked_weight(module: nn.Module) -> torch.Tensor:
+    """peft: the weight [out, in] of a linear layer of bitsandbytes in floating point, as its forward pass takes it."""
+    weight: torch.Tensor = dequantize_module_weight(module)
+    return weight.detach()
 
 
 def added_factor(step: Any) -> float:
