@@ -101,6 +101,7 @@ def load_source(
     check_processor(processor)
     packing = Packing(load_in, run or RunContext()) if load_in else None
     source = _load(model, processor, trust_remote_code, packing)
+    vendor.keep_layout(source.model)
     return source if run is None else replace(source, model=placed(source.model, run))
 
 

@@ -8,11 +8,11 @@ Where such a name moves, its function is the only place to change, and its test 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from importlib import import_module
 from typing import Any, TypeVar, cast
 
 import torch
 import transformers
-from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
@@ -30,6 +30,7 @@ WRAPPED = ("_orig_mod", "_fsdp_wrapped_module")
 CAPTURING = "_output_capturing_hooks_installed"
 OFFLOADED = "_hf_hook"
 PACKED = ("Params4bit", "Int8Params")
+CPU_LAYOUT = "support_avx512bf16_for_cpu"
 IN_FP32 = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
 
 
@@ -129,11 +130,32 @@ def shape_of(tensor: torch.Tensor) -> tuple[int, ...]:
     return tuple(packed.shape if packed is not None else tensor.shape)
 
 
+def keep_layout(model: nn.Module) -> None:
+    """bitsandbytes: has 4-bit layers leave their codes in the order in which they are unpacked and saved.
+
+    On a processor with AVX-512 BF16 their forward pass turns them into another one for good; saving turns them back.
+    """
+    for module in model.modules():
+        if hasattr(module, CPU_LAYOUT):
+            setattr(module, CPU_LAYOUT, False)
+            module.state_dict()
+
+
 @torch.no_grad()
 def unpacked_weight(module: nn.Module) -> torch.Tensor:
-    """peft: the weight [out, in] of a linear layer of bitsandbytes in floating point, as its forward pass takes it."""
-    weight: torch.Tensor = dequantize_module_weight(module)
-    return weight.detach()
+    """bitsandbytes: the weight [out, in] of a linear layer of 4 or 8 bits in floating point; it stays as it is.
+
+    Of 8 bits the scale a row lies in the weight until the first forward pass, then in the module's state. peft's own
+    function for this moves the codes, and 8-bit ones lose their scales by it.
+    """
+    weight: Any = module.weight
+    if getattr(weight, "quant_state", None) is not None:
+        functional = import_module("bitsandbytes.functional")
+        found: torch.Tensor = functional.dequantize_4bit(weight.data, weight.quant_state)
+        return found
+    state: Any = module.state
+    scale = state.SCB if state.SCB is not None else weight.SCB
+    return weight.data.float() * (scale.float()[:, None] / 127)
 
 
 def added_factor(step: Any) -> float:
