@@ -1,6 +1,5 @@
 """The ONNX package: graphs, the KV cache in them, GenAI's files, verification against torch."""
 
-from exporters.onnx.calls import Call, Graph, OnnxFolder, call_grid, forward_grid
 from exporters.onnx.causal import trace_decoder
 from exporters.onnx.decoder import build_decoder, has_builder, why_not_builder
 from exporters.onnx.export import export_onnx
@@ -16,19 +15,14 @@ __all__ = [
     "DATA_FILE",
     "FLOAT32",
     "PRECISIONS",
-    "Call",
     "ExportPass",
     "ExportReport",
-    "Graph",
     "GraphBuilder",
-    "OnnxFolder",
     "OnnxPackage",
     "Precision",
     "build_decoder",
-    "call_grid",
     "check_exportable",
     "export_onnx",
-    "forward_grid",
     "has_builder",
     "needs_tokenizer",
     "register_precision",
