@@ -26,9 +26,9 @@ class Answer:
     def __init__(self, value: bool | torch.Tensor) -> None:
         self._event: torch.cuda.Event | None = None
         if isinstance(value, torch.Tensor) and value.is_cuda:
+            stream = torch.cuda.current_stream(value.device)
             value = value.to("cpu", non_blocking=True)
-            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record()
+            self._event = stream.record_event()
         self._value = value
 
     @property

@@ -36,5 +36,5 @@ class Flap(InputCriterion):
         if not self._options.normalise:
             return scores
         device = next(iter(scores.values())).device
-        lowest = torch.stack([score.min().to(device, non_blocking=True) for score in scores.values()]).min()
-        return {name: score - lowest.to(score.device, non_blocking=True) for name, score in scores.items()}
+        lowest = torch.stack([score.min().to(device) for score in scores.values()]).min()
+        return {name: score - lowest.to(score.device) for name, score in scores.items()}

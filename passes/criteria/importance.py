@@ -126,7 +126,7 @@ def unit_scores(
     for (name, _), totals in whole.items():
         across = totals[0][1].new_zeros(graph.by_name[name].size)
         for unit, total in totals:
-            across[unit] += total.to(across.device, non_blocking=True)
+            across[unit] += total.to(across.device)
         found[name].append(across)
     return {name: torch.zeros(graph.by_name[name].size) for name in found} | _totals(found, normalise=normalise)
 
@@ -140,7 +140,7 @@ def _totals(found: Mapping[str, Sequence[torch.Tensor]], *, normalise: bool) -> 
     totals: dict[str, torch.Tensor] = {}
     for names in alike.values():
         device = found[names[0]][0].device
-        stack = torch.stack([each.to(device, non_blocking=True) for name in names for each in found[name]])
+        stack = torch.stack([each.to(device) for name in names for each in found[name]])
         stack = stack / (stack.norm(dim=1, keepdim=True) + 1e-12) if normalise else stack
         totals |= zip(names, stack.view(len(names), -1, stack.shape[1]).sum(1), strict=True)
     return totals
@@ -168,10 +168,10 @@ class MovingAverage:
             self._settle_on(devices)
         new = {device: torch.cat([scores[name] for name in names]) for device, (names, _) in self._pieces.items()}
         checks = [torch.isfinite(each).all() for each in new.values()]
-        finite = torch.stack([check.to(checks[0].device, non_blocking=True) for check in checks]).all()
+        finite = torch.stack([check.to(checks[0].device) for check in checks]).all()
         for device, (_, piece) in self._pieces.items():
             mean = piece * self._smoothing + new[device] * (1 - self._smoothing)
-            piece.copy_(torch.where(finite.to(device, non_blocking=True), mean, piece))
+            piece.copy_(torch.where(finite.to(device), mean, piece))
         return finite
 
     def _settle_on(self, devices: Mapping[str, torch.device]) -> None:

@@ -13,7 +13,17 @@ from passes.criteria.base import Averaged, Finite
 from passes.criteria.gradients import TrueGradients
 from passes.criteria.importance import importance_sums, unit_scores
 from passes.graph import PruningGraph
-from passes.models import ADAPTER, GRADIENT, DenseWeight, Weight, parameter_at, projections, scored_by
+from passes.models import (
+    ADAPTER,
+    GRADIENT,
+    DenseWeight,
+    LoraLayers,
+    Weight,
+    lora_layers,
+    parameter_at,
+    projections,
+    scored_by,
+)
 from passes.options import ImportanceOptions
 
 AUTHORS_CODE = {"form": "abs", "normalise": True, "quadratic": True}
@@ -32,6 +42,7 @@ class LoRAPrune(Averaged):
         super().__init__(graph, options.smoothing)
         self._options, self._way = options, way
         self._bare = TrueGradients()
+        self._layers: LoraLayers | None = None
 
     def begin(self, model: PeftModel) -> None:
         """Ask for the gradients of the weights that no adapter stands for."""
@@ -42,11 +53,14 @@ class LoRAPrune(Averaged):
     def end(self, model: PeftModel) -> None:
         """Ask for them no longer."""
         self._bare.end()
+        self._layers = None
 
     def observe(self, model: PeftModel, loss_scale: float = 1.0) -> Finite:
         """Score this step's gradients and take them into the average."""
-        ways = scored_by(model, self._graph)
-        scores = self._score(dict(projections(model, self._graph)), [n for n, way in ways.items() if way == ADAPTER])
+        self._layers = self._layers or lora_layers(model)
+        ways = scored_by(model, self._graph, self._layers)
+        worn = dict(projections(model, self._graph, self._layers))
+        scores = self._score(worn, [name for name, way in ways.items() if way == ADAPTER])
         bare = [name for name, way in ways.items() if way == GRADIENT]
         if bare:
             if not self._bare.parameters:
