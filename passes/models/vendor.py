@@ -155,7 +155,8 @@ def unpacked_weight(module: nn.Module) -> torch.Tensor:
         return found
     state: Any = module.state
     scale = state.SCB if state.SCB is not None else weight.SCB
-    return weight.data.float() * (scale.float()[:, None] / 127)
+    dense: torch.Tensor = weight.data.float() * (scale.float()[:, None] / 127)
+    return dense
 
 
 def added_factor(step: Any) -> float:
