@@ -99,14 +99,14 @@ def load_source(
     """
     check_handed(model)
     check_processor(processor)
-    packing = Packing(load_in, run or RunContext()) if load_in else None
+    packing = LoadIn(load_in, run or RunContext()) if load_in else None
     source = _load(model, processor, trust_remote_code, packing)
     vendor.keep_layout(source.model)
     return source if run is None else replace(source, model=placed(source.model, run))
 
 
 @dataclass(frozen=True)
-class Packing:
+class LoadIn:
     """How a model's weights are to be packed: in how many bits, and on the device and with the dtype of which run."""
 
     load_in: str
@@ -118,7 +118,7 @@ class Packing:
         return {**packing_of(self.load_in, dtype, device_named(self.run.device)), "dtype": dtype}
 
 
-def _load(model: ModelLike, processor: Processor | None, trust_remote_code: bool, packing: Packing | None) -> Source:
+def _load(model: ModelLike, processor: Processor | None, trust_remote_code: bool, packing: LoadIn | None) -> Source:
     if isinstance(model, PreTrainedModel | PeftModel):
         if packing is not None:
             raise OptionError("load_in (--load-in) is for a folder or a hub name: load the live model packed yourself")
@@ -251,7 +251,7 @@ def _copied(model: PreTrainedModel | PeftModel, processor: Processor | None) -> 
 
 
 def _load_plain(
-    place: Place, processor: Processor | None, trust_remote_code: bool, packing: Packing | None = None
+    place: Place, processor: Processor | None, trust_remote_code: bool, packing: LoadIn | None = None
 ) -> Source:
     config = _config_at(place, trust_remote_code)
     family_of(config)
