@@ -5,8 +5,9 @@
 
 A Llama of random weights and random tokens, adapters on all projections, AdamW on these: forward, backward, scores,
 clipping, a step. Ways take turns step by step, so that what slows the machine for a while slows all; rows are medians.
-Ways: ``plain`` (no scores), ``torch``, ``compiled`` and ``triton`` where there is a CUDA device, and ``taylor``, the
-true gradient of each weight. JSON and a table go to benchmarks/out/.
+Ways: ``plain`` (no scores), ``torch``, ``compiled`` and ``triton`` where there is a CUDA device, ``taylor``, the true
+gradient of each weight that is ranked, and if it is asked for ``naive``, with the gradients of all weights kept beside
+it, as LLM-Pruner does. JSON and a table go to benchmarks/out/.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -28,7 +28,7 @@ from exporters.latency.machine import Machine
 from lpc.report import table
 from lpc.versions import versions
 from passes.algebra import Way, triton_works
-from passes.criteria import Criterion, LoRAPrune, make_criterion
+from passes.criteria import AnyModel, Criterion, LoRAPrune, Taylor
 from passes.graph import PruningGraph
 from passes.options import ImportanceOptions, LoraOptions
 from passes.pipeline import Pipeline, Program
@@ -36,7 +36,7 @@ from passes.trace import TracePass
 from passes.tuning import AttachPass
 
 OUT = Path(__file__).parent / "out"
-PLAIN, TAYLOR = "plain", "taylor"
+PLAIN, TAYLOR, NAIVE = "plain", "taylor", "naive"
 SIZES: Mapping[str, Mapping[str, int]] = {
     "small": {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 8},
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32},
@@ -57,6 +57,23 @@ class Row:
     ratio: float
     peak_bytes: int
     extra_bytes: int
+
+
+class Naive(Taylor):
+    """Taylor, with the gradients of all weights in memory until the scores are taken."""
+
+    def begin(self, model: AnyModel) -> None:
+        """Ask for all of them."""
+        self._others = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+        super().begin(model)
+        model.requires_grad_(True)
+
+    def end(self, model: AnyModel) -> None:
+        """Ask for them no longer."""
+        super().end(model)
+        for parameter in self._others:
+            parameter.requires_grad_(False)
+            parameter.grad = None
 
 
 class Trained:
@@ -156,7 +173,11 @@ def _criterion(way: str, graph: PruningGraph) -> Callable[[], Criterion | None]:
     options = ImportanceOptions(normalise=True)
     if way == PLAIN:
         return lambda: None
-    made: Any = make_criterion(TAYLOR, graph, options, 0) if way == TAYLOR else LoRAPrune(graph, options, Way(way))
+    made: Criterion
+    if way in (TAYLOR, NAIVE):
+        made = (Naive if way == NAIVE else Taylor)(graph, options)
+    else:
+        made = LoRAPrune(graph, options, Way(way))
     return lambda: made
 
 

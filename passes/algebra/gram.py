@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from passes.algebra.products import product, sums_in
+from passes.algebra.products import add_upper, sums_in
 
 BLOCK = 512
 """Columns whose products with all later ones are formed at a time."""
@@ -47,8 +47,7 @@ class Gram:
         """Take in more rows [n, width]."""
         self.count += len(values)
         self.total += values.sum(0, dtype=torch.float32 if values.dtype.itemsize < 4 else torch.float64)
-        for block in self._blocks():
-            self._products[block, block.start :] += product(values[:, block], values[:, block.start :], self.width)
+        add_upper(self._products, values, self._blocks())
 
     def second_moment(self, *, centred: bool) -> torch.Tensor:
         """XᵀX / n [width, width] in fp64, of the deviations from the mean if ``centred``."""

@@ -23,7 +23,7 @@ class Solution:
 
 
 @dataclass
-class _Sums:
+class _RunningSums:
     """Sums over rows: X'ᵀX', X'ᵀR [columns, outputs], R [outputs], ‖R‖² and ‖Y‖² [], and how many there are."""
 
     gram: Gram
@@ -34,7 +34,7 @@ class _Sums:
     rows: int = 0
 
     @classmethod
-    def of(cls, inputs: torch.Tensor, missing: torch.Tensor) -> _Sums:
+    def of(cls, inputs: torch.Tensor, missing: torch.Tensor) -> _RunningSums:
         """The products of the first rows; all else is 0."""
         zero = torch.zeros((), dtype=torch.float64, device=missing.device)
         return cls(Gram(inputs), product(inputs, missing), zero.repeat(missing.shape[1]), zero.clone(), zero.clone())
@@ -53,10 +53,10 @@ class NormalEquations:
 
     def __init__(self, *, intercept: bool) -> None:
         self._intercept = intercept
-        self._seen: _Sums | None = None
+        self._seen: _RunningSums | None = None
 
     @property
-    def _sums(self) -> _Sums:
+    def _sums(self) -> _RunningSums:
         assert self._seen is not None, "no rows were added"
         return self._seen
 
@@ -68,7 +68,7 @@ class NormalEquations:
     def add(self, inputs: torch.Tensor, missing: torch.Tensor, target: torch.Tensor) -> None:
         """Take rows in: X' [n, columns], R [n, outputs] and Y [n, outputs]. Nothing waits for the device."""
         if self._seen is None:
-            self._seen = _Sums.of(inputs, missing)
+            self._seen = _RunningSums.of(inputs, missing)
         else:
             self._seen.gram.add(inputs)
             self._seen.cross += product(inputs, missing)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,16 +17,28 @@ def sums_in(dtype: torch.dtype, width: int) -> torch.dtype:
     return torch.float32 if dtype.itemsize < 4 or width > DOUBLE_COLUMNS else torch.float64
 
 
-def product(left: torch.Tensor, right: torch.Tensor, width: int | None = None) -> torch.Tensor:
-    """XᵀY [a, b] of rows X [n, a] and Y [n, b] in one dtype.
+def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """XᵀY [a, b] of rows X [n, a] and Y [n, b].
 
-    Of half-precision values: each product of two is exact in fp32, and the sums are fp32. Else as ``sums_in`` says of
-    rows of ``width`` (default: X's).
+    Of half-precision values: each product of two is exact in fp32, and the sums are fp32. Else as ``sums_in`` says.
     """
     if left.dtype == right.dtype == torch.bfloat16:
         return _of_bfloat16(left, right)
-    kept = sums_in(min(left.dtype, right.dtype, key=lambda dtype: dtype.itemsize), width or left.shape[1])
+    kept = sums_in(min(left.dtype, right.dtype, key=lambda dtype: dtype.itemsize), left.shape[1])
     return left.to(kept).T @ right.to(kept)
+
+
+def add_upper(total: torch.Tensor, values: torch.Tensor, blocks: Iterable[slice]) -> None:
+    """Add XᵀX of rows X [n, width] to a total [width, width] in ``sums_in``: of each block of columns the products with
+    itself and all later columns, as exact as those of ``product``.
+    """
+    halves, on_device = values.dtype is torch.bfloat16, values.device.type == "cuda"
+    values = values if halves and on_device else values.to(total.dtype)
+    with _bfloat16_units() if halves and not on_device else nullcontext():
+        for block in blocks:
+            left, right = values[:, block].T, values[:, block.start :]
+            found = torch.mm(left, right, out_dtype=torch.float32) if halves and on_device else left @ right
+            total[block, block.start :] += found
 
 
 def _of_bfloat16(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
