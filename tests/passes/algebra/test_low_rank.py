@@ -9,23 +9,16 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from kernel import CUDA, INSTALLED, KERNEL
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from passes.algebra import Way, low_rank, low_rank_sums, windows
 
-CUDA = torch.cuda.is_available()
-KERNEL = find_spec("triton") is not None and (CUDA or os.environ.get("TRITON_INTERPRET") == "1")
-WAYS = [
-    Way.TORCH,
-    pytest.param(
-        Way.TRITON, marks=pytest.mark.skipif(not KERNEL, reason="no Triton, or neither CUDA nor TRITON_INTERPRET=1")
-    ),
-]
+WAYS = [Way.TORCH, pytest.param(Way.TRITON, marks=KERNEL)]
 SHAPES = [(1, 100, 130, 3), (1, 64, 64, 16), (3, 70, 33, 40), (1, 5, 200, 1), (1, 130, 1, 8)]
 """Entries, rows, columns, rank: less than a tile, one, and more; ranks of one step and of two."""
 
@@ -141,7 +134,7 @@ def test_windows_cover_each_element_once(shape: tuple[int, int, int], monkeypatc
     assert bool((seen == 1).all())
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.skipif(not INSTALLED, reason="Triton is not installed")
 @pytest.mark.parametrize("capability", ["80", "90"])
 @pytest.mark.parametrize(("dtype", "precision"), [("bf16", "tf32"), ("fp32", "tf32x3")])
 def test_the_kernel_compiles_without_a_device(capability: str, dtype: str, precision: str) -> None:

@@ -20,11 +20,12 @@ from handmade import (
     weights_of,
     worn,
 )
+from kernel import KERNEL
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from passes.algebra import low_rank
+from passes.algebra import Way, low_rank
 from passes.criteria import importance
 from passes.criteria.importance import AxisSums, MovingAverage, axis_sums, importance_sums, unit_scores
 from passes.errors import OptionError
@@ -142,6 +143,17 @@ def test_the_merged_weight_is_the_dense_one_and_peft_s(name: str) -> None:
         layer = layers.get(parameter) or layers[parameter.removesuffix(".weight")]
         delta = merged - projection.weight if projection.weight.dim() == 3 else merged[0] - projection.weight
         assert relative(delta, layer.get_delta_weight("default")) < 1e-5
+
+
+@KERNEL
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
+def test_scores_by_the_kernel_equal_dense_autograd(name: str) -> None:
+    reference, options = gradients(name), ImportanceOptions(quadratic=True, normalise=False)
+    weights = dict(projections(reference.model, reference.graph))
+    sums_of = partial(importance_sums, options=options, way=Way.TRITON)
+    for dimension, scores in unit_scores(reference.graph, weights, sums_of).items():
+        expected = reference.unit_scores(reference.graph.by_name[dimension], options)
+        assert relative(scores, expected) < 1e-5
 
 
 @pytest.mark.parametrize("elements_at_once", [1, 100, 32 * 7, 32 * 200])
