@@ -12,6 +12,7 @@ from two_ranks import two_ranks
 
 from passes import ranks
 from passes.errors import DataError, OptionError, RankError
+from passes.pipeline import device_named
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
@@ -96,3 +97,24 @@ def test_a_launcher_that_does_not_say_where_the_others_are_is_refused(monkeypatc
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(OptionError, match=r"LOCAL_RANK is not set: start with torchrun"):
         ranks.join(torch.device("cpu"))
+
+
+def test_of_several_devices_one_is_used_and_it_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    ranks.join(torch.device("cuda:1"))
+    assert not caplog.messages
+    ranks.join(torch.device("cuda"))
+    assert caplog.messages == ["one of 3 CUDA devices is used: start with torchrun for all"]
+
+
+def test_each_process_takes_the_device_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "3", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert {str(device_named(name)) for name in ("auto", "cuda", "cuda:1")} == {"cuda:1"}
+    assert str(device_named("cpu")) == "cpu"
+    with pytest.raises(OptionError, match=r"'cuda:0' is one for 2 processes: say cuda, cpu or auto"):
+        device_named("cuda:0")
