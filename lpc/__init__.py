@@ -79,6 +79,7 @@ _ERRORS = (
     "PluginError",
     "PostconditionError",
     "PreconditionError",
+    "RankError",
     "TokenizerError",
     "UnreachableBudgetError",
     "UnsupportedModelError",

@@ -25,6 +25,7 @@ from lpc.run_folder import RunFolder, kept_if_stopped
 from lpc.source import ModelLike, check_not_blank, load_adapter, load_source
 from passes.budget import Solver
 from passes.graph import Plan
+from passes.models import base_model
 from passes.options import (
     CompensateOptions,
     DtypeLike,
@@ -36,6 +37,7 @@ from passes.options import (
     TuneOptions,
 )
 from passes.pipeline import Handed, Pipeline, Program, Progress, RunContext, caller_state_kept, silent
+from passes.ranks import together
 from passes.trace import TracePass
 
 __all__ = ["apply", "compress"]
@@ -60,6 +62,7 @@ def compress(
     run_folder: str | Path | RunFolder | None = None,
     resume: bool | None = None,
     export: Exports = (),
+    load_in: str | None = None,
     trust_remote_code: bool = False,
     progress: Progress = silent,
     **short: Unpack[Short],
@@ -95,6 +98,10 @@ def compress(
     ``export`` says in which formats the result will be saved (as in ``Result.save``): what one of them refuses is
     refused before any work.
 
+    With ``load_in``, ``8bit`` or ``4bit``, or for a live model that was loaded so, units are ranked and adapters
+    trained on packed weights (bitsandbytes); then they are merged, on the CPU into the weights of the folder itself, or
+    into those of the live model as they are when unpacked (docs/loading.md).
+
     In ``run_folder`` the run keeps what it has done, and the same call goes on from there, to the same bits
     (docs/resume.md); without one nothing is kept. ``resume``: True, there must be something; False, begin anew; None,
     go on if there is. What is kept by a run of another model, data, seed, option or package is refused: OptionError.
@@ -113,16 +120,19 @@ def compress(
         data_options=data_options,
         compensate=compensate,
         recover=recover,
+        load_in=load_in,
         trust_remote_code=trust_remote_code,
     )
     keeping, options = Keeping.of(options, run_folder, resume)
     source, program, context = opened(model, tokenizer, options, export, progress)
     latency = latency_for(program.model, program.traced, options.target.wanted, progress)
-    Solver.of(options.target, program.traced, latency)
-    material = prepare(source, data, options.data_options)
+    with together():
+        Solver.of(options.target, program.traced, latency)
+        material = prepare(source, data, options.data_options)
     context = replace(context, collate=material.collate)
     teacher = _teacher(model, options, context)
-    passes = compression_pipeline(program, material, options, context, teacher=teacher, latency=latency)
+    full = _full_precision(model, options, context)
+    passes = compression_pipeline(program, material, options, context, teacher=teacher, latency=latency, source=full)
     passes = pipeline(passes) if pipeline else passes
     look_ahead(program, material, options, passes.after(TracePass.name).names, context, export)
     context, recipe = keeping.begin(program, material, options, passes, context)
@@ -140,6 +150,16 @@ def _teacher(model: ModelLike, options: CompressOptions, run: RunContext) -> Cal
     if options.recover is None or not options.recover.distill:
         return None
     return lambda: load_source(model, trust_remote_code=options.trust_remote_code, run=run).model
+
+
+def _full_precision(
+    model: ModelLike, options: CompressOptions, run: RunContext
+) -> Callable[[], PreTrainedModel] | None:
+    """The weights that were packed when the model was loaded, once more, on the CPU; None if it came as it is."""
+    if options.load_in is None:
+        return None
+    host = replace(run, device="cpu")
+    return lambda: base_model(load_source(model, trust_remote_code=options.trust_remote_code, run=host).model)
 
 
 @caller_state_kept()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -36,6 +36,7 @@ from passes.errors import LpcError, OptionError, UnsupportedModelError
 from passes.models import Task, base_model, task_of
 from passes.options import LoraOptions, RunOptions, Schedule, SnapshotOptions, Target, TraceOptions, TuneOptions
 from passes.pipeline import Pipeline, Program, Progress, RunContext, Snapshot, caller_state_kept, plain, silent
+from passes.ranks import on_first, together
 from passes.trace import TracePass
 from passes.tuning import settled, staged_run
 
@@ -66,13 +67,28 @@ class CompactFamily:
         ``export`` as in ``Result.save``. ``benchmark`` also writes the dense model's package, ``dense-onnx``, and times
         every model against it in onnxruntime. The folder appears whole or not at all. A part of a model that fails is
         named as missing there, as ``Result.save`` does; nothing is timed then, and the error is raised at the end.
-        Raises what ``Result.save``
+        Of several processes the first one writes; the others get the report without times. Raises what ``Result.save``
         raises, and OptionError if there is nothing to time.
         """
         folder, exports = Path(folder), chosen(export)
         timed = (benchmark if isinstance(benchmark, BenchmarkOptions) else QUICK) if benchmark else None
         if timed is not None:
             check_timeable(self.results[0].model, exports)
+        return on_first(lambda: self._save(folder, exports, timed, progress, force=force)) or self._report(folder, {})
+
+    def _report(self, folder: Path, times: Mapping[float, Benchmark]) -> FamilyReport:
+        reports = {ratio: result.report for ratio, result in zip(self.ratios, self.results, strict=True)}
+        return FamilyReport.of(reports, folder, times)
+
+    def _save(
+        self,
+        folder: Path,
+        exports: dict[str, Any],
+        timed: BenchmarkOptions | None,
+        progress: Progress,
+        *,
+        force: bool,
+    ) -> FamilyReport:
         times: dict[float, Benchmark] = {}
         failed: list[LpcError | KeyboardInterrupt] = []
         with (
@@ -86,8 +102,7 @@ class CompactFamily:
             if timed is not None and not failed:
                 self._export_dense(stage / DENSE_ONNX, exports["onnx"])
                 times = {ratio: _time(stage, folder, ratio, timed, progress) for ratio in self.ratios}
-            reports = {ratio: result.report for ratio, result in zip(self.ratios, self.results, strict=True)}
-            report = FamilyReport.of(reports, stage, times)
+            report = self._report(stage, times)
             report.write(stage)
         for own in (result.run_folder for result in self.results):
             if own is not None:
@@ -162,11 +177,12 @@ def compress_family(
     schedule = options.tune.schedule or Schedule()
     options = replace(options, tune=settled(replace(options.tune, schedule=schedule)))
     source, program, context = opened(model, tokenizer, options, export, progress)
-    if benchmark:
-        check_timeable(base_model(source.model), export)
-    solver = Solver.of(options.target, program.traced)
-    staged_run(snapshots, solver, schedule, options.tune.steps, revival=options.tune.revival)
-    material = prepare(source, data, options.data_options)
+    with together():
+        if benchmark:
+            check_timeable(base_model(source.model), export)
+        solver = Solver.of(options.target, program.traced)
+        staged_run(snapshots, solver, schedule, options.tune.steps, revival=options.tune.revival)
+        material = prepare(source, data, options.data_options)
     context = replace(context, collate=material.collate)
     passes = family_pipeline(material, options)
     coming = [*passes.after(TracePass.name).names, *len(snapshots.ratios) * MEMBER_NAMES]

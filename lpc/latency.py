@@ -10,18 +10,28 @@ from passes.budget import LatencyModel
 from passes.graph import Plan, PruningGraph
 from passes.models import base_model
 from passes.options import Budget
-from passes.pipeline import Progress, silent
+from passes.pipeline import Progress, plain, silent
+from passes.ranks import on_first, told_by_first
 
 
 def latency_for(
     model: PreTrainedModel | PeftModel, graph: PruningGraph, budget: Budget, progress: Progress = silent
 ) -> LatencyModel | None:
-    """The latency model for a budget that limits latency, else None. Raises UnsupportedModelError."""
+    """The latency model for a budget that limits latency, else None. Raises UnsupportedModelError.
+
+    Of several processes the first one measures, and all go by its table.
+    """
     if not budget.needs_latency:
         return None
-    from exporters.latency import latency_model
+    from exporters.latency import Curve, LatencyTable, latency_model
 
-    return latency_model(base_model(model), graph, budget.at, runtime=budget.runtime, progress=progress)
+    asked = base_model(model), graph, budget.at
+    table = on_first(lambda: latency_model(*asked, runtime=budget.runtime, progress=progress))
+    told = told_by_first(None if table is None else (table.constant, plain(table.curves)))
+    if table is not None or told is None:
+        return table
+    curves = {name: Curve(tuple(curve["counts"]), tuple(curve["seconds"])) for name, curve in told[1].items()}
+    return LatencyTable(budget.at, graph, told[0], curves)
 
 
 def predicted(latency: LatencyModel | None, budget: Budget, plan: Plan) -> PredictedLatency | None:

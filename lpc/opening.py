@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from passes.errors import OptionError
 from passes.models import base_model
 from passes.options import Layout, Target, TraceOptions
 from passes.pipeline import PassRecord, Pipeline, Program, Progress, RunContext, measured, silent
+from passes.ranks import join, on_first, rank, together
 from passes.trace import TracePass
 
 LOAD = "load"
@@ -71,28 +73,33 @@ class Keeping:
         if self.folder is None:
             return run, None
         recipe = Recipe.of(program, material, options.data_options, passes, run)
-        self.folder.begin(recipe, self.resume)
+        on_first(partial(self.folder.begin, recipe, self.resume))
         return replace(run, checkpoints=self.folder.path), recipe
 
 
 def opened(
     model: ModelLike, tokenizer: Processor | None, options: CompressOptions, export: Exports, progress: Progress
 ) -> tuple[Source, Program, RunContext]:
-    """The model that a run begins with, also traced, and the run's context.
+    """The model that a run begins with, also traced, and the context of the run, which all its processes have joined.
 
     Raises OptionError for a device that is not there, and what loading, tracing or one of the formats refuses.
     """
     run = RunContext.of(options.run, logged() if progress is silent else progress)
-    check_loads(model, run)
-    run.progress(LOAD, 0, 1)
-    with measured() as loading:
-        source = load_source(model, tokenizer, trust_remote_code=options.trust_remote_code, run=run)
-        check_leaving(source, export)
-        program = Program.start(source.model)
-    run.progress(LOAD, 1, 1)
-    seconds, peak = loading.seconds, loading.peak_memory_bytes
-    record = PassRecord(name=LOAD, options={}, seconds=seconds, peak_memory_bytes=peak, modified=False)
-    return source, TracePass(options.trace)(replace(program, history=(record,)), run).program, run
+    join(torch.device(run.device))
+    run = replace(run, progress=silent) if rank() else run
+    with together():
+        check_loads(model, run)
+        run.progress(LOAD, 0, 1)
+        with measured() as loading:
+            source = load_source(
+                model, tokenizer, trust_remote_code=options.trust_remote_code, run=run, load_in=options.load_in
+            )
+            check_leaving(source, export)
+            program = Program.start(source.model)
+        run.progress(LOAD, 1, 1)
+        seconds, peak = loading.seconds, loading.peak_memory_bytes
+        record = PassRecord(name=LOAD, options={}, seconds=seconds, peak_memory_bytes=peak, modified=False)
+        return source, TracePass(options.trace)(replace(program, history=(record,)), run).program, run
 
 
 def check_loads(model: ModelLike, run: RunContext) -> None:

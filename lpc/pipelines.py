@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from lpc.data import Row
 from lpc.material import Material, set_aside
@@ -17,12 +18,15 @@ from passes.budget import LatencyModel
 from passes.compensation import CompensatePass, RecompensatePass
 from passes.criteria import Needs, criterion_named
 from passes.decide import DecidePass, ReplayPass, ScorePass
+from passes.errors import OptionError
 from passes.graph import Kind, Plan, PruningGraph
+from passes.models import base_model, packed_weights
 from passes.options import CompensateOptions, ScoreOptions, Target, TuneOptions
 from passes.pipeline import Pass, Pipeline, Program, RunContext, Snapshot, plain
+from passes.ranks import sharded
 from passes.shrink import ShrinkPass
 from passes.trace import TracePass, options_for
-from passes.tuning import AttachPass, DetachPass, MergePass, RecallPass, RecoverPass, TunePass, settled
+from passes.tuning import AttachPass, DetachPass, MergePass, RecallPass, RecoverPass, TunePass, UnpackPass, settled
 
 BEFORE_TUNING = CompensateOptions(ridge=1.0)
 """Gently: what tuning starts from should not be far from the dense weights (docs/quality.md)."""
@@ -36,22 +40,29 @@ def compression_pipeline(
     *,
     teacher: Callable[[], torch.nn.Module] | None = None,
     latency: LatencyModel | None = None,
+    source: Callable[[], PreTrainedModel] | None = None,
 ) -> Pipeline:
     """All that ``compress`` does to a traced program, from tracing to the last measure.
 
     What ranks units on data (a one-shot schedule, or no steps) is a ``score`` before tuning; what re-solves projections
     stands before tuning if units go there, else after merging. An adapter that the model came with is trained further
-    and never taken off. Raises DataError where a share to recover by is not there.
+    and never taken off. Packed weights are unpacked before anything is decided, from the ``source`` that they were made
+    of, if it is here. Raises DataError where a share to recover by is not there.
     """
     graph, own_adapter = program.traced, isinstance(program.model, PeftModel)
     tune, recover = settled(options.tune, graph), options.recover
     train, aside = set_aside(material.train) if recover else (material.train, None)
     solve, first = compensation_for(options.compensate, tune, graph), bool(tune.steps) and tune.one_shot
+    packed = packed_weights(base_model(program.model))
+    if packed and first:
+        _check_packed(options.compensate)
+        solve = None
     rounds = merging_rounds(graph) and (bool(tune.steps) or own_adapter)
     passes: tuple[Pass | None, ...] = (
         TracePass(options.trace),
         MeasurePass(DENSE, material.measure_dense),
         *_choosing(train, replace(options, tune=tune), latency, solve if first else None),
+        UnpackPass(source) if packed else None,
         DecidePass(options.target, tune.criterion, choices(tune, options.target, run), latency),
         None if own_adapter else MeasurePass(REMOVED, material.measure),
         None if tune.steps or own_adapter else DetachPass(),
@@ -66,15 +77,29 @@ def compression_pipeline(
     return Pipeline(each for each in passes if each is not None)
 
 
+def _check_packed(asked: CompensateOptions | bool | None) -> None:
+    """Nothing is re-solved on packed weights. Raises OptionError if that was asked for."""
+    if asked:
+        raise OptionError("8- or 4-bit weights cannot be re-solved before tuning: leave compensate (--compensate) out")
+
+
 def _choosing(
     train: torch.utils.data.Dataset[Row],
     options: CompressOptions,
     latency: LatencyModel | None,
     solve: CompensateOptions | None,
 ) -> tuple[Pass | None, ...]:
-    """The passes by which units are chosen and the adapters trained; ``solve``: how to compensate before training."""
+    """The passes by which units are chosen and the adapters trained; ``solve``: how to compensate before training.
+
+    Raises OptionError for what cannot be done on sharded weights.
+    """
     target, tune = options.target, options.tune
     ranked = not tune.steps or tune.one_shot
+    if solve and tune.distill and sharded():
+        raise OptionError(
+            "with sharded weights (FSDP) nothing is distilled from those that a compensation replaced: leave one of "
+            "them out (--no-compensate, or --distill 0)"
+        )
     adapted = bool(tune.steps) or criterion_named(tune.criterion).needs is Needs.ADAPTER
     scoring = ScoreOptions(criterion=tune.criterion, importance=tune.importance_for(target))
     return (

@@ -16,6 +16,7 @@ from lpc.options import DataOptions
 from lpc.versions import versions
 from passes.models import Adapter, fingerprint, tensors_digest
 from passes.pipeline import Pipeline, Program, RunContext, plain
+from passes.ranks import count
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 """Where an object without a better name lies in memory; that differs in every process."""
@@ -26,8 +27,8 @@ class Recipe:
     """What a run is made of, as plain values: two runs of one recipe end with the same bits.
 
     ``model`` and ``data`` are sha256 (of the adapter that the model came with too, ``adapter``); ``data_options``,
-    ``passes`` (each with its options) and ``run`` (seed, device, dtype, batch size, samples) are all options;
-    ``versions`` are those of the packages.
+    ``passes`` (each with its options) and ``run`` (seed, device, dtype, batch size, samples) are all options, and how
+    many ``processes`` run together; ``versions`` are those of the packages.
     """
 
     model: str
@@ -52,7 +53,7 @@ class Recipe:
                 "data": material.digest(),
                 "data_options": plain(data_options),
                 "passes": entries,
-                "run": plain(run),
+                "run": {**plain(run), "processes": count()},
                 "versions": versions(),
             }
         )

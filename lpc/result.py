@@ -26,6 +26,7 @@ from passes.errors import LpcError, OptionError
 from passes.graph import Plan
 from passes.models import base_model
 from passes.pipeline import Pass, Pipeline, Program, Progress, RunContext, silent
+from passes.ranks import on_first
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +110,8 @@ class Result:
         The folder appears whole or not at all. If the checkpoint or the ONNX package fails, or is interrupted, what is
         finished is written nevertheless: the manifest names what is ``missing`` and why, and the error is raised then,
         with a note that says how to go on. In a run with a run folder finished formats are kept there as well, until
-        the output is written, and an interruption leaves it at that.
+        the output is written, and an interruption leaves it at that. Of several processes the first one writes; the
+        others wait, and get the report as it was before.
 
         Raises OptionError for an unknown format, OutputExistsError if the folder holds something (unless ``force``),
         OutputError when the disk refuses, TokenizerError if the ONNX package of a causal language model is wanted and
@@ -118,6 +120,9 @@ class Result:
         exports = chosen(export)
         if not onnx and exports.pop("onnx", None) is not None and not exports:
             raise OptionError("nothing is left to export without onnx: name another format")
+        return on_first(lambda: self._save(Path(folder), exports, progress, force=force)) or self.report
+
+    def _save(self, folder: Path, exports: Mapping[str, Any], progress: Progress, *, force: bool) -> Report:
         with kept_if_stopped(self.run_folder):
             report = self.write(folder, export=exports, force=force, progress=progress, run=self.run_folder)
         if self.run_folder is not None:

@@ -16,6 +16,7 @@
     ├── OutputError              OSError              the output could not be written
     │   └── OutputExistsError    FileExistsError      the output folder is not empty
     │       └── FinishedError                         it holds the very result that was asked for
+    ├── RankError                RuntimeError         another process of the same run failed, and tells why
     └── PassError                RuntimeError         a pass failed
         ├── PreconditionError                         what a pass requires does not hold
         └── PostconditionError                        what a pass ensures does not hold (verification failed)
@@ -96,6 +97,12 @@ class OutputExistsError(OutputError, FileExistsError):
 
 class FinishedError(OutputExistsError):
     """The output is there already, whole, and made by the very recipe that was asked for."""
+
+
+class RankError(LpcError, RuntimeError):
+    """Another process of the same run failed; the message is that one's, and ``kind`` the name of its error."""
+
+    kind: str = ""
 
 
 class PassError(LpcError, RuntimeError):

@@ -25,7 +25,7 @@ app = typer.Typer(
 MODEL = argument("model", str, "MODEL", "A model folder, or a name on the Hugging Face hub.")
 PLAN = argument("plan", Path, "PLAN", "A plan.json.")
 
-add_command(app, compress, [MODEL], PARTS)
+add_command(app, compress, [MODEL], PARTS, shared=True)
 add_command(app, estimate, [MODEL], ESTIMATE)
 add_command(app, commands.inspect, [MODEL], commands.INSPECT)
 add_command(app, commands.export, [argument("folder", Path, "HF_DIR", "A checkpoint.")], commands.EXPORT)

@@ -13,6 +13,7 @@ from lpc.options import CompressOptions, DataOptions, InputOptions, InstructionF
 from passes.errors import OptionError
 from passes.options import Budget, RecoverOptions, RunOptions, SnapshotOptions, Target, TraceOptions, TuneOptions
 from passes.places import check_file, find_place
+from passes.ranks import launched
 
 PARTS = (
     Part(Target),
@@ -58,7 +59,9 @@ def _hold(
     output: OutputOptions,
     going: Going,
 ) -> None:
-    """Hold the output folder, apart from all that is read. Raises OutputError."""
+    """Hold the output folder, apart from all that is read; the first process does, which writes. Raises OutputError."""
+    if launched()[0]:
+        return
     needs = least_bytes(model, options.target.ratio, onnx="onnx" in output.exports)
     hold(
         given.held,
@@ -119,7 +122,8 @@ def _one(model: str, data: tuple[Path, ...], options: CompressOptions, output: O
         more = {**going.arguments(), "export": output.exports}
         result = run(model, list(data), **options.arguments(), **more, progress=progress)
         report = result.save(output.out, export=output.exports, force=output.force, progress=progress)
-    show_report(report, output.out, as_json=output.json)
+    if not launched()[0]:
+        show_report(report, output.out, as_json=output.json)
 
 
 def _family(model: str, data: tuple[Path, ...], options: CompressOptions, output: OutputOptions, going: Going) -> None:
@@ -131,4 +135,5 @@ def _family(model: str, data: tuple[Path, ...], options: CompressOptions, output
         asked = {**options.arguments(), **going.arguments(), **leaving}
         family = run(model, list(data), **asked, progress=progress)
         report = family.save(output.out, **leaving, force=output.force, progress=progress)
-    show_family(report, output.out, as_json=output.json)
+    if not launched()[0]:
+        show_family(report, output.out, as_json=output.json)

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from passes.errors import LpcError, visible
+from passes.errors import FinishedError, LpcError, RankError, visible
+from passes.ranks import is_first_to_tell, launched
 
 USER_ERROR = 2
 
@@ -26,13 +27,20 @@ stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn an LpcError into one message and exit code 2, an interruption into the signal's code; leave others alone."""
+    """Turn an LpcError into one message and exit code 2, an interruption into the signal's code; leave others alone.
+
+    Of several processes the first one that fails tells it, and the others, which fail by that, end without a word.
+    """
     from lpc.cli import interruption
 
     interruption.listen()
     try:
         yield
+    except RankError as error:
+        sys.exit(0 if error.kind == FinishedError.__name__ else USER_ERROR)
     except LpcError as error:
+        if not is_first_to_tell():
+            sys.exit(USER_ERROR)
         stderr.print(f"[bold red]lpc: {type(error).__name__}:[/] ", end="")
         stderr.print(str(error), markup=False)
         for note in getattr(error, "__notes__", ()):
@@ -40,6 +48,10 @@ def user_errors() -> Iterator[None]:
         sys.exit(USER_ERROR)
     except KeyboardInterrupt as error:
         interruption.end(error)
+    except Exception:
+        if not is_first_to_tell():
+            sys.exit(USER_ERROR)
+        raise
 
 
 ENVIRONMENT = {
@@ -75,10 +87,13 @@ class _Plain(logging.Formatter):
 
 
 def _log_to_terminal() -> None:
-    """Warnings of all libraries, and the traceback of an error that nobody foresaw, fit for a terminal."""
+    """Warnings of all libraries, and the traceback of an error that nobody foresaw, fit for a terminal.
+
+    Of several processes the first one warns.
+    """
     root = logging.getLogger()
     if not root.handlers:
-        handler = logging.StreamHandler()
+        handler = logging.NullHandler() if launched()[0] else logging.StreamHandler()
         handler.setFormatter(_Plain("lpc: %(message)s"))
         root.addHandler(handler)
     sys.excepthook = lambda kind, error, trace: sys.stderr.write(

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from lpc.cli import console
 from lpc.cli.interruption import check
+from passes.ranks import launched
 
 if TYPE_CHECKING:
     from lpc.progress import Journey, Leg
@@ -45,12 +46,15 @@ class Checked:
 
 @contextmanager
 def progress_shown() -> Iterator[Progress]:
-    """A Progress that shows where the command stands; the libraries' own bars are off."""
+    """A Progress that shows where the command stands, in the first process; the libraries' own bars are off."""
     from transformers.utils import logging as transformers_logging
 
     from lpc.progress import Journey, Lines
 
     transformers_logging.disable_progress_bar()
+    if launched()[0]:
+        yield Checked(lambda stage, done, total: None)
+        return
     if console.stderr.is_terminal:
         journey = Journey()
         with Live(

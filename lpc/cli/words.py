@@ -14,6 +14,7 @@ import typer
 from lpc.cli.help import GroupedCommand
 from passes.errors import OptionError
 from passes.options import Option, checked, declared, main_type, read_text, texts_of
+from passes.ranks import launched
 
 T = TypeVar("T")
 
@@ -63,9 +64,17 @@ class Given:
 
 
 def add_command(
-    app: typer.Typer, run: Callable[[Given], None], arguments: Sequence[inspect.Parameter], parts: Sequence[Part]
+    app: typer.Typer,
+    run: Callable[[Given], None],
+    arguments: Sequence[inspect.Parameter],
+    parts: Sequence[Part],
+    *,
+    shared: bool = False,
 ) -> None:
-    """Add a command named as the function ``run``, with ``arguments`` and the options of all parts."""
+    """Add a command named as the function ``run``, with ``arguments`` and the options of all parts.
+
+    ``shared``: all processes that a launcher started run it together; else the first one does it alone.
+    """
     sources = {f"{part.kind.__name__}_{option.name}": (part, option) for part in parts for option in part.options()}
     parameters = [*arguments, *(_parameter(name, part, option) for name, (part, option) in sources.items())]
 
@@ -79,6 +88,8 @@ def add_command(
                 if option.facts.words is Path:
                     files.append(Path(said))
         with ExitStack() as held:
+            if launched()[0] and not shared:
+                return
             run(Given(words, found, files, held))
 
     call.__doc__ = run.__doc__

@@ -41,10 +41,18 @@ class CompressOptions:
     )
     recover: RecoverOptions | None = option(None, help="Train the compact model further.")
     snapshots: SnapshotOptions | None = option(None, help="Leave a model at each of several ratios.")
+    load_in: str | None = option(
+        None,
+        choices=("8bit", "4bit"),
+        help="Rank and tune on weights of 8 or 4 bits (bitsandbytes); adapters are merged into the source's own.",
+        group=Group.ADVANCED,
+    )
     trust_remote_code: bool = option(False, help="Run code that comes with a hub model.", group=Group.ADVANCED)
 
     def __post_init__(self) -> None:
         check(self)
+        if self.snapshots is not None and self.load_in:
+            raise OptionError("load_in (--load-in) is for one model: leave it out with snapshots (--snapshots)")
         if self.snapshots is not None and (self.compensate or self.recover):
             raise OptionError(
                 "compensate and recover (--compensate, --recover-steps) are for one model: leave them out with "
@@ -55,7 +63,7 @@ class CompressOptions:
         """The keyword arguments of ``lpc.compress``, or with ``snapshots`` of ``lpc.compress_family``."""
         names = {each.name for each in fields(self)} - {"snapshots"}
         if self.snapshots is not None:
-            names -= {"compensate", "recover"}
+            names -= {"compensate", "recover", "load_in"}
         found = {name: getattr(self, name) for name in sorted(names)}
         more = vars(self.snapshots) if self.snapshots is not None else {}
         return {**found, **more}

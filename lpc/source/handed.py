@@ -7,13 +7,14 @@ import os
 from typing import Any, TypeVar
 
 import torch
+from accelerate.hooks import remove_hook_from_submodules
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
 from passes.errors import ModelError
-from passes.models import base_model, vendor
+from passes.models import base_model, is_packed, vendor
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +40,10 @@ Live = TypeVar("Live", bound=nn.Module)
 def without_hooks(model: Live) -> Live:
     """A copy of the user's model without the hooks that came along: they are the user's, and no checkpoint holds them.
 
-    transformers' own are put back by transformers where they are needed.
+    transformers' own are put back by transformers where they are needed. Those of accelerate, by which the layers of a
+    model that ``device_map`` spread work on several devices, go too: the copy lies on the run's device as a whole.
     """
+    _together(model)
     own = False
     for module in model.modules():
         for hooks in vendor.hooks_of(module):
@@ -50,6 +53,17 @@ def without_hooks(model: Live) -> Live:
     if own:
         logger.warning("the hooks on the model are left out of the copy that lpc works on: a checkpoint holds none")
     return model
+
+
+def _together(model: nn.Module) -> None:
+    """Take off what accelerate put on a model that lies on several devices."""
+    spread = [module for module in model.modules() if vendor.is_offloaded(module)]
+    remove_hook_from_submodules(model)
+    for module in spread:
+        vars(module).pop("forward", None)  # the class's own, which accelerate puts back as an attribute
+    base: Any = base_model(model) if isinstance(model, PreTrainedModel | PeftModel) else model
+    if len({str(place) for place in (vars(base).pop("hf_device_map", None) or {}).values()}) > 1:
+        logger.warning("the model is spread over several devices; lpc works on a copy that lies on one")
 
 
 def _is_users(hook: Any) -> bool:
@@ -106,6 +120,8 @@ def _check_dtypes(model: PreTrainedModel | PeftModel) -> None:
     seen: dict[torch.dtype, str] = {}
     for name, tensor in base.named_parameters():
         if ".lora_" in name or "modules_to_save" in name or any(part in name.split(".") for part in kept):
+            continue
+        if is_packed(tensor):
             continue
         if not tensor.is_floating_point():
             raise ModelError(f"{name} holds {tensor.dtype}: lpc prunes weights in floating point; load it dequantised")

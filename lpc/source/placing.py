@@ -8,7 +8,8 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from passes.models import base_model
+from passes.errors import OptionError
+from passes.models import base_model, packed_weights
 from passes.pipeline import RunContext, device_named, dtype_named
 
 AnyModel = TypeVar("AnyModel", PreTrainedModel, PeftModel, PreTrainedModel | PeftModel)
@@ -17,9 +18,15 @@ AnyModel = TypeVar("AnyModel", PreTrainedModel, PeftModel, PreTrainedModel | Pef
 def placed(model: AnyModel, run: RunContext) -> AnyModel:
     """The model itself, on the run's device and with weights of the run's dtype.
 
-    Buffers keep their dtype, which rotary embeddings need, and so does an adapter, which trains in fp32. Raises
-    OptionError for a device that is not there.
+    Buffers keep their dtype, which rotary embeddings need, and so does an adapter, which trains in fp32. A model of
+    packed weights stays where it was loaded. Raises OptionError for a device that is not there, or another dtype of
+    packed weights.
     """
+    if packed_weights(base_model(model)):
+        dtype = dtype_named(run.dtype)
+        if dtype is not None and dtype != base_model(model).dtype:
+            raise OptionError(f"the dtype of a model of 8- or 4-bit weights is its own: leave {run.dtype} out")
+        return model
     cast_to(run, base_model(model))
     return model.to(device_named(run.device))
 

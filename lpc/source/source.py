@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -15,7 +17,7 @@ from exporters.hf import Processor, class_of
 from lpc.source.adapters import brings_embeddings, load_adapter, named_base, plain_or_lora
 from lpc.source.handed import check_handed, without_hooks
 from lpc.source.placing import placed
-from passes.errors import LpcError, ModelError, TokenizerError, UnsupportedModelError
+from passes.errors import LpcError, ModelError, OptionError, TokenizerError, UnsupportedModelError
 from passes.families import family_of
 from passes.models import (
     CONFIG_FILE,
@@ -28,6 +30,7 @@ from passes.models import (
     dense_weights,
     keep_own_head,
     load_model,
+    packing_of,
     quiet,
     read_json,
     reason,
@@ -36,7 +39,7 @@ from passes.models import (
     unreadable,
     vendor,
 )
-from passes.pipeline import RunContext
+from passes.pipeline import RunContext, device_named, dtype_named
 from passes.places import Place, find_place, is_there
 
 logger = logging.getLogger(__name__)
@@ -84,28 +87,51 @@ def load_source(
     *,
     trust_remote_code: bool = False,
     run: RunContext | None = None,
+    load_in: str | None = None,
 ) -> Source:
     """Load a folder, a GGUF file or a hub model of any task, or copy a live one.
 
     ``processor`` is a tokenizer or an image processor; by default the one that comes with the model. A folder that
     holds an adapter is loaded with the base model that its configuration names; an adapter that is more than plain LoRA
     is merged. With a ``run`` the model lies on its device and has its dtype, else it is as it was stored, on the CPU,
-    or where the live one is. Raises MissingFileError, ModelError, UnsupportedModelError or TokenizerError (a tokenizer
-    that is there but broken).
+    or where the live one is. With ``load_in``, ``8bit`` or ``4bit``, its linear layers are packed by bitsandbytes.
+
+    Raises MissingFileError, ModelError, UnsupportedModelError, TokenizerError (a tokenizer that is there but broken),
+    or OptionError where ``load_in`` cannot be.
     """
     check_handed(model)
     check_processor(processor)
-    source = _load(model, processor, trust_remote_code)
+    packing = LoadIn(load_in, run or RunContext()) if load_in else None
+    source = _load(model, processor, trust_remote_code, packing)
+    vendor.keep_layout(source.model)
     return source if run is None else replace(source, model=placed(source.model, run))
 
 
-def _load(model: ModelLike, processor: Processor | None, trust_remote_code: bool) -> Source:
+@dataclass(frozen=True)
+class LoadIn:
+    """How a model's weights are to be packed: in how many bits, and on the device and with the dtype of which run."""
+
+    load_in: str
+    run: RunContext
+
+    def arguments(self, config: PreTrainedConfig) -> Mapping[str, Any]:
+        """Those of ``from_pretrained``."""
+        dtype = dtype_named(self.run.dtype) or config.dtype or torch.float32
+        return {**packing_of(self.load_in, dtype, device_named(self.run.device)), "dtype": dtype}
+
+
+def _load(model: ModelLike, processor: Processor | None, trust_remote_code: bool, packing: LoadIn | None) -> Source:
     if isinstance(model, PreTrainedModel | PeftModel):
+        if packing is not None:
+            raise OptionError("load_in (--load-in) is for a folder or a hub name: load the live model packed yourself")
         return _copied(model, processor)
     place = find_place(str(model))
+    adapter = place.folder is not None and (place.folder / CONFIG_FILE).is_file()
+    if packing is not None and (place.gguf is not None or adapter):
+        raise OptionError("load_in (--load-in) packs a model of safetensors: not a GGUF file, nor an adapter's folder")
     if place.folder is not None and (place.folder / CONFIG_FILE).is_file() and place.gguf is None:
         return _load_adapted(place.folder, processor, trust_remote_code)
-    return _load_plain(place, processor, trust_remote_code)
+    return _load_plain(place, processor, trust_remote_code, packing)
 
 
 def find_unloaded(model: str | Path, processor: Processor | None = None) -> tuple[Unloaded, Processor | None]:
@@ -247,13 +273,15 @@ def _copied(model: PreTrainedModel | PeftModel, processor: Processor | None) -> 
     return Source(plain, found, _absolute(name), notes)
 
 
-def _load_plain(place: Place, processor: Processor | None, trust_remote_code: bool) -> Source:
+def _load_plain(
+    place: Place, processor: Processor | None, trust_remote_code: bool, packing: LoadIn | None = None
+) -> Source:
     config = _config_at(place, trust_remote_code)
     family_of(config)
     kind = class_of(str(place.folder or place.name), config, trust_remote_code=trust_remote_code)
     check_loss(kind, config.model_type)
     check_padding(config, task_of(kind))
-    loaded = load_model(kind, place, config)
+    loaded = load_model(kind, place, config, packing.arguments(config) if packing else None)
     _check_supported(loaded)
     return Source(loaded, processor or _processor_of(place, trust_remote_code), _absolute(place.name))
 

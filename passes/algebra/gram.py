@@ -38,6 +38,11 @@ class Gram:
             self._products[above.stop :, above] = self._products[above, above.stop :].T
         return self._products
 
+    @property
+    def sums(self) -> tuple[torch.Tensor, ...]:
+        """The sums as they are kept, of which the products are formed in half."""
+        return self.count, self.total, self._products
+
     def add(self, values: torch.Tensor) -> None:
         """Take in more rows [n, width]."""
         self.count += len(values)

@@ -10,6 +10,7 @@ from passes.algebra.cholesky import damped_cholesky
 from passes.algebra.gram import Gram
 from passes.algebra.products import product
 from passes.errors import ModelError
+from passes.ranks import sum_over_ranks
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,14 @@ class NormalEquations:
         sums.squares += torch.linalg.vector_norm(missing, dtype=torch.float64).square()
         sums.energy += torch.linalg.vector_norm(target, dtype=torch.float64).square()
         sums.rows += len(inputs)
+
+    def over_ranks(self) -> None:
+        """Take in the rows of all ranks."""
+        sums = self._sums
+        rows = torch.tensor(sums.rows)
+        for tensor in (*sums.gram.sums, sums.cross, sums.missing, sums.squares, sums.energy, rows):
+            sum_over_ranks(tensor)
+        sums.rows = int(rows)
 
     def solve(self, ridge: float) -> Solution:
         """The step, by Cholesky in fp64 with the λ that ``damped_cholesky`` takes; none at all where it finds none.

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from passes.compensation.guard import compared
 from passes.compensation.solve import Resolver, find_sites
-from passes.compensation.streams import ModelInputs, Sides
+from passes.compensation.streams import ModelInputs, Sides, row_of
 from passes.errors import DataError, OptionError, PostconditionError, PreconditionError
 from passes.graph import COMPENSATED, Kind
 from passes.models import (
@@ -44,6 +44,7 @@ from passes.pipeline import (
     Solved,
     plain,
 )
+from passes.ranks import Share, told_by_first
 
 logger = logging.getLogger(__name__)
 
@@ -129,10 +130,11 @@ class CompensatePass(Pass):
             guard = self._options.guard and set(task_of(base_model(model)).label_names) <= set(labelled[0])
             sides, rows = Sides(model, hooks, {}), unlabelled(model, labelled)
             sites, skipped = find_sites(sides, graph, program.masks, rows[0])
-            resolver = Resolver(sides, rows, sites, residual=self._options.residual)
+            resolver = Resolver(sides, Share.of(rows), sites, row_of(rows[0]), residual=self._options.residual)
             resolver.run(self._options.ridge, run.progress)
-            watched = compared(sides, labelled, resolver.outputs(labelled)) if guard else None
-            undone = watched is not None and not watched.after <= watched.before
+            share = Share.of(labelled)
+            watched = compared(sides, share, resolver.outputs(share.mine)) if guard else None
+            undone = told_by_first(watched is not None and not watched.after <= watched.before)
             if undone:
                 sides.undo()
         report = CompensateReport(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
 from passes.compensation.streams import ModelInputs, Sides
 from passes.models import base_model, label_count, lean_loss, replaced, task_of
+from passes.ranks import Share
 
 LEAST_BATCHES = 4
 CLEAR = 6.0
@@ -25,27 +26,38 @@ class Compared:
     rows: int
 
 
-def compared(sides: Sides, batches: Sequence[ModelInputs], outputs: Iterable[Mapping[str, Any]]) -> Compared:
+def compared(sides: Sides, share: Share[ModelInputs], outputs: Iterable[Mapping[str, Any]]) -> Compared:
     """The model's own loss with its original weights and as it is now, under the masks, on the same batches.
 
-    ``outputs`` are what it gives now, a batch each; no more of them are taken than it needs.
+    ``outputs`` are what it gives now, a batch of this rank's each; no more of them are taken than it needs.
     """
-    task = task_of(base_model(sides.model))
     losses: list[tuple[float, float, int]] = []
     rows = 0
     with lean_loss(sides.model):
-        for batch, output in zip(batches, outputs, strict=False):
-            count = label_count(task, batch)
-            rows += len(next(iter(batch.values())))
+        for found in share.told(_losses(sides, share.mine, outputs)):
+            *loss, count, batch_rows = found
+            rows += batch_rows
             if count:
-                with replaced(sides.model, sides.originals):
-                    before = float(sides.model(**batch)["loss"])
-                losses.append((before, float(output["loss"]), count))
+                losses.append((loss[0], loss[1], count))
             if _clear([after - before for before, after, _ in losses]):
                 break
     labels = max(1, sum(count for _, _, count in losses))
     before, after = (sum(loss[side] * loss[2] for loss in losses) / labels for side in (0, 1))
     return Compared(before, after, rows)
+
+
+def _losses(
+    sides: Sides, batches: Sequence[ModelInputs], outputs: Iterable[Mapping[str, Any]]
+) -> Iterator[tuple[float, float, int, int]]:
+    """Of each batch the losses before and after, how many labels they are the mean over, and how many rows it has."""
+    task = task_of(base_model(sides.model))
+    for batch, output in zip(batches, outputs, strict=False):
+        count, before, after = label_count(task, batch), 0.0, 0.0
+        if count:
+            with replaced(sides.model, sides.originals):
+                before = float(sides.model(**batch)["loss"])
+            after = float(output["loss"])
+        yield before, after, count, len(next(iter(batch.values())))
 
 
 def _clear(differences: Sequence[float]) -> bool:

@@ -23,7 +23,6 @@ from passes.compensation.streams import (
     TokenRows,
     WholeModel,
     real_places,
-    row_of,
     wide,
 )
 from passes.models import module_at, relative_difference, rounding_tolerance
@@ -92,22 +91,29 @@ class LayerByLayer:
     """
 
     def __init__(
-        self, sides: Sides, stack: LayerStack, batches: Sequence[ModelInputs], modules: Sequence[str], *, residual: bool
+        self,
+        sides: Sides,
+        stack: LayerStack,
+        batches: Sequence[ModelInputs],
+        modules: Sequence[str],
+        row: ModelInputs,
+        *,
+        residual: bool,
     ) -> None:
         self._sides, self._stack, self._modules, self._residual = sides, stack, modules, residual
         self._added: dict[str, Added] = {}
         self._blocks: dict[str, Block] = {}
         self._at = -1
-        self._proof = self._enter(row_of(batches[0]))
+        self._proof = self._enter(row)
         self._states = [self._enter(batch) for batch in batches]
 
     @classmethod
     def try_on(
-        cls, sides: Sides, batches: Sequence[ModelInputs], modules: Sequence[str], *, residual: bool
+        cls, sides: Sides, batches: Sequence[ModelInputs], modules: Sequence[str], row: ModelInputs, *, residual: bool
     ) -> LayerByLayer | None:
         """The streams, if the modules lie in one plain list of layers; see ``LayerStack.try_on``."""
-        stack = LayerStack.try_on(sides, row_of(batches[0]), modules)
-        return cls(sides, stack, batches, modules, residual=residual) if stack is not None else None
+        stack = LayerStack.try_on(sides, row, modules)
+        return cls(sides, stack, batches, modules, row, residual=residual) if stack is not None else None
 
     @property
     def residual(self) -> frozenset[str]:
@@ -300,9 +306,14 @@ def _silence(_: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor
     return torch.zeros_like(output)
 
 
-def streams_through(sides: Sides, batches: Sequence[ModelInputs], modules: Sequence[str], *, residual: bool) -> Streams:
-    """Layer by layer where the structure allows it, else the whole model for each projection (without ``residual``)."""
-    found = LayerByLayer.try_on(sides, batches, modules, residual=residual)
+def streams_through(
+    sides: Sides, batches: Sequence[ModelInputs], modules: Sequence[str], row: ModelInputs, *, residual: bool
+) -> Streams:
+    """Layer by layer where the structure allows it, else the whole model for each projection (without ``residual``).
+
+    ``row`` is a batch of one row, on which the structure is proven.
+    """
+    found = LayerByLayer.try_on(sides, batches, modules, row, residual=residual)
     if found is None:
         logger.info("the model is no plain list of layers: each projection is calibrated by whole forward passes")
     return found or WholeModel(sides, batches)

@@ -17,6 +17,7 @@ from passes.errors import ModelError
 from passes.graph import Masks, PruningGraph, Role
 from passes.models import module_at, parameter_at
 from passes.pipeline import Progress, Solved
+from passes.ranks import Share, from_first, told_by_first
 
 VERIFIED_ROWS = 256
 """Rows on which a new weight is tried before the next projection is looked at."""
@@ -102,11 +103,17 @@ def _order(sides: Sides, batch: ModelInputs, modules: Sequence[str]) -> tuple[li
 
 
 class Resolver:
-    """Solves sites in order of depth; each sees the model with all that came before compensated."""
+    """Solves sites in order of depth; each sees the model with all that came before compensated.
 
-    def __init__(self, sides: Sides, batches: Sequence[ModelInputs], sites: Sequence[Site], *, residual: bool) -> None:
+    ``row`` is the first of all rows, by which every rank proves what it knows of the layers.
+    """
+
+    def __init__(
+        self, sides: Sides, share: Share[ModelInputs], sites: Sequence[Site], row: ModelInputs, *, residual: bool
+    ) -> None:
         self._sides, self._sites, names = sides, sites, [site.module for site in sites]
-        self._streams = streams_through(sides, batches, names, residual=residual) if sites else None
+        self._streams = streams_through(sides, share.mine, names, row, residual=residual) if sites else None
+        self._share = share
         self.layer_by_layer = isinstance(self._streams, LayerByLayer)
         self.solved: list[Solved] = []
         self.tokens = 0
@@ -143,6 +150,8 @@ class Resolver:
             equations.add(rows.inputs[:, site.kept], rows.missing, rows.target)
         assert equations is not None
         assert first is not None
+        if self._share.ranks > 1:
+            equations.over_ranks()
         return equations, first
 
     def _equations(self, site: Site, rows: TokenRows) -> NormalEquations:
@@ -161,9 +170,9 @@ class Resolver:
             new[f"{site.module}.bias"] = (bias.double() + equations.shift(stored.step)).to(bias.dtype)
             stored = Solution(stored.step, new[f"{site.module}.bias"].double() - bias.double(), solution.ridge)
         before, after = equations.error(), equations.error(stored)
-        if not after < before:
+        if not told_by_first(after < before):
             return Solved(projection=site.module, before=before, after=before, ridge=solution.ridge, changed=False)
-        for name, tensor in new.items():
+        for name, tensor in from_first(new).items():
             parameter = parameter_at(self._sides.model, name)
             self._sides.originals.setdefault(name, parameter.data)
             parameter.data = tensor

@@ -1,6 +1,6 @@
 """How units are ranked: one file a criterion (``loraprune``, ``obs``, ...), behind one interface."""
 
-from passes.criteria.base import AnyModel, Criterion, Finite, Needs, mean_over_ranks
+from passes.criteria.base import AnyModel, Criterion, Finite, Needs
 from passes.criteria.fisher import Fisher
 from passes.criteria.flap import Flap
 from passes.criteria.loraprune import LoRAPrune
@@ -50,7 +50,6 @@ __all__ = [
     "criterion",
     "criterion_named",
     "make_criterion",
-    "mean_over_ranks",
     "portions",
     "register_criterion",
     "room_on",

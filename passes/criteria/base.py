@@ -8,12 +8,12 @@ from typing import Protocol, TypeAlias
 
 import torch
 from peft import PeftModel
-from torch import distributed
 from transformers import PreTrainedModel
 
 from passes.criteria.importance import MovingAverage
 from passes.graph import PruningGraph
-from passes.models import DenseWeight, Weight, lora_weights, parameter_at
+from passes.models import DenseWeight, Weight, lora_weights, module_at, packer_of, parameter_at
+from passes.ranks import count, sum_over_ranks
 
 AnyModel: TypeAlias = "PreTrainedModel | PeftModel"
 
@@ -101,30 +101,23 @@ def weight_names(graph: PruningGraph) -> list[str]:
 
 def merged_weights(model: AnyModel, names: Iterable[str]) -> dict[str, Weight]:
     """Weights as the model computes with them: W0 + sBA where an adapter is on. Views, no copies."""
-    weights: dict[str, Weight] = {name: DenseWeight(parameter_at(model, name)) for name in names}
+    weights: dict[str, Weight] = {name: _dense(model, name) for name in names}
     if isinstance(model, PeftModel):
         weights.update((name, worn) for name, worn in lora_weights(model).items() if name in weights)
     return weights
 
 
-def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of all ranks' tensors, in place."""
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(tensor)
-    return tensor
+def _dense(model: AnyModel, name: str) -> DenseWeight:
+    weight = parameter_at(model, name)
+    return DenseWeight(weight, packed_in=packer_of(module_at(model, name.rpartition(".")[0], unwrapped=True), weight))
 
 
-def mean_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
-    """The mean of all ranks' tensors, in place. DDP sees to the adapters' gradients only: it was set up before."""
-    if distributed.is_available() and distributed.is_initialized():
-        sum_over_ranks(tensor).div_(distributed.get_world_size())
-    return tensor
+def mean_square_over_ranks(squares: torch.Tensor, seen: torch.Tensor | float) -> torch.Tensor:
+    """n Σ g² over what all ranks have seen, for the n parts g of the gradient of a mean over n; in place.
 
-
-def least_over_ranks(value: int, device: torch.device) -> int:
-    """The least of all ranks' numbers; ``device`` is where the ranks' backend communicates."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return value
-    found = torch.tensor(value, device=device)
-    distributed.all_reduce(found, op=distributed.ReduceOp.MIN)
-    return int(found)
+    ``squares`` are this rank's Σ g², over ``seen`` parts, of a loss whose mean over ranks is the mean over all parts,
+    as DDP has it: so each of its parts is as many times too large as there are ranks.
+    """
+    share = squares.mul_(1 / count() ** 2)
+    parts = torch.as_tensor(seen, dtype=torch.float64).to(share.device).clone()
+    return sum_over_ranks(share).mul_(sum_over_ranks(parts))

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from passes.criteria.base import AnyModel, Averaged, Finite, mean_over_ranks, merged_weights, weight_names
+from passes.criteria.base import AnyModel, Averaged, Finite, mean_square_over_ranks, merged_weights, weight_names
 from passes.criteria.gradients import Graded, TrueGradients
 from passes.criteria.importance import axis_sums
 from passes.graph import PruningGraph, Slice
@@ -75,10 +75,10 @@ class Fisher(Averaged):
         if not self._sums:
             raise RuntimeError("there are no gradients of base weights: call begin() before the first forward pass")
         # The loss of a step is divided by its number of backward passes, k; so k Σ (g/k)² is the mean of g².
-        factor = max(self._passes.values()) / loss_scale**2
+        passes = max(self._passes.values())
         scores: dict[str, torch.Tensor] = {}
         for (name, _), sums in self._sums.items():
-            mean = mean_over_ranks(factor * sums)
+            mean = mean_square_over_ranks(sums / loss_scale**2, passes)
             share = mean / (mean.norm() + 1e-12) if self._normalise else mean
             scores[name] = scores[name].to(share.device) + share if name in scores else share
         self._clear()

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from passes.criteria.base import AnyModel, mean_over_ranks
-from passes.models import DenseWeight, Weight, Window, parameter_at
+from passes.criteria.base import AnyModel
+from passes.errors import OptionError
+from passes.models import DenseWeight, Weight, Window, is_packed, parameter_at
+from passes.ranks import mean_over_ranks
 
 
 class TrueGradients:
@@ -27,8 +29,15 @@ class TrueGradients:
         return self._asked
 
     def begin(self, model: AnyModel, names: Iterable[str]) -> None:
-        """Ask for the gradients of these weights."""
+        """Ask for the gradients of these weights. Raises OptionError for one of 8- or 4-bit numbers."""
         self._asked = {name: parameter_at(model, name) for name in names}
+        packed = next((name for name, each in self._asked.items() if is_packed(each)), None)
+        if packed is not None:
+            self._asked = {}
+            raise OptionError(
+                f"{packed} has no gradient, it holds 8- or 4-bit numbers: choose a criterion that reads adapters or "
+                "activations, such as obs or loraprune"
+            )
         for parameter in self._asked.values():
             parameter.requires_grad_(True)
 

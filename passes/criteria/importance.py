@@ -21,7 +21,7 @@ import torch
 
 from passes.algebra import Way, low_rank_sums, stacked, windows
 from passes.graph import PruningGraph, Slice, layerless
-from passes.models import Projection, Weight, Window
+from passes.models import Projection, Weight, Window, unpacked
 from passes.options import ImportanceOptions
 
 Elements = Callable[[Weight, Window], torch.Tensor]
@@ -73,6 +73,7 @@ def unit_sums(along: torch.Tensor, part: Slice, units: int) -> torch.Tensor:
 @torch.no_grad()
 def axis_sums(weight: Weight, elements: Elements) -> AxisSums:
     """Score a weight, window by window, and sum."""
+    weight = unpacked(weight)
     stack = stacked(weight.weight)
     entries, height, width = stack.shape
     rows = torch.empty(entries, height, device=stack.device)
@@ -89,6 +90,7 @@ def importance_sums(weight: Weight, options: ImportanceOptions, way: Way | None 
     if not isinstance(weight, Projection):
         return axis_sums(weight, partial(importance, options=options))
     square = options.form == "square"
+    weight = unpacked(weight)
     rows, columns = low_rank_sums(weight, square=square, quadratic=options.quadratic, way=way)
     return AxisSums(rows, columns, stacked=weight.weight.dim() == 3)
 

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from passes.criteria.base import AnyModel, Averaged, Finite, merged_weights, sum_over_ranks
+from passes.criteria.base import AnyModel, Averaged, Finite, merged_weights
 from passes.criteria.importance import unit_sums
 from passes.errors import DataError, UnsupportedModelError
 from passes.graph import Dimension, PruningGraph, Role, Slice
 from passes.models import Weight, base_model, module_at
 from passes.options import ImportanceOptions
+from passes.ranks import sum_over_ranks
 
 Consumers = Mapping[str, tuple[tuple[Dimension, Slice], ...]]
 """By the module's name: the slices of its weight that read units, with their dimensions."""

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from passes.criteria.base import AnyModel, Averaged, Finite, mean_over_ranks
+from passes.criteria.base import AnyModel, Averaged, Finite, mean_square_over_ranks
 from passes.criteria.importance import unit_sums
 from passes.criteria.inputs import InputBatch, consumers
 from passes.graph import PruningGraph
@@ -100,7 +100,7 @@ class MaskFisher(Averaged):
         if unseen:
             raise RuntimeError(f"nothing was seen of {min(unseen)}: call begin() before the first forward pass")
         # The loss of a step is a mean over its n sequences; so n Σ (∂L/∂m / n)² is the mean of the squares.
-        factor = self._rows / loss_scale**2
-        scores = {name: mean_over_ranks(factor * self._squares[name]) for name in self._graph.by_name}
+        squares = {name: self._squares[name] / loss_scale**2 for name in self._graph.by_name}
+        scores = {name: mean_square_over_ranks(found, self._rows) for name, found in squares.items()}
         self._clear()
         return self._take_in(scores)

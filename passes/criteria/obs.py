@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from passes.algebra import Gram, Surgery, damped_factor, elimination_errors, sums_in, work_bytes
-from passes.criteria.base import AnyModel, mean_over_ranks, sum_over_ranks
+from passes.criteria.base import AnyModel, mean_square_over_ranks
 from passes.criteria.inputs import InputReader
 from passes.criteria.portions import room_to_work, runs
 from passes.graph import Dimension, PruningGraph, Role, Slice
-from passes.models import Weight, module_at
+from passes.models import Weight, module_at, unpacked
 from passes.options import ImportanceOptions
+from passes.ranks import sum_over_ranks
 
 RIDGE = 1e-2
 """λ of both matrices, in units of their mean diagonals: that of ``passes.compensation.compensate``."""
@@ -111,7 +112,7 @@ class Obs(InputReader[Inputs]):
         for module in self._consumers:
             gram, felt = self._seen[module], self._felt.pop(module).products
             # The loss is a mean over n tokens; so n Σ (∂L/∂y / n)² is the mean of the squares.
-            self._gradients[module] = mean_over_ranks(felt.mul_(gram.count / loss_scale**2))
+            self._gradients[module] = mean_square_over_ranks(felt.mul_(1 / loss_scale**2), gram.count)
             self._seen[module] = gram.over_ranks()
         places: dict[str, list[tuple[Dimension, Slice]]] = {}
         for found in self._consumers.values():
@@ -187,5 +188,5 @@ def _units(part: Slice, size: int) -> torch.Tensor:
 
 def _matrix(weight: Weight, axis: int) -> torch.Tensor:
     """A weight as [inputs, outputs], the inputs lying along ``axis``."""
-    merged = weight.merged((slice(None), slice(None)))[0]
+    merged = unpacked(weight).merged((slice(None), slice(None)))[0]
     return merged if axis == 0 else merged.T

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import torch
 
-from passes.criteria.base import least_over_ranks
 from passes.graph import Dimension, PruningGraph
+from passes.ranks import least_over_ranks
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ def room_on(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         # What the allocator holds and nobody uses is not free to the driver, but free to us.
         room = (free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)) // 2
-    return least_over_ranks(room, device)
+    return least_over_ranks(room)
 
 
 def room_to_work(device: torch.device) -> int:

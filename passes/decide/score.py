@@ -32,6 +32,7 @@ from passes.models import (
 )
 from passes.options import ScoreOptions, Target
 from passes.pipeline import Pass, PassRecord, PassResult, Program, RunContext, plain, save_choice, with_choice
+from passes.ranks import Share, from_first
 
 HOST_TOKENS = 1024
 """So many tokens are looked at at a time on a processor, where that is as fast as more and takes less memory."""
@@ -97,7 +98,8 @@ class ScorePass(Pass):
                 found, report = self._look(model, part, number, len(parts), run.narrowed(self._options))
                 scores |= found
         report = replace(report, portions=len(parts))
-        scored = replace(program, masks=solver.masks(scores), scores=scores).expecting_itself()
+        scores = from_first(scores)
+        scored = replace(program, masks=from_first(solver.masks(scores)), scores=scores).expecting_itself()
         return PassResult(scored, modified=False, report=report)
 
     def keep(self, after: Program, folder: Path) -> bool:
@@ -152,17 +154,18 @@ class ScorePass(Pass):
         if device.type == "cpu" and criterion_named(self._options.criterion).additive:
             sample = [piece for batch in sample for piece in pieces(batch, task, HOST_TOKENS)]
         labels = [label_count(task, batch) for batch in sample]
-        losses, done = list[torch.Tensor](), 0
-        for batch, count in zip(sample, labels, strict=True):
+        share, losses, done = Share.of(list(zip(sample, labels, strict=True))), list[torch.Tensor](), 0
+        for batch, count in share.mine:
             with torch.set_grad_enabled(backward):
-                # each label has the same weight, whatever the batches
-                share = model(**batch, **quiet).loss * (count / max(sum(labels), 1))
+                # each label has the same weight, whatever the batches; criteria take the mean over ranks
+                loss = model(**batch, **quiet).loss * (share.ranks * count / max(sum(labels), 1))
             if backward:
-                share.backward()
-            losses.append(share.detach())
-            done += len(next(iter(batch.values())))
-            run.progress("score", number * len(rows) + done, of * len(rows))
-        return ScoreReport(len(rows), -(-len(rows) // run.batch_size), sum(torch.stack(losses).tolist()))
+                loss.backward()
+            losses.append(loss.detach())
+            done += share.ranks * len(next(iter(batch.values())))
+            run.progress("score", number * len(rows) + min(done, len(rows)), of * len(rows))
+        total = share.sum(sum(torch.stack(losses).tolist()))[0] / share.ranks
+        return ScoreReport(len(rows), -(-len(rows) // run.batch_size), total)
 
 
 @contextmanager

@@ -274,6 +274,10 @@ def register_attention(model_type: str, family: Family) -> None:
     FAMILIES.add(model_type, family)
 
 
+READABLE = ("bitsandbytes", "QuantizationMethod.BITS_AND_BYTES")
+"""Ways of packing weights that can be unpacked where they are looked at; by what the configuration calls them."""
+
+
 def family_of(config: Any) -> Family:
     """The family of a model's configuration. Raises UnsupportedModelError, with the reason, when there is none."""
     model_type = str(getattr(config, "model_type", None))
@@ -282,8 +286,13 @@ def family_of(config: Any) -> Family:
             f"model type {model_type!r} is not supported: its attention layout is not described. "
             f"Supported: {', '.join(sorted(FAMILIES))}; describe your own with lpc.register_attention"
         )
-    if getattr(config, "quantization_config", None) is not None:
-        raise UnsupportedModelError("the model is quantised; lpc prunes dense weights: load it without quantisation")
+    packing: Any = getattr(config, "quantization_config", None)
+    method = packing.get("quant_method") if isinstance(packing, dict) else getattr(packing, "quant_method", "")
+    if packing is not None and str(method) not in READABLE:
+        raise UnsupportedModelError(
+            f"the model is quantised ({method}); lpc prunes dense weights, and of packed ones those of bitsandbytes: "
+            "load it without quantisation, or with BitsAndBytesConfig"
+        )
     if any("skip" in values for values in (config.to_dict().get("per_layer_config") or {}).values()):
         raise UnsupportedModelError("its per_layer_config skips parts of layers, but transformers builds them whole")
     family = FAMILIES[model_type]

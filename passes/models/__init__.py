@@ -43,6 +43,7 @@ from passes.models.lean_loss import lean_loss
 from passes.models.loading import dense_weights, keep_own_head, load_model, quiet, reason, unloaded, unreadable
 from passes.models.masks import MaskedModel, masked
 from passes.models.memory import memory_advice, ran_out, smaller_batches
+from passes.models.packed import full_precision, is_packed, packed_weights, packing_of
 from passes.models.parameters import replaced, swapped
 from passes.models.parity import Parity, relative_difference, rounding_tolerance
 from passes.models.precision import (
@@ -61,7 +62,7 @@ from passes.models.stock import build_stock, filled, rope_types, shell, stock_cl
 from passes.models.stored import DTYPES, StoredTensor, headers, read_json
 from passes.models.tasks import AUTO_CLASSES, Task, check_loss, check_padding, model_class, task_of
 from passes.models.unloaded import Unloaded
-from passes.models.weights import DenseWeight, Projection, Weight, Window
+from passes.models.weights import DenseWeight, Projection, Weight, Window, packer_of, unpacked
 
 __all__ = [
     "ADAPTER",
@@ -113,9 +114,11 @@ __all__ = [
     "evaluation_mode",
     "filled",
     "fingerprint",
+    "full_precision",
     "has_own_sizes",
     "headers",
     "heldout_loss",
+    "is_packed",
     "keep_own_head",
     "label_count",
     "label_losses",
@@ -129,6 +132,9 @@ __all__ = [
     "memory_advice",
     "model_class",
     "module_at",
+    "packed_weights",
+    "packer_of",
+    "packing_of",
     "parameter_at",
     "pieces",
     "plain_arithmetic",
@@ -162,6 +168,7 @@ __all__ = [
     "twin_of",
     "unchanged",
     "unloaded",
+    "unpacked",
     "unreadable",
     "vendor",
     "weightless",

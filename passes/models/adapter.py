@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypeGuard
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model_state_dict
@@ -23,7 +23,7 @@ from passes.errors import MissingFileError, OptionError, UnsupportedModelError
 from passes.graph import Kind, PruningGraph
 from passes.models.base import base_model, module_at, plain_name
 from passes.models.tasks import Task, task_of
-from passes.models.weights import Projection
+from passes.models.weights import Projection, packer_of
 from passes.options import LoraOptions
 
 CONFIG_FILE, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -175,10 +175,16 @@ def lora_layers(model: PeftModel) -> dict[str, LoraLinear | ParamWrapper]:
     adapter = active_adapter(model)
     found: dict[str, LoraLinear | ParamWrapper] = {}
     for name, layer in base_model(model).named_modules():
-        if isinstance(layer, LoraLinear | ParamWrapper) and adapter in layer.lora_A:
+        if _is_known(layer) and adapter in layer.lora_A:
             suffix = f".{layer.parameter_name}" if isinstance(layer, ParamWrapper) else ""
             found[plain_name(name) + suffix] = layer
     return found
+
+
+def _is_known(layer: nn.Module) -> TypeGuard[LoraLinear | ParamWrapper]:
+    """Whether it adds BA to a matrix; layers on packed weights are of classes that peft has beside bitsandbytes."""
+    packed = isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), nn.Linear)
+    return packed or isinstance(layer, LoraLinear | ParamWrapper)
 
 
 LoraLayers: TypeAlias = "Mapping[str, LoraLinear | ParamWrapper]"
@@ -206,7 +212,8 @@ def _projection(layer: LoraLinear | ParamWrapper, adapter: str) -> Projection:
     left, right = stored_factors(layer, a, b)
     seen = a.grad is not None and b.grad is not None
     grad_left, grad_right = stored_factors(layer, a.grad, b.grad) if seen else (None, None)
-    return Projection(weight, left, right, grad_left, grad_right, layer.scaling[adapter])
+    packer = packer_of(layer.get_base_layer(), weight)
+    return Projection(weight, left, right, grad_left, grad_right, layer.scaling[adapter], packer)
 
 
 def stored_factors(

@@ -32,8 +32,10 @@ OLD_BUFFERS = ("masked_bias",)
 """Constants that old checkpoints hold and no class has any more."""
 
 
-def load_model(kind: type[PreTrainedModel], place: Place, config: PreTrainedConfig) -> PreTrainedModel:
-    """The model of a place, with all its weights and in evaluation mode.
+def load_model(
+    kind: type[PreTrainedModel], place: Place, config: PreTrainedConfig, packing: Mapping[str, Any] | None = None
+) -> PreTrainedModel:
+    """The model of a place, with all its weights and in evaluation mode; in ``packing``, if that is given.
 
     Raises ModelError for tensors that are missing, mis-shaped, without a place or no floating-point numbers, and for
     what cannot be read.
@@ -50,7 +52,7 @@ def load_model(kind: type[PreTrainedModel], place: Place, config: PreTrainedConf
             if place.gguf is None:
                 _check(kind, place.name, arguments, stored)
             model: PreTrainedModel
-            model, info = kind.from_pretrained(**arguments, output_loading_info=True)
+            model, info = kind.from_pretrained(**{**arguments, **(packing or {})}, output_loading_info=True)
     except LpcError:
         raise
     except Exception as error:

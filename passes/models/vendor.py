@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from importlib import import_module
 from typing import Any, TypeVar, cast
 
 import torch
@@ -40,6 +41,8 @@ HOOKS = (
 WRAPPED = ("_orig_mod", "_fsdp_wrapped_module")
 CAPTURING = "_output_capturing_hooks_installed"
 OFFLOADED = "_hf_hook"
+PACKED = ("Params4bit", "Int8Params")
+CPU_LAYOUT = "support_avx512bf16_for_cpu"
 IN_FP32 = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
 
 
@@ -143,6 +146,46 @@ def is_wrapped(name: str) -> bool:
 def is_offloaded(module: nn.Module) -> bool:
     """accelerate: whether its hook moves a module's weights in and out between calls."""
     return hasattr(module, OFFLOADED)
+
+
+def is_packed(tensor: torch.Tensor) -> bool:
+    """bitsandbytes: whether a parameter holds the codes of 8- or 4-bit numbers; its classes are not imported here."""
+    return type(tensor).__name__ in PACKED and not tensor.is_floating_point()
+
+
+def shape_of(tensor: torch.Tensor) -> tuple[int, ...]:
+    """bitsandbytes: the shape of a parameter's weight, which 4-bit codes do not lie in."""
+    packed = getattr(tensor, "quant_state", None) if is_packed(tensor) else None
+    return tuple(packed.shape if packed is not None else tensor.shape)
+
+
+def keep_layout(model: nn.Module) -> None:
+    """bitsandbytes: has 4-bit layers leave their codes in the order in which they are unpacked and saved.
+
+    On a processor with AVX-512 BF16 their forward pass turns them into another one for good; saving turns them back.
+    """
+    for module in model.modules():
+        if hasattr(module, CPU_LAYOUT):
+            setattr(module, CPU_LAYOUT, False)
+            module.state_dict()
+
+
+@torch.no_grad()
+def unpacked_weight(module: nn.Module) -> torch.Tensor:
+    """bitsandbytes: the weight [out, in] of a linear layer of 4 or 8 bits in floating point; it stays as it is.
+
+    Of 8 bits the scale a row lies in the weight until the first forward pass, then in the module's state. peft's own
+    function for this moves the codes, and 8-bit ones lose their scales by it.
+    """
+    weight: Any = module.weight
+    if getattr(weight, "quant_state", None) is not None:
+        functional = import_module("bitsandbytes.functional")
+        found: torch.Tensor = functional.dequantize_4bit(weight.data, weight.quant_state)
+        return found
+    state: Any = module.state
+    scale = state.SCB if state.SCB is not None else weight.SCB
+    dense: torch.Tensor = weight.data.float() * (scale.float()[:, None] / 127)
+    return dense
 
 
 def added_factor(step: Any) -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 import torch
+from torch import nn
 
 from passes.algebra import stacked
+from passes.models import vendor
 
 Window = tuple[slice, slice]
 """The entries of a stack, and the rows of each of them, that are looked at at a time."""
@@ -37,6 +39,7 @@ class Projection:
     ``weight`` is W0 as it is stored, [rows, columns] or a stack [entries, rows, columns]; ``left`` [..., rows, r] and
     ``right`` [..., r, columns] are the factors in the same layout, so that the model computes with W0 + s·left·right:
     B and A for a weight [out, in], Aᵀ and Bᵀ for one [in, out]. The gradients are unscaled and laid out likewise.
+    ``packed_in``: the module whose 8- or 4-bit weight that is, to be ``unpacked`` where it is looked at.
     """
 
     weight: torch.Tensor
@@ -45,6 +48,7 @@ class Projection:
     grad_left: torch.Tensor | None
     grad_right: torch.Tensor | None
     scaling: float
+    packed_in: nn.Module | None = None
 
     def merged(self, window: Window) -> torch.Tensor:
         """W0 + s·left·right in the window; fp32."""
@@ -64,10 +68,14 @@ class Projection:
 
 @dataclass(frozen=True)
 class DenseWeight:
-    """A weight without an adapter, [rows, columns] or a stack [entries, rows, columns], and its own gradient."""
+    """A weight without an adapter, [rows, columns] or a stack [entries, rows, columns], and its own gradient.
+
+    ``packed_in`` is as in ``Projection``.
+    """
 
     weight: torch.Tensor
     grad: torch.Tensor | None = None
+    packed_in: nn.Module | None = None
 
     def merged(self, window: Window) -> torch.Tensor:
         """The weight in the window; fp32."""
@@ -78,3 +86,18 @@ class DenseWeight:
         if self.grad is None:
             raise RuntimeError("there is no gradient: scores are read after the backward pass")
         return stacked(self.grad)[window].float()
+
+
+Seen = TypeVar("Seen", bound=Weight)
+
+
+def unpacked(weight: Seen) -> Seen:
+    """The weight in floating point: itself, or of 8- or 4-bit numbers a copy, which is not held on to."""
+    if not isinstance(weight, DenseWeight | Projection) or weight.packed_in is None:
+        return weight
+    return replace(weight, weight=vendor.unpacked_weight(weight.packed_in), packed_in=None)
+
+
+def packer_of(module: nn.Module, weight: torch.Tensor) -> nn.Module | None:
+    """The module, if its weight is one of 8- or 4-bit numbers."""
+    return module if vendor.is_packed(weight) else None

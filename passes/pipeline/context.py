@@ -13,6 +13,7 @@ from passes.errors import OptionError
 from passes.models import Collate
 from passes.options import AUTO, DTYPE_NAMES, RunOptions
 from passes.pipeline.plain import plain
+from passes.ranks import launched, local_rank
 
 Progress = Callable[[str, int, int], None]
 """Told the stage's name, the steps done and the steps in total."""
@@ -64,12 +65,22 @@ class RunContext(RunOptions):
 
 
 def device_named(name: str) -> torch.device:
-    """The device of that name. Raises OptionError for one that is not there."""
+    """The device of that name. Raises OptionError for one that is not there.
+
+    Of several processes each takes the CUDA device of its own number on its machine.
+    """
+    several = launched()[1] > 1
     if name == AUTO:
-        found = [kind for kind, module in (("cuda", torch.cuda), ("mps", torch.mps)) if module.is_available()]
-        return torch.device(found[0] if found else "cpu")
+        kinds = [("cuda", torch.cuda)] if several else [("cuda", torch.cuda), ("mps", torch.mps)]
+        found = [kind for kind, module in kinds if module.is_available()]
+        return device_named(found[0] if found else "cpu")
     device = torch.device(name)
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.mps.is_available())}[device.type]
+    if several and device.type != "cpu":
+        own = torch.device("cuda", local_rank())
+        if device not in (own, torch.device("cuda")):
+            raise OptionError(f"device {name!r} is one for {launched()[1]} processes: say cuda, cpu or auto")
+        device = own
     if (device.index or 0) >= count:
         raise OptionError(f"device {name!r} is not there: torch sees {count} of the kind {device.type}")
     return device

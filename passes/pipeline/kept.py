@@ -14,10 +14,11 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from passes.errors import OptionError
+from passes.errors import MissingFileError, OptionError
 from passes.models import Parity
 from passes.pipeline.context import RunContext
 from passes.pipeline.framework import Pass, PassResult
@@ -25,6 +26,7 @@ from passes.pipeline.plain import plain
 from passes.pipeline.program import Program
 from passes.pipeline.reading import read_as
 from passes.pipeline.records import PassRecord
+from passes.ranks import on_first, told_by_first
 
 logger = logging.getLogger(__name__)
 
@@ -34,17 +36,20 @@ OUTCOME, DONE = "outcome", "done.json"
 def through(each: Pass, program: Program, run: RunContext) -> PassResult:
     """Run one pass, or take the outcome that lies in the folder ``run.checkpoints``; what is worth it is kept there.
 
-    An outcome that is not whole is passed over. Raises OptionError for one of other options.
+    An outcome that is not whole is passed over. Of several ranks the first one keeps, and all go on from what it finds.
+    Raises OptionError for one of other options, MissingFileError on a rank that does not see the first one's files.
     """
     assert run.checkpoints is not None
     outcome = run.checkpoints / OUTCOME
     record = _record(each, run, outcome)
-    if record is not None:
+    if told_by_first(record is not None):
+        if record is None:
+            raise MissingFileError(f"{outcome} is not on this machine: put the run folder where all processes see it")
         restored = each.restore(program, outcome, record)
         logger.info("%s: taken from %s", each.name, outcome)
         return PassResult(replace(restored, history=(*restored.history, record)), record.modified, record.report)
     result = each(program, run)
-    _keep(each, result.program, run.checkpoints)
+    on_first(partial(_keep, each, result.program, run.checkpoints))
     return result
 
 

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from passes.errors import UnsupportedModelError
 from passes.families import AttentionBlock, ExpertsBlock, Family, attention_blocks, family_of
 from passes.graph import Dimension, Kind, PruningGraph, Role, layer_path
-from passes.models import Probe, base_model, has_own_sizes, model_class, plain_name, task_of, twin_of
+from passes.models import Probe, base_model, has_own_sizes, model_class, plain_name, task_of, twin_of, vendor
 from passes.options import TraceOptions
 from passes.pipeline import Pass, PassResult, Program, RunContext
 from passes.trace.dependencies import CoupledModule, Dependencies, Opaque
@@ -53,11 +53,11 @@ class TracePass(Pass):
     def call(self, program: Program, run: RunContext) -> PassResult:
         """Trace the twin of the program's model and check that it has the model's own parameters."""
         model = base_model(program.model)
-        dtype = next(model.parameters()).dtype
+        dtype = next(each.dtype for each in model.parameters() if each.is_floating_point())
         graph = trace(model.config, dtype, model_type=type(model), options=self.trace_options)
         adapted = isinstance(program.model, PeftModel)
         shapes = {
-            plain_name(name): tuple(parameter.shape)
+            plain_name(name): vendor.shape_of(parameter)
             for name, parameter in model.named_parameters()
             if not (adapted and ".lora_" in name)
         }

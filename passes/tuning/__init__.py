@@ -7,6 +7,7 @@ from passes.tuning.recover import RecoverPass
 from passes.tuning.settle import settled
 from passes.tuning.stages import staged_run
 from passes.tuning.tune import TunePass
+from passes.tuning.unpack import UnpackPass
 
 __all__ = [
     "AttachPass",
@@ -15,6 +16,7 @@ __all__ = [
     "RecallPass",
     "RecoverPass",
     "TunePass",
+    "UnpackPass",
     "adapted_layers",
     "merge_into",
     "settled",

@@ -24,6 +24,7 @@ from passes.graph import Masks, PruningGraph, full_masks
 from passes.models import Adapter, MaskedModel, vendor
 from passes.options import Schedule, SnapshotOptions
 from passes.pipeline import Progress, Snapshot, load_snapshots, plain, silent
+from passes.ranks import from_first
 from passes.tuning.small import SmallModel, can_be_small
 from passes.tuning.stages import StagedRun, one_stage, staged_run
 
@@ -230,8 +231,10 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
     def _mask(self, step: int, scores: dict[str, torch.Tensor]) -> None:
         assert self._course is not None
         assert self._hooks is not None
+        scores = from_first(scores)
         masks = self._course.masks(step, scores, among=None if self._policy.revival else self.state.masks)
         assert masks is not None
+        masks = from_first(masks)
         revived = sum(int((mask & ~self.state.masks[name]).sum()) for name, mask in masks.items())
         self.state.events.append(Event(step, mean_widths(self._graph, masks), revived))
         self.state.masks, self.state.chosen_by = masks, scores

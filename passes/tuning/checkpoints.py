@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from passes.errors import MissingFileError
 from passes.options import TuneOptions
 from passes.pipeline import WHOLE, digests
+from passes.ranks import told_by_first
 from passes.tuning.arguments import LOSSES_LOGGED
 
 logger = logging.getLogger(__name__)
@@ -41,10 +42,11 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         if self._every is not None:
             control.should_save = step % self._every == 0 or step >= state.max_steps
         elif step % max(1, state.max_steps // LOSSES_LOGGED) == 0:
-            control.should_save = time.monotonic() - self._last >= SECONDS
+            control.should_save = told_by_first(time.monotonic() - self._last >= SECONDS)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
-        """Seal the checkpoint that was just written, and remove the oldest."""
+        """Seal the checkpoint that was just written, when every rank's part is there, and remove the oldest."""
+        told_by_first(None)
         if not state.is_world_process_zero:
             return
         folder = Path(str(args.output_dir))

@@ -19,6 +19,7 @@ from passes.errors import ModelError, OptionError, PreconditionError
 from passes.models import Adapter, base_model, heldout_loss, lora_config, lora_weights, parameter_at
 from passes.options import RecoverOptions
 from passes.pipeline import Pass, PassRecord, PassResult, Program, Progress, Recovery, RunContext, plain, silent
+from passes.ranks import told_by_first
 from passes.tuning.arguments import check_recomputing, training_arguments, with_less_memory
 from passes.tuning.recall import wear
 from passes.tuning.teacher import OtherModel
@@ -62,7 +63,7 @@ class RecoverCallback(TrainerCallback):  # type: ignore[misc]
 
     def look(self, step: int) -> bool:
         """Take the held-out loss; whether it is a new best, which is then remembered."""
-        loss: float = self._evaluate(self._model)
+        loss = told_by_first(self._evaluate(self._model))
         better = not self.evaluations or loss < self.best_loss
         self.evaluations.append((step, loss))
         if better:

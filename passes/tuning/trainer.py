@@ -21,6 +21,7 @@ from passes.tuning.arguments import training_on
 from passes.tuning.distill import DistillTrainer
 from passes.tuning.rates import RatedTrainer
 from passes.tuning.recall import wear
+from passes.tuning.sharded import whole_afterwards
 from passes.tuning.teacher import Teacher
 
 
@@ -76,6 +77,8 @@ def train(
         else:
             trainer = RatedTrainer(**values)
         trainer.remove_callback(PrinterCallback)
+        if trainer.is_fsdp_enabled:
+            stack.enter_context(whole_afterwards(model))
         start = time.perf_counter()
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
         seconds = time.perf_counter() - start

@@ -20,7 +20,7 @@ from passes.budget import LatencyModel, Solver
 from passes.criteria import MeasuredDepth, criterion_named, make_criterion
 from passes.errors import OptionError, PreconditionError
 from passes.graph import full_masks
-from passes.models import Adapter
+from passes.models import Adapter, base_model, packed_weights
 from passes.options import Schedule, SnapshotOptions, Target, TuneOptions
 from passes.pipeline import (
     Pass,
@@ -33,6 +33,7 @@ from passes.pipeline import (
     save_choice,
     with_choice,
 )
+from passes.ranks import count, sharded
 from passes.tuning.arguments import check_recomputing, training_arguments, with_less_memory
 from passes.tuning.callback import Event, PruningCallback, PruningPolicy, PruningState
 from passes.tuning.checkpoints import KEPT, Checkpoints, latest_checkpoint
@@ -89,6 +90,11 @@ class TunePass(Pass):
         if options.steps == 0:
             raise OptionError("steps=0 trains nothing: score calibration data with ScorePass, or give steps=1 or more")
         self._target, self._data, self._options = target, data, settled(options)
+        if sharded() and not self._options.one_shot:
+            raise OptionError(
+                f"with sharded weights (FSDP) units go before tuning, and {self._options.criterion!r} ranks while it "
+                "lasts: choose a one-shot schedule (--one-shot)"
+            )
         self._latency, self._snapshots = latency, snapshots
 
     @property
@@ -137,7 +143,7 @@ class TunePass(Pass):
         start = PruningState(full_masks(graph))
         if options.one_shot and program.masks is not None:
             start = PruningState(dict(program.masks), dict(program.scores or {}))
-        callback = PruningCallback(model, graph, criterion, policy, run.progress, start, small=options.small)
+        callback = PruningCallback(model, graph, criterion, policy, run.progress, start, small=self._small(model))
         trained = self._train(program, model, callback, rates, run)
         callback.give_back()
         left = tuple(callback.state.snapshots)
@@ -173,6 +179,11 @@ class TunePass(Pass):
         loader = DataLoader(self._data, batch_size=run.batch_size, collate_fn=run.collate)
         return islice(iter(loader), SKIP_BATCHES)
 
+    def _small(self, model: PeftModel) -> bool:
+        """Whether the compact model may be trained: neither packed nor sharded weights are cut, nor a wrapped model."""
+        fits = not sharded() and not packed_weights(base_model(model))
+        return self._options.small and fits and (count() == 1 or self._options.one_shot)
+
     def _train(
         self,
         program: Program,
@@ -190,7 +201,8 @@ class TunePass(Pass):
             folder = run.checkpoints or Path(stack.enter_context(tempfile.TemporaryDirectory()))
             stack.callback(callback.close)
             own = options.checkpoints is not None
-            saving = Checkpoints(options.save_every, None if own else KEPT) if run.checkpoints else None
+            saves = run.checkpoints is not None and not sharded()  # a sharded checkpoint is another format
+            saving = Checkpoints(options.save_every, None if own else KEPT) if saves else None
             if checkpoint is not None:
                 callback.restore(checkpoint)
             trained = callback.to_train(options.steps, steps_done(checkpoint) if checkpoint is not None else 0)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import zoo
 from accelerate import cpu_offload
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from conftest import SIZES, build_model
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -113,6 +114,21 @@ def test_a_classifier_that_pads_with_no_token_is_refused(pad: int) -> None:
     model.config.pad_token_id = pad
     with pytest.raises(ModelError, match=f"pad_token_id is {pad}, which is none of the .* tokens"):
         load_source(model)
+
+
+def test_a_model_that_accelerate_spread_over_devices_is_copied_onto_one(caplog: pytest.LogCaptureFixture) -> None:
+    spread, tokens = build_model("llama"), torch.arange(8)[None]
+    expected = spread(tokens).logits
+    for layer in spread.model.layers:
+        add_hook_to_module(layer, AlignDevicesHook(execution_device="meta"))
+    spread.hf_device_map = {"model.embed_tokens": 0, "model.layers": 1}
+    copied = load_source(spread).model
+    assert "a copy that lies on one" in caplog.text
+    assert torch.equal(copied(tokens).logits, expected)
+    assert all("forward" not in vars(module) and not hasattr(module, "_hf_hook") for module in copied.modules())
+    assert not hasattr(copied, "hf_device_map")
+    assert all(hasattr(layer, "_hf_hook") for layer in spread.model.layers)
+    assert spread.hf_device_map == {"model.embed_tokens": 0, "model.layers": 1}
 
 
 def test_a_causal_model_with_the_old_padding_of_llama_is_taken() -> None:

@@ -25,6 +25,7 @@ from passes.graph import full_masks
 from passes.models import MaskedModel, masked
 from passes.options import CompensateOptions, TraceOptions
 from passes.pipeline import Compensation, PassResult, Program, Solved
+from passes.ranks import Share
 from passes.shrink import ShrinkPass
 from passes.trace import TracePass, trace
 from passes.tuning import MergePass
@@ -450,7 +451,7 @@ def test_the_guard_looks_at_no_more_batches_than_it_needs() -> None:
     model = traced(build_model("llama")).model
     rows = [{"input_ids": DATA.ids[:3], "labels": DATA.ids[:3]}] * 16
     with torch.no_grad():
-        found = compared(Sides(model, MaskedModel(model, trace(model.config)), {}), rows, outputs())
+        found = compared(Sides(model, MaskedModel(model, trace(model.config)), {}), Share.of(rows), outputs())
     assert seen == [0, 1, 2, 3]
     assert found.rows == 12
     assert found.after == pytest.approx(1.0015)
@@ -464,7 +465,7 @@ def test_the_guard_looks_at_all_batches_where_the_answer_is_not_clear() -> None:
     with torch.no_grad():
         now = float(model(**rows[0]).loss)
         losses = ({"loss": now + (0.1 if number % 2 else -0.1)} for number in range(16))
-        found = compared(Sides(model, MaskedModel(model, trace(model.config)), {}), rows, losses)
+        found = compared(Sides(model, MaskedModel(model, trace(model.config)), {}), Share.of(rows), losses)
     assert found.rows == 48
 
 

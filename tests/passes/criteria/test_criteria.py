@@ -25,12 +25,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import distributed
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from passes.criteria import CRITERIA, LoRAPrune, make_criterion, mean_over_ranks
+from passes.criteria import CRITERIA, LoRAPrune, make_criterion
 from passes.criteria.importance import importance_sums, unit_scores
 from passes.errors import OptionError
 from passes.graph import Dimension, PruningGraph
 from passes.models import projections
 from passes.options import ImportanceOptions
+from passes.ranks import mean_over_ranks
 
 ATTENTION_ONLY = ("q_proj", "v_proj")
 OPTIONS = ImportanceOptions()
