@@ -19,7 +19,7 @@ from lpc.pipelines import compression_pipeline, replay_pipeline
 from lpc.recipe import Recipe
 from lpc.replay import check_adapter_files, check_worn, compensated_weights
 from lpc.result import Result
-from lpc.run_folder import RunFolder, kept_if_stopped
+from lpc.run_folder import RunFolder, running
 from lpc.source import ModelLike, Source, check_not_blank, load_adapter, load_source
 from passes.budget import Solver
 from passes.graph import Plan
@@ -147,14 +147,11 @@ def compress(
         own_adapter=isinstance(program.model, PeftModel),
     )
     passes = pipeline(passes) if pipeline else passes
-    recipe = None
-    if folder is not None:
-        recipe = Recipe.of(program, material, data_options, passes, run)
-        folder.begin(recipe, resume)
-        run = replace(run, checkpoints=folder.path)
+    recipe = Recipe.of(program, material, data_options, passes, run) if folder is not None else None
     name, processor, notes, handed = source.name, source.processor, source.notes, Handed(program)
     del source, program  # the dense model is the pipeline's alone now, which lets it go when it is replaced
-    with kept_if_stopped(run.checkpoints):
+    with running(folder, recipe, resume) as checkpoints:
+        run = replace(run, checkpoints=checkpoints)
         program = passes.after(TracePass.name).run(handed, run).program
     result = Result.of(program, name, processor, run, passes, material.context_length, notes)
     return replace(

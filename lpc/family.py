@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +34,7 @@ from lpc.pipelines import choices, family_pipeline, member_pipeline
 from lpc.recipe import Recipe
 from lpc.report import record
 from lpc.result import Result
-from lpc.run_folder import EXPORTS, RunFolder, kept_if_stopped
+from lpc.run_folder import RunFolder, held, kept_if_stopped, running
 from lpc.source import ModelLike, load_source
 from lpc.speed import BENCHMARK_FILE, Benchmark, benchmark
 from passes.budget import Solver
@@ -97,9 +96,9 @@ class CompactFamily:
             reports = {ratio: result.report for ratio, result in zip(self.ratios, self.results, strict=True)}
             report = FamilyReport.of(reports, stage, times)
             report.write(stage)
-        for own in (result.run_folder for result in self.results):
-            if own is not None:
-                shutil.rmtree(own / EXPORTS, ignore_errors=True)
+        if self.run_folder is not None:
+            with held(self.run_folder):
+                RunFolder(path=self.run_folder).clear()
         if failed:
             raise failed[0]
         return report
@@ -173,23 +172,19 @@ def compress_family(
     run, own_adapter = replace(run, collate=material.collate), isinstance(program.model, PeftModel)
     common = family_pipeline(material, target, lora=lora, tune=tune, trace=trace, snapshots=snapshots)
     made = {**choices(tune, target, run), "snapshots": plain(snapshots)}
-    recipe = None
-    if kept is not None:
-        recipe = Recipe.of(program, material, data_options, common, run)
-        kept.begin(recipe, resume)
-        run = replace(run, checkpoints=kept.path)
+    recipe = Recipe.of(program, material, data_options, common, run) if kept is not None else None
     results = []
-    with kept_if_stopped(run.checkpoints):
+    with running(kept, recipe, resume) as checkpoints:
+        run = replace(run, checkpoints=checkpoints)
         program = common.after(TracePass.name)(program, run).program
-    for snapshot in program.snapshots:
-        told = {**made, "step": snapshot.step}
-        decide = DecidePass(replace(target, ratio=snapshot.ratio), tune.criterion, told)
-        member = member_pipeline(snapshot, program.traced, material, decide, own_adapter=own_adapter)
-        own, whole = run.inside(str(snapshot.ratio)), Pipeline([*common, *member])
-        with kept_if_stopped(run.checkpoints):
+        for snapshot in program.snapshots:
+            told = {**made, "step": snapshot.step}
+            decide = DecidePass(replace(target, ratio=snapshot.ratio), tune.criterion, told)
+            member = member_pipeline(snapshot, program.traced, material, decide, own_adapter=own_adapter)
+            own, whole = run.inside(str(snapshot.ratio)), Pipeline([*common, *member])
             done = member(program, own).program
-        of_source = source.name, source.processor, own, whole, material.context_length, source.notes
-        results.append(replace(Result.of(done, *of_source), recipe=recipe))
+            of_source = source.name, source.processor, own, whole, material.context_length, source.notes
+            results.append(replace(Result.of(done, *of_source), recipe=recipe))
     return CompactFamily(
         results=tuple(results), ratios=snapshots.ratios, source=model, trust_remote_code=trust_remote_code
     )

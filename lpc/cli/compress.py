@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lpc.cli import console
-from lpc.cli.output import Going, going_on, hold, least_bytes, told_if_done
+from lpc.cli.output import Going, going_on, hold, hold_run, least_bytes, told_if_done
 from lpc.cli.words import Given, Part, required
 from lpc.options import CompressOptions, DataOptions, InputOptions, InstructionFormat, OutputOptions
 from passes.errors import OptionError
@@ -67,6 +67,7 @@ def _hold(
         writes=(options.tune.checkpoints,),
         needs_bytes=needs,
     )
+    hold_run(given.held, going)
 
 
 def options_of(given: Given) -> CompressOptions:
