@@ -14,7 +14,7 @@ from exporters.hf import Processor
 from exporters.registry import Exports, check_exports
 from lpc.latency import latency_for, predicted
 from lpc.material import AnyData, prepare
-from lpc.options import DataOptions, Short, check_short, target_from, with_short
+from lpc.options import DataOptions, Short, check_kinds, check_short, target_from, with_short
 from lpc.pipelines import compression_pipeline, replay_pipeline
 from lpc.recipe import Recipe
 from lpc.replay import check_adapter_files, check_worn, compensated_weights
@@ -119,6 +119,8 @@ def compress(
     what the user gave, UnreachableBudgetError stating what can be reached, PostconditionError if a verification fails.
     """
     check_short(short)
+    check_kinds(target=target, tune=tune, lora=lora, trace=trace, data_options=data_options, recover=recover)
+    check_kinds(compensate=compensate)
     target = target_from(target, ratio, short)
     tune, data_options = with_short(tune, short), with_short(data_options, short)
     tune, folder, resume = run_folder_of(tune, run_folder, resume)

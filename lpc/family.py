@@ -28,7 +28,7 @@ from lpc.compression import (
 )
 from lpc.family_report import DENSE_ONNX, FamilyReport
 from lpc.material import AnyData, prepare
-from lpc.options import BenchmarkOptions, DataOptions, Short, check_short, target_from, with_short
+from lpc.options import BenchmarkOptions, DataOptions, Short, check_kinds, check_short, target_from, with_short
 from lpc.owned import MANIFEST, output
 from lpc.pipelines import choices, family_pipeline, member_pipeline
 from lpc.recipe import Recipe
@@ -155,6 +155,7 @@ def compress_family(
     """
     snapshots = SnapshotOptions(ratios=tuple(ratios), cooldown=cooldown)
     check_short(short)
+    check_kinds(target=target, tune=tune, lora=lora, trace=trace, data_options=data_options)
     target = target_from(target, snapshots.ratios[-1] if target is None else None, short)
     tune, data_options = with_short(tune, short), with_short(data_options, short)
     tune, kept, resume = run_folder_of(tune, run_folder, resume)

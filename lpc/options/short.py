@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypedDict, TypeVar
 
 from lpc.options.data import DataOptions
 from passes.errors import OptionError
-from passes.options import Budget, Layout, Target, TuneOptions, declared, nearest
+from passes.options import (
+    Budget,
+    CompensateOptions,
+    Layout,
+    LoraOptions,
+    RecoverOptions,
+    Target,
+    TraceOptions,
+    TuneOptions,
+    declared,
+    nearest,
+)
 
 T = TypeVar("T", TuneOptions, DataOptions)
 
@@ -42,6 +54,27 @@ def check_short(given: Short) -> None:
             raise OptionError(
                 f"unknown option {name}{nearest(name, known)}: there are {', '.join(known)}, and the rest in target, "
                 "tune, data_options, trace, lora, compensate and recover"
+            )
+
+
+KINDS: Mapping[str, type] = {
+    "target": Target,
+    "tune": TuneOptions,
+    "lora": LoraOptions,
+    "trace": TraceOptions,
+    "data_options": DataOptions,
+    "recover": RecoverOptions,
+    "compensate": CompensateOptions,
+}
+
+
+def check_kinds(**given: object) -> None:
+    """Raise OptionError for an argument that is none of its options' class, nor None, nor a bool for ``compensate``."""
+    for name, value in given.items():
+        kind = KINDS[name].__name__
+        if not (value is None or isinstance(value, KINDS[name]) or (name == "compensate" and isinstance(value, bool))):
+            raise OptionError(
+                f"{name} must be a lpc.{kind}, got a {type(value).__name__}: write {name}=lpc.{kind}(...)"
             )
 
 

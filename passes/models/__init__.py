@@ -53,7 +53,7 @@ from passes.models.probe import OUTPUTS, Probe, Response, positions, respond
 from passes.models.resized import FILE, PREFIX, compact_class, has_own_sizes
 from passes.models.routing import routers, routing
 from passes.models.stock import build_stock, filled, rope_types, stock_class, twin_of, weightless
-from passes.models.stored import DTYPES, StoredTensor, headers, read_json
+from passes.models.stored import DTYPES, StoredTensor, check_fetched, headers, read_json
 from passes.models.tasks import AUTO_CLASSES, Task, check_loss, check_padding, model_class, task_of
 from passes.models.weights import DenseWeight, Weight, Window, stacked
 
@@ -91,6 +91,7 @@ __all__ = [
     "check_adapter",
     "check_adapter_folder",
     "check_declared",
+    "check_fetched",
     "check_finite",
     "check_loss",
     "check_padding",
