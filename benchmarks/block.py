@@ -27,9 +27,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from exporters.calls import Call, Graph, OnnxFolder, call_grid
 from exporters.files import MODEL_FILE
 from exporters.latency.machine import Machine
-from exporters.onnx import DATA_FILE, Call, Graph, GraphBuilder, OnnxFolder, build_decoder, call_grid
+from exporters.onnx import DATA_FILE, GraphBuilder, build_decoder
 from exporters.options import MAX_OPSET
 from lpc.report import table
 from lpc.versions import versions

@@ -118,9 +118,11 @@ def _trained(
 def cell(trained: Trained, ratio: float, steps: int, seed: int, sizes: str) -> dict[str, Any]:
     """Compress once; accuracy on the test set at every stage, parameters, and seconds."""
     start = time.perf_counter()
-    tune = lpc.TuneOptions(steps=steps, seed=seed, batch_size=32, learning_rate=LEARNING_RATE)
+    tune, run = lpc.TuneOptions(steps=steps, learning_rate=LEARNING_RATE), lpc.RunOptions(seed=seed, batch_size=32)
     trace = lpc.TraceOptions(custom_code=sizes == "custom")
-    result = lpc.compress(trained.model, trained.train, ratio, tune=tune, tokenizer=trained.tokenizer, trace=trace)
+    result = lpc.compress(
+        trained.model, trained.train, ratio, run=run, tune=tune, tokenizer=trained.tokenizer, trace=trace
+    )
     seconds = time.perf_counter() - start
     untuned = lpc.apply(result.plan, trained.model)
     with tempfile.TemporaryDirectory() as folder:

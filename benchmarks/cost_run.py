@@ -46,8 +46,10 @@ def run_model(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.model,
         arguments.data,
         arguments.ratio,
-        tune=lpc.TuneOptions(steps=steps, batch_size=arguments.batch),
-        data_options=lpc.DataOptions(samples=arguments.samples, sequence_length=arguments.context),
+        steps=steps,
+        batch_size=arguments.batch,
+        samples=arguments.samples,
+        sequence_length=arguments.context,
         progress=clock,
     )
     with tempfile.TemporaryDirectory() as folder:

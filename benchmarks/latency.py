@@ -25,12 +25,13 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from exporters.calls import OnnxFolder
 from exporters.files import MODEL_FILE
 from exporters.latency import latency_model
 from exporters.latency.machine import Machine
 from exporters.latency.table import LatencyTable
 from exporters.latency.timing import Sample, WorkloadStep, seconds_of, steps_of, time_once
-from exporters.onnx import DATA_FILE, GraphBuilder, OnnxFolder, build_decoder
+from exporters.onnx import DATA_FILE, GraphBuilder, build_decoder
 from exporters.options import MAX_OPSET
 from lpc.report import table
 from lpc.versions import versions

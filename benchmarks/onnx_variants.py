@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from exporters.onnx import Call, Graph, OnnxFolder
+from exporters.calls import Call, Graph, OnnxFolder
 
 CALLS = [
     Call(phase="prefill", batch=1, tokens=128, past=0),

@@ -65,8 +65,8 @@ def stories(**options: Any) -> Run:
     def run(out: Path) -> None:
         model = _found("LPC_MODELS", "../shared/models", "stories260K")
         text = _found("LPC_DATA", "../shared/data", "text/tinystories/tinystories_sample_2MiB.txt")
-        cut = lpc.DataOptions(sequence_length=128, heldout_sequences=16, samples=32)
-        compress(model, text, out, cut, **options)
+        cut = {"sequence_length": 128, "heldout_sequences": 16}
+        compress(model, text, out, cut, samples=32, **options)
 
     return run
 
@@ -89,8 +89,7 @@ def mixture(out: Path) -> None:
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
     model = seeded(hf.Qwen3MoeForCausalLM(hf.Qwen3MoeConfig(**TOKENS, **SIZES, **POSITIONS, **groups, **experts)))
     text = ["The cat sat on the mat, and the dog ran round the tree. " * 60, "Once upon a time there was a king. " * 90]
-    cut = lpc.DataOptions(sequence_length=32, samples=16)
-    compress(model, text, out, cut, tokenizer=bytes_tokenizer())
+    compress(model, text, out, {"sequence_length": 32}, tokenizer=bytes_tokenizer())
 
 
 RUNS: Mapping[str, Run] = {
@@ -104,10 +103,16 @@ RUNS: Mapping[str, Run] = {
 }
 
 
-def compress(model: Any, data: Any, out: Path, cut: lpc.DataOptions | None = None, **options: Any) -> None:
+def compress(
+    model: Any, data: Any, out: Path, cut: Mapping[str, Any] = {}, *, samples: int = 16, **options: Any
+) -> None:
     """The whole way in few steps, saved with its ONNX package."""
     torch.manual_seed(SEED)
-    given: dict[str, Any] = {DATA_OPTIONS: cut or lpc.DataOptions(samples=16)}
+    shared: dict[str, Any] = {"samples": samples}
+    given: dict[str, Any] = {}
+    if hasattr(lpc, "RunOptions"):
+        given, shared = {"run": lpc.RunOptions(**shared)}, {}
+    given[DATA_OPTIONS] = lpc.DataOptions(**cut, **shared)
     lpc.compress(model, data=data, ratio=RATIO, steps=STEPS, seed=SEED, **given, **options).save(out)
 
 

@@ -25,7 +25,6 @@ from lpc.report import speed_rows, table
 from lpc.source import load_config
 from lpc.speed import benchmark
 from lpc.versions import versions
-from passes.options import TuneOptions
 
 OUT = Path(__file__).parent / "out"
 
@@ -49,7 +48,7 @@ def main() -> None:
         export(arguments.model, dense)
         for ratio in map(float, arguments.ratios.split(",")):
             out = Path(scratch) / f"out-{ratio}"
-            result = compress(arguments.model, tokens, ratio, tune=TuneOptions(steps=2, batch_size=2))
+            result = compress(arguments.model, tokens, ratio, steps=2, batch_size=2)
             result.save(out)
             timed = benchmark(out, dense, BenchmarkOptions(threads=arguments.threads))
             share = result.report.pruned.parameters / result.report.dense.parameters

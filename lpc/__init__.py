@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from passes.options import LoraOptions as LoraOptions
     from passes.options import Measure as Measure
     from passes.options import RecoverOptions as RecoverOptions
+    from passes.options import RunOptions as RunOptions
     from passes.options import Schedule as Schedule
     from passes.options import Target as Target
     from passes.options import TraceOptions as TraceOptions
@@ -107,6 +108,7 @@ _HOMES = {
     "Report": "lpc.report",
     "Result": "lpc.result",
     "RunContext": "passes.pipeline",
+    "RunOptions": "passes.options",
     "SavedScores": "passes.criteria",
     "Schedule": "passes.options",
     "Quality": "lpc.evaluation",

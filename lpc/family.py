@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Unpack
 
-import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
@@ -17,32 +16,24 @@ from exporters.hf import Processor
 from exporters.onnx import export_onnx
 from exporters.options import DEFAULT_EXPORTS, OnnxOptions
 from exporters.registry import Exports, chosen
-from lpc.compression import (
-    DEFAULT_DATA,
-    DEFAULT_LORA,
-    DEFAULT_TRACE,
-    DEFAULT_TUNE,
-    check_leaving,
-    context_of,
-    run_folder_of,
-)
 from lpc.family_report import DENSE_ONNX, FamilyReport
-from lpc.material import AnyData, prepare
-from lpc.options import BenchmarkOptions, DataOptions, Short, check_kinds, check_short, target_from, with_short
+from lpc.material import AnyData, Material, prepare
+from lpc.opening import Keeping, asked, opened
+from lpc.options import BenchmarkOptions, CompressOptions, DataOptions, Short
 from lpc.owned import MANIFEST, output
 from lpc.pipelines import choices, family_pipeline, member_pipeline
 from lpc.recipe import Recipe
 from lpc.report import record
 from lpc.result import Result
-from lpc.run_folder import RunFolder, held, kept_if_stopped, running
-from lpc.source import ModelLike, load_source
+from lpc.run_folder import RunFolder, held, kept_if_stopped
+from lpc.source import ModelLike, Source, load_source
 from lpc.speed import BENCHMARK_FILE, Benchmark, benchmark
 from passes.budget import Solver
 from passes.decide import DecidePass
 from passes.errors import LpcError, OptionError, UnsupportedModelError
 from passes.models import Task, base_model, task_of
-from passes.options import Layout, LoraOptions, Schedule, SnapshotOptions, Target, TraceOptions, TuneOptions
-from passes.pipeline import Pipeline, Program, Progress, caller_state_kept, plain, silent
+from passes.options import LoraOptions, RunOptions, Schedule, SnapshotOptions, Target, TraceOptions, TuneOptions
+from passes.pipeline import Pipeline, Program, Progress, RunContext, Snapshot, caller_state_kept, plain, silent
 from passes.trace import TracePass
 from passes.tuning import settled, staged_run
 
@@ -128,12 +119,11 @@ def compress_family(
     cooldown: int | None = None,
     target: Target | None = None,
     tokenizer: Processor | None = None,
-    lora: LoraOptions = DEFAULT_LORA,
-    tune: TuneOptions = DEFAULT_TUNE,
-    data_options: DataOptions = DEFAULT_DATA,
-    trace: TraceOptions = DEFAULT_TRACE,
-    device: str = "auto",
-    dtype: str | torch.dtype = "auto",
+    run: RunOptions = RunOptions(),
+    lora: LoraOptions = LoraOptions(),
+    tune: TuneOptions = TuneOptions(),
+    data_options: DataOptions = DataOptions(),
+    trace: TraceOptions = TraceOptions(),
     run_folder: str | Path | RunFolder | None = None,
     resume: bool | None = None,
     export: Exports = (),
@@ -154,41 +144,63 @@ def compress_family(
     for a target with a budget, and for too few steps.
     """
     snapshots = SnapshotOptions(ratios=tuple(ratios), cooldown=cooldown)
-    check_short(short)
-    check_kinds(target=target, tune=tune, lora=lora, trace=trace, data_options=data_options)
-    target = target_from(target, snapshots.ratios[-1] if target is None else None, short)
-    tune, data_options = with_short(tune, short), with_short(data_options, short)
-    tune, kept, resume = run_folder_of(tune, run_folder, resume)
-    tune = settled(replace(tune, schedule=tune.schedule or Schedule()))
-    run = context_of(tune, data_options, device, dtype, progress)
-    source = load_source(model, tokenizer, trust_remote_code=trust_remote_code, run=run)
-    check_leaving(source, export)
+    options = asked(
+        target,
+        snapshots.ratios[-1] if target is None else None,
+        short,
+        trace,
+        run=run,
+        lora=lora,
+        tune=tune,
+        data_options=data_options,
+        snapshots=snapshots,
+        trust_remote_code=trust_remote_code,
+    )
+    keeping, options = Keeping.of(options, run_folder, resume)
+    schedule = options.tune.schedule or Schedule()
+    options = replace(options, tune=settled(replace(options.tune, schedule=schedule)))
+    source, program, context = opened(model, tokenizer, options, export, progress)
     if benchmark:
         check_timeable(base_model(source.model), export)
-    trace = replace(trace, custom_code=trace.custom_code or target.layout is Layout.PER_LAYER)
-    program = TracePass(trace)(Program.start(source.model), run).program
-    solver = Solver.of(target, program.traced)
-    staged_run(snapshots, solver, tune.schedule or Schedule(), tune.steps, revival=tune.revival)
-    material = prepare(source, data, data_options)
-    run, own_adapter = replace(run, collate=material.collate), isinstance(program.model, PeftModel)
-    common = family_pipeline(material, target, lora=lora, tune=tune, trace=trace, snapshots=snapshots)
-    made = {**choices(tune, target, run), "snapshots": plain(snapshots)}
-    recipe = Recipe.of(program, material, data_options, common, run) if kept is not None else None
-    results = []
-    with running(kept, recipe, resume) as checkpoints:
-        run = replace(run, checkpoints=checkpoints)
-        program = common.after(TracePass.name)(program, run).program
-        for snapshot in program.snapshots:
-            told = {**made, "step": snapshot.step}
-            decide = DecidePass(replace(target, ratio=snapshot.ratio), tune.criterion, told)
-            member = member_pipeline(snapshot, program.traced, material, decide, own_adapter=own_adapter)
-            own, whole = run.inside(str(snapshot.ratio)), Pipeline([*common, *member])
-            done = member(program, own).program
-            of_source = source.name, source.processor, own, whole, material.context_length, source.notes
-            results.append(replace(Result.of(done, *of_source), recipe=recipe))
-    return CompactFamily(
-        results=tuple(results), ratios=snapshots.ratios, source=model, trust_remote_code=trust_remote_code
-    )
+    solver = Solver.of(options.target, program.traced)
+    staged_run(snapshots, solver, schedule, options.tune.steps, revival=options.tune.revival)
+    material = prepare(source, data, options.data_options)
+    context = replace(context, collate=material.collate)
+    passes = family_pipeline(material, options)
+    recipe = keeping.recipe(program, material, options, passes, context)
+    with keeping.running(recipe) as folder:
+        context = replace(context, checkpoints=folder)
+        results = _Training(source, material, options, passes, context, recipe).run(program)
+    return CompactFamily(results=results, ratios=snapshots.ratios, source=model, trust_remote_code=trust_remote_code)
+
+
+@dataclass(frozen=True)
+class _Training:
+    """The run that the models of a family have in common."""
+
+    source: Source
+    material: Material
+    options: CompressOptions
+    passes: Pipeline
+    context: RunContext
+    recipe: Recipe | None
+
+    def run(self, program: Program) -> tuple[Result, ...]:
+        """Train, and make a model of each snapshot."""
+        own_adapter = isinstance(program.model, PeftModel)
+        trained = self.passes.after(TracePass.name)(program, self.context).program
+        return tuple(self._member(each, trained, own_adapter=own_adapter) for each in trained.snapshots)
+
+    def _member(self, snapshot: Snapshot, trained: Program, *, own_adapter: bool) -> Result:
+        tune, target, snapshots = self.options.tune, self.options.target, plain(self.options.snapshots)
+        made = {**choices(tune, target, self.context), "snapshots": snapshots, "step": snapshot.step}
+        decide = DecidePass(replace(target, ratio=snapshot.ratio), tune.criterion, made)
+        member = member_pipeline(snapshot, trained.traced, self.material, decide, own_adapter=own_adapter)
+        context, whole = self.context.inside(str(snapshot.ratio)), Pipeline([*self.passes, *member])
+        done = member(trained, context).program
+        source, length = self.source, self.material.context_length
+        found = Result.of(done, source.name, source.processor, context, whole, length, source.notes)
+        return replace(found, recipe=self.recipe)
 
 
 def check_timeable(model: PreTrainedModel, export: Exports) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from exporters.files import write_text
-from lpc.report import Panel, Point, Report, draw, show_measure, table
+from lpc.report import Panel, Point, Report, draw, family_page, show_measure, table
 from lpc.speed import Benchmark, Run
 
 SCHEMA_VERSION = 1
-FAMILY, REPORT, CURVE, DENSE_ONNX = "family.json", "report.md", "curve.svg", "dense-onnx"
+FAMILY, REPORT, PAGE, CURVE, DENSE_ONNX = "family.json", "report.md", "report.html", "curve.svg", "dense-onnx"
 
 DIRECTIONS = {"perplexity": "lower is better", "accuracy": "higher is better", "loss": "lower is better"}
 """Measures that a model may be judged by; the curve shows the first that there is."""
@@ -129,9 +129,10 @@ class FamilyReport:
         return Panel(f"{cost}, {unit}" if unit else cost, tuple(points))
 
     def write(self, folder: Path) -> None:
-        """Write ``family.json``, ``report.md`` and ``curve.svg``."""
+        """Write ``family.json``, ``report.md``, ``report.html`` and ``curve.svg``."""
         write_text(folder / FAMILY, json.dumps(self.to_json(), indent=1) + "\n")
         write_text(folder / REPORT, self.to_markdown())
+        write_text(folder / PAGE, family_page(self.to_json(), *self.rows()))
         write_text(folder / CURVE, self.curve())
 
 

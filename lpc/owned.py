@@ -28,6 +28,7 @@ OUTPUT = Owned(
             "scores.safetensors",
             MANIFEST,
             "report.md",
+            "report.html",
             "benchmark.json",
             "eval.json",
             FAMILY,

@@ -3,71 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
+from peft import PeftModel
 
+from lpc.data import Row
 from lpc.material import Material, set_aside
 from lpc.measuring import ATTACHED, DENSE, MERGED, PRUNED, REMOVED, MeasurePass
+from lpc.options import CompressOptions
 from passes.budget import LatencyModel
 from passes.compensation import CompensatePass, RecompensatePass
 from passes.criteria import Needs, criterion_named
 from passes.decide import DecidePass, ReplayPass, ScorePass
 from passes.graph import Kind, Plan, PruningGraph
-from passes.options import (
-    CompensateOptions,
-    LoraOptions,
-    RecoverOptions,
-    ScoreOptions,
-    SnapshotOptions,
-    Target,
-    TraceOptions,
-    TuneOptions,
-)
-from passes.pipeline import Pass, Pipeline, RunContext, Snapshot, plain
+from passes.options import CompensateOptions, ScoreOptions, Target, TuneOptions
+from passes.pipeline import Pass, Pipeline, Program, RunContext, Snapshot, plain
 from passes.shrink import ShrinkPass
 from passes.trace import TracePass, options_for
-from passes.tuning import AttachPass, DetachPass, MergePass, RecallPass, RecoverPass, TunePass
+from passes.tuning import AttachPass, DetachPass, MergePass, RecallPass, RecoverPass, TunePass, settled
 
 BEFORE_TUNING = CompensateOptions(ridge=1.0)
 """Gently: what tuning starts from should not be far from the dense weights (docs/quality.md)."""
 
 
 def compression_pipeline(
-    graph: PruningGraph,
+    program: Program,
     material: Material,
-    target: Target,
+    options: CompressOptions,
     run: RunContext,
     *,
-    lora: LoraOptions,
-    tune: TuneOptions,
-    trace: TraceOptions,
-    compensate: CompensateOptions | bool | None = None,
-    recover: RecoverOptions | None = None,
     teacher: Callable[[], torch.nn.Module] | None = None,
     latency: LatencyModel | None = None,
-    own_adapter: bool = False,
 ) -> Pipeline:
-    """All that ``compress`` does to a model with this graph, from tracing to the last measure.
+    """All that ``compress`` does to a traced program, from tracing to the last measure.
 
-    ``tune`` is settled. What ranks units on data (a one-shot schedule, or no steps) is a ``score`` before tuning; what
-    re-solves projections stands before tuning if units go there, else after merging. ``own_adapter``: the model came
-    with one, which is trained further and never taken off. Raises DataError where a share to recover by is not there.
+    What ranks units on data (a one-shot schedule, or no steps) is a ``score`` before tuning; what re-solves projections
+    stands before tuning if units go there, else after merging. An adapter that the model came with is trained further
+    and never taken off. Raises DataError where a share to recover by is not there.
     """
+    graph, own_adapter = program.traced, isinstance(program.model, PeftModel)
+    tune, recover = settled(options.tune, graph), options.recover
     train, aside = set_aside(material.train) if recover else (material.train, None)
-    solve = compensation_for(compensate, tune, graph)
-    ranked, first = not tune.steps or tune.one_shot, bool(tune.steps) and tune.one_shot
+    solve, first = compensation_for(options.compensate, tune, graph), bool(tune.steps) and tune.one_shot
     rounds = merging_rounds(graph) and (bool(tune.steps) or own_adapter)
-    adapted = bool(tune.steps) or criterion_named(tune.criterion).needs is Needs.ADAPTER
-    scoring = ScoreOptions(criterion=tune.criterion, importance=tune.importance_for(target))
     passes: tuple[Pass | None, ...] = (
-        TracePass(trace),
+        TracePass(options.trace),
         MeasurePass(DENSE, material.measure_dense),
-        AttachPass(lora) if adapted else None,
-        ScorePass(target, train, scoring, latency) if ranked else None,
-        CompensatePass(train, solve, keep_originals=True) if solve and first else None,
-        TunePass(target, train, tune, latency) if tune.steps else None,
-        DecidePass(target, tune.criterion, choices(tune, target, run), latency),
+        *_choosing(train, replace(options, tune=tune), latency, solve if first else None),
+        DecidePass(options.target, tune.criterion, choices(tune, options.target, run), latency),
         None if own_adapter else MeasurePass(REMOVED, material.measure),
         None if tune.steps or own_adapter else DetachPass(),
         MeasurePass(ATTACHED, material.measure) if rounds else None,
@@ -81,22 +66,36 @@ def compression_pipeline(
     return Pipeline(each for each in passes if each is not None)
 
 
-def family_pipeline(
-    material: Material,
-    target: Target,
-    *,
-    lora: LoraOptions,
-    tune: TuneOptions,
-    trace: TraceOptions,
-    snapshots: SnapshotOptions,
-) -> Pipeline:
-    """What the models of a family have in common: one training run, which leaves a snapshot for each."""
+def _choosing(
+    train: torch.utils.data.Dataset[Row],
+    options: CompressOptions,
+    latency: LatencyModel | None,
+    solve: CompensateOptions | None,
+) -> tuple[Pass | None, ...]:
+    """The passes by which units are chosen and the adapters trained; ``solve``: how to compensate before training."""
+    target, tune = options.target, options.tune
+    ranked = not tune.steps or tune.one_shot
+    adapted = bool(tune.steps) or criterion_named(tune.criterion).needs is Needs.ADAPTER
+    scoring = ScoreOptions(criterion=tune.criterion, importance=tune.importance_for(target))
+    return (
+        AttachPass(options.lora) if adapted else None,
+        ScorePass(target, train, scoring, latency) if ranked else None,
+        CompensatePass(train, solve, keep_originals=True) if solve else None,
+        TunePass(target, train, tune, latency) if tune.steps else None,
+    )
+
+
+def family_pipeline(material: Material, options: CompressOptions) -> Pipeline:
+    """What the models of a family have in common: one training run, which leaves a snapshot for each.
+
+    ``options.tune`` is settled.
+    """
     return Pipeline(
         [
-            TracePass(trace),
+            TracePass(options.trace),
             MeasurePass(DENSE, material.measure_dense),
-            AttachPass(lora),
-            TunePass(target, material.train, tune, snapshots=snapshots),
+            AttachPass(options.lora),
+            TunePass(options.target, material.train, options.tune, snapshots=options.snapshots),
         ]
     )
 
@@ -151,7 +150,8 @@ def compensation_for(
 
 def choices(tune: TuneOptions, target: Target, run: RunContext) -> Mapping[str, Any]:
     """What of the options made the decision, as plain values, for the plan."""
-    told = run.told(plain(tune))
+    scored = not tune.steps or tune.one_shot
+    told = {**run.told(plain(tune)), **({"seed": run.seed} if scored else {})}
     names = ("steps", "seed", "revival", "schedule", "depth_scores") if tune.steps else ("steps", "seed")
     made = {name: told[name] for name in names}
     if tune.distill:
@@ -159,5 +159,4 @@ def choices(tune: TuneOptions, target: Target, run: RunContext) -> Mapping[str, 
     made["importance"] = plain(tune.importance_for(target))
     if run.dtype != "auto":
         made["dtype"] = str(run.dtype)
-    scored = not tune.steps or tune.one_shot
-    return {**made, "samples": run.samples, "batch_size": told["batch_size"]} if scored else made
+    return {**made, "samples": run.samples, "batch_size": run.batch_size} if scored else made

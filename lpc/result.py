@@ -63,7 +63,7 @@ class Result:
             raise OptionError("a result is a program with a plan whose units are cut out: end with ShrinkPass")
         heldout = heldout_of(program.history, context_length)
         name = source or str(base_model(program.model).config.name_or_path or program.graph.family)
-        report = Report.of(name, program.graph, program.plan, program.history, heldout, notes)
+        report = Report.of(name, program.graph, program.plan, program.history, heldout, notes, program.scores)
         report = replace(report, run=run, pipeline=pipeline.entries if pipeline else ())
         return cls(program=program, report=report, processor=processor)
 
@@ -97,7 +97,8 @@ class Result:
         force: bool = False,
         progress: Progress = silent,
     ) -> Report:
-        """Write ``hf``, ``onnx``, ``adapter``, ``plan.json``, ``scores.safetensors``, ``lpc.json`` and ``report.md``.
+        """Write ``hf``, ``onnx``, ``adapter``, ``plan.json``, ``scores.safetensors``, ``lpc.json``, ``report.md`` and
+        ``report.html``.
 
         After a compensation also ``compensation.safetensors``, the weights that it solved; after a recovery also
         ``recovery``, the adapter that was trained on the compact model: the program's artifacts save themselves, and

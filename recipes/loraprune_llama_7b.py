@@ -41,7 +41,6 @@ def tune_options(method: str, steps: int, micro_batch: int, *, bf16: bool) -> lp
     """The tuning of a method: steps of ``BATCH`` rows, ``micro_batch`` at a time."""
     common: dict[str, Any] = {
         "steps": steps,
-        "batch_size": micro_batch,
         "gradient_accumulation": BATCH // micro_batch,
         "bf16": bf16,
     }
@@ -112,6 +111,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             rows,
             arguments.ratio,
             tokenizer=tokenizer,
+            batch_size=arguments.micro_batch,
             lora=lpc.LoraOptions() if arguments.method == "lpc" else AUTHORS_LORA,
             tune=tune_options(arguments.method, step_count(len(rows)), arguments.micro_batch, bf16=cuda),
             data_options=data_options(arguments.method),

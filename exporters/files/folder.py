@@ -288,7 +288,7 @@ def finish_update(folder: Path) -> None:
         return
     texts: dict[str, str] = json.loads((folder / UPDATE).read_text(encoding="utf-8"))
     for name, text in texts.items():
-        for partial in folder.glob(f".{name}.partial-*"):
+        for partial in (folder / name).parent.glob(f".{Path(name).name}.partial-*"):
             partial.unlink(missing_ok=True)
         write_text(folder / name, text)
     (folder / UPDATE).unlink()

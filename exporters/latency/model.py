@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from exporters.calls import OnnxFolder
 from exporters.latency.blocks import BlockRoute
 from exporters.latency.cache import default_cache, key_of, read_terms, write_terms
 from exporters.latency.curve import Curve
@@ -32,7 +33,7 @@ from exporters.latency.timing import (
     thread_count,
     time_once,
 )
-from exporters.onnx import FLOAT32, PRECISIONS, OnnxFolder, Precision, has_builder, why_not_builder
+from exporters.onnx import FLOAT32, PRECISIONS, Precision, has_builder, why_not_builder
 from passes.errors import OptionError, UnsupportedModelError
 from passes.graph import PruningGraph
 from passes.models import Task, model_class, task_of, twin_of

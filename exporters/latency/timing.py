@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import TypeAlias
 
-from exporters.onnx import Call, Graph, OnnxFolder
+from exporters.calls import Call, Graph, OnnxFolder
 from passes.errors import OptionError
 from passes.options import Workload
 

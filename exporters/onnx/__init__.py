@@ -1,7 +1,5 @@
 """The ONNX package: graphs, the KV cache in them, GenAI's files, verification against torch."""
 
-from exporters.onnx.cache import takes_positions
-from exporters.onnx.calls import Call, Graph, OnnxFolder, call_grid, forward_grid
 from exporters.onnx.causal import trace_decoder
 from exporters.onnx.decoder import build_decoder, has_builder, why_not_builder
 from exporters.onnx.export import export_onnx
@@ -11,24 +9,20 @@ from exporters.onnx.options import DATA_FILE, OnnxPackage
 from exporters.onnx.precision import FLOAT32, PRECISIONS, Precision, register_precision, torch_type
 from exporters.onnx.refusals import check_exportable, needs_tokenizer
 from exporters.onnx.single import trace_single
+from exporters.onnx.torch_caches import takes_positions
 
 __all__ = [
     "DATA_FILE",
     "FLOAT32",
     "PRECISIONS",
-    "Call",
     "ExportPass",
     "ExportReport",
-    "Graph",
     "GraphBuilder",
-    "OnnxFolder",
     "OnnxPackage",
     "Precision",
     "build_decoder",
-    "call_grid",
     "check_exportable",
     "export_onnx",
-    "forward_grid",
     "has_builder",
     "needs_tokenizer",
     "register_precision",

@@ -13,7 +13,6 @@ from torch.export import Dim
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from exporters.files import MODEL_FILE
-from exporters.onnx.cache import cache_tensors, fill_cache, flat_shapes, takes_positions
 from exporters.onnx.decoder import build_decoder, why_not_builder
 from exporters.onnx.genai import GENAI_CONFIG, GenaiRefusedError, verify_greedy, write_genai_config
 from exporters.onnx.graph import GraphBuilder
@@ -32,6 +31,7 @@ from exporters.onnx.options import (
 )
 from exporters.onnx.package import finish, write_companions
 from exporters.onnx.session import open_checked
+from exporters.onnx.torch_caches import cache_tensors, fill_cache, flat_shapes, takes_positions
 from exporters.onnx.torch_route import Tracing, trace_to_onnx
 from exporters.onnx.verify.causal import verify_onnx
 from exporters.onnx.windows import SLIDING, WindowMasks, masks_by_type, position_masks, window_of

@@ -15,9 +15,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from exporters.files import MODEL_FILE
-from exporters.onnx.cache import flat_shapes, takes_positions
 from exporters.onnx.greedy import greedy_gap, require_greedy, torch_greedy
 from exporters.onnx.options import precision_of
+from exporters.onnx.torch_caches import flat_shapes, takes_positions
 from exporters.onnx.verify.probes import position_limit, probe_ids, vocabulary
 from exporters.options import OnnxOptions
 from passes.errors import LpcError

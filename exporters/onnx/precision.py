@@ -10,6 +10,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.tensor_adapters import to_torch_dtype
 
+from exporters.calls import element_type
 from exporters.options import PRECISION_NAMES
 from passes.models import rounding_tolerance
 from passes.registry import Registry
@@ -73,11 +74,6 @@ FLOAT16 = Precision(
 )
 register_precision(FLOAT32)
 register_precision(FLOAT16)
-
-
-def element_type(named: str) -> ir.DataType:
-    """The type that onnxruntime calls ``tensor(float16)`` and the like."""
-    return ir.DataType[named.removeprefix("tensor(").removesuffix(")").upper()]
 
 
 def torch_type(named: str) -> torch.dtype:

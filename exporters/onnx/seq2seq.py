@@ -19,7 +19,6 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from exporters.files import DECODER_FILE, ENCODER_FILE
 from exporters.hf import Processor
-from exporters.onnx.cache import RUN_ERRORS, cache_tensors, fill_cross_cache, plain_shapes
 from exporters.onnx.options import (
     BATCH,
     ENCODER_SEQUENCE,
@@ -34,6 +33,7 @@ from exporters.onnx.options import (
 )
 from exporters.onnx.package import finish, write_companions
 from exporters.onnx.session import OnnxModel, open_checked
+from exporters.onnx.torch_caches import RUN_ERRORS, cache_tensors, fill_cross_cache, plain_shapes
 from exporters.onnx.torch_route import Tracing, trace_to_onnx
 from exporters.onnx.verify.seq2seq import verify_decoder, verify_encoder, verify_generation
 from exporters.options import OnnxOptions

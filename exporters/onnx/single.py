@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 
 from exporters.files import MODEL_FILE
 from exporters.hf import Processor
-from exporters.onnx.cache import RUN_ERRORS
 from exporters.onnx.options import BATCH, SEQUENCE, OnnxPackage, cast, precision_of
 from exporters.onnx.package import finish, write_companions
 from exporters.onnx.session import open_checked
+from exporters.onnx.torch_caches import RUN_ERRORS
 from exporters.onnx.torch_route import Tracing, trace_to_onnx
 from exporters.onnx.verify.probes import vocabulary
 from exporters.onnx.verify.single import verify_single

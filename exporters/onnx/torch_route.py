@@ -18,8 +18,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from exporters.onnx import vendor
-from exporters.onnx.cache import RUN_ERRORS
 from exporters.onnx.experts import traceable_experts
+from exporters.onnx.torch_caches import RUN_ERRORS
 from passes.errors import UnsupportedModelError
 
 WIDENED = ("Add", "Div", "Mul", "Pow", "Sub")

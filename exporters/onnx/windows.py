@@ -13,7 +13,7 @@ from typing import TypeAlias
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from exporters.onnx.cache import RUN_ERRORS
+from exporters.onnx.torch_caches import RUN_ERRORS
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 

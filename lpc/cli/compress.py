@@ -11,7 +11,7 @@ from lpc.cli.output import Going, going_on, hold, hold_run, least_bytes, told_if
 from lpc.cli.words import Given, Part, required
 from lpc.options import CompressOptions, DataOptions, InputOptions, InstructionFormat, OutputOptions
 from passes.errors import OptionError
-from passes.options import Budget, RecoverOptions, SnapshotOptions, Target, TraceOptions, TuneOptions
+from passes.options import Budget, RecoverOptions, RunOptions, SnapshotOptions, Target, TraceOptions, TuneOptions
 from passes.places import check_file, find_place
 
 PARTS = (
@@ -20,6 +20,7 @@ PARTS = (
     Part(SnapshotOptions, if_asked=True),
     Part(TraceOptions),
     Part(TuneOptions),
+    Part(RunOptions),
     Part(CompressOptions),
     Part(RecoverOptions, if_asked=True),
     Part(InputOptions),
@@ -84,6 +85,7 @@ def options_of(given: Given) -> CompressOptions:
         CompressOptions,
         target=target_of(given, snapshots),
         trace=given.make(TraceOptions),
+        run=given.make(RunOptions),
         tune=tune,
         data_options=given.make(DataOptions, instructions=instructions),
         recover=recover,

@@ -12,7 +12,7 @@ from lpc.cli.output import hold
 from lpc.cli.words import Given, Part, required
 from lpc.options import CompressOptions, OutputOptions
 from passes.errors import OutputExistsError
-from passes.options import Budget, Group, Target, TraceOptions, option
+from passes.options import Budget, Group, RunOptions, Target, TraceOptions, option
 from passes.places import check_file, find_place
 
 
@@ -52,7 +52,8 @@ PLAN = (
 APPLY = (
     Part(ReplayOptions),
     Part(OutputOptions, ("out", "export", "onnx", "force", "json")),
-    Part(CompressOptions, ("device", "trust_remote_code")),
+    Part(RunOptions, ("device",)),
+    Part(CompressOptions, ("trust_remote_code",)),
 )
 DIFF = (Part(OutputOptions, ("json",)),)
 
@@ -92,7 +93,7 @@ def apply(given: Given) -> None:
     from lpc.compression import apply as run
 
     with console.progress_bars() as progress:
-        result = run(plan, model, **vars(replay), **given.of(CompressOptions), export=exports)
+        result = run(plan, model, **vars(replay), **given.of(RunOptions), **given.of(CompressOptions), export=exports)
         report = result.save(output.out, export=exports, force=output.force, progress=progress)
     show_report(report, output.out, as_json=output.json)
 

@@ -41,7 +41,7 @@ def show_report(report: Report, out: Path, *, as_json: bool) -> None:
         f"verified: {len(values['parity'])} parities hold; the tightest is {worst[0]}, "
         f"{worst[1]['value']:.1e} of {worst[1]['tolerance']:.0e} allowed"
     )
-    print_line(f"written to {out}: open {out}/report.md")
+    print_line(f"written to {out}: open {out}/report.html")
 
 
 def show_plan(plan: Plan, out: Path, *, as_json: bool) -> None:
@@ -76,7 +76,7 @@ def show_family(report: FamilyReport, out: Path, *, as_json: bool) -> None:
         print_json({**report.to_json(), "out": str(out)})
         return
     print_table("one run, a family of models", *report.rows())
-    print_line(f"written to {out}: open {out}/report.md")
+    print_line(f"written to {out}: open {out}/report.html")
 
 
 def show_inspection(inspection: Inspection, *, as_json: bool) -> None:

@@ -13,10 +13,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from exporters.hf import reload
 from lpc.data import IGNORED, Collator, Row, RowFormat, Rows, RowsLike, open_rows
-from lpc.evaluation.perplexity import exp
+from lpc.evaluation.perplexity import BATCH_SIZE, exp
 from lpc.source import load_config
-from passes.errors import DataError, MissingFileError, ModelError, OptionError, UnsupportedModelError
+from passes.errors import DataError, MissingFileError, ModelError, UnsupportedModelError
 from passes.models import Task, base_model, evaluation_mode, model_class, task_of, vendor
+from passes.options import RunOptions
 
 __all__ = ["Quality", "quality", "quality_of"]
 
@@ -46,15 +47,16 @@ class Quality:
         return {name: value for name, value in values.items() if value is not None}
 
 
-def quality(model: PreTrainedModel | PeftModel | str | Path, rows: RowsLike, *, batch_size: int = 8) -> Quality:
+def quality(
+    model: PreTrainedModel | PeftModel | str | Path, rows: RowsLike, *, batch_size: int = BATCH_SIZE
+) -> Quality:
     """How good a model is on rows with its inputs and labels.
 
     ``model`` is live, a checkpoint folder (``OUT/hf``) or an ONNX folder (``OUT/onnx``, run by onnxruntime on the CPU).
     A live model comes back as it was. Raises OptionError, MissingFileError, DataError, ModelError, and
     UnsupportedModelError for an ONNX folder whose graph needs more than the rows' inputs.
     """
-    if batch_size < 1:
-        raise OptionError(f"batch_size {batch_size}: it must be at least 1")
+    RunOptions(batch_size=batch_size)
     if isinstance(model, str | Path):
         folder = Path(model)
         if not (folder / "config.json").is_file():
@@ -72,7 +74,7 @@ def quality(model: PreTrainedModel | PeftModel | str | Path, rows: RowsLike, *, 
     return quality_of(model, open_rows(rows, RowFormat.of(type(base), base.config)), batch_size=batch_size)
 
 
-def quality_of(model: PreTrainedModel | PeftModel, rows: Rows, *, batch_size: int = 8) -> Quality:
+def quality_of(model: PreTrainedModel | PeftModel, rows: Rows, *, batch_size: int = BATCH_SIZE) -> Quality:
     """How good a live model is, which comes back in its modes. Raises DataError if no row has a label, ModelError."""
     base = base_model(model)
     parameter = next(p for p in model.parameters() if p.is_floating_point())

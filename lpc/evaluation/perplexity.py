@@ -9,10 +9,13 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from lpc.data import IGNORED
-from passes.errors import DataError, OptionError
+from passes.errors import DataError
 from passes.models import evaluation_mode
+from passes.options import RunOptions
 
 __all__ = ["Perplexity", "exp", "token_perplexity"]
+
+BATCH_SIZE = RunOptions().batch_size
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Perplexity:
 
 
 def token_perplexity(
-    model: torch.nn.Module, blocks: torch.Tensor, batch_size: int = 8, *, labels: torch.Tensor | None = None
+    model: torch.nn.Module, blocks: torch.Tensor, batch_size: int = BATCH_SIZE, *, labels: torch.Tensor | None = None
 ) -> Perplexity:
     """Perplexity of tokens 2..L of each block ``[n, L]``; no block sees another.
 
@@ -37,8 +40,7 @@ def token_perplexity(
     """
     if blocks.ndim != 2 or blocks.shape[0] == 0 or blocks.shape[1] < 2:
         raise DataError(f"perplexity needs blocks [n, L] with n >= 1 and L >= 2, not {list(blocks.shape)}")
-    if batch_size < 1:
-        raise OptionError(f"batch_size {batch_size}: it must be at least 1")
+    RunOptions(batch_size=batch_size)
     wanted = (blocks if labels is None else labels)[:, 1:]
     tokens = int((wanted != IGNORED).sum())
     if tokens == 0:

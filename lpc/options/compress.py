@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,6 +12,7 @@ from passes.options import (
     Group,
     LoraOptions,
     RecoverOptions,
+    RunOptions,
     SnapshotOptions,
     Target,
     TraceOptions,
@@ -21,9 +21,6 @@ from passes.options import (
     option,
 )
 
-DTYPES = ("auto", "fp32", "bf16", "fp16", "float32", "bfloat16", "float16")
-DEVICE = re.compile(r"auto|mps|(cpu|cuda)(:\d+)?")
-
 
 @dataclass(frozen=True, kw_only=True)
 class CompressOptions:
@@ -31,6 +28,7 @@ class CompressOptions:
 
     target: Target = option(help="What to reach.")
     trace: TraceOptions = option(TraceOptions(), help="Which dimensions to look for.")
+    run: RunOptions = option(RunOptions(), help="What holds for the whole run.")
     data_options: DataOptions = option(DataOptions(), help="How data become sequences.")
     lora: LoraOptions = option(LoraOptions(), help="The adapter.")
     tune: TuneOptions = option(TuneOptions(), help="How units are ranked and the adapters train.")
@@ -43,23 +41,10 @@ class CompressOptions:
     )
     recover: RecoverOptions | None = option(None, help="Train the compact model further.")
     snapshots: SnapshotOptions | None = option(None, help="Leave a model at each of several ratios.")
-    device: str = option(
-        "auto",
-        help="Where to run: cpu, cuda, cuda:1, mps, or auto, what is there.",
-        group=Group.ADVANCED,
-    )
-    dtype: str = option(
-        "auto",
-        choices=DTYPES,
-        help="Of the weights: fp32, bf16, fp16 (or torch's names), or auto, as they are stored.",
-        group=Group.ADVANCED,
-    )
     trust_remote_code: bool = option(False, help="Run code that comes with a hub model.", group=Group.ADVANCED)
 
     def __post_init__(self) -> None:
         check(self)
-        if DEVICE.fullmatch(self.device) is None:
-            raise OptionError(f"device must be auto, cpu, cuda, cuda:N or mps, got {self.device!r}")
         if self.snapshots is not None and (self.compensate or self.recover):
             raise OptionError(
                 "compensate and recover (--compensate, --recover-steps) are for one model: leave them out with "

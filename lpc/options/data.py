@@ -25,13 +25,6 @@ class DataOptions:
     )
     heldout_sequences: int = option(64, least=1, help="Sequences of text that are held out at most.")
     heldout_rows: int = option(1000, least=1, help="Rows that are held out at most.")
-    samples: int = option(
-        128,
-        least=1,
-        help="Sequences or rows that are looked at where units are ranked or projections solved on data.",
-        group=Group.RANK,
-        common=True,
-    )
     instructions: InstructionFormat | None = option(
         None,
         help="How prompts and answers become rows; by default as the columns are, where data have no text.",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from passes.errors import MissingFileError, OptionError
-from passes.options import Group, check, option
+from passes.options import Group, RunOptions, as_in, check, option
 
 BACKENDS = ("hf", "onnx", "genai")
 
@@ -17,7 +17,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """What to evaluate (docs/evaluate.md): a text, tasks, or both."""
+    """What to evaluate (docs/evaluate.md): a text, tasks, or both. Only the torch backend runs in batches."""
 
     text: Path | None = option(None, help="Text file whose perplexity to measure.", group=Group.DATA, common=True)
     tasks: tuple[str, ...] = option(
@@ -39,7 +39,7 @@ class EvaluateOptions:
     context_length: int | None = option(
         None, least=2, help="Longest input in tokens; by default what all models allow, at most 2048."
     )
-    batch_size: int = option(8, least=1, help="Requests a batch of the torch backend; the ONNX ones run one at a time.")
+    batch_size: int = as_in(RunOptions, "batch_size")
 
     def __post_init__(self) -> None:
         check(self)

@@ -11,9 +11,11 @@ from passes.errors import OptionError
 from passes.options import (
     Budget,
     CompensateOptions,
+    DtypeLike,
     Layout,
     LoraOptions,
     RecoverOptions,
+    RunOptions,
     Target,
     TraceOptions,
     TuneOptions,
@@ -21,9 +23,9 @@ from passes.options import (
     nearest,
 )
 
-T = TypeVar("T", TuneOptions, DataOptions)
+T = TypeVar("T", RunOptions, TuneOptions, DataOptions)
 
-OWNERS = (Target, TuneOptions, DataOptions)
+OWNERS = (Target, RunOptions, TuneOptions, DataOptions)
 
 
 class Short(TypedDict, total=False):
@@ -32,13 +34,15 @@ class Short(TypedDict, total=False):
     budget: Budget | None
     layout: Layout | str | None
     multiple: int | None
-    steps: int | None
-    batch_size: int | None
-    learning_rate: float | None
+    device: str | None
+    dtype: DtypeLike | None
     seed: int | None
+    batch_size: int | None
+    samples: int | None
+    steps: int | None
+    learning_rate: float | None
     criterion: str | None
     sequence_length: int | None
-    samples: int | None
 
 
 def short_names(owner: type) -> tuple[str, ...]:
@@ -53,12 +57,13 @@ def check_short(given: Short) -> None:
         if name not in known:
             raise OptionError(
                 f"unknown option {name}{nearest(name, known)}: there are {', '.join(known)}, and the rest in target, "
-                "tune, data_options, trace, lora, compensate and recover"
+                "run, tune, data_options, trace, lora, compensate and recover"
             )
 
 
 KINDS: Mapping[str, type] = {
     "target": Target,
+    "run": RunOptions,
     "tune": TuneOptions,
     "lora": LoraOptions,
     "trace": TraceOptions,
@@ -68,14 +73,13 @@ KINDS: Mapping[str, type] = {
 }
 
 
-def check_kinds(**given: object) -> None:
+def check_kinds(given: Mapping[str, object]) -> None:
     """Raise OptionError for an argument that is none of its options' class, nor None, nor a bool for ``compensate``."""
     for name, value in given.items():
-        kind = KINDS[name].__name__
-        if not (value is None or isinstance(value, KINDS[name]) or (name == "compensate" and isinstance(value, bool))):
-            raise OptionError(
-                f"{name} must be a lpc.{kind}, got a {type(value).__name__}: write {name}=lpc.{kind}(...)"
-            )
+        kind = KINDS.get(name, object)
+        if not (value is None or isinstance(value, kind) or (name == "compensate" and isinstance(value, bool))):
+            made = f"lpc.{kind.__name__}"
+            raise OptionError(f"{name} must be a {made}, got a {type(value).__name__}: write {name}={made}(...)")
 
 
 def with_short(options: T, given: Short) -> T:

@@ -2,6 +2,7 @@
 
 from lpc.report.curve import Panel, Point, draw
 from lpc.report.manifest import complete, record, write_manifest
+from lpc.report.page import family_page
 from lpc.report.render import heldout_rows, runs_on, show_measure, size_rows, speed_rows, table
 from lpc.report.report import BeforeAfter, HeldOut, Merging, PredictedLatency, Report
 from lpc.report.untouched import untouched
@@ -16,6 +17,7 @@ __all__ = [
     "Report",
     "complete",
     "draw",
+    "family_page",
     "heldout_rows",
     "record",
     "runs_on",

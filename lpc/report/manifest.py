@@ -12,17 +12,19 @@ from typing import Any
 
 from exporters.files import UPDATE, sha256, updating, write_texts
 from lpc.owned import MANIFEST
+from lpc.report.card import CARD, card, licence_of
+from lpc.report.page import run_page
 from lpc.report.render import render
 from lpc.versions import versions
 from passes.errors import DataError
 
 SCHEMA_VERSION = 2
-REPORT = "report.md"
+REPORT, PAGE = "report.md", "report.html"
 NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 
 
 def write_manifest(folder: Path, values: Mapping[str, Any], texts: Mapping[str, str] = NO_TEXTS) -> None:
-    """Write ``report.md`` and ``lpc.json`` for the files in the folder, and ``texts``, by name, with them.
+    """Write the reports, the model card and ``lpc.json`` for the files in the folder, and ``texts``, by name.
 
     All of them are written together: a kill in between leaves the rest to the next command. ``values`` are the
     report's; schema version, package versions and file hashes are added. A benchmark or evaluation that lies in the
@@ -30,13 +32,13 @@ def write_manifest(folder: Path, values: Mapping[str, Any], texts: Mapping[str, 
     """
     found = {name: texts.get(name) or _text(folder / name) for name in ("benchmark.json", "eval.json")}
     benchmark, evaluation = (_parsed(folder / name, text) for name, text in found.items())
-    texts = {**texts, REPORT: render(values, benchmark, evaluation)}
-    manifest = {
-        **values,
-        "schema_version": SCHEMA_VERSION,
-        "versions": values.get("versions") or versions(),
-        "files": dict(sorted({**_files(folder), **_hashes(texts)}.items())),
-    }
+    values = {**values, "schema_version": SCHEMA_VERSION, "versions": values.get("versions") or versions()}
+    values["source"] = {"licence": licence_of(values["source"]["path"]), **values["source"]}
+    texts = {**texts, REPORT: render(values, benchmark, evaluation), **_card(folder, values, evaluation)}
+    found_files = {**_files(folder), **_hashes(texts)}
+    found_files.pop(PAGE, None)  # of itself a page cannot say the hash
+    texts[PAGE] = run_page({**values, "files": dict(sorted(found_files.items()))}, benchmark, evaluation)
+    manifest = {**values, "files": dict(sorted({**found_files, **_hashes({PAGE: texts[PAGE]})}.items()))}
     write_texts(folder, {**texts, MANIFEST: json.dumps(manifest, indent=1) + "\n"})
 
 
@@ -62,6 +64,12 @@ def complete(part: Path) -> None:
     with updating(folder):
         missing = {name: why for name, why in values["missing"].items() if name != part.name}
         write_manifest(folder, {**values, "missing": missing})
+
+
+def _card(folder: Path, values: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> dict[str, str]:
+    """The model card, where there is a checkpoint to describe."""
+    config = _parsed(folder / "hf" / "config.json", _text(folder / "hf" / "config.json"))
+    return {CARD: card(values, evaluation, (config.get("architectures") or [""])[0])} if config else {}
 
 
 def _files(folder: Path) -> dict[str, dict[str, str | int]]:

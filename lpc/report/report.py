@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lpc.report.costs import Limited, limited
+from lpc.report.layers import DimensionKept, dimensions_kept
 from lpc.report.render import render
 from lpc.report.untouched import untouched
 from passes.graph import Cost, Plan, PruningGraph
@@ -78,7 +81,8 @@ class Report:
     """What was done to which model, what it cost, and, of a saved one, where it runs (``compatibility``).
 
     ``latency`` is there if the budget limited it. ``others``: what the dense and the pruned model cost in measures that
-    the budget limited and ``Cost`` does not have. ``notes`` say what was done to the source before anything else.
+    the budget limited and ``Cost`` does not have. ``dimensions``: what stays of each, and how its units were ranked.
+    ``notes`` say what was done to the source before anything else.
     ``passes`` are the records of those that ran, ``pipeline`` the passes as they were built, ``run`` what they shared.
     """
 
@@ -96,6 +100,7 @@ class Report:
     compatibility: tuple[Verdict, ...] = ()
     latency: PredictedLatency | None = None
     others: tuple[Limited, ...] = ()
+    dimensions: tuple[DimensionKept, ...] = ()
     run: RunContext | None = None
     pipeline: tuple[PassEntry, ...] = ()
     notes: tuple[str, ...] = ()
@@ -109,8 +114,9 @@ class Report:
         passes: tuple[PassRecord, ...],
         heldout: HeldOut | None,
         notes: tuple[str, ...] = (),
+        scores: Mapping[str, torch.Tensor] | None = None,
     ) -> Report:
-        """The report of a finished pipeline."""
+        """The report of a finished pipeline; ``scores`` are what its units were ranked by, [units] a dimension."""
         counts = plan.counts()
         return cls(
             source=source,
@@ -125,6 +131,7 @@ class Report:
             heldout=heldout,
             passes=passes,
             others=tuple(limited(graph, plan)),
+            dimensions=tuple(dimensions_kept(graph, plan, scores)),
             notes=notes,
         )
 
@@ -148,6 +155,7 @@ class Report:
                 "pruned": plain(self.pruned) | {each.measure: each.pruned for each in self.others},
             },
             "latency": plain(self.latency),
+            "dimensions": [plain(each) for each in self.dimensions],
             "widths": {name: plain(widths) for name, widths in self.widths.items()},
             "untouched": dict(self.untouched),
             "heldout": plain(self.heldout),

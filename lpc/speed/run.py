@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from exporters.calls import Call, OnnxFolder, call_grid, forward_grid
 from exporters.latency import processor
-from exporters.onnx import Call, OnnxFolder, call_grid, forward_grid
 from lpc.options import BenchmarkOptions
 from lpc.report import record
 from lpc.speed.result import Benchmark, Footprint, ModelName, Run, Skipped
@@ -143,10 +143,10 @@ def _footprint(folder: OnnxFolder, calls: Sequence[Call], options: BenchmarkOpti
 
 
 def _probe(arguments: Sequence[str]) -> dict[str, Any]:
-    """What ``lpc.speed.probe`` measures in a process of its own. Raises ``ModelError`` if it fails."""
-    roots = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    """What ``exporters.calls.probe`` measures in a process of its own. Raises ``ModelError`` if it fails."""
+    roots = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, roots))}
-    command = [sys.executable, "-m", "lpc.speed.probe", *arguments]
+    command = [sys.executable, "-m", "exporters.calls.probe", *arguments]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, check=True, timeout=PROBE_TIMEOUT_SECONDS, env=environment

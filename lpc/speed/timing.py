@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from exporters.onnx import Call, Graph, OnnxFolder
+from exporters.calls import Call, Graph, OnnxFolder
 from lpc.options import BenchmarkOptions
 from lpc.speed.result import ModelName
 

@@ -3,15 +3,16 @@
 from passes.options.budget import RUNTIMES, Amount, Budget, Limit, Workload
 from passes.options.check import check, checked, nearest
 from passes.options.compensate import CompensateOptions
-from passes.options.criteria import AUTO, CRITERION_NAMES
+from passes.options.criteria import CRITERION_NAMES
 from passes.options.distill import DistillOptions
 from passes.options.importance import ImportanceOptions
 from passes.options.lora import LoraOptions
 from passes.options.measures import BYTES, COUNTS, MEASURES, SECONDS, Measure, register_measure
 from passes.options.names import Names
-from passes.options.option import Facts, Group, Option, declared, option
+from passes.options.option import AUTO, Facts, Group, Option, as_in, declared, option
 from passes.options.plain import from_dict, schema, to_dict
 from passes.options.recover import RecoverOptions
+from passes.options.run import DTYPE_NAMES, DtypeLike, RunOptions
 from passes.options.schedule import ONE_SHOT, Schedule, cubic
 from passes.options.score import ScoreOptions
 from passes.options.snapshots import SnapshotOptions
@@ -25,6 +26,7 @@ __all__ = [
     "BYTES",
     "COUNTS",
     "CRITERION_NAMES",
+    "DTYPE_NAMES",
     "MEASURES",
     "ONE_SHOT",
     "RUNTIMES",
@@ -34,6 +36,7 @@ __all__ = [
     "Comparison",
     "CompensateOptions",
     "DistillOptions",
+    "DtypeLike",
     "Facts",
     "Group",
     "ImportanceOptions",
@@ -44,6 +47,7 @@ __all__ = [
     "Names",
     "Option",
     "RecoverOptions",
+    "RunOptions",
     "Schedule",
     "ScoreOptions",
     "SnapshotOptions",
@@ -52,6 +56,7 @@ __all__ = [
     "TuneOptions",
     "Workload",
     "alternatives",
+    "as_in",
     "check",
     "checked",
     "cubic",

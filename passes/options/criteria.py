@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from passes.options.names import Names
-
-AUTO = "auto"
-"""The name that stands for the criterion that was measured best (docs/quality.md), of those that rank a model."""
+from passes.options.option import AUTO
 
 CRITERION_NAMES = Names(
     ("loraprune", "loraprune-code", "taylor", "fisher", "mask-fisher", "wanda", "flap", "obs", "magnitude",

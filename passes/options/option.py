@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, get_type_hints
 
+AUTO = "auto"
+"""What an option says that lpc is to settle: the criterion that was measured best, the device that is there, ..."""
+
 METADATA = "option"
+COMMAND_LINE = ("group", "common", "flag", "metavar", "read", "words", "repeated")
+"""The facts that are for the command line, and say which options have a short form."""
 
 
 class Group(StrEnum):
@@ -33,6 +38,8 @@ class Facts:
     how it is written (default: the field's name). ``metavar`` stands for the value. ``read`` makes the value of the
     words that were given, of a list of them if it may be ``repeated``; ``words`` is the type of these words where the
     field's own is another.
+
+    ``overrides``: the dataclass to whose option of this name None leaves it.
     """
 
     help: str
@@ -50,6 +57,7 @@ class Facts:
     read: Callable[[Any], Any] | None = None
     words: type | None = None
     repeated: bool = False
+    overrides: type | None = None
 
     @property
     def range(self) -> str:
@@ -91,6 +99,27 @@ def option(
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata, hash=hash)
     return field(default=default, metadata=metadata, hash=hash)
+
+
+def as_in(owner: type, name: str, *, default: Any = MISSING, **facts: Any) -> Any:
+    """A field that another options dataclass declares: its default, limits and help stand there alone.
+
+    It is no option of the command line, and no short form. ``facts`` are those that differ.
+    """
+    known = _field(owner, name)
+    bare = {each.name: each.default for each in fields(Facts) if each.name in COMMAND_LINE}
+    metadata = {**known.metadata, METADATA: replace(known.metadata[METADATA], **{**bare, **facts})}
+    return field(default=_default(known) if default is MISSING else default, metadata=metadata)
+
+
+def left_to(owner: type, name: str, more: str) -> Any:
+    """As ``as_in``, but None by default, which leaves it to the owner's; ``more`` ends the help, saying so."""
+    help = f"{_field(owner, name).metadata[METADATA].help} {more}"
+    return as_in(owner, name, default=None, help=help, overrides=owner)
+
+
+def _field(owner: type, name: str) -> Field[Any]:
+    return next(each for each in fields(owner) if each.name == name)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from passes.options.check import check
 from passes.options.distill import DistillOptions
 from passes.options.lora import LoraOptions
-from passes.options.option import Group, option
-from passes.options.tune import CURVES, MOST_RATE, MOST_SEED, MOST_STEPS
+from passes.options.option import Group, as_in, option
+from passes.options.run import left_to_run
+from passes.options.tune import MOST_STEPS, TuneOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,17 +26,13 @@ class RecoverOptions:
     )
     every: int = option(25, least=1, help="Steps between two looks at the loss on data set aside.")
     patience: int = option(4, least=1, help="Looks without a new best after which training stops.")
-    batch_size: int | None = option(None, least=1, help="Sequences or rows a batch; by default the run's.")
-    gradient_accumulation: int = option(1, least=1, help="Batches whose gradients make one step.")
-    learning_rate: float | None = option(
-        None, above=0, most=MOST_RATE, help="Peak learning rate; by default 0.64 / hidden size, at most 0.01."
-    )
-    lr_scheduler: str = option("cosine", choices=CURVES, help="The curve of the learning rate, by transformers' names.")
-    max_grad_norm: float = option(1.0, least=0, help="Gradients are clipped to this norm; 0: not clipped.")
-    bf16: bool = option(False, help="Run the forward pass of training under bf16 autocast.")
-    seed: int | None = option(
-        None, least=0, most=MOST_SEED, help="Seed of LoRA's start and of the data order; by default the run's."
-    )
+    batch_size: int | None = left_to_run("batch_size")
+    gradient_accumulation: int = as_in(TuneOptions, "gradient_accumulation")
+    learning_rate: float | None = as_in(TuneOptions, "learning_rate")
+    lr_scheduler: str = as_in(TuneOptions, "lr_scheduler")
+    max_grad_norm: float = as_in(TuneOptions, "max_grad_norm")
+    bf16: bool = as_in(TuneOptions, "bf16")
+    seed: int | None = left_to_run("seed")
     lora: LoraOptions = option(LoraOptions(), help="The adapter that is trained, a fresh one.")
     distill: DistillOptions | None = option(None, help="Distil from the dense model, which is then loaded once more.")
 

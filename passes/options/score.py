@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from passes.options.check import check
 from passes.options.criteria import CRITERION_NAMES
 from passes.options.importance import ImportanceOptions
-from passes.options.option import option
-from passes.options.tune import MOST_SEED
+from passes.options.option import as_in, option
+from passes.options.run import left_to_run
+from passes.options.tune import TuneOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,15 +17,10 @@ class ScoreOptions:
     """What the scores are made of. The sample is looked at once, so ``importance.smoothing`` has no effect."""
 
     criterion: str = option("loraprune", choices=CRITERION_NAMES.known, help="How units are ranked.")
-    samples: int | None = option(None, least=1, help="Rows of the data that are looked at; by default the run's.")
-    batch_size: int | None = option(None, least=1, help="Rows a batch; by default the run's.")
-    seed: int | None = option(
-        None,
-        least=0,
-        most=MOST_SEED,
-        help="Chooses the rows, and is that of the criterion random; by default the run's.",
-    )
-    importance: ImportanceOptions = option(ImportanceOptions(), help="How weights become unit scores.")
+    samples: int | None = left_to_run("samples")
+    batch_size: int | None = left_to_run("batch_size")
+    seed: int | None = left_to_run("seed")
+    importance: ImportanceOptions = as_in(TuneOptions, "importance")
     statistics_bytes: int | None = option(
         None,
         least=1,

@@ -7,15 +7,13 @@ from pathlib import Path
 
 from passes.errors import OptionError
 from passes.options.check import check
-from passes.options.criteria import AUTO, criterion_choices
+from passes.options.criteria import criterion_choices
 from passes.options.distill import DistillOptions
 from passes.options.importance import ImportanceOptions
-from passes.options.option import Group, option
+from passes.options.option import AUTO, Group, option
+from passes.options.run import left_to_run
 from passes.options.schedule import ONE_SHOT, Schedule
 from passes.options.target import Layout, Target
-
-MOST_SEED = 2**32 - 1
-"""The highest seed that numpy, and so the Trainer, takes."""
 
 MOST_STEPS = 10**9
 MOST_RATE = 1.0
@@ -42,13 +40,7 @@ class TuneOptions:
     steps: int = option(
         200, least=0, most=MOST_STEPS, help="Optimizer steps; 0 trains nothing.", group=Group.TUNE, common=True
     )
-    batch_size: int | None = option(
-        None,
-        least=1,
-        help="Sequences or rows a batch, in training and wherever the run batches; by default 8.",
-        group=Group.TUNE,
-        common=True,
-    )
+    batch_size: int | None = left_to_run("batch_size")
     gradient_accumulation: int = option(1, least=1, help="Batches whose gradients make one step.")
     learning_rate: float | None = option(
         None,
@@ -61,14 +53,7 @@ class TuneOptions:
     lr_scheduler: str = option("cosine", choices=CURVES, help="The curve of the learning rate, by transformers' names.")
     max_grad_norm: float = option(1.0, least=0, help="Gradients are clipped to this norm; 0: not clipped.")
     bf16: bool = option(False, help="Run the forward pass of training under bf16 autocast.", group=Group.TUNE)
-    seed: int | None = option(
-        None,
-        least=0,
-        most=MOST_SEED,
-        help="Seed of every draw of the run: LoRA's start, the data order, samples; by default 0.",
-        group=Group.TUNE,
-        common=True,
-    )
+    seed: int | None = left_to_run("seed")
     criterion: str = option(
         AUTO,
         choices=criterion_choices,

@@ -11,17 +11,14 @@ import torch
 
 from passes.errors import OptionError
 from passes.models import Collate
+from passes.options import AUTO, DTYPE_NAMES, RunOptions
 from passes.pipeline.plain import plain
 
 Progress = Callable[[str, int, int], None]
 """Told the stage's name, the steps done and the steps in total."""
 
-AUTO = "auto"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""The dtypes by their short names; torch's own names are understood as well."""
-
 SHARED = ("seed", "batch_size", "samples", "checkpoints")
-"""Fields that a pass's own options may have too; where these leave them open (None), the run's are taken."""
+"""What a pass's own options may say too; where these leave it open (None), the run's is taken."""
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -29,34 +26,27 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunContext:
-    """What every pass of a run shares.
+class RunContext(RunOptions):
+    """What every pass of a run shares: the run's options, and what is no option.
 
-    ``device`` is where the model is put when it is loaded, and stays: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or
-    ``auto``, the first of cuda, mps and cpu that is there. ``dtype`` is that of its weights: ``fp32``, ``bf16``,
-    ``fp16``, a torch dtype, or ``auto``, as they are stored. ``seed`` fixes every draw, ``batch_size`` is how many
-    sequences or rows a batch has, wherever batches are run, and ``samples`` how many are looked at where units are
-    ranked or projections solved on data. ``collate`` makes a batch of rows (None: stack). ``checkpoints`` is the folder
-    for what can be gone on from: in a pipeline each pass has one of its own inside. A pass's own options win where they
-    say one of these.
+    ``device`` is where the model is put when it is loaded, and stays; ``dtype`` is that of its weights. ``collate``
+    makes a batch of rows (None: stack). ``checkpoints`` is the folder for what can be gone on from: in a pipeline each
+    pass has one of its own inside. A pass's own options win where they say one of these.
     """
 
     progress: Progress = field(default=silent, metadata={"record": False})
-    device: str = AUTO
-    dtype: str | torch.dtype = AUTO
-    seed: int = 0
-    batch_size: int = 8
-    samples: int = 128
     collate: Collate | None = field(default=None, metadata={"record": False})
     checkpoints: Path | None = field(default=None, metadata={"record": False})
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "samples"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}")
+        super().__post_init__()
         if self.device != AUTO:
             device_named(self.device)
-        dtype_named(self.dtype)
+
+    @classmethod
+    def of(cls, options: RunOptions, progress: Progress = silent) -> RunContext:
+        """The context of a run on the device that its options name. Raises OptionError for one that is not there."""
+        return cls(**{**vars(options), "device": str(device_named(options.device))}, progress=progress)
 
     def inside(self, name: str) -> RunContext:
         """The context of a part of the run, whose folder for what can be gone on from lies inside the run's."""
@@ -74,26 +64,21 @@ class RunContext:
 
 
 def device_named(name: str) -> torch.device:
-    """The device of that name. Raises OptionError for one that is unknown or not there."""
+    """The device of that name. Raises OptionError for one that is not there."""
     if name == AUTO:
         found = [kind for kind, module in (("cuda", torch.cuda), ("mps", torch.mps)) if module.is_available()]
         return torch.device(found[0] if found else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise OptionError(f"device must be auto, cpu, cuda, cuda:N or mps, got {name!r}") from error
-    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.mps.is_available())}.get(device.type, 0)
+    device = torch.device(name)
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.mps.is_available())}[device.type]
     if (device.index or 0) >= count:
         raise OptionError(f"device {name!r} is not there: torch sees {count} of the kind {device.type}")
     return device
 
 
-def dtype_named(name: str | torch.dtype) -> torch.dtype | None:
-    """The dtype of that name; None for ``auto``. Raises OptionError for one that no weights are kept in."""
-    wanted = name if isinstance(name, torch.dtype) else DTYPES.get(name, getattr(torch, name, None))
-    if name == AUTO or wanted in DTYPES.values():
-        return None if name == AUTO else wanted
-    raise OptionError(f"dtype must be auto, {', '.join(DTYPES)} (float32, bfloat16, float16), got {str(name)!r}")
+def dtype_named(name: str) -> torch.dtype | None:
+    """The dtype of one of ``RunOptions``' names; None for ``auto``."""
+    found: torch.dtype | None = None if name == AUTO else getattr(torch, DTYPE_NAMES.get(name, name))
+    return found
 
 
 DEFAULT_RUN = RunContext()

@@ -12,7 +12,7 @@ from passes.budget import Scores, Solver
 from passes.errors import OptionError
 from passes.graph import Masks
 from passes.options import Layout, Schedule, SnapshotOptions, cubic
-from passes.tuning.schedule import MaskPath
+from passes.tuning.mask_path import MaskPath
 
 
 def staged_run(

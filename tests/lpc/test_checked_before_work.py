@@ -50,7 +50,7 @@ def test_frequencies_that_depend_on_the_length_go_through_the_proofs(name: str, 
     longrope = {"rope_type": "longrope", "short_factor": [1.0] * 2, "long_factor": [2.0] * 2, "rope_theta": 10000.0}
     rope = DYNAMIC if name == "llama" else {**longrope, "original_max_position_embeddings": 64, "factor": 2.0}
     rows = [list(range(start, start + 16)) for start in range(24)]
-    options = lpc.DataOptions(sequence_length=16, samples=8)
-    result = lpc.compress(zoo.build(name, rope_parameters=rope), rows, 0.2, steps=1, data_options=options)
+    model = zoo.build(name, rope_parameters=rope)
+    result = lpc.compress(model, rows, 0.2, steps=1, sequence_length=16, samples=8)
     result.save(tmp_path / "out", export=["hf"])
     assert result.model.config.rope_parameters["rope_type"] == rope["rope_type"]

@@ -18,7 +18,8 @@ from lpc.material import prepare
 from lpc.source import load_source
 from passes.criteria import CRITERIA, Random
 
-DATA = lpc.DataOptions(heldout_fraction=0.25, samples=1000)
+DATA = lpc.DataOptions(heldout_fraction=0.25)
+ALL = 1000
 ROWS = [{"instruction": f"Say {i}.", "response": f"{i} it is" + "!" * (i % 7)} for i in range(24)]
 PROMPT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
@@ -82,8 +83,8 @@ def answers_loss(model: PreTrainedModel, rows: list[dict[str, str]]) -> float:
 
 
 def test_a_file_of_instructions_gives_a_compact_model_measured_on_answers_alone(folder: Path, tmp_path: Path) -> None:
-    tune = lpc.TuneOptions(steps=6, batch_size=3, gradient_accumulation=2)
-    result = lpc.compress(folder / "model", folder / "rows.jsonl", 0.2, tune=tune, data_options=DATA)
+    tune, run = lpc.TuneOptions(steps=6, gradient_accumulation=2), lpc.RunOptions(batch_size=3, samples=ALL)
+    result = lpc.compress(folder / "model", folder / "rows.jsonl", 0.2, run=run, tune=tune, data_options=DATA)
     result.save(tmp_path / "out", export=["hf"])
     measures = result.report.heldout.measures
     heldout = heldout_rows(folder)
@@ -101,8 +102,8 @@ def test_a_file_of_instructions_gives_a_compact_model_measured_on_answers_alone(
 @pytest.mark.parametrize("steps", [0, 9])
 def test_held_out_rows_are_neither_tuned_nor_scored_on(steps: int, spy: str, folder: Path) -> None:
     asked = lpc.Schedule(cooldown=0)  # the criterion looks at all steps up to the last event
-    tune = lpc.TuneOptions(steps=steps, batch_size=4, criterion=spy, schedule=asked)
-    lpc.compress(folder / "model", folder / "rows.jsonl", 0.2, tune=tune, data_options=DATA)
+    tune, run = lpc.TuneOptions(steps=steps, criterion=spy, schedule=asked), lpc.RunOptions(batch_size=4, samples=ALL)
+    lpc.compress(folder / "model", folder / "rows.jsonl", 0.2, run=run, tune=tune, data_options=DATA)
     tokenizer = build_tokenizer()
     seen = {tokenizer.decode(row).split("### Instruction:\n")[1].split("\n")[0] for batch in SEEN for row in batch}
     heldout = {row["instruction"] for row in heldout_rows(folder)}
@@ -113,8 +114,8 @@ def test_held_out_rows_are_neither_tuned_nor_scored_on(steps: int, spy: str, fol
 def test_padding_of_rows_counts_in_no_score(criterion: str, folder: Path) -> None:
     scores = []
     for size in (1, 5):
-        tune = lpc.TuneOptions(steps=0, batch_size=size, criterion=criterion)
-        result = lpc.compress(folder / "model", folder / "rows.jsonl", 0.2, tune=tune, data_options=DATA)
+        tune, run = lpc.TuneOptions(steps=0, criterion=criterion), lpc.RunOptions(batch_size=size, samples=ALL)
+        result = lpc.compress(folder / "model", folder / "rows.jsonl", 0.2, run=run, tune=tune, data_options=DATA)
         scores.append(result.program.scores)
     for name, score in scores[0].items():
         assert torch.allclose(score, scores[1][name], rtol=1e-4, atol=1e-4 * float(score.max())), name

@@ -17,7 +17,8 @@ import lpc
 from exporters.files import sha256
 from lpc.cli.app import app
 
-TEXT = lpc.DataOptions(sequence_length=32, samples=12)
+TEXT = lpc.DataOptions(sequence_length=32)
+RUN = lpc.RunOptions(samples=12)
 SOLVE = lpc.CompensateOptions(samples=12, guard=False)
 
 
@@ -25,7 +26,7 @@ SOLVE = lpc.CompensateOptions(samples=12, guard=False)
 def out(tiny_model_folder: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An output whose projections were solved before tuning. The guard is off: a random model would trip it."""
     tune = lpc.TuneOptions(steps=3, batch_size=2)
-    result = lpc.compress(tiny_model_folder, text_file, 0.3, tune=tune, data_options=TEXT, compensate=SOLVE)
+    result = lpc.compress(tiny_model_folder, text_file, 0.3, tune=tune, run=RUN, data_options=TEXT, compensate=SOLVE)
     folder = tmp_path_factory.mktemp("default") / "out"
     result.save(folder, export=["hf"])
     return folder
@@ -36,7 +37,7 @@ def passes_of(result: lpc.Result) -> list[str]:
 
 
 def test_it_scores_compensates_and_distils(tiny_model_folder: Path, text_file: Path) -> None:
-    result = lpc.compress(tiny_model_folder, text_file, 0.3, steps=2, data_options=TEXT)
+    result = lpc.compress(tiny_model_folder, text_file, 0.3, steps=2, run=RUN, data_options=TEXT)
     assert passes_of(result) == ["trace", "attach", "score", "compensate", "tune", "decide", "merge", "shrink"]
     assert result.plan.criterion == "obs"
     assert result.plan.options["schedule"]["cooldown"] == 1
@@ -52,17 +53,17 @@ def test_it_scores_compensates_and_distils(tiny_model_folder: Path, text_file: P
 def test_without_steps_it_compensates_after_scoring_unless_told_not_to(
     tiny_model_folder: Path, text_file: Path
 ) -> None:
-    solved = lpc.compress(tiny_model_folder, text_file, 0.3, steps=0, data_options=TEXT)
+    solved = lpc.compress(tiny_model_folder, text_file, 0.3, steps=0, run=RUN, data_options=TEXT)
     assert passes_of(solved) == ["trace", "score", "decide", "detach", "merge", "compensate", "shrink"]
     assert next(r.options for r in solved.report.passes if r.name == "compensate")["ridge"] == 0.01
-    plain = lpc.compress(tiny_model_folder, text_file, 0.3, steps=0, data_options=TEXT, compensate=False)
+    plain = lpc.compress(tiny_model_folder, text_file, 0.3, steps=0, run=RUN, data_options=TEXT, compensate=False)
     assert "compensate" not in passes_of(plain)
     assert solved.plan.kept == plain.plan.kept
 
 
 def test_a_progressive_schedule_is_loraprunes(tiny_model_folder: Path, text_file: Path) -> None:
     tune = lpc.TuneOptions(steps=4, schedule=lpc.Schedule())
-    result = lpc.compress(tiny_model_folder, text_file, 0.3, tune=tune, data_options=TEXT)
+    result = lpc.compress(tiny_model_folder, text_file, 0.3, tune=tune, run=RUN, data_options=TEXT)
     assert passes_of(result) == ["trace", "attach", "tune", "decide", "merge", "shrink"]
     assert result.plan.criterion == "loraprune"
 
@@ -74,7 +75,7 @@ def test_what_obs_cannot_rank_is_loraprunes(tiny_model_folder: Path, text_file: 
     assert result.plan.criterion == "loraprune"
     assert "compensate" not in passes_of(result)
     deep = lpc.TraceOptions(depth="layers")
-    result = lpc.compress(tiny_model_folder, text_file, 0.3, steps=2, data_options=TEXT, trace=deep)
+    result = lpc.compress(tiny_model_folder, text_file, 0.3, steps=2, run=RUN, data_options=TEXT, trace=deep)
     assert result.plan.criterion == "loraprune"
 
 
@@ -154,7 +155,7 @@ def test_the_adapter_of_the_plan_may_be_worn_already(out: Path, tiny_model_folde
 def test_an_adapter_for_a_run_that_left_none_is_refused(
     out: Path, tiny_model_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    plain = lpc.compress(tiny_model_folder, text_file, 0.3, steps=0, data_options=TEXT, compensate=False)
+    plain = lpc.compress(tiny_model_folder, text_file, 0.3, steps=0, run=RUN, data_options=TEXT, compensate=False)
     plain.save(tmp_path / "plain", export=["hf"])
     shutil.copytree(out / "adapter", tmp_path / "adapter")
     with pytest.raises(lpc.PlanError, match=r"the plan's run left no adapter/adapter_config.json"):
@@ -164,8 +165,8 @@ def test_an_adapter_for_a_run_that_left_none_is_refused(
 def test_the_measure_with_the_units_gone_is_that_of_the_source(tiny_model_folder: Path, text_file: Path) -> None:
     """Neither compensated nor tuned."""
     tune = lpc.TuneOptions(steps=3, batch_size=2)
-    tuned = lpc.compress(tiny_model_folder, text_file, 0.3, tune=tune, data_options=TEXT, compensate=SOLVE)
-    plain = lpc.compress(tiny_model_folder, text_file, 0.3, steps=0, data_options=TEXT, compensate=False)
+    tuned = lpc.compress(tiny_model_folder, text_file, 0.3, tune=tune, run=RUN, data_options=TEXT, compensate=SOLVE)
+    plain = lpc.compress(tiny_model_folder, text_file, 0.3, steps=0, run=RUN, data_options=TEXT, compensate=False)
     assert tuned.plan.kept == plain.plan.kept
     measures = [result.report.heldout.measures["perplexity"] for result in (tuned, plain)]
     assert measures[0].removed == pytest.approx(measures[1].pruned, rel=1e-4)

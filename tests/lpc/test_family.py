@@ -50,7 +50,15 @@ def test_each_model_is_as_small_as_a_run_of_its_own_would_make_it(
 
 
 def test_each_folder_is_a_complete_output(saved: Path, family: lpc.CompactFamily) -> None:
-    assert {path.name for path in saved.iterdir()} == {"0.1", "0.2", "0.4", "family.json", "report.md", "curve.svg"}
+    assert {path.name for path in saved.iterdir()} == {
+        "0.1",
+        "0.2",
+        "0.4",
+        "family.json",
+        "report.md",
+        "report.html",
+        "curve.svg",
+    }
     for ratio, result in zip(RATIOS, family.results, strict=True):
         folder = saved / str(ratio)
         manifest = json.loads((folder / "lpc.json").read_text())
@@ -109,7 +117,7 @@ def test_force_removes_what_an_older_family_left_and_nothing_else(family: lpc.Co
         family.save(tmp_path, export=["hf"])
     family.save(tmp_path, export=["hf"], force=True)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"0.1", "0.2", "0.4", "family.json", "report.md", "curve.svg", "notes", "0.9"}
+    assert names == {"0.1", "0.2", "0.4", "family.json", "report.md", "report.html", "curve.svg", "notes", "0.9"}
 
 
 @pytest.mark.parametrize("where", ["third model", "report"])
@@ -148,7 +156,15 @@ def test_models_without_their_package_are_kept_and_the_error_says_so(
     with pytest.raises(type(error)) as raised:
         family.save(out, benchmark=True)
     assert len(called) == (1 if isinstance(error, KeyboardInterrupt) else 3)
-    assert {path.name for path in out.iterdir()} == {"0.1", "0.2", "0.4", "family.json", "report.md", "curve.svg"}
+    assert {path.name for path in out.iterdir()} == {
+        "0.1",
+        "0.2",
+        "0.4",
+        "family.json",
+        "report.md",
+        "report.html",
+        "curve.svg",
+    }
     assert "onnx" in json.loads((out / "0.1" / "lpc.json").read_text())["missing"]
     assert f"lpc export {out / '0.1' / 'hf'} --out {out / '0.1' / 'onnx'}" in " ".join(raised.value.__notes__)
 

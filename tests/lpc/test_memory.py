@@ -82,9 +82,15 @@ class Count:
 
 
 def run(model: object, steps: int, count: Count, **options: object) -> lpc.Result:
-    tune = lpc.TuneOptions(steps=steps, batch_size=2)
-    text = lpc.DataOptions(sequence_length=16, samples=4)
-    given = {"tune": tune, "data_options": text, "lora": SMALL, "progress": count.progress, "pipeline": count.counting}
+    shared = lpc.RunOptions(batch_size=2, samples=4)
+    given = {
+        "run": shared,
+        "steps": steps,
+        "sequence_length": 16,
+        "lora": SMALL,
+        "progress": count.progress,
+        "pipeline": count.counting,
+    }
     return lpc.compress(model, DATA, RATIO, tokenizer=build_tokenizer(), **{**given, **options})  # type: ignore[arg-type]
 
 

@@ -18,10 +18,8 @@ import lpc
 from lpc.material import Material
 from lpc.pipelines import compression_pipeline
 from lpc.result import Result
-from passes.options import TraceOptions
 from passes.pipeline import Pass, PassResult, Pipeline, Program, RunContext
 from passes.trace import TracePass
-from passes.tuning import settled
 
 PAGE = Path(__file__).parents[2] / "docs/pipeline.md"
 SHOWN = re.compile(r"<!-- pipelines -->\n(.*?)\n<!-- end of pipelines -->", re.DOTALL)
@@ -46,9 +44,8 @@ def pipeline_of(program: Program, run: dict[str, object]) -> Pipeline:
     rows = [{"input_ids": torch.arange(8)} for _ in range(20)]
     measure = lambda model, batch_size: None  # noqa: E731
     material = Material(rows, None, measure, measure, None)  # type: ignore[arg-type]
-    values = {"lora": lpc.LoraOptions(), "trace": TraceOptions(), **run}
-    values["tune"] = settled(values.get("tune", lpc.TuneOptions()), program.traced)  # type: ignore[arg-type]
-    return compression_pipeline(program.traced, material, lpc.Target(ratio=0.3), RunContext(), **values)  # type: ignore[arg-type]
+    options = lpc.CompressOptions(target=lpc.Target(ratio=0.3), **run)  # type: ignore[arg-type]
+    return compression_pipeline(program, material, options, RunContext())
 
 
 def test_the_page_shows_the_pipelines_of_the_code(program: Program) -> None:
@@ -72,7 +69,8 @@ def result(tiny_model_folder: Path, text_file: Path) -> Result:
         steps=2,
         seed=3,
         batch_size=2,
-        data_options=lpc.DataOptions(sequence_length=32, samples=6),
+        sequence_length=32,
+        samples=6,
         compensate=lpc.CompensateOptions(guard=False),
         recover=lpc.RecoverOptions(steps=1),
         dtype="bf16",
@@ -131,8 +129,9 @@ def test_held_out_batches_have_the_runs_size(tiny_llama: PreTrainedModel) -> Non
     def watch(passes: Pipeline) -> Pipeline:
         return Pipeline(Watched(each, look) if each.name == "measure" else each for each in passes)
 
-    text = lpc.DataOptions(sequence_length=16, heldout_fraction=0.2, samples=4)
-    lpc.compress(tiny_llama, DATA, 0.3, steps=0, batch_size=3, criterion="magnitude", data_options=text, pipeline=watch)
+    text, run = lpc.DataOptions(sequence_length=16, heldout_fraction=0.2), lpc.RunOptions(batch_size=3, samples=4)
+    tune = lpc.TuneOptions(steps=0, criterion="magnitude")
+    lpc.compress(tiny_llama, DATA, 0.3, run=run, tune=tune, data_options=text, pipeline=watch)
     assert max(sizes) == 3
     assert sizes[3] > 3
 
@@ -167,7 +166,7 @@ def test_a_pipeline_without_a_plan_gives_no_result(program: Program) -> None:
     [
         ({"tune": lpc.TuneOptions(save_every=1)}, "save_every and resume need a folder"),
         ({"device": "cuda:99"}, "device 'cuda:99' is not there"),
-        ({"dtype": "int4"}, "dtype must be auto, fp32, bf16, fp16"),
+        ({"dtype": "int4"}, "unknown dtype 'int4': choose one of auto, fp32, bf16, fp16"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
     ],
 )

@@ -25,8 +25,9 @@ TIMED = {"lpc.json", "report.md"}
 ASKED = {
     "data": ROWS,
     "ratio": 0.3,
-    "tune": lpc.TuneOptions(steps=4, batch_size=4, save_every=2),
-    "data_options": lpc.DataOptions(sequence_length=32, samples=8),
+    "run": lpc.RunOptions(batch_size=4, samples=8),
+    "tune": lpc.TuneOptions(steps=4, save_every=2),
+    "sequence_length": 32,
     "recover": lpc.RecoverOptions(steps=4, every=1),
     "compensate": lpc.CompensateOptions(guard=False),
 }
@@ -113,7 +114,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"data": ROWS[1:]}, "differs in data"),
         ({"ratio": 0.4}, r"differs in ratio \(0\.3 there, 0\.4 here\)"),
         ({"criterion": "magnitude"}, r"criterion \(obs there, magnitude here\)"),
-        ({"data_options": lpc.DataOptions(sequence_length=32, samples=9)}, r"differs in samples \(8 there, 9 here\)"),
+        ({"samples": 9}, r"differs in samples \(8 there, 9 here\)"),
         ({"dtype": "bf16"}, "dtype"),
         ({"lora": lpc.LoraOptions(rank=8)}, r"differs in rank \(32 there, 8 here\)"),
     ],
@@ -212,8 +213,9 @@ def test_a_family_goes_on_too(tiny_llama: PreTrainedModel, tmp_path: Path) -> No
     asked = {
         "data": ROWS,
         "ratios": (0.2, 0.35),
-        "tune": lpc.TuneOptions(steps=8, batch_size=4, save_every=2),
-        "data_options": lpc.DataOptions(sequence_length=32, samples=8),
+        "run": lpc.RunOptions(batch_size=4, samples=8),
+        "tune": lpc.TuneOptions(steps=8, save_every=2),
+        "sequence_length": 32,
     }
 
     lpc.compress_family(tiny_llama, **asked, run_folder=tmp_path / "other").save(tmp_path / "straight", export=["hf"])

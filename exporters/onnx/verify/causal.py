@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from exporters.onnx.cache import cache_tensors, fill_cache
 from exporters.onnx.options import present_names
 from exporters.onnx.session import OnnxModel
+from exporters.onnx.torch_caches import cache_tensors, fill_cache
 from exporters.onnx.verify.parity import require_parity
 from exporters.onnx.verify.probes import padded, probe_ids, probe_length
 from exporters.onnx.windows import window_of

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from exporters.onnx.cache import cache_tensors, fill_cross_cache
 from exporters.onnx.greedy import greedy_gap, require_greedy, torch_greedy
 from exporters.onnx.options import precision_of
 from exporters.onnx.session import OnnxModel
+from exporters.onnx.torch_caches import cache_tensors, fill_cross_cache
 from exporters.onnx.verify.parity import require_parity
 from exporters.onnx.verify.probes import padded, probe_ids, probe_length
 from exporters.options import OnnxOptions

@@ -24,21 +24,25 @@ from passes.trace import trace
 
 WITHOUT_LPC = """
 import sys, torch, transformers
-folder, auto = sys.argv[1:]
-load = getattr(transformers, auto).from_pretrained
-model = load(folder, trust_remote_code=True).eval()
-inputs = torch.load(folder + "/inputs.pt")
-logits = model(**inputs).logits
-if auto == "AutoModelForCausalLM":
-    ids = inputs["input_ids"][:1]
-    cut = dict(attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
-    tokens = model.generate(ids, **cut)
-    assert torch.equal(tokens, model.generate(ids, cache_implementation="static", **cut))
-    torch.save(tokens, folder + "/tokens.pt")
-model.save_pretrained(folder + "/again")
-assert torch.equal(load(folder + "/again", trust_remote_code=True).eval()(**inputs).logits, logits)
+
+def check(folder, auto):
+    load = getattr(transformers, auto).from_pretrained
+    model = load(folder, trust_remote_code=True).eval()
+    inputs = torch.load(folder + "/inputs.pt")
+    logits = model(**inputs).logits
+    if auto == "AutoModelForCausalLM":
+        ids = inputs["input_ids"][:1]
+        cut = dict(attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+        tokens = model.generate(ids, **cut)
+        assert torch.equal(tokens, model.generate(ids, cache_implementation="static", **cut))
+        torch.save(tokens, folder + "/tokens.pt")
+    model.save_pretrained(folder + "/again")
+    assert torch.equal(load(folder + "/again", trust_remote_code=True).eval()(**inputs).logits, logits)
+    torch.save(logits.detach(), folder + "/logits.pt")
+
+for folder in sys.argv[1:]:
+    check(*folder.split("="))
 assert not {"lpc", "passes", "exporters"} & set(sys.modules)
-torch.save(logits.detach(), folder + "/logits.pt")
 """
 
 CASES = {"gpt2": "AutoModelForCausalLM", "bloom": "AutoModelForCausalLM", "bart": "AutoModelForSeq2SeqLM"}
@@ -52,22 +56,33 @@ def half(name: str) -> PreTrainedModel:
     return build_compact(model, graph, kept)
 
 
+@pytest.fixture(scope="module")
+def loaded_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, PreTrainedModel], Path]:
+    """Models, and the folder of their checkpoints after one process without lpc has loaded and run them all."""
+    root = tmp_path_factory.mktemp("elsewhere")
+    models = {name: half(name) for name in CASES}
+    for name, model in models.items():
+        save_checkpoint(model, None, root / name)
+        torch.save(zoo.inputs(name, zoo.ZOO[name]), root / name / "inputs.pt")
+    environment = {**os.environ, "HF_MODULES_CACHE": str(root / "cache")}
+    command = [sys.executable, "-c", WITHOUT_LPC, *(f"{root / name}={auto}" for name, auto in CASES.items())]
+    run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return models, root
+
+
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
-def test_the_checkpoint_works_in_a_process_without_lpc(name: str, tmp_path: Path) -> None:
-    model = half(name)
-    save_checkpoint(model, None, tmp_path)
+def test_the_checkpoint_works_in_a_process_without_lpc(
+    name: str, loaded_elsewhere: tuple[dict[str, PreTrainedModel], Path]
+) -> None:
+    model, folder = loaded_elsewhere[0][name], loaded_elsewhere[1] / name
     inputs = zoo.inputs(name, zoo.ZOO[name])
-    torch.save(inputs, tmp_path / "inputs.pt")
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "-c", WITHOUT_LPC, str(tmp_path), CASES[name]]
-    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert torch.equal(torch.load(tmp_path / "logits.pt"), model(**inputs).logits)
+    assert torch.equal(torch.load(folder / "logits.pt"), model(**inputs).logits)
     if CASES[name] == "AutoModelForCausalLM":
         ids = inputs["input_ids"][:1]
         mine = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
-        assert torch.equal(torch.load(tmp_path / "tokens.pt"), mine)
+        assert torch.equal(torch.load(folder / "tokens.pt"), mine)
 
 
 def test_lpc_loads_it_without_running_the_file(tmp_path: Path) -> None:

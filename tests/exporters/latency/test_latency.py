@@ -16,6 +16,7 @@ import zoo
 from conftest import build_model
 from transformers import PreTrainedModel
 
+from exporters.calls import OnnxFolder
 from exporters.files import MODEL_FILE
 from exporters.latency import cache as latency_cache
 from exporters.latency import latency_model
@@ -27,7 +28,7 @@ from exporters.latency.specimens import Terms, blocks_for
 from exporters.latency.stock import StockRoute
 from exporters.latency.table import LatencyTable
 from exporters.latency.timing import WorkloadStep, measured_latency, steps_of
-from exporters.onnx import DATA_FILE, GraphBuilder, OnnxFolder, build_decoder
+from exporters.onnx import DATA_FILE, GraphBuilder, build_decoder
 from passes.budget import LatencyModel
 from passes.errors import OptionError, UnsupportedModelError
 from passes.graph import Dimension, Kept, Kind, PruningGraph, layer_path

@@ -13,12 +13,12 @@ from transformers import BertConfig, BertModel, MambaConfig, MambaForCausalLM
 
 from exporters.onnx import causal as onnx_causal
 from exporters.onnx import export_onnx, takes_positions
-from exporters.onnx.cache import plain_shapes
 from exporters.onnx.experts import NAME, traceable_experts
 from exporters.onnx.genai import GenaiRefusedError
 from exporters.onnx.greedy import greedy_gap
 from exporters.onnx.refusals import kind_of
 from exporters.onnx.single import takes_token_types
+from exporters.onnx.torch_caches import plain_shapes
 from exporters.options import OnnxOptions
 from passes.errors import UnsupportedModelError
 

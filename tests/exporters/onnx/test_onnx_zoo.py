@@ -5,10 +5,8 @@ from __future__ import annotations
 import atexit
 import copy
 import functools
-import gc
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,6 @@ import zoo
 from conftest import build_tokenizer
 from onnx_workbench import call, difference, open_session, run_onnx
 from torch import nn
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 from transformers import PreTrainedModel
 
 from exporters.onnx import OnnxPackage, export_onnx
@@ -53,17 +50,6 @@ ONE_LAYER = {
     "t5": {"num_layers": 1},
     "bart": {"encoder_layers": 1, "decoder_layers": 1},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cheaper_tracing() -> Iterator[None]:
-    """Parse torch's table of ONNX operators once instead of once an export: a sixth of the time of this module."""
-    build = functools.cache(ONNXRegistry.from_torchlib)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(lambda opset_version: build(opset_version)))
-        gc.freeze()  # the modules' objects need no collecting
-        yield
-        gc.unfreeze()
 
 
 def shallow(name: str) -> PreTrainedModel:

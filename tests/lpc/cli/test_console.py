@@ -1,14 +1,14 @@
 from __future__ import annotations
 
+import io
 import json
 import logging
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from lpc.cli import console
+from lpc.cli import console, main
 from passes.errors import ModelError, visible
 
 EVIL = "\x1b]0;owned\x07\x1b[31mred\u202etxt\u2028\x9b1m\ud800"
@@ -44,17 +44,21 @@ def test_a_warning_on_the_terminal_holds_no_control_characters() -> None:
     assert not STEERING & set(console._Plain("lpc: %(message)s").format(record))
 
 
-def test_a_strangers_folder_runs_asks_and_steers_nothing(tiny_model_folder: Path, tmp_path: Path) -> None:
+def test_a_strangers_folder_runs_asks_and_steers_nothing(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     values = json.loads((tiny_model_folder / "config.json").read_text())
     values |= {"model_type": "own\x1b[31m", "auto_map": {"AutoConfig": "own.C"}}
     (tmp_path / "config.json").write_text(json.dumps(values))
     (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "lpc", "inspect", str(tmp_path), "--json"],
-        input="y\n", capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert "trust_remote_code" in done.stderr
-    assert "\x1b" not in done.stderr
+    monkeypatch.setattr("sys.argv", ["lpc", "inspect", str(tmp_path), "--json"])
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    with pytest.raises(SystemExit) as stop:
+        main()
+    shown = capsys.readouterr()
+    assert stop.value.code == 2
+    assert shown.out == ""
+    assert "trust_remote_code" in shown.err
+    assert "\x1b" not in shown.err
+    assert sys.stdin.read() == "y\n"
     assert not (tmp_path / "ran").exists()

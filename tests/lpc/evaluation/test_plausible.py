@@ -77,8 +77,8 @@ def test_a_loss_worse_than_guessing_is_warned_of(
 
 def test_compress_warns_of_a_model_that_was_never_trained(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        text = lpc.DataOptions(sequence_length=16, samples=4)
-        lpc.compress(build_model("llama"), [TEXT], 0.2, steps=0, tokenizer=build_tokenizer(), data_options=text)
+        small = {"steps": 0, "sequence_length": 16, "samples": 4}
+        lpc.compress(build_model("llama"), [TEXT], 0.2, tokenizer=build_tokenizer(), **small)  # type: ignore[arg-type]
     assert caplog.text.count("worse than a guess among its 272 tokens") == 1
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from lpc.options import OWNERS, DataOptions, Short, check_short, short_names, target_from, with_short
 from passes.errors import OptionError
-from passes.options import Target, TuneOptions, declared
+from passes.options import RunOptions, Target, TuneOptions, declared
 
 
 def test_short_forms_are_the_common_options_with_their_types() -> None:
@@ -22,9 +22,14 @@ def test_short_forms_are_the_common_options_with_their_types() -> None:
 
 
 def test_what_is_not_said_stays() -> None:
-    tune = TuneOptions(seed=3, batch_size=2)
-    assert with_short(tune, {"steps": 7, "seed": None, "samples": 4}) == TuneOptions(steps=7, seed=3, batch_size=2)
-    assert with_short(DataOptions(), {"steps": 7, "samples": 4}) == DataOptions(samples=4)
+    given: Short = {"steps": 7, "seed": None, "samples": 4}
+    assert with_short(TuneOptions(lr_scheduler="linear"), given) == TuneOptions(steps=7, lr_scheduler="linear")
+    assert with_short(RunOptions(seed=3, samples=2), given) == RunOptions(seed=3, samples=4)
+    assert with_short(DataOptions(heldout_rows=3), given) == DataOptions(heldout_rows=3)
+
+
+def test_a_short_form_is_the_whole_runs_and_not_an_override_of_tuning() -> None:
+    assert with_short(TuneOptions(), {"seed": 3, "batch_size": 2}) == TuneOptions()
 
 
 def test_a_target_is_said_once() -> None:

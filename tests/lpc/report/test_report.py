@@ -112,7 +112,7 @@ def test_manifest_hashes_every_file_and_refresh_brings_it_up_to_date(report: Rep
     (tmp_path / "plan.json").write_text("{}")
     write_manifest(tmp_path, report.to_json())
     before = json.loads((tmp_path / "lpc.json").read_text())
-    assert set(before["files"]) == {"plan.json", "report.md"}
+    assert set(before["files"]) == {"plan.json", "report.md", "report.html"}
     runs = [
         {
             "phase": "prefill",
@@ -127,7 +127,7 @@ def test_manifest_hashes_every_file_and_refresh_brings_it_up_to_date(report: Rep
     (tmp_path / "benchmark.json").write_text(json.dumps({"runs": runs, "skipped": [], "ratios": {}}))
     record(tmp_path)
     after = json.loads((tmp_path / "lpc.json").read_text())
-    assert set(after["files"]) == {"plan.json", "report.md", "benchmark.json"}
+    assert set(after["files"]) == {"plan.json", "report.md", "report.html", "benchmark.json"}
     assert after["files"]["report.md"] != before["files"]["report.md"]
     assert after["passes"] == before["passes"]
     assert "onnxruntime, milliseconds" in (tmp_path / "report.md").read_text()

@@ -166,7 +166,7 @@ def test_a_live_model_that_no_checkpoint_could_hold_is_refused_before_any_work(
         load_source(model)
 
 
-@pytest.mark.parametrize("name", ["target", "tune", "lora", "trace", "data_options", "recover", "compensate"])
+@pytest.mark.parametrize("name", ["target", "run", "tune", "lora", "trace", "data_options", "recover", "compensate"])
 def test_a_dict_in_the_place_of_options_is_refused_by_name(name: str) -> None:
     with pytest.raises(lpc.OptionError, match=rf"{name} must be a lpc\.\w+, got a dict: write {name}=lpc\."):
         lpc.compress("nowhere", ["text"], **{name: {"rank": 4}})

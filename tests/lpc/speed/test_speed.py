@@ -7,11 +7,12 @@ import pytest
 import zoo
 from conftest import build_model, build_tokenizer
 
-from exporters.onnx import Call, Graph, OnnxFolder, export_onnx
+from exporters.calls import Call, Graph, OnnxFolder
+from exporters.onnx import export_onnx
 from exporters.options import OnnxOptions
 from lpc.options import BenchmarkOptions
 from lpc.report import speed_rows
-from lpc.speed import benchmark
+from lpc.speed import Benchmark, benchmark
 from passes.errors import MissingFileError, ModelError, OptionError, UnsupportedModelError
 
 SMALL = BenchmarkOptions(
@@ -29,10 +30,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return root / "pruned", root / "dense"
 
 
-def test_benchmark_writes_the_promised_json(folders: tuple[Path, Path]) -> None:
-    pruned, dense = folders
+@pytest.fixture(scope="module")
+def timed(folders: tuple[Path, Path]) -> tuple[Benchmark, list[tuple[str, int, int]]]:
+    """A benchmark of the two, and what its progress was told."""
     seen: list[tuple[str, int, int]] = []
-    found = benchmark(pruned, dense, SMALL, lambda *step: seen.append(step))
+    return benchmark(*folders, SMALL, lambda *step: seen.append(step)), seen
+
+
+def test_benchmark_writes_the_promised_json(
+    folders: tuple[Path, Path], timed: tuple[Benchmark, list[tuple[str, int, int]]]
+) -> None:
+    pruned, (found, seen) = folders[0], timed
     written = json.loads((pruned / "benchmark.json").read_text(encoding="utf-8"))
     assert written == json.loads(json.dumps(found.to_json()))
     assert written["schema_version"] == 1
@@ -47,9 +55,10 @@ def test_benchmark_writes_the_promised_json(folders: tuple[Path, Path]) -> None:
     assert seen[-1] == ("benchmark", 10, 10)
 
 
-def test_benchmark_compares_sizes_and_names_what_it_left_out(folders: tuple[Path, Path]) -> None:
-    pruned, dense = folders
-    found = benchmark(pruned, dense, SMALL)
+def test_benchmark_compares_sizes_and_names_what_it_left_out(
+    folders: tuple[Path, Path], timed: tuple[Benchmark, list[tuple[str, int, int]]]
+) -> None:
+    (pruned, dense), (found, _) = folders, timed
     assert found.ratios["kv_bytes_per_token"] == 0.5
     assert found.models["dense"].kv_bytes_per_token == 2 * 2 * 4 * 8 * 4
     sizes = {path: sum(each.stat().st_size for each in path.glob("model.onnx*")) for path in (pruned / "onnx", dense)}
@@ -94,9 +103,9 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Packages of models without a cache: a dense and a narrower text classifier, and an image classifier."""
     root = tmp_path_factory.mktemp("single")
     models = {
-        "dense": zoo.build("bert-sequence-classification"),
-        "narrow": zoo.build("bert-sequence-classification", intermediate_size=16),
-        "vit": zoo.build("vit"),
+        "dense": zoo.build("bert-sequence-classification", num_hidden_layers=1),
+        "narrow": zoo.build("bert-sequence-classification", num_hidden_layers=1, intermediate_size=16),
+        "vit": zoo.build("vit", num_hidden_layers=1),
     }
     for name, model in models.items():
         export_onnx(model, None, root / name)

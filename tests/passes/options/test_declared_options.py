@@ -6,11 +6,14 @@ import json
 import math
 import subprocess
 import sys
+import typing
+from collections import defaultdict
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_origin
 
 import pytest
+import torch
 from transformers import SchedulerType
 
 import exporters.options
@@ -29,6 +32,9 @@ from passes.options import (
     ImportanceOptions,
     LoraOptions,
     Option,
+    RecoverOptions,
+    RunOptions,
+    ScoreOptions,
     SnapshotOptions,
     Target,
     TuneOptions,
@@ -76,6 +82,54 @@ def test_every_field_is_declared_with_help(kind: type) -> None:
     assert [each.name for each in declared(kind)] == [each.name for each in fields(kind)]
     for option in declared(kind):
         assert option.facts.help.endswith((".", ")")), option.name
+
+
+HOMONYMS = {
+    "cooldown": "a schedule's share of the steps; steps at each snapshot",
+    "criterion": "of a run, where auto may stand; of one ranking, which is past that",
+    "distill": "tuning distils by default; a recovery only when asked, as that loads the dense model once more",
+    "dtype": "of the weights; of the ONNX graph",
+    "every": "steps between two events of a schedule; between two looks of a recovery",
+    "lora": "the adapter of a run; that of a recovery",
+    "steps": "of tuning, which may be none; of a recovery",
+    "warmup": "a schedule's share of the steps; rounds of a benchmark",
+}
+"""Names that stand for different things in different places, each with what they are."""
+
+
+def said(option: Option) -> tuple[object, ...]:
+    """What a declaration says: all but what is the command line's."""
+    facts = option.facts
+    return option.default, facts.help, facts.range, facts.allowed(), facts.noun, facts.hint
+
+
+def test_no_option_is_declared_twice() -> None:
+    """Another dataclass may have an option of the same name if it points to the one declaration."""
+    places = defaultdict(list)
+    for kind, option in EVERY:
+        owner = option.facts.overrides
+        if owner is None:
+            places[option.name].append((kind, option))
+            continue
+        main = next(each for each in declared(owner) if each.name == option.name)
+        assert option.facts.help == f"{main.facts.help} By default the run's.", named((kind, option))
+        assert said(option)[2:] == said(main)[2:], named((kind, option))
+        assert option.default is None, named((kind, option))
+        assert typing.get_args(option.type)[0] == main.type, named((kind, option))
+    twice = {name: found for name, found in places.items() if len({repr(said(each)) for _, each in found}) > 1}
+    assert {*twice} == {*HOMONYMS}
+
+
+def test_one_declaration_has_the_flag() -> None:
+    flagged = [option.flag for kind, option in EVERY if option.facts.group is not None]
+    assert sorted(flagged) == sorted({*flagged})
+
+
+def test_the_run_is_what_passes_may_override() -> None:
+    overridden = {(kind, option.name) for kind, option in EVERY if option.facts.overrides is RunOptions}
+    for kind in (TuneOptions, RecoverOptions, ScoreOptions, passes.options.CompensateOptions):
+        assert {(kind, "seed"), (kind, "batch_size")} <= overridden
+    assert {name for _, name in overridden} == {"seed", "batch_size", "samples"}
 
 
 @pytest.mark.parametrize(("kind", "option"), LIMITED, ids=[named(pair) for pair in LIMITED])
@@ -234,6 +288,18 @@ def test_impossible_tuning_is_refused_when_it_is_said(values: dict[str, Any], me
 def test_distillation_names_itself() -> None:
     with pytest.raises(OptionError, match="weight of distillation must be at least 0 and at most 1, got 2"):
         DistillOptions(weight=2)
+
+
+def test_a_torch_dtype_is_told_by_its_name() -> None:
+    assert RunOptions(dtype=torch.bfloat16) == RunOptions(dtype="torch.bfloat16") == RunOptions(dtype="bfloat16")
+    with pytest.raises(OptionError, match="unknown dtype 'int8'"):
+        RunOptions(dtype=torch.int8)
+
+
+@pytest.mark.parametrize("device", ["abacus", "cuda:x", "cpu:0:1", ""])
+def test_a_device_that_cannot_be_is_refused_without_torch(device: str) -> None:
+    with pytest.raises(OptionError, match="device must be auto, cpu, cuda, cuda:N or mps"):
+        RunOptions(device=device)
 
 
 def test_names_are_those_of_the_registries() -> None:

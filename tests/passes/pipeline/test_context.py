@@ -16,7 +16,16 @@ from passes.compensation import CompensatePass
 from passes.decide import ScorePass
 from passes.errors import OptionError
 from passes.models import sample_rows
-from passes.options import CompensateOptions, LoraOptions, RecoverOptions, ScoreOptions, Target, TuneOptions
+from passes.options import (
+    DTYPE_NAMES,
+    CompensateOptions,
+    LoraOptions,
+    RecoverOptions,
+    RunOptions,
+    ScoreOptions,
+    Target,
+    TuneOptions,
+)
 from passes.pipeline import Pass, Program, RunContext, device_named, dtype_named
 from passes.tuning import AttachPass, RecoverPass, TunePass
 from passes.tuning.arguments import training_arguments
@@ -122,7 +131,20 @@ def test_devices_and_dtypes_have_names() -> None:
     assert device_named("cpu") == torch.device("cpu")
     assert device_named("auto").type in ("cpu", "cuda", "mps")
     assert dtype_named("auto") is None
-    assert {dtype_named(name) for name in ("bf16", "bfloat16", torch.bfloat16)} == {torch.bfloat16}
+    for name in (*DTYPE_NAMES, *DTYPE_NAMES.values()):
+        assert isinstance(dtype_named(name), torch.dtype), name
+    assert {dtype_named(name) for name in ("bf16", "bfloat16")} == {torch.bfloat16}
+
+
+def test_a_context_is_made_of_the_runs_options() -> None:
+    options = RunOptions(seed=3, batch_size=2, samples=5, dtype=torch.float16)
+    run = RunContext.of(options)
+    assert {name: getattr(run, name) for name in vars(options)} == {
+        **vars(options),
+        "device": str(device_named("auto")),
+    }
+    with pytest.raises(OptionError, match="'cuda:99' is not there"):
+        RunContext.of(RunOptions(device="cuda:99"))
 
 
 def test_training_leaves_the_model_where_it_is(tmp_path: Path) -> None:

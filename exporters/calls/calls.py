@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
-from exporters.onnx.precision import element_type
 from passes.errors import MissingFileError, ModelError, UnsupportedModelError
-from passes.families import FAMILIES
 
 Phase = Literal["prefill", "decode", "forward"]
 Feeds = dict[str, NDArray[Any]]
@@ -62,15 +62,14 @@ ENDLESS = ("rope_parameters", "rope_theta", "alibi")
 class OnnxFolder:
     """An ONNX model in one graph on disk: where it is, and what the configurations beside it say.
 
-    ``inputs`` are the graph's. ``bounded``: the model has no positions beyond its context, so it cannot run there.
+    ``inputs`` are the graph's; ``config`` is the model's, empty if there is none.
     """
 
     path: Path
     inputs: tuple[str, ...]
     context_length: int | None
     head_size: int | None
-    vocabulary: int | None
-    bounded: bool
+    config: Mapping[str, Any]
 
     @classmethod
     def find(cls, folder: Path) -> OnnxFolder:
@@ -89,17 +88,29 @@ class OnnxFolder:
         config = _read(path.with_name("config.json"))
         inputs = _graph_inputs(path)
         context = next((config[key] for key in ("max_position_embeddings", "n_positions") if config.get(key)), None)
-        family = FAMILIES.get(str(config.get("model_type")))
-        entries = {**config, **(config.get("attn_config") or {})}
-        endless = (family is not None and family.endless) or any(entries.get(key) for key in ENDLESS)
         return cls(
             path=path,
             inputs=inputs,
             context_length=genai.get("context_length", context),
             head_size=genai.get("decoder", {}).get("head_size"),
-            vocabulary=config.get("vocab_size"),
-            bounded=context is not None and not endless,
+            config=config,
         )
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Tokens that the model knows, if its configuration says."""
+        found: int | None = self.config.get("vocab_size")
+        return found
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the model has no positions beyond its context, so that it cannot run there."""
+        from passes.families import FAMILIES  # needs torch, which whoever only runs graphs does without
+
+        family = FAMILIES.get(str(self.config.get("model_type")))
+        entries = {**self.config, **(self.config.get("attn_config") or {})}
+        endless = (family is not None and family.endless) or any(entries.get(key) for key in ENDLESS)
+        return self.context_length is not None and not endless
 
     @property
     def has_cache(self) -> bool:
@@ -140,6 +151,11 @@ def _read(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ModelError(f"{path} cannot be read ({error}); export the model again") from error
     return values
+
+
+def element_type(named: str) -> ir.DataType:
+    """The type that onnxruntime calls ``tensor(float16)`` and the like."""
+    return ir.DataType[named.removeprefix("tensor(").removesuffix(")").upper()]
 
 
 class Graph:

@@ -11,7 +11,7 @@ from passes.errors import OptionError
 from passes.graph import Kind, PruningGraph
 from passes.options import Schedule
 from passes.trace import trace
-from passes.tuning.schedule import ramp
+from passes.tuning.mask_path import ramp
 
 schedules = st.builds(
     lambda warmup, cooldown, every: Schedule(warmup=warmup, cooldown=min(cooldown, 1 - warmup), every=every),

@@ -1,4 +1,4 @@
-"""The schedule: when units go, and how many are gone at each event."""
+"""How many units of each dimension are gone after each event of a schedule, and the masks on the way."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Load time and peak memory of one model, in a process of its own.
 
-``python -m lpc.speed.probe FOLDER THREADS BATCH TOKENS``
+``python -m exporters.calls.probe FOLDER THREADS BATCH TOKENS``
 
 Prints one JSON object: seconds to load, peak resident bytes of the process after loading and after one prefill of
 that size, and the resident bytes before anything was loaded.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from exporters.onnx import Call, Graph, OnnxFolder
+from exporters.calls.calls import Call, Graph, OnnxFolder
 
 PROC_STATUS = Path("/proc/self/status")
 

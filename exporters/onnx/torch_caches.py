@@ -1,4 +1,4 @@
-"""Caches as flat tensors, and what a model's own cache says of its sizes; configs may lie after pruning."""
+"""The caches of torch modules as flat tensors, and what they say of sizes; configs may lie after pruning."""
 
 from __future__ import annotations
 

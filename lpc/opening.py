@@ -1,0 +1,89 @@
+"""How a run begins: its options in one value, its model loaded and traced, its folder opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from exporters.hf import Processor
+from exporters.registry import Exports, check_exports
+from lpc.material import Material
+from lpc.options import CompressOptions, Short, check_kinds, check_short, target_from, with_short
+from lpc.recipe import Recipe
+from lpc.run_folder import RunFolder, running
+from lpc.source import ModelLike, Source, load_source
+from passes.models import base_model
+from passes.options import Layout, Target, TraceOptions
+from passes.pipeline import Pipeline, Program, Progress, RunContext
+from passes.trace import TracePass
+
+
+def asked(
+    target: Target | None, ratio: float | None, short: Short, trace: TraceOptions, **more: Any
+) -> CompressOptions:
+    """All options of a run, with what the short forms say of them; ``more`` are fields of ``CompressOptions``.
+
+    Raises OptionError.
+    """
+    check_short(short)
+    check_kinds({**more, "target": target, "trace": trace})
+    target = target_from(target, ratio, short)
+    trace = replace(trace, custom_code=trace.custom_code or target.layout is Layout.PER_LAYER)
+    owners = {name: with_short(more.pop(name), short) for name in ("run", "tune", "data_options")}
+    return CompressOptions(target=target, trace=trace, **owners, **more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """Where a run keeps what it has done, if anywhere, and whether it must (or must not) go on with what is there."""
+
+    folder: RunFolder | None
+    resume: bool | None
+
+    @classmethod
+    def of(
+        cls, options: CompressOptions, run_folder: str | Path | RunFolder | None, resume: bool | None
+    ) -> tuple[Keeping, CompressOptions]:
+        """As a run's own arguments say, or else its options of tuning, which then say nothing of it any more.
+
+        Raises OptionError if something is to be kept or gone on with, and there is no folder.
+        """
+        tune = options.tune
+        named = tune.checkpoints if run_folder is None else run_folder
+        resume = True if tune.resume and resume is None else resume
+        replace(tune, resume=bool(resume)).check_checkpoints(Path() if named is not None else None)
+        folder = RunFolder.of(named) if named is not None else None
+        return cls(folder=folder, resume=resume), replace(options, tune=replace(tune, checkpoints=None, resume=False))
+
+    def recipe(
+        self, program: Program, material: Material, options: CompressOptions, passes: Pipeline, run: RunContext
+    ) -> Recipe | None:
+        """What the run is made of; None if it keeps nothing."""
+        return Recipe.of(program, material, options.data_options, passes, run) if self.folder is not None else None
+
+    def running(self, recipe: Recipe | None) -> AbstractContextManager[Path | None]:
+        """A context in which the run is at work in its folder, whose path it gives; see ``lpc.run_folder.running``."""
+        return running(self.folder, recipe, self.resume)
+
+
+def opened(
+    model: ModelLike, tokenizer: Processor | None, options: CompressOptions, export: Exports, progress: Progress
+) -> tuple[Source, Program, RunContext]:
+    """The model that a run begins with, also traced, and the run's context.
+
+    Raises OptionError for a device that is not there, and what loading, tracing or one of the formats refuses.
+    """
+    run = RunContext.of(options.run, progress)
+    source = load_source(model, tokenizer, trust_remote_code=options.trust_remote_code, run=run)
+    check_leaving(source, export)
+    return source, TracePass(options.trace)(Program.start(source.model), run).program, run
+
+
+def check_leaving(source: Source, export: Exports) -> None:
+    """Raise what one of the formats refuses the model for, if any are named."""
+    named = export if isinstance(export, Mapping) else tuple(export)
+    if named:
+        check_exports(named, base_model(source.model), source.processor)
