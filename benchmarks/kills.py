@@ -5,7 +5,7 @@
 Builds a tiny Llama and a text, compresses it once undisturbed with the real command, and notes in which order files and
 folders appear. Then, round after round, the same command is killed (SIGKILL) when one of these appears, or a random
 while later, started again, killed again further on, and at last left to end. What it wrote must be, file by file, what
-the undisturbed run wrote, ``lpc.json`` and ``report.md`` apart, which hold seconds; and nothing may be left beside it.
+the undisturbed run wrote, ``lpc.json`` and the reports apart, which hold seconds; and nothing may be left beside it.
 Writes JSON, and prints a table: kills by stage, and how many of their runs ended the same. Exits 1 if one did not.
 A round is drawn by its number alone and written when it is over, so benchmarks that were stopped go on.
 """
@@ -29,7 +29,7 @@ from pathlib import Path
 
 LPC = Path(__file__).resolve().parents[1]
 STEPS, SAVE_EVERY = 12, 3
-TIMED = {"lpc.json", "report.md"}
+TIMED = {"lpc.json", "report.html", "report.md"}
 POLL_SECONDS = 0.001
 LATER_SECONDS = 0.15
 """A kill comes at most so long after what it waits for."""

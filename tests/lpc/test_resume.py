@@ -21,7 +21,7 @@ from lpc.run_folder import RunFolder
 from passes.pipeline import silent
 
 ROWS = [[(7 * i * j) % 250 for j in range(32)] for i in range(1, 40)]
-TIMED = {"lpc.json", "report.md"}
+TIMED = {"lpc.json", "report.html", "report.md"}
 ASKED = {
     "data": ROWS,
     "ratio": 0.3,
