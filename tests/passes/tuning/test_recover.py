@@ -223,6 +223,24 @@ def test_a_recovery_that_is_stopped_goes_on_from_its_last_whole_checkpoint_and_e
     )
 
 
+def test_the_best_state_of_before_a_stop_is_the_one_that_is_merged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constant = {"lr_scheduler": "constant", "patience": 9, "every": 2, "learning_rate": 1e-3, "batch_size": 8}
+    straight, _ = recovered(compact(), RecoverOptions(steps=4, **constant))
+    options, run = RecoverOptions(steps=10, **constant), RunContext(checkpoints=tmp_path, progress=Stop(9))
+    scripted(monkeypatch, [99.0, 98.0, 97.0, 98.0, 97.5])
+    with pytest.raises(KeyboardInterrupt):
+        RecoverPass(LEARNABLE, HELDOUT, options, save_every=8)(compact(), run)
+    monkeypatch.undo()
+    scripted(monkeypatch, [98.5])
+    done = RecoverPass(LEARNABLE, HELDOUT, options, save_every=8)(compact(), RunContext(checkpoints=tmp_path))
+    assert isinstance(done.report, RecoverReport)
+    assert (done.report.best_step, len(done.report.evaluations)) == (4, 6)
+    expected = straight.model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in done.program.model.state_dict().items())
+
+
 def test_a_recovery_whose_patience_had_ended_trains_no_step_more(tmp_path: Path) -> None:
     options = replace(OPTIONS, learning_rate=1.0, every=1)
     first, again = Stop(), Stop()
