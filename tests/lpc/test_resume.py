@@ -186,7 +186,8 @@ def test_a_finished_checkpoint_is_kept_when_the_export_is_killed(
     assert "model.safetensors" in written
     progress = Seen()
     report = compress(tiny_llama, tmp_path / "run", progress, **more).save(tmp_path / "out", progress=progress)
-    assert tree(tmp_path / "out" / "hf") == written
+    card = {"README.md": sha256(tmp_path / "out" / "hf" / "README.md")}  # of the whole output, so it comes last
+    assert tree(tmp_path / "out" / "hf") == {**written, **card}
     assert ("tune", 2) not in progress
     assert [record.name for record in report.passes][-2:] == ["save", "export"]
     assert not (tmp_path / "run" / "exports").exists()
