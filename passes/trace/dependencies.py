@@ -124,18 +124,13 @@ class Dependencies:
     def _walk(self, module: nn.Module, units: tuple[int, ...]) -> dict[tuple[Any, Any], set[int]]:
         """The indices of all that goes with these, a node and pruning function, in ``get_pruning_group``'s order.
 
-        It comes to a place again as long as the node was not visited, and then goes on from there first; what it does
-        at a place that it had been at finds nothing new, and is left out here.
+        It comes to a place again as long as the node was not visited, and then goes on from there first.
         """
         first = (self._graph.module2node[module], self._root(module)), tuple(Index(unit, unit) for unit in units)
         todo, found = [first], {first[0]: set(units)}
-        reached, visited, done = {first}, set[Any](), set[Any]()
+        reached, visited = {first}, set[Any]()
         while todo:
-            at = todo.pop()
-            if at in done:
-                continue
-            done.add(at)
-            (node, function), indices = at
+            (node, function), indices = todo.pop()
             visited.add(node)
             for edge in node.dependencies:
                 mapped = list(indices) if edge.is_triggered_by(function) else []
