@@ -154,6 +154,6 @@ def _recipe_in(path: Path, key: str | None = None) -> Recipe | None:
         return Recipe.read(values if key is None else values[key])
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         logger.warning("%s holds no recipe: %s", path, error)
         return None

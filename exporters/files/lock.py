@@ -160,7 +160,7 @@ def _read(descriptor: int) -> Owner | None:
     """Who signed; None if nobody has, or was killed in the act."""
     try:
         return Owner(**json.loads(os.pread(descriptor, 1 << 16, 0)))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
 
 

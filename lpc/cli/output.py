@@ -96,7 +96,7 @@ def hold_run(held: ExitStack, going: Going) -> None:
 def _is_complete(out: Path) -> bool:
     try:
         return not any(json.loads(each.read_text(encoding="utf-8"))["missing"] for each in manifests(out))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
