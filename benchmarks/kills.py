@@ -1,12 +1,13 @@
 """Kills: does a run that is killed at random moments, and gone on with, end with the bits of one that never stopped?
 
-    python benchmarks/kills.py [--kills N] [--seed S] [--out FILE.json]
+    python benchmarks/kills.py [--kills N] [--seed S] [--out FILE.json] [--fresh]
 
 Builds a tiny Llama and a text, compresses it once undisturbed with the real command, and notes in which order files and
 folders appear. Then, round after round, the same command is killed (SIGKILL) when one of these appears, or a random
 while later, started again, killed again further on, and at last left to end. What it wrote must be, file by file, what
-the undisturbed run wrote, ``lpc.json`` and ``report.md`` apart, which hold seconds; and nothing may be left beside it.
+the undisturbed run wrote, ``lpc.json`` and the reports apart, which hold seconds; and nothing may be left beside it.
 Writes JSON, and prints a table: kills by stage, and how many of their runs ended the same. Exits 1 if one did not.
+A round is drawn by its number alone and written when it is over, so benchmarks that were stopped go on.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pathlib import Path
 
 LPC = Path(__file__).resolve().parents[1]
 STEPS, SAVE_EVERY = 12, 3
-TIMED = {"lpc.json", "report.md"}
+TIMED = {"lpc.json", "report.html", "report.md"}
 POLL_SECONDS = 0.001
 LATER_SECONDS = 0.15
 """A kill comes at most so long after what it waits for."""
@@ -55,27 +56,36 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=LPC / "benchmarks" / "out" / "kills.json")
+    parser.add_argument("--fresh", action="store_true", help="forget the rounds that are done")
     asked = parser.parse_args()
-    draw, rounds = random.Random(asked.seed), list[Round]()
+    rounds = [] if asked.fresh else kept(asked.out, asked.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         build(folder)
         order, expected = undisturbed(folder)
         while sum(len(each.kills) for each in rounds) < asked.kills:
+            draw = random.Random(f"{asked.seed}/{len(rounds)}")
             rounds.append(one_round(folder, order, expected, draw))
             last = rounds[-1]
             how = "same" if last.same else f"{last.error} {last.different}"
-            write(asked.out, rounds)
+            write(asked.out, rounds, asked.seed)
             print(f"round {len(rounds)}: {', '.join(last.kills) or 'no kill'}: {how}", file=sys.stderr, flush=True)
     print(table(rounds))
     return int(not all(each.same for each in rounds))
 
 
-def write(file: Path, rounds: list[Round]) -> None:
+def kept(file: Path, seed: int) -> list[Round]:
+    """The rounds of that seed that are done."""
+    found = json.loads(file.read_text()) if file.is_file() else {}
+    return [Round(**each) for each in found["rounds"]] if found.get("seed") == seed else []
+
+
+def write(file: Path, rounds: list[Round], seed: int) -> None:
     """The rounds so far, and their table."""
     file.parent.mkdir(parents=True, exist_ok=True)
     kills = sum(len(each.kills) for each in rounds)
-    file.write_text(json.dumps({"kills": kills, "rounds": [asdict(each) for each in rounds]}, indent=1) + "\n")
+    found = {"kills": kills, "seed": seed, "rounds": [asdict(each) for each in rounds]}
+    file.write_text(json.dumps(found, indent=1) + "\n")
     file.with_suffix(".md").write_text(table(rounds))
 
 
@@ -137,9 +147,8 @@ def one_round(folder: Path, order: list[str], expected: dict[str, str], draw: ra
         if killed is None:
             break
         this.kills.append(killed)
-    whole = (folder / "out").exists()
     process = start(folder)
-    if process.wait(timeout=600) and not (not whole and (folder / "out").exists()):
+    if process.wait(timeout=600):
         this.error = (folder / "log.txt").read_text()[-2000:]
     found = files(folder / "out")
     this.different = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))

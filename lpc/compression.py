@@ -21,7 +21,7 @@ from lpc.options import CompressOptions, DataOptions, Short, with_short
 from lpc.pipelines import compression_pipeline, replay_pipeline
 from lpc.replay import check_adapter_files, check_worn, plan_and_weights
 from lpc.result import Result
-from lpc.run_folder import RunFolder, kept_if_stopped
+from lpc.run_folder import RunFolder
 from lpc.source import ModelLike, check_not_blank, load_adapter, load_source
 from passes.budget import Solver
 from passes.graph import Plan
@@ -135,10 +135,11 @@ def compress(
     passes = compression_pipeline(program, material, options, context, teacher=teacher, latency=latency, source=full)
     passes = pipeline(passes) if pipeline else passes
     look_ahead(program, material, options, passes.after(TracePass.name).names, context, export)
-    context, recipe = keeping.begin(program, material, options, passes, context)
+    recipe = keeping.recipe(program, material, options, passes, context)
     name, processor, notes, handed = source.name, source.processor, source.notes, Handed(program)
     del source, program  # the dense model is the pipeline's alone now, which lets it go when it is replaced
-    with kept_if_stopped(context.checkpoints):
+    with keeping.running(recipe) as folder:
+        context = replace(context, checkpoints=folder)
         program = passes.after(TracePass.name).run(handed, context).program
     result = Result.of(program, name, processor, context, passes, material.context_length, notes)
     told = predicted(latency, options.target.wanted, result.plan)

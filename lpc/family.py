@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from lpc.pipelines import MEMBER_NAMES, choices, family_pipeline, member_pipelin
 from lpc.recipe import Recipe
 from lpc.report import record
 from lpc.result import Result
-from lpc.run_folder import EXPORTS, RunFolder, kept_if_stopped
+from lpc.run_folder import RunFolder, held, kept_if_stopped
 from lpc.source import ModelLike, Source, load_source
 from lpc.speed import BENCHMARK_FILE, Benchmark, benchmark
 from passes.budget import Solver
@@ -104,9 +103,9 @@ class CompactFamily:
                 times = {ratio: _time(stage, folder, ratio, timed, progress) for ratio in self.ratios}
             report = self._report(stage, times)
             report.write(stage)
-        for own in (result.run_folder for result in self.results):
-            if own is not None:
-                shutil.rmtree(own / EXPORTS, ignore_errors=True)
+        if self.run_folder is not None:
+            with held(self.run_folder):
+                RunFolder(path=self.run_folder).clear()
         if failed:
             raise failed[0]
         return report
@@ -187,9 +186,10 @@ def compress_family(
     passes = family_pipeline(material, options)
     coming = [*passes.after(TracePass.name).names, *len(snapshots.ratios) * MEMBER_NAMES]
     look_ahead(program, material, options, coming, context, ())
-    context, recipe = keeping.begin(program, material, options, passes, context)
-    training = _Training(source, material, options, passes, context, recipe)
-    results = training.run(program)
+    recipe = keeping.recipe(program, material, options, passes, context)
+    with keeping.running(recipe) as folder:
+        context = replace(context, checkpoints=folder)
+        results = _Training(source, material, options, passes, context, recipe).run(program)
     return CompactFamily(results=results, ratios=snapshots.ratios, source=model, trust_remote_code=trust_remote_code)
 
 
@@ -207,9 +207,8 @@ class _Training:
     def run(self, program: Program) -> tuple[Result, ...]:
         """Train, and make a model of each snapshot."""
         own_adapter = isinstance(program.model, PeftModel)
-        with kept_if_stopped(self.context.checkpoints):
-            trained = self.passes.after(TracePass.name)(program, self.context).program
-            return tuple(self._member(each, trained, own_adapter=own_adapter) for each in trained.snapshots)
+        trained = self.passes.after(TracePass.name)(program, self.context).program
+        return tuple(self._member(each, trained, own_adapter=own_adapter) for each in trained.snapshots)
 
     def _member(self, snapshot: Snapshot, trained: Program, *, own_adapter: bool) -> Result:
         tune, target, snapshots = self.options.tune, self.options.target, plain(self.options.snapshots)

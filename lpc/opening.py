@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,16 @@ import torch
 from exporters.hf import Processor
 from exporters.registry import Exports, check_exports
 from lpc.material import Material
-from lpc.options import CompressOptions, Short, check_short, target_from, with_short
+from lpc.options import CompressOptions, Short, check_kinds, check_short, target_from, with_short
 from lpc.progress import logged
 from lpc.recipe import Recipe
-from lpc.run_folder import RunFolder
+from lpc.run_folder import RunFolder, running
 from lpc.source import ModelLike, Source, load_source
 from passes.errors import OptionError
 from passes.models import base_model
 from passes.options import Layout, Target, TraceOptions
 from passes.pipeline import PassRecord, Pipeline, Program, Progress, RunContext, measured, silent
-from passes.ranks import join, on_first, rank, together
+from passes.ranks import join, rank, together
 from passes.trace import TracePass
 
 LOAD = "load"
@@ -38,6 +38,7 @@ def asked(
     Raises OptionError.
     """
     check_short(short)
+    check_kinds({**more, "target": target, "trace": trace})
     target = target_from(target, ratio, short)
     trace = replace(trace, custom_code=trace.custom_code or target.layout is Layout.PER_LAYER)
     owners = {name: with_short(more.pop(name), short) for name in ("run", "tune", "data_options")}
@@ -66,15 +67,15 @@ class Keeping:
         folder = RunFolder.of(named) if named is not None else None
         return cls(folder=folder, resume=resume), replace(options, tune=replace(tune, checkpoints=None, resume=False))
 
-    def begin(
+    def recipe(
         self, program: Program, material: Material, options: CompressOptions, passes: Pipeline, run: RunContext
-    ) -> tuple[RunContext, Recipe | None]:
-        """Begin the run in its folder, or go on there: its context and recipe. Raises as ``RunFolder.begin`` does."""
-        if self.folder is None:
-            return run, None
-        recipe = Recipe.of(program, material, options.data_options, passes, run)
-        on_first(partial(self.folder.begin, recipe, self.resume))
-        return replace(run, checkpoints=self.folder.path), recipe
+    ) -> Recipe | None:
+        """What the run is made of; None if it keeps nothing."""
+        return Recipe.of(program, material, options.data_options, passes, run) if self.folder is not None else None
+
+    def running(self, recipe: Recipe | None) -> AbstractContextManager[Path | None]:
+        """A context in which the run is at work in its folder, whose path it gives; see ``lpc.run_folder.running``."""
+        return running(self.folder, recipe, self.resume)
 
 
 def opened(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 from exporters.files import Owned
 from exporters.options import DEFAULT_EXPORTS, EXPORTER_NAMES
@@ -40,6 +41,14 @@ OUTPUT = Owned(
     is_member=lambda entry: RATIO.fullmatch(entry.name) is not None and (entry / MANIFEST).is_file(),
 )
 """Of ``lpc compress``, ``apply`` and ``demo``, of one model or a family: each replaces all of an older output."""
+
+
+def manifests(folder: Path) -> list[Path]:
+    """The manifests in an output: of its one model, or of each of a family."""
+    one = folder / MANIFEST
+    if one.is_file() or not (folder / FAMILY).is_file():
+        return [one]
+    return sorted(path for path in folder.glob(f"0.*/{MANIFEST}") if RATIO.fullmatch(path.parent.name))
 
 
 def output() -> Owned:

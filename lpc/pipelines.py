@@ -71,7 +71,7 @@ def compression_pipeline(
         MeasurePass(MERGED, material.measure) if rounds and (recover or (solve and not first)) else None,
         CompensatePass(train, solve) if solve and not first else None,
         ShrinkPass(),
-        RecoverPass(train, aside, recover, teacher) if recover and aside is not None else None,
+        RecoverPass(train, aside, recover, teacher, tune.save_every) if recover and aside is not None else None,
         MeasurePass(PRUNED, material.measure),
     )
     return Pipeline(each for each in passes if each is not None)

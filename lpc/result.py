@@ -21,7 +21,7 @@ from lpc.measuring import heldout_of
 from lpc.owned import output
 from lpc.recipe import Recipe
 from lpc.report import Report, write_manifest
-from lpc.run_folder import EXPORTS, kept_if_stopped
+from lpc.run_folder import EXPORTS, RunFolder, kept_if_stopped
 from passes.errors import LpcError, OptionError
 from passes.graph import Plan
 from passes.models import base_model
@@ -110,8 +110,8 @@ class Result:
         The folder appears whole or not at all. If the checkpoint or the ONNX package fails, or is interrupted, what is
         finished is written nevertheless: the manifest names what is ``missing`` and why, and the error is raised then,
         with a note that says how to go on. In a run with a run folder finished formats are kept there as well, until
-        the output is written, and an interruption leaves it at that. Of several processes the first one writes; the
-        others wait, and get the report as it was before.
+        the output is written, and an interruption leaves it at that. The run folder goes with that. Of several
+        processes the first one writes; the others wait, and get the report as it was before.
 
         Raises OptionError for an unknown format, OutputExistsError if the folder holds something (unless ``force``),
         OutputError when the disk refuses, TokenizerError if the ONNX package of a causal language model is wanted and
@@ -124,10 +124,7 @@ class Result:
 
     def _save(self, folder: Path, exports: Mapping[str, Any], progress: Progress, *, force: bool) -> Report:
         with kept_if_stopped(self.run_folder):
-            report = self.write(folder, export=exports, force=force, progress=progress, run=self.run_folder)
-        if self.run_folder is not None:
-            shutil.rmtree(self.run_folder / EXPORTS, ignore_errors=True)
-        return report
+            return self.write(folder, export=exports, force=force, progress=progress, run=self.run_folder)
 
     def write(
         self,
@@ -140,7 +137,7 @@ class Result:
     ) -> Report:
         """As ``save``, for a folder that is a part of an output still to be finished: the run folder keeps all.
 
-        ``run`` is a run folder that is not needed any more then.
+        ``run`` is a run folder that is not needed any more then, and goes.
         """
         folder, exports = Path(folder), chosen(export)
         with staged_folder(folder, force=force, owned=output(), reads=(self.report.source,), run=run) as stage:
@@ -151,6 +148,8 @@ class Result:
             report = replace(report, pipeline=(*self.report.pipeline, *Pipeline(done.steps).entries))
             recipe = asdict(self.recipe) if self.recipe else None
             write_manifest(stage, {**report.to_json(), "missing": done.missing, "recipe": recipe})
+        if run is not None:
+            RunFolder(path=run).clear()
         if done.error is not None:
             done.error.add_note(_how_to_go_on(folder, done.missing, self.report.source))
             raise done.error

@@ -8,15 +8,17 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
-from exporters.files import write_text
-from lpc.owned import MANIFEST, RECIPE
+from exporters.files import locked, write_text
+from lpc.owned import RECIPE, manifests
 from lpc.recipe import Recipe
 from passes.errors import FinishedError, LpcError, MissingFileError, OptionError
 from passes.pipeline import told
+from passes.ranks import on_first, rank
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +31,15 @@ SHOWN = 4
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """A folder for one run at a time: its recipe, and what each pass has kept.
+    """A folder for one run at a time: its recipe, and what each pass has kept. It goes when the output is written.
 
-    ``output``: a finished output that was asked for again; the run is not begun if it is this recipe's.
+    ``output``: a finished output that was asked for again; the run is not begun if it is this recipe's. ``replaces``:
+    if it is another's, the run is begun, to replace it.
     """
 
     path: Path
     output: Path | None = None
+    replaces: bool = False
 
     @classmethod
     def of(cls, named: str | Path | RunFolder) -> RunFolder:
@@ -49,8 +53,9 @@ class RunFolder:
         Raises OptionError if what is kept is of another recipe, naming what differs, MissingFileError if nothing is
         kept and something must be, FinishedError if the ``output`` is of this recipe.
         """
-        if self.output is not None:
-            _check_same(recipe, _recipe_in(self.output / MANIFEST, "recipe"), self.output)
+        if self.output is not None and not self._is_replaced_by(recipe):
+            _check_same(recipe, _recipe_of(self.output), self.output)
+            self.clear()
             raise FinishedError(f"{self.output} is finished, by this very recipe: nothing is left to do")
         if resume is False:
             self.clear()
@@ -68,6 +73,10 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / RECIPE, json.dumps(asdict(recipe), indent=1))
 
+    def _is_replaced_by(self, recipe: Recipe) -> bool:
+        there = _recipe_of(self.output) if self.output is not None else None
+        return self.replaces and (there is None or bool(there.differences(recipe)))
+
     def clear(self) -> None:
         """Remove what lpc wrote there, and the folder if nothing else lies in it."""
         for entry in self.path.glob("*"):
@@ -78,18 +87,49 @@ class RunFolder:
 
 
 @contextmanager
+def running(folder: RunFolder | None, recipe: Recipe | None, resume: bool | None) -> Iterator[Path | None]:
+    """Hold a run's folder, begin or go on as ``RunFolder.begin`` does, and say what is kept if the block is stopped.
+
+    Of several processes the first one holds it.
+
+    Yields the folder's path; None where nothing is kept. Raises what ``begin`` raises, and OutputError if another
+    process runs there.
+    """
+    if folder is None or recipe is None:
+        yield None
+        return
+    with ExitStack() as stack:
+        on_first(partial(_hold, stack, folder.path))
+        on_first(partial(folder.begin, recipe, resume))
+        with kept_if_stopped(folder.path):
+            yield folder.path
+
+
+def _hold(stack: ExitStack, path: Path) -> None:
+    stack.enter_context(held(path))
+
+
+def held(path: Path) -> AbstractContextManager[None]:
+    """A context that holds a run folder. Raises OutputError, with the holder's name, if another process does."""
+    return locked(path, f"the run folder {path}")
+
+
+@contextmanager
 def kept_if_stopped(path: Path | None) -> Iterator[None]:
-    """If the block fails or is interrupted, the error says what is kept in a run folder; one without work goes."""
-    try:
+    """Hold a run folder; if the block fails or is interrupted, the error says what is kept. One without work goes."""
+    if path is None:
         yield
-    except (LpcError, KeyboardInterrupt) as error:
-        if path is not None:
+        return
+    with held(path) if rank() == 0 else nullcontext():
+        try:
+            yield
+        except (LpcError, KeyboardInterrupt) as error:
             done = told(path)
             if done:
                 error.add_note(f"kept in {path}: {', '.join(done)}; the same command goes on from there")
-            else:
+            elif rank() == 0:
                 RunFolder(path=path).clear()
-        raise
+            raise
 
 
 def _check_same(recipe: Recipe, kept: Recipe | None, where: Path) -> None:
@@ -111,6 +151,11 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:12]}…"
 
 
+def _recipe_of(output: Path) -> Recipe | None:
+    """The recipe that an output was made by; a family's models all have the same."""
+    return next((_recipe_in(file, "recipe") for file in manifests(output)), None)
+
+
 def _recipe_in(path: Path, key: str | None = None) -> Recipe | None:
     """The recipe in a file; None if there is none that can be read."""
     try:
@@ -118,6 +163,6 @@ def _recipe_in(path: Path, key: str | None = None) -> Recipe | None:
         return Recipe.read(values if key is None else values[key])
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         logger.warning("%s holds no recipe: %s", path, error)
         return None

@@ -148,7 +148,7 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read ({error}); export the model again") from error
     return values
 

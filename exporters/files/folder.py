@@ -79,7 +79,8 @@ def claimed(
     Checks what ``check_output`` checks, before and after that. A place that this process holds already stays held.
     Yields the place. Raises OutputError, with the holder's name if another process has it.
     """
-    place = check_output(folder, force=force, owned=owned, reads=reads, writes=writes, needs_bytes=needs_bytes)
+    left = has_ready(resolved(Path(folder)))
+    place = check_output(folder, force=force or left, owned=owned, reads=reads, writes=writes, needs_bytes=needs_bytes)
     if _claims.get(place) == os.getpid():
         yield place
         return
@@ -91,11 +92,56 @@ def claimed(
             lock = _settled_lock(work, place)
             _claims[place] = os.getpid()
             check_output(folder, force=force, owned=owned, reads=reads, writes=writes, needs_bytes=needs_bytes)
-        except BaseException:
+        except BaseException as error:
+            if left and isinstance(error, OutputExistsError):
+                error.add_note("what lies there was finished by a run that died, and is put in its place by now")
             _let_go(place, lock, made)
             raise
     try:
         yield place
+    finally:
+        _let_go(place, lock, made)
+
+
+def has_ready(place: Path) -> bool:
+    """Whether a run has left a finished output that it did not come to put in its place, or to tidy up behind."""
+    return (work_folder(place) / READY).is_file()
+
+
+def put_in_place(folder: Path) -> bool:
+    """Put the finished output in its place that a dead run left; whether there was one.
+
+    Raises what ``claimed`` raises.
+    """
+    if not has_ready(resolved(Path(folder))):
+        return False
+    with claimed(folder, force=True):
+        return True
+
+
+@contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Hold a folder that one run at a time may use, until the block ends; one that this process holds stays held.
+
+    ``what`` it is, for the error. It is made if it is not there, and goes if nothing is left in it. Raises OutputError,
+    with the holder's name if another process has it.
+    """
+    place = Path(os.path.realpath(folder))
+    if _claims.get(place) == os.getpid():
+        yield
+        return
+    with _as_output_errors(place):
+        made = _make_parents(place)
+        lock = None
+        try:
+            lock = acquire(place, what)
+            lock.sign()
+        except BaseException:
+            _let_go(place, lock, made)
+            raise
+        _claims[place] = os.getpid()
+    try:
+        yield
     finally:
         _let_go(place, lock, made)
 

@@ -98,8 +98,8 @@ class Lock:
             os.close(self.descriptor)
 
 
-def acquire(folder: Path, output: Path) -> Lock:
-    """Take the lock that lies in ``folder`` (made if it is not there) on behalf of ``output``.
+def acquire(folder: Path, what: object) -> Lock:
+    """Take the lock that lies in ``folder`` (made if it is not there). ``what`` it is on, such as an output's path.
 
     Raises OutputError, naming the holder, if another process has it, or if a holder did not let go that cannot be seen
     from here: one of another host.
@@ -111,27 +111,29 @@ def acquire(folder: Path, output: Path) -> Lock:
         except FileNotFoundError:
             continue  # the last holder has just removed it
         try:
-            left = _dead_holder(descriptor, folder, output)
+            left = _dead_holder(descriptor, folder / LOCK, what)
         except BaseException:
             os.close(descriptor)
             raise
         if _is_there(folder / LOCK, descriptor):
             return Lock(folder=folder, descriptor=descriptor, left=left)
         os.close(descriptor)
-    raise OutputError(f"could not lock {output}: {folder} comes and goes; choose another folder")
+    raise OutputError(f"could not lock {what}: {folder} comes and goes; choose another folder")
 
 
-def _dead_holder(descriptor: int, folder: Path, output: Path) -> Owner | None:
+def _dead_holder(descriptor: int, file: Path, what: object) -> Owner | None:
     """Lock the open file; who signed it last, if that one is dead. Raises OutputError if it may be alive."""
     locked = _flock(descriptor)
     owner = _read(descriptor)
     if locked is False or (locked is None and owner is not None and owner.shares_pids and owner.runs):
         who = owner or "another process"
-        raise OutputError(f"{output} is being written by {who}: wait for it, or choose another folder")
-    if owner is not None and not _is_gone(owner, locked=bool(locked)) and _is_there(folder / LOCK, descriptor):
         raise OutputError(
-            f"{output} may be being written by {owner}, which cannot be seen from here: choose another folder; "
-            f"if that process is gone, remove {folder}"
+            f"{what} is being written by {who}, which holds the lock {file}: wait for it, or choose another folder"
+        )
+    if owner is not None and not _is_gone(owner, locked=bool(locked)) and _is_there(file, descriptor):
+        raise OutputError(
+            f"{what} may be being written by {owner}, which cannot be seen from here: choose another folder; "
+            f"if that process is gone, remove its lock, {file}, and nothing else"
         )
     return owner
 
@@ -158,7 +160,7 @@ def _read(descriptor: int) -> Owner | None:
     """Who signed; None if nobody has, or was killed in the act."""
     try:
         return Owner(**json.loads(os.pread(descriptor, 1 << 16, 0)))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
 
 

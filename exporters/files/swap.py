@@ -51,9 +51,9 @@ class Ready:
             return cls(**json.loads((work / READY).read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise OutputError(
-                f"{work / READY} is not lpc's ({error}): remove {work}, or choose another folder"
+                f"{work / READY} is not lpc's ({error}): remove that file, or choose another folder"
             ) from error
 
 

@@ -57,7 +57,7 @@ def read_terms(path: Path, widths: Collection[str]) -> Terms | None:
         constant = float(values["constant"])
         if not 0 <= constant < float("inf") or {*curves} != {*widths}:
             raise DataError(f"the constant is {constant}, the widths are {', '.join(curves)}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         logger.warning("the latency table %s cannot be read (%s) and is made again", path, error)
         return None
     return Terms(constant, curves)

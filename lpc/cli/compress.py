@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lpc.cli.output import Going, going_on, hold, least_bytes, told_if_done
+from lpc.cli.output import Going, going_on, hold, hold_run, least_bytes, told_if_done
 from lpc.cli.progress import progress_shown
 from lpc.cli.words import Given, Part, required
 from lpc.options import CompressOptions, DataOptions, InputOptions, InstructionFormat, OutputOptions
@@ -71,6 +71,7 @@ def _hold(
         writes=(options.tune.checkpoints,),
         needs_bytes=needs,
     )
+    hold_run(given.held, going)
 
 
 def options_of(given: Given) -> CompressOptions:

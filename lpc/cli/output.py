@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporters.files import Owned, claimed, run_folder
+from exporters.files import Owned, claimed, locked, put_in_place, run_folder
 from lpc.cli import console
-from lpc.owned import MANIFEST, RECIPE, output
+from lpc.owned import FAMILY, MANIFEST, RECIPE, manifests, output
 from passes.errors import FinishedError, MissingFileError, OptionError
 
 if TYPE_CHECKING:
@@ -52,12 +52,13 @@ def least_bytes(model: str | Path, ratio: float | None, *, onnx: bool) -> int:
 class Going:
     """Where a command keeps what it has done, and whether it must go on from there (True) or begin anew (False).
 
-    ``done``: the output is there already, and is asked for again.
+    ``done``: the output is there already, and is asked for again; with ``replaces`` only if this very run made it.
     """
 
     path: Path
     resume: bool | None
     done: Path | None
+    replaces: bool = False
 
     def arguments(self) -> dict[str, Any]:
         """Those of ``lpc.compress`` and ``lpc.compress_family``."""
@@ -68,26 +69,34 @@ class Going:
         """The run folder."""
         from lpc.run_folder import RunFolder
 
-        return RunFolder(path=self.path, output=self.done)
+        return RunFolder(path=self.path, output=self.done, replaces=self.replaces)
 
 
 def going_on(output: OutputOptions, tune: TuneOptions) -> Going:
-    """What the options say of a run that was cut short. Raises OptionError, MissingFileError if none was kept."""
+    """What the options say of a run that was cut short, and what it left: an output that it had finished is put in its
+    place, and is what was asked for. Raises OptionError, MissingFileError if none was kept, OutputError.
+    """
     if tune.resume and output.fresh:
         raise OptionError("--resume goes on with what is kept and --fresh removes it: leave one out")
     path = tune.checkpoints or run_folder(output.out)
+    left = put_in_place(output.out) and not output.fresh
     kept = (path / RECIPE).is_file()
-    done = output.out if tune.resume and not kept and _is_complete(output.out) else None
+    done = output.out if (left or (tune.resume and not kept)) and _is_complete(output.out) else None
     if tune.resume and not kept and done is None:
         raise MissingFileError(f"there is no run to go on with in {path}: leave --resume out to begin")
     resume = True if tune.resume else False if output.fresh else None
-    return Going(path=path, resume=resume, done=done)
+    return Going(path=path, resume=resume, done=done, replaces=output.force)
+
+
+def hold_run(held: ExitStack, going: Going) -> None:
+    """Hold the run folder until the command's stack is left. Raises OutputError if another process has it."""
+    held.enter_context(locked(going.path, f"the run folder {going.path}"))
 
 
 def _is_complete(out: Path) -> bool:
     try:
-        return not json.loads((out / MANIFEST).read_text(encoding="utf-8"))["missing"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return not any(json.loads(each.read_text(encoding="utf-8"))["missing"] for each in manifests(out))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
@@ -98,7 +107,8 @@ def told_if_done(going: Going, *, as_json: bool) -> Iterator[None]:
         yield
     except FinishedError as finished:
         if as_json and going.done is not None:
-            console.print_json(json.loads((going.done / MANIFEST).read_text(encoding="utf-8")))
+            file = next(going.done / name for name in (MANIFEST, FAMILY) if (going.done / name).is_file())
+            console.print_json(json.loads(file.read_text(encoding="utf-8")))
         else:
             console.print_line(str(finished))
         sys.exit(0)

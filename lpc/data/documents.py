@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -138,7 +139,11 @@ def read_text(path: Path) -> str:
 def _read(path: Path) -> bytes:
     """The bytes of a file that may be text, without a byte order mark. Raises MissingFileError, DataError."""
     try:
+        if stat.S_ISCHR(path.stat().st_mode) or stat.S_ISBLK(path.stat().st_mode):
+            raise DataError(f"{path} is a device, whose text may never end: name a file")
         found = path.read_bytes()
+    except DataError:
+        raise
     except FileNotFoundError as error:
         raise MissingFileError(f"no such file: {path}") from error
     except IsADirectoryError as error:

@@ -145,6 +145,9 @@ def id_blocks(
         held = listed(records.first)
         raise DataError(f"{records.where(0)}: no `text` field (it has: {held}), and no `input_ids`")
     sequences = [_ids(records.where(index), item) for index, item in enumerate(records.column("input_ids"))]
+    if isinstance(records.first, Mapping) and "attention_mask" in records.first:
+        masks = enumerate(zip(records.column("attention_mask"), sequences, strict=True))
+        sequences = [_unpadded(records.where(index), mask, sequence) for index, (mask, sequence) in masks]
     if not any(len(sequence) for sequence in sequences):
         raise DataError(f"{records.name} holds no token: every sequence is empty")
     size = vocab_size if tokenizer is None or vocab_size is not None else highest_id(tokenizer) + 1
@@ -229,6 +232,17 @@ def _ids(where: str, item: object) -> torch.Tensor:
         return torch.tensor(item, dtype=torch.int64)
     except (OverflowError, RuntimeError, ValueError) as error:
         raise DataError(f"{where} holds a number that is no token id: it is beyond 64 bits") from error
+
+
+def _unpadded(where: str, mask: object, sequence: torch.Tensor) -> torch.Tensor:
+    """The tokens of a row that its ``attention_mask`` lets through: padding is no data. Raises DataError."""
+    try:
+        said = torch.as_tensor(mask)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{where}: its attention_mask holds something other than numbers") from error
+    if said.shape != sequence.shape or not bool(((said == 0) | (said == 1)).all()):
+        raise DataError(f"{where}: its attention_mask is not a 0 or 1 for each of the {len(sequence)} input_ids")
+    return sequence[said.bool()]
 
 
 def _check_ids(where: str, ids: torch.Tensor, vocab_size: int | None) -> None:

@@ -128,6 +128,6 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         return None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as JSON ({error})") from error
     return values if isinstance(values, dict) else None

@@ -6,7 +6,7 @@ from lpc.options.data import DataOptions
 from lpc.options.evaluate import BACKENDS, EvaluateOptions
 from lpc.options.instructions import ALPACA, ALPACA_WITH_INPUT, InstructionFormat
 from lpc.options.output import InputOptions, OutputOptions
-from lpc.options.short import OWNERS, Short, check_short, short_names, target_from, with_short
+from lpc.options.short import OWNERS, Short, check_kinds, check_short, short_names, target_from, with_short
 
 __all__ = [
     "ALPACA",
@@ -21,6 +21,7 @@ __all__ = [
     "InstructionFormat",
     "OutputOptions",
     "Short",
+    "check_kinds",
     "check_short",
     "short_names",
     "target_from",

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypedDict, TypeVar
 
 from lpc.options.data import DataOptions
 from passes.errors import OptionError
-from passes.options import Budget, DtypeLike, Layout, RunOptions, Target, TuneOptions, declared, nearest
+from passes.options import (
+    Budget,
+    CompensateOptions,
+    DtypeLike,
+    Layout,
+    LoraOptions,
+    RecoverOptions,
+    RunOptions,
+    Target,
+    TraceOptions,
+    TuneOptions,
+    declared,
+    nearest,
+)
 
 T = TypeVar("T", RunOptions, TuneOptions, DataOptions)
 
@@ -45,6 +59,27 @@ def check_short(given: Short) -> None:
                 f"unknown option {name}{nearest(name, known)}: there are {', '.join(known)}, and the rest in target, "
                 "run, tune, data_options, trace, lora, compensate and recover"
             )
+
+
+KINDS: Mapping[str, type] = {
+    "target": Target,
+    "run": RunOptions,
+    "tune": TuneOptions,
+    "lora": LoraOptions,
+    "trace": TraceOptions,
+    "data_options": DataOptions,
+    "recover": RecoverOptions,
+    "compensate": CompensateOptions,
+}
+
+
+def check_kinds(given: Mapping[str, object]) -> None:
+    """Raise OptionError for an argument that is none of its options' class, nor None, nor a bool for ``compensate``."""
+    for name, value in given.items():
+        kind = KINDS.get(name, object)
+        if not (value is None or isinstance(value, kind) or (name == "compensate" and isinstance(value, bool))):
+            made = f"lpc.{kind.__name__}"
+            raise OptionError(f"{name} must be a {made}, got a {type(value).__name__}: write {name}={made}(...)")
 
 
 def with_short(options: T, given: Short) -> T:

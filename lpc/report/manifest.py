@@ -96,6 +96,6 @@ def _parsed(path: Path, text: str | None) -> dict[str, Any] | None:
         return None
     try:
         values: dict[str, Any] = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON ({error}); remove it or make it anew") from error
     return values

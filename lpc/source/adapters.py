@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel, PromptLearningConfig, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
@@ -62,6 +62,7 @@ def load_adapter(model: PreTrainedModel | PeftModel, folder: str | Path) -> Peft
     Raises MissingFileError, or ModelError naming the tensors that find no place, are missing or have another shape.
     """
     path = check_adapter_folder(folder)
+    _check_numbers(path)
     stored = headers(path / ADAPTER_FILE)
     base = cast(PreTrainedModel, model.unload()) if isinstance(model, PeftModel) else base_model(model)
     embeddings = _embeddings(base).keys()
@@ -96,6 +97,22 @@ def _give_values(worn: PeftModel, folder: Path) -> None:
         if value is not None and value.shape == parameter.shape:
             module, _, leaf = name.rpartition(".")
             setattr(worn.get_submodule(module), leaf, torch.nn.Parameter(value.to(parameter.dtype)))
+
+
+def _check_numbers(folder: Path) -> None:
+    """Raise ModelError for an adapter of a kind that changes no weights, and for one whose scaling is none."""
+    file, values = folder / "adapter_config.json", read_json(folder / "adapter_config.json")
+    kind = values.get("peft_type")
+    known = PEFT_TYPE_TO_CONFIG_MAPPING.get(kind)
+    if known is None or issubclass(known, PromptLearningConfig):
+        raise ModelError(
+            f"{file} says peft_type = {kind!r}, which changes no weights that could be merged, or is not known to "
+            "peft: train a LoRA, or hand over the base model"
+        )
+    for name in ("r", "lora_alpha") if kind == "LORA" else ():
+        value = values.get(name, 8)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise ModelError(f"{file} says {name} = {value!r}, which must be a number above 0: correct it")
 
 
 def check_not_blank(folder: str | Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from passes.errors import ModelError
-from passes.models import base_model, is_packed, vendor
+from passes.models import base_model, is_packed, vendor, weightless
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +67,33 @@ def _together(model: nn.Module) -> None:
         logger.warning("the model is spread over several devices; lpc works on a copy that lies on one")
 
 
+def check_as_built(model: PreTrainedModel) -> None:
+    """Raise ModelError if a part of a live model is not what its configuration builds: no checkpoint could hold that.
+
+    Layers that an adapter has put in the place of others are not looked at.
+    """
+    built = dict(weightless(type(model), copy.deepcopy(model.config)).named_modules())
+    for name, module in model.named_modules():
+        if "forward" in vars(module) and _is_users(vars(module)["forward"]):
+            raise ModelError(
+                f"{name or 'the model'} has a forward of its own, which no checkpoint holds: put it into a class, and "
+                "register that (docs/custom-models.md), or hand over the model without it"
+            )
+        wanted = built.get(name)
+        if wanted is not None and type(module) is not type(wanted) and not type(module).__module__.startswith("peft."):
+            raise ModelError(
+                f"{name} is a {_whole(module)}, and the configuration builds a {_whole(wanted)} there: change the "
+                "configuration, or hand over the model as it was"
+            )
+
+
 def _is_users(hook: Any) -> bool:
     home = getattr(getattr(hook, "func", hook), "__module__", None) or ""
     return not home.startswith(("transformers.", "peft.", "accelerate.", "torch."))
+
+
+def _whole(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__name__}"
 
 
 def _kind(value: object) -> str:

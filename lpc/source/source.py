@@ -11,11 +11,18 @@ from typing import Any, TypeAlias
 
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from exporters.hf import Processor, class_of
 from lpc.source.adapters import brings_embeddings, load_adapter, named_base, plain_or_lora
-from lpc.source.handed import check_handed, without_hooks
+from lpc.source.handed import check_as_built, check_handed, without_hooks
 from lpc.source.placing import placed
 from passes.errors import LpcError, ModelError, OptionError, TokenizerError, UnsupportedModelError
 from passes.families import family_of
@@ -25,6 +32,7 @@ from passes.models import (
     base_model,
     check_adapter_folder,
     check_declared,
+    check_fetched,
     check_loss,
     check_padding,
     dense_weights,
@@ -185,7 +193,13 @@ def find_tokenizer(
             )
     except Exception as error:
         where = folder / gguf if gguf else folder
-        raise TokenizerError(f"the tokenizer in {where} cannot be loaded: {reason(error)}") from error
+        why = f"{reason(error)}"
+        if "trust_remote_code" in str(error):
+            why = "it brings code of its own, which is not run: say trust_remote_code=True (--trust-remote-code)"
+        for name in TOKENIZER_FILES if gguf is None else ():
+            if (folder / name).is_file():
+                check_fetched(folder / name)
+        raise TokenizerError(f"the tokenizer in {where} cannot be loaded: {why}") from error
 
 
 def find_processor(folder: Path, *, trust_remote_code: bool = False) -> Processor | None:
@@ -231,9 +245,16 @@ def _hub_processor(name: str, trust_remote_code: bool) -> Processor:
 
 
 def _config_at(place: Place, trust_remote_code: bool) -> PreTrainedConfig:
+    values: dict[str, Any] = {}
     if place.folder is not None and place.gguf is None:
         values = read_json(place.folder / "config.json")
         check_declared(values, str(place.folder / "config.json"))
+        check_generation(place.folder / "generation_config.json")
+        if isinstance(values.get("architectures"), str):
+            raise ModelError(
+                f"{place.folder / 'config.json'} says architectures = {values['architectures'][:60]!r}, a text: write "
+                "a list with the one class"
+            )
     arguments = place.arguments
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
@@ -247,9 +268,21 @@ def _config_at(place: Place, trust_remote_code: bool) -> PreTrainedConfig:
                 f"{place.name} brings code of its own (auto_map in its config.json), which is not run: say "
                 "trust_remote_code=True (--trust-remote-code) if you trust it"
             ) from error
-        raise unreadable(place.name, "config.json", error) from error
+        raise unreadable(place.name, "config.json", error, values) from error
     check_declared(config.to_dict(), place.name)
     return config
+
+
+def check_generation(path: Path) -> None:
+    """Raise ModelError if the file of what ``generate`` does is there and cannot be read, which would leave it out."""
+    if not path.is_file():
+        return
+    values = read_json(path)
+    try:
+        with quiet():
+            GenerationConfig.from_dict(values)
+    except Exception as error:
+        raise ModelError(f"{path} cannot be loaded: {reason(error)}: correct it, or remove the file") from error
 
 
 def _copied(model: PreTrainedModel | PeftModel, processor: Processor | None) -> Source:
@@ -257,6 +290,7 @@ def _copied(model: PreTrainedModel | PeftModel, processor: Processor | None) -> 
     base = base_model(model)
     if not dense_weights(base.config):
         _check_supported(base)
+    check_as_built(base)
     name = str(base.config.name_or_path or type(base).__name__)
     folder = Path(name) if is_there(Path(name), "is_dir") else None
     found = processor or (find_processor(folder) if folder else None)

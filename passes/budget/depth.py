@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from passes.errors import UnreachableBudgetError
 from passes.graph import Dimension, Kept, Masks, PruningGraph
 
 PATIENCE = 2
@@ -42,22 +43,51 @@ class DepthSearch:
     widths: Callable[[Kept], tuple[Kept, float] | None]
 
     def kept(self, among: Masks | None = None) -> Kept:
-        """The best choice. ``among``: units that are off already stay off."""
+        """The best choice. ``among``: units that are off already stay off.
+
+        Where the limits ask for units of several dimensions at once, the least important ones of all go until they can
+        be met, and the search goes on from there. Raises UnreachableBudgetError if that is never so.
+        """
         gone = {d.name: 0 if among is None else int((~among[d.name]).sum()) for d in self.graph.depth}
+        kept = self._climb(gone)
+        while kept is None:
+            gone = self._one_more(gone)
+            kept = self._climb(gone)
+        return kept
+
+    def _climb(self, gone: Gone) -> Kept | None:
+        """The best choice that single steps lead to; None if the limits cannot be met on the way."""
         best, kept = self._value(gone)
         improved = bool(gone)
         while improved:
             improved = False
             for name in gone:
-                for more in range(1, most_gone(self.graph.by_name[name], self.removable[name]) - gone[name] + 1):
+                for more in range(1, self._most(name) - gone[name] + 1):
                     value, found = self._value({**gone, name: gone[name] + more})
                     if value > best or (kept is None and found is not None):
                         best, kept, gone, improved = value, found, {**gone, name: gone[name] + more}, True
                         break
                     if kept is not None and more >= PATIENCE:
                         break
-        assert kept is not None, "the smallest model is within the limits"
         return kept
+
+    def _one_more(self, gone: Gone) -> Gone:
+        """The same with the unit besides that has the least share of its dimension's importance."""
+        shares = {}
+        for name in gone:
+            if gone[name] < self._most(name):
+                scores = self.scores[name]
+                unit = self._first_to_go(self.graph.by_name[name], gone[name] + 1)[-1]
+                shares[name] = float(scores[unit]) / max(float(scores.sum()), float(torch.finfo(scores.dtype).tiny))
+        if not shares:
+            raise UnreachableBudgetError(
+                "the limits cannot be met with the least important layers or blocks gone: protect fewer, ask for less"
+            )
+        name = min(shares, key=shares.__getitem__)
+        return {**gone, name: gone[name] + 1}
+
+    def _most(self, name: str) -> int:
+        return most_gone(self.graph.by_name[name], self.removable[name])
 
     def _value(self, gone: Gone) -> tuple[float, Kept | None]:
         stay = {d.name: stay_without(d, self._first_to_go(d, gone[d.name])) for d in self.graph.depth}

@@ -57,7 +57,7 @@ class SavedScores:
             if head.pop("schema_version") != SCHEMA_VERSION:
                 raise ValueError(f"its schema version is not {SCHEMA_VERSION}")
             return cls(scores=scores, **head)
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise PlanError(f"{path} holds no scores that lpc wrote: {error}") from error
 
     def check(self, graph: PruningGraph) -> None:

@@ -36,9 +36,9 @@ class AttentionLayout:
     blocks of the stack share, so that their heads go together. ``head_inputs``: arguments of the block with an entry a
     head (ALiBi). ``passes_on``: the argument in which all blocks get what the first one made, an entry a head, all of
     them equal. ``attributes``: the block's attributes that must change with the heads, with ``heads``, ``groups`` or
-    ``width`` (heads * head_dim). ``width``: name of the width; ``{stack}`` is encoder or decoder. ``cross``: keys and
-    values come from the encoder. ``expands``: the block's attribute that says whether keys and values are repeated for
-    each query head before they are cached.
+    ``width`` (heads * head_dim); ``config.NAME`` is one that it reads of its configuration while it runs. ``width``:
+    name of the width; ``{stack}`` is encoder or decoder. ``cross``: keys and values come from the encoder. ``expands``:
+    the block's attribute that says whether keys and values are repeated for each query head before they are cached.
     """
 
     block: str = "self_attn"

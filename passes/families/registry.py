@@ -126,7 +126,11 @@ _DECODERS = {
         **_DERIVED,
     ),
     "phi3": Family(
-        _one(projections=("qkv_proj",), packing=Packing.PARTS),
+        _one(
+            projections=("qkv_proj",),
+            packing=Packing.PARTS,
+            attributes={"config.num_attention_heads": "heads", "num_key_value_heads": "groups"},
+        ),
         meaningful=("partial_rotary_factor",),
         genai="phi3",
         llama_cpp=_DERIVES,

@@ -146,7 +146,7 @@ class Plan:
                 raise PlanError(f"the plan has schema version {version}; this lpc reads versions {known}")
             values["kept"] = {name: tuple(units) for name, units in values["kept"].items()}
             return cls(**values)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, PlanError):
                 raise
             raise PlanError(f"this is not a plan that lpc wrote: {error}") from error

@@ -65,12 +65,15 @@ class Misfit:
         if not self.missing and not self.unexpected:
             return "Its config.json says other sizes than it was saved with: correct the entries, or save it again"
         stored, needed = _layers(self.unexpected), _layers(self.missing)
-        if stored and not _outside(self.unexpected) and not self.missing:
+        known = _layers(wanted)
+        if stored > known and not _outside(self.unexpected) and not self.missing:
             return f"It has layers up to {stored - 1} and config.json says fewer: correct the number of layers"
-        if needed and not _outside(self.missing) and not self.unexpected and len(self.missing) > 1:
+        if needed == known and _whole_layers(self.missing, wanted) and not self.unexpected:
             return f"config.json says {needed} layers, and not all of them are there: correct it, or save it again"
         if len(self.missing) >= len(wanted) // 2 and self.unexpected:
             return "They are those of another model: correct model_type and architectures in its config.json"
+        if not self.unexpected and _all_biases(self.missing):
+            return "config.json asks for biases that the checkpoint does not have: correct attention_bias or the like"
         if not self.missing:
             return "The class of config.json has no such part: correct architectures there, or save it without"
         return "Save it again, whole, with the class that config.json names; weights are never made up"
@@ -102,6 +105,17 @@ def _first(names: Collection[str]) -> str:
 def _layers(names: Collection[str]) -> int:
     """One more than the highest layer that is named; 0 if none is."""
     return max((int(found[1]) + 1 for name in names if (found := LAYER.search(name))), default=0)
+
+
+def _whole_layers(missing: Collection[str], wanted: Collection[str]) -> bool:
+    """Whether what is missing is all of some layers, and nothing else."""
+    gone = {found[1] for name in missing if (found := LAYER.search(name))}
+    return set(missing) == {name for name in wanted if (found := LAYER.search(name)) and found[1] in gone}
+
+
+def _all_biases(names: Collection[str]) -> bool:
+    """Whether all names are those of biases, several of them."""
+    return len(names) > 1 and {name.rpartition(".")[2] for name in names} == {"bias"}
 
 
 def _outside(names: Collection[str]) -> bool:

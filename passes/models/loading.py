@@ -9,6 +9,7 @@ import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ def load_model(
     except LpcError:
         raise
     except Exception as error:
-        raise unreadable(place.name, "weights", error) from error
+        raise unreadable(place.name, "weights", error, config.to_dict()) from error
     _misfit(model, info, config).check(place.name, f"the weights of {kind.__name__}", model.state_dict().keys())
     dense_weights(model.config, model)
     keep_own_head(model, place.name)
@@ -86,10 +87,26 @@ def unloaded(kind: type[PreTrainedModel], folder: Path, config: PreTrainedConfig
     return Unloaded(model.eval(), stored_files(folder, weights))
 
 
-def unreadable(name: str, what: str, error: Exception) -> ModelError:
-    """The error for something that transformers could not read, with its own words."""
+def unreadable(name: str, what: str, error: Exception, values: Mapping[str, Any] = MappingProxyType({})) -> ModelError:
+    """The error for something that transformers could not read, with its own words; ``values``: the configuration's."""
+    says = _entry_in(error, values)
     hub = "" if Path(name).exists() else " (there is no such folder, so it was taken for a hub name)"
-    return ModelError(f"the {what} of {name}{hub} cannot be loaded: {reason(error)}")
+    return ModelError(f"the {what} of {name}{hub} cannot be loaded: {reason(error)}{says}")
+
+
+def _entry_in(error: Exception, values: Mapping[str, Any]) -> str:
+    """The entry of a configuration whose text another library did not know, where its error does not name it."""
+    text = str(error)
+    for name, value in values.items():
+        if isinstance(value, dict):
+            inside = _entry_in(error, value)
+            if inside:
+                return inside
+        elif isinstance(value, str) and f"'{value}'" in text and str(name) not in text:
+            return f"; config.json says {name} = {value!r}: correct the entry"
+        if f"'{name}'" in text and name not in ("type", "factor") and not isinstance(name, int) and len(str(name)) < 3:
+            return f"; config.json has an entry {name!r}: correct it"
+    return ""
 
 
 def reason(error: Exception) -> str:

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from passes.errors import UnsupportedModelError
+from passes.errors import ModelError, UnsupportedModelError
 from passes.models.base import base_model, takes
 from passes.models.parity import Parity, relative_difference
 from passes.models.routing import Choices
@@ -132,6 +132,17 @@ class Response:
     outputs: Mapping[str, torch.Tensor]
     hidden: Mapping[str, torch.Tensor]
     choices: Choices = field(default_factory=dict)
+
+    def check_finite(self, dtype: str) -> None:
+        """Raise ModelError, naming the place, if an output is NaN or infinite: nothing could be proven of that."""
+        if all(bool(output.isfinite().all()) for output in self.outputs.values()):
+            return
+        places = [place for place, state in self.hidden.items() if not state.isfinite().all()]
+        raise ModelError(
+            f"the model computes NaN or infinite values in {dtype.removeprefix('torch.')}, first in "
+            f"{places[0] if places else min(self.outputs)}: load it in another dtype (--dtype bf16 or fp32), or "
+            "correct its configuration (the epsilon of its norms, rope_parameters)"
+        )
 
     def compare(self, name: str, expected: Response, tolerance: float) -> Parity:
         """The parity of this response's outputs with the expected ones: the worst of them and of the

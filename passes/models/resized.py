@@ -33,6 +33,9 @@ PREFIX = "Compact"
 FILE = "modeling_compact.py"
 """What this file is called beside the weights."""
 
+CONFIG = "config."
+"""How an attribute begins that a module reads of its configuration while it runs."""
+
 
 def has_own_sizes(config: Any) -> bool:
     """Whether a configuration gives layers sizes of their own, in ``per_layer_config`` or in ``compact``."""
@@ -53,9 +56,10 @@ def rebuild_layers(model: nn.Module, config: Any) -> bool:
         built = type(layer)(own, index) if numbered else type(layer)(own)
         if _shapes(built) == _shapes(layer):
             continue
+        values = {name: getattr(own, name) for name in config.per_layer_attributes}
         for module in built.modules():
             if getattr(module, "config", None) is own:
-                vars(module)["config"] = LayerConfig(config, own)
+                vars(module)["config"] = OwnConfig(config, values)
         layers[index] = built
         changed = True
     return changed
@@ -65,25 +69,26 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
 
 
-class LayerConfig:
-    """A model's configuration as one layer sees it: its own values where layers differ, else the model's."""
+class OwnConfig:
+    """A model's configuration as one of its modules sees it: with some values of its own, all else live."""
 
-    def __init__(self, model: Any, own: Any) -> None:
+    def __init__(self, model: Any, own: dict[str, Any]) -> None:
         self.model, self.own = model, own
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name in ("model", "own"):
             raise AttributeError(name)
-        differs = self.model.attribute_map.get(name, name) in self.model.per_layer_attributes
-        return getattr(self.own if differs else self.model, name)
+        known = self.model.attribute_map.get(name, name)
+        return self.own[known] if known in self.own else getattr(self.model, name)
 
 
 def resize(model: nn.Module, compact: dict[str, Any]) -> None:
     """Give a dense model the sizes of a compact one; the resized parameters are uninitialised.
 
-    ``compact["shapes"]``: shape a parameter. ``compact["attributes"]``: values a module. ``compact["heads"]``: a module
-    whose arguments have an entry a head of the dense model: their names, that number, and the heads that are left.
-    ``compact["absent"]``: what the modules of blocks that are gone do instead (see ``Absent``).
+    ``compact["shapes"]``: shape a parameter. ``compact["attributes"]``: values a module; those called ``config.NAME``
+    are what it reads of its configuration. ``compact["heads"]``: a module whose arguments have an entry a head of the
+    dense model: their names, that number, and the heads that are left. ``compact["absent"]``: what the modules of
+    blocks that are gone do instead (see ``Absent``).
     """
     for name, shape in compact["shapes"].items():
         path, _, leaf = name.rpartition(".")
@@ -93,8 +98,12 @@ def resize(model: nn.Module, compact: dict[str, Any]) -> None:
         if leaf == "weight":
             _describe(module, shape)
     for path, values in compact["attributes"].items():
-        for name, value in values.items():
-            setattr(model.get_submodule(path), name, value)
+        module = model.get_submodule(path)
+        read = {name.removeprefix(CONFIG): value for name, value in values.items() if name.startswith(CONFIG)}
+        if read:
+            vars(module)["config"] = OwnConfig(module.config, read)
+        for name in values.keys() - {f"{CONFIG}{entry}" for entry in read}:
+            setattr(module, name, values[name])
     for path, heads in compact["heads"].items():
         model.get_submodule(path).register_forward_pre_hook(_HeadsOf(heads), with_kwargs=True)
     for path, does in compact.get("absent", {}).items():

@@ -47,10 +47,21 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
+        check_fetched(path)
         raise ModelError(f"{path} cannot be loaded, it is no JSON: {str(error) or type(error).__name__}") from error
     if not isinstance(values, dict):
         raise ModelError(f"{path} cannot be loaded: it holds no JSON object but {type(values).__name__}")
     return values
+
+
+POINTER = b"version https://git-lfs"
+
+
+def check_fetched(path: Path) -> None:
+    """Raise ModelError if a file is git-lfs's pointer to another one, which was not fetched."""
+    with path.open("rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise ModelError(f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull` in its folder")
 
 
 def stored_tensors(folder: Path, weights: str | None = None) -> dict[str, StoredTensor]:
@@ -80,6 +91,7 @@ def headers(path: Path) -> dict[str, StoredTensor]:
                 part = file.get_slice(name)
                 found[name] = StoredTensor(tuple(part.get_shape()), str(part.get_dtype()))
     except (SafetensorError, OSError) as error:
+        check_fetched(path)
         raise ModelError(
             f"the weights of {path.parent} cannot be loaded: {path.name} ({path.stat().st_size} bytes) is cut off or "
             f"no safetensors file: {error}"

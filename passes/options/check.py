@@ -9,6 +9,9 @@ from passes.errors import OptionError
 from passes.options.option import Facts, Option, declared
 from passes.options.types import coerced, enum_of, main_type, takes_none, texts_of
 
+MOST_WHOLE = 10**9
+"""The limit of whole numbers that declare none: what counts or places something is never more."""
+
 
 def check(options: Any) -> None:
     """Check every declared option of a frozen dataclass, in its ``__post_init__``.
@@ -57,3 +60,6 @@ def _check_range(label: str, value: Any, facts: Facts) -> None:
     if facts.range and isinstance(value, int | float) and not isinstance(value, bool) and not facts.holds(value):
         hint = f": {facts.hint}" if facts.hint else ""
         raise OptionError(f"{label} must be {facts.range}, got {value}{hint}")
+    endless = facts.most is None and facts.below is None and isinstance(value, int)
+    if endless and value > MOST_WHOLE:
+        raise OptionError(f"{label} must be at most {MOST_WHOLE:,}, got {value}")

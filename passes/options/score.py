@@ -24,6 +24,7 @@ class ScoreOptions:
     statistics_bytes: int | None = option(
         None,
         least=1,
+        most=1 << 62,
         help="What a criterion may hold at once of what it saw; if the model needs more, its dimensions are ranked in "
         "portions, for each of which the sample is run again, with the same result. By default half of what is free on "
         "a CUDA device, else 8 GiB.",

@@ -123,8 +123,6 @@ class TuneOptions:
 
     def __post_init__(self) -> None:
         check(self)
-        if self.steps == 0 and self.checkpoints is not None:
-            raise OptionError("steps=0 trains nothing, so there are no checkpoints: leave checkpoints out")
 
     @property
     def one_shot(self) -> bool:

@@ -84,7 +84,7 @@ def _record(each: Pass, run: RunContext, outcome: Path) -> PassRecord | None:
         record = PassRecord(**{**told, "parity": parity, "report": report})
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         logger.warning("%s cannot be read and is made again: %s", outcome / DONE, error)
         return None
     if not whole:

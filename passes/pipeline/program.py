@@ -62,12 +62,16 @@ class Program:
     def start(cls, model: PreTrainedModel | PeftModel) -> Program:
         """The program of a working copy, ready for the first pass.
 
-        Raises ModelError if a weight is not finite, UnsupportedModelError if it wears anything but one plain LoRA.
+        Raises ModelError if a weight or what it computes is not finite, UnsupportedModelError if it wears anything
+        but one plain LoRA.
         """
         if isinstance(model, PeftModel):
             check_adapter(model)
         check_finite(model)
-        return cls(model, Probe.of(base_model(model))).expecting_itself()
+        program = cls(model, Probe.of(base_model(model))).expecting_itself()
+        assert program.expected is not None
+        program.expected.check_finite(str(base_model(model).dtype))
+        return program
 
     @property
     def traced(self) -> PruningGraph:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch_pruning as tp
@@ -87,8 +87,19 @@ class CoupledModule:
     indices: tuple[int, ...]
 
 
+class Index(NamedTuple):
+    """An index as torch-pruning maps it from a module to the next, beside the one that the walk began with."""
+
+    idx: int
+    root_idx: int
+
+
 class Dependencies:
-    """torch-pruning's dependency graph of a twin whose opaque blocks are in place."""
+    """torch-pruning's dependency graph of a twin whose opaque blocks are in place.
+
+    The walk through it is written out here: ``get_pruning_group`` finds the same, but looks through all nodes and all
+    that it has found at each step, which takes minutes for a few hundred layers.
+    """
 
     def __init__(self, twin: nn.Module, inputs: Mapping[str, torch.Tensor]) -> None:
         self.twin = twin
@@ -104,11 +115,33 @@ class Dependencies:
 
     def members(self, module: nn.Module, units: tuple[int, ...]) -> Iterator[CoupledModule]:
         """The modules with parameters that are coupled with these outputs of ``module``, itself included."""
-        for dependency, indices in self._graph.get_pruning_group(module, self._root(module), idxs=list(units)):
-            member = dependency.target.module
+        for (node, function), indices in self._walk(module, units).items():
+            member = node.module
             if member in self._names and any(True for _ in member.parameters(recurse=False)):
-                produces = bool(self._graph.is_out_channel_pruning_fn(dependency.handler))
+                produces = bool(self._graph.is_out_channel_pruning_fn(function))
                 yield CoupledModule(self._names[member], member, produces, tuple(sorted(indices)))
+
+    def _walk(self, module: nn.Module, units: tuple[int, ...]) -> dict[tuple[Any, Any], set[int]]:
+        """The indices of all that goes with these, a node and pruning function, in ``get_pruning_group``'s order.
+
+        It comes to a place again as long as the node was not visited, and then goes on from there first.
+        """
+        first = (self._graph.module2node[module], self._root(module)), tuple(Index(unit, unit) for unit in units)
+        todo, found = [first], {first[0]: set(units)}
+        reached, visited = {first}, set[Any]()
+        while todo:
+            (node, function), indices = todo.pop()
+            visited.add(node)
+            for edge in node.dependencies:
+                mapped = list(indices) if edge.is_triggered_by(function) else []
+                for mapping in edge.index_mapping if mapped else ():
+                    mapped = mapped if mapping is None else mapping(mapped)
+                place = (edge.target, edge.handler), tuple(mapped)
+                if mapped and not (edge.target in visited and place in reached):
+                    reached.add(place)
+                    found.setdefault(place[0], set()).update(index.idx for index in mapped)
+                    todo.append(place)
+        return found
 
     def _root(self, module: nn.Module) -> Any:
         return self._graph.get_pruner_of_module(module).prune_out_channels

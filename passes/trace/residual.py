@@ -68,12 +68,16 @@ class ResidualStream:
         """The parameters that serve one of these branches alone, by its exit; at most one branch a layer is given."""
         exits = {branch.exit for branch in branches}
         runs = self._run(exits)
+        parameters: dict[str, list[str]] = {}
+        for name, _ in self.twin.named_parameters():
+            parameters.setdefault(name.rpartition(".")[0], []).append(name)
         found = {}
         for branch in branches:
             seen = runs[branch.layer]
             modules = {*_unmoved(seen, exits), *_unused(seen)} | ({branch.exit} & seen.outputs.keys())
-            parameters = dict(self.twin.named_parameters())
-            found[branch.exit] = tuple(name for name in parameters if name.rpartition(".")[0] in modules)
+            found[branch.exit] = tuple(
+                name for module, names in parameters.items() if module in modules for name in names
+            )
         return found
 
     def _run(self, exits: Collection[str]) -> dict[str, _Watched]:

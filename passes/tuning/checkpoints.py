@@ -68,7 +68,7 @@ def last_whole(folder: Path) -> Path | None:
     for checkpoint in reversed(_found(folder)):
         try:
             sealed = json.loads((checkpoint / WHOLE).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, RecursionError):
             sealed = None
         if sealed is not None and sealed == digests(checkpoint, without=WHOLE):
             return checkpoint

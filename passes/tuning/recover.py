@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -12,20 +13,26 @@ from typing import Any, TypeAlias, cast
 
 import torch
 from peft import PeftModel, get_peft_model
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from passes.errors import ModelError, OptionError, PreconditionError
+from passes.errors import MissingFileError, ModelError, OptionError, PreconditionError
 from passes.models import Adapter, base_model, heldout_loss, lora_config, lora_weights, parameter_at
 from passes.options import RecoverOptions
 from passes.pipeline import Pass, PassRecord, PassResult, Program, Progress, Recovery, RunContext, plain, silent
 from passes.ranks import told_by_first
 from passes.tuning.arguments import check_recomputing, training_arguments, with_less_memory
+from passes.tuning.checkpoints import Checkpoints, last_whole
 from passes.tuning.recall import wear
 from passes.tuning.teacher import OtherModel
 from passes.tuning.trainer import TrainingRun, train
 
 HeldOutLoss: TypeAlias = "Callable[[PreTrainedModel | PeftModel], float]"
+
+STATE_FILE = "lpc_recovery.safetensors"
+"""Beside a checkpoint of the Trainer: the best adapter so far, and the losses that were seen."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,10 @@ class RecoverReport:
 
 
 class RecoverCallback(TrainerCallback):  # type: ignore[misc]
-    """Takes the held-out loss every few steps, remembers the best adapter, and stops when it gets no better."""
+    """Takes the held-out loss every few steps, remembers the best adapter, and stops when it gets no better.
+
+    What it knows is saved beside each Trainer checkpoint.
+    """
 
     def __init__(
         self, model: PeftModel, evaluate: HeldOutLoss, options: RecoverOptions, progress: Progress = silent
@@ -76,11 +86,39 @@ class RecoverCallback(TrainerCallback):  # type: ignore[misc]
         if state.global_step % self._options.every and state.global_step < state.max_steps:
             return
         self.look(state.global_step)
-        looked = [step for step, _ in self.evaluations if step > self.best_step]
-        control.should_training_stop |= len(looked) >= self._options.patience
+        control.should_training_stop |= self.is_done
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there was nothing better for long."""
+        return sum(step > self.best_step for step, _ in self.evaluations) >= self._options.patience
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Save what is known beside the checkpoint that the Trainer just wrote."""
+        if state.is_world_process_zero:
+            folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            said = {"options": self._told(), "evaluations": self.evaluations, "best_step": self.best_step}
+            tensors = {str(place): best.contiguous() for place, best in enumerate(self._best)}
+            save_file(tensors, folder / STATE_FILE, metadata={name: json.dumps(value) for name, value in said.items()})
+
+    def restore(self, folder: Path) -> None:
+        """Know what was known at a checkpoint. Raises MissingFileError, OptionError if it is of other options."""
+        if not (folder / STATE_FILE).is_file():
+            raise MissingFileError(f"there is no {STATE_FILE} in {folder}: it is not a checkpoint of a recovery")
+        with safe_open(folder / STATE_FILE, framework="pt") as file:
+            said = {name: json.loads(value) for name, value in file.metadata().items()}
+            best = [file.get_tensor(str(place)) for place in range(len(file.keys()))]
+        if said["options"] != self._told():
+            raise OptionError(f"{folder} is of a recovery with other options: go on with those, or start anew")
+        self.best_step = int(said["best_step"])
+        self.evaluations = [(int(step), float(loss)) for step, loss in said["evaluations"]]
+        self._best = [tensor.to(now.device) for tensor, now in zip(best, self._trained(), strict=True)]
+
+    def _told(self) -> Any:
+        return json.loads(json.dumps(plain(self._options)))
 
     @torch.no_grad()
-    def restore(self) -> None:
+    def take_best(self) -> None:
         """Give the model its best adapter back."""
         for parameter, best in zip(self._trained(), self._best, strict=True):
             parameter.copy_(best)
@@ -94,7 +132,8 @@ class RecoverPass(Pass):
 
     ``data`` yields the model's inputs and labels. ``heldout`` likewise: data that nothing was trained, scored or
     calibrated on, and that is not what the result is measured on in the end. ``teacher`` gives a model to distil from,
-    the dense source; it is asked for it when training begins. The result never has a higher held-out loss than the
+    the dense source; it is asked for it when training begins. ``save_every``: steps between two checkpoints, as in
+    ``TuneOptions``, where the run has a folder for them. The result never has a higher held-out loss than the
     model that came in.
     """
 
@@ -107,10 +146,12 @@ class RecoverPass(Pass):
         heldout: Dataset[dict[str, torch.Tensor]],
         options: RecoverOptions = RecoverOptions(),
         teacher: Callable[[], torch.nn.Module] | None = None,
+        save_every: int | None = None,
     ) -> None:
         if options.distill is not None and teacher is None:
             raise OptionError("recovery can distil only from a dense model: give a teacher")
         self._data, self._heldout, self._options, self._teacher = data, heldout, options, teacher
+        self._save_every = save_every
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -130,9 +171,8 @@ class RecoverPass(Pass):
         model = self._adapted(program, run.seed)
         check_recomputing(options, model)
         callback = RecoverCallback(model, loss, options, run.progress)
-        callback.look(0)
         course = self._train(model, callback, run)
-        callback.restore()
+        callback.take_best()
         model.eval()
         before = callback.evaluations[0][1]
         adapter = Adapter.of(model)
@@ -186,16 +226,24 @@ class RecoverPass(Pass):
         return heldout_loss(model, self._heldout, run.batch_size, run.collate)
 
     def _train(self, model: PeftModel, callback: RecoverCallback, run: RunContext) -> TrainingRun:
+        """Train from the last whole checkpoint of the run, if there is one."""
         options = self._options
+        checkpoint = last_whole(run.checkpoints) if run.checkpoints is not None else None
+        if checkpoint is None:
+            callback.look(0)
+        else:
+            callback.restore(checkpoint)
         with ExitStack() as stack:
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            folder = run.checkpoints or Path(stack.enter_context(tempfile.TemporaryDirectory()))
             return train(
                 model,
-                training_arguments(options, run, Path(folder), model, max_grad_norm=options.max_grad_norm),
-                [callback],
+                training_arguments(options, run, folder, model, max_grad_norm=options.max_grad_norm),
+                [callback, Checkpoints(self._save_every)] if run.checkpoints else [callback],
                 teacher=OtherModel(self._teacher()) if self._teacher is not None else None,
                 distill=options.distill,
                 recompute=options.gradient_checkpointing,
+                resume_from=checkpoint,
+                finished=callback.is_done,
                 train_dataset=self._data,
                 data_collator=run.collate,
             )

@@ -49,17 +49,18 @@ def train(
     distill: DistillOptions | None = None,
     resume_from: Path | None = None,
     recompute: bool = False,
+    finished: bool = False,
     **data: Any,
 ) -> TrainingRun:
     """Train with the transformers Trainer, against a teacher if there is one. ``data``: as the Trainer takes it.
 
     ``rates``: the factor on the peak rate at each step (default: the curve that the arguments name).
-    ``resume_from``: a checkpoint to go on from; if it has all the steps, the model gets its adapter and nothing is
-    trained. ``recompute``: activations are computed again in the backward pass.
+    ``resume_from``: a checkpoint to go on from; if it has all the steps, or is ``finished`` before them, the model gets
+    its adapter and nothing is trained. ``recompute``: activations are computed again in the backward pass.
     """
     if resume_from is not None:
         done = _state(resume_from)
-        if done.global_step >= arguments.max_steps:
+        if finished or done.global_step >= arguments.max_steps:
             wear(model, Adapter.read(_adapter_in(resume_from, model)))
             return TrainingRun(_losses(done), 1.0, 0.0)
     with ExitStack() as stack:

@@ -12,7 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from exporters.files import UPDATE, Owned, claimed, sha256, staged_folder, swap, updating, write_text, write_texts
+from exporters.files import (
+    UPDATE,
+    Owned,
+    claimed,
+    folder,
+    put_in_place,
+    run_folder,
+    sha256,
+    staged_folder,
+    swap,
+    updating,
+    write_text,
+    write_texts,
+)
 from exporters.files.folder import check_output, finish_update
 from passes.errors import OutputError, OutputExistsError
 
@@ -114,6 +127,28 @@ def test_staged_folder_keeps_the_finished_output_when_its_place_has_changed(tmp_
     with pytest.raises(OutputError, match="whole in"), staged_folder(out, force=True):
         pass
     assert kept.read_text() == "new"
+
+
+def test_the_run_that_made_an_output_goes_with_it_also_if_that_was_put_in_its_place_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Died(BaseException):
+        """What nobody catches."""
+
+    def die(work: Path, place: Path) -> None:
+        raise Died
+
+    run = run_folder(tmp_path / "out")
+    run.mkdir(parents=True)
+    (run / "recipe.json").write_text("{}")
+    with pytest.raises(Died), claimed(tmp_path / "out"), monkeypatch.context() as patched:
+        patched.setattr(folder, "settle", die)
+        with staged_folder(tmp_path / "out", run=run) as stage:
+            (stage / "plan.json").write_text("new")
+    assert (run / "recipe.json").exists()
+    assert put_in_place(tmp_path / "out")
+    assert _names(tmp_path) == {"out"}
+    assert not put_in_place(tmp_path / "out")
 
 
 def test_staged_folder_swaps_what_a_link_leads_to(tmp_path: Path) -> None:

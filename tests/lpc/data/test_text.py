@@ -251,3 +251,18 @@ def test_block_dataset_labels_every_token() -> None:
         "input_ids": [3, 4, 5],
         "labels": [3, 4, 5],
     }
+
+
+def test_tokens_that_an_attention_mask_hides_are_no_data() -> None:
+    rows = [{"input_ids": [1, 2, 3, 9, 9], "attention_mask": [1, 1, 1, 0, 0]}] * 4
+    blocks = token_sequences(rows, None, sequence_length=4)
+    assert blocks.tokens == 12
+    assert 9 not in blocks.tensor
+    with pytest.raises(DataError, match="row 1 of the data: its attention_mask is not a 0 or 1 for each of the 2"):
+        token_sequences([*rows[:1], {"input_ids": [1, 2], "attention_mask": [1]}], None, sequence_length=4)
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "/dev/null"])
+def test_a_device_is_refused_and_not_read_to_its_end(name: str) -> None:
+    with pytest.raises(DataError, match=f"{name} is a device, whose text may never end: name a file"):
+        token_sequences(Path(name), None, sequence_length=4)

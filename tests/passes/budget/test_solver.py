@@ -203,6 +203,18 @@ def test_blocks_go_apart() -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["bloom", "llama"])
+def test_blocks_of_both_kinds_go_where_neither_kind_alone_suffices(name: str) -> None:
+    graph = graph_of(name, depth="blocks")
+    whole = ("kv_groups", "mlp_channels") if name == "llama" else ()
+    cost = {"attention_blocks": range(3), "mlp_blocks": range(3)}
+    alone = [graph.parameters(graph.complete({**cost, kind: (0,)})) for kind in cost]
+    both = graph.parameters(graph.complete(dict.fromkeys(cost, (0,))))
+    for bound in (min(alone) - 1, both):
+        solver = Solver.of(Target(budget=Budget(parameters=bound), freeze=whole), graph)
+        solver.check(solver.kept(random_scores(graph)))
+
+
 def test_the_hidden_size_competes_too() -> None:
     graph = graph_of("llama", hidden=True, custom_code=True)
     scores = {d.name: torch.ones(d.size) for d in graph.dimensions} | {"hidden": torch.full((32,), 1e-6)}

@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import zoo
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from real_configs import REAL
 
@@ -64,6 +64,7 @@ JSON = st.recursive(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # on a busy machine it is
 @given(JSON)
 @example(float("nan"))
 @example({"hidden_size": float("inf")})

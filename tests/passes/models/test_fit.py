@@ -39,8 +39,18 @@ def test_more_layers_than_configured_are_counted() -> None:
 
 
 def test_fewer_layers_than_configured_are_counted() -> None:
-    missing = {"model.layers.1.up.weight", "model.layers.1.down.weight"}
-    assert "config.json says 2 layers, and not all of them are there" in why(missing)
+    assert "config.json says 2 layers, and not all of them are there" in why({"model.layers.1.up.weight"})
+
+
+def test_biases_that_are_missing_are_no_missing_layers() -> None:
+    wanted = {f"model.layers.{layer}.{name}" for layer in (0, 1) for name in ("q.weight", "q.bias")}
+    missing = {name for name in wanted if name.endswith("bias")}
+    with pytest.raises(ModelError, match="asks for biases that the checkpoint does not have"):
+        Misfit(missing, (), {}).check("FOLDER", "the weights of X", wanted)
+
+
+def test_a_bias_without_a_place_is_no_layer_too_many() -> None:
+    assert "correct architectures" in why(unexpected={"model.layers.0.up.bias"})
 
 
 def test_tensors_of_another_model_are_called_so() -> None:

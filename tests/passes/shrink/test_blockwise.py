@@ -5,9 +5,12 @@ import math
 import pytest
 import torch
 import zoo
-from workbench import build_model
+from torch import nn
+from workbench import build_model, planned, random_kept, traced
 
-from passes.models import Probe
+from passes.errors import PostconditionError
+from passes.models import Probe, base_model
+from passes.shrink import ShrinkPass
 from passes.shrink.blockwise import HEAD, course_of, per_token
 
 
@@ -71,3 +74,21 @@ def test_other_shapes_and_nothing_finite_never_agree() -> None:
     nothing = torch.full((2, 3), math.nan)
     assert per_token(torch.ones(2, 3), torch.ones(2, 4), torch.ones(2, 4)) == math.inf
     assert per_token(nothing, nothing, nothing) == math.inf
+
+
+class Nearly(nn.Module):
+    """SiLU, but for one part in ten thousand."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.silu(x) * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_arithmetic_that_is_off_by_a_ten_thousandth_is_no_rounding(dtype: torch.dtype) -> None:
+    """Nothing but what the layer computes tells it: tensors, settings and configuration are as they should be."""
+    program = traced(build_model("llama").to(dtype))
+    program = planned(program, random_kept(program.traced, 2, 24, seed=3))
+    after = ShrinkPass()(program).program
+    base_model(after.model).model.layers[1].mlp.act_fn = Nearly()
+    with pytest.raises(PostconditionError, match=r"model\.layers\.1 differs from the masked model's by .*e-0[45] on"):
+        ShrinkPass().ensures(program, after)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import zoo
 from deepening import DECODERS, LAYERS, deep, deep_graph, random_choice, without
 from shrinking import decoded, masks_of, outputs
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from uneven import uneven_units
 from workbench import plan_of
 
 from exporters.hf.checkpoint import first_different_tensor, save_checkpoint
@@ -41,6 +43,24 @@ def test_the_compact_model_computes_what_the_masked_one_does(name: str, depth: s
         assert relative_difference(outputs(compact, name), expected) < 1e-5
         stepwise = decoded(compact, name)
         assert stepwise is None or relative_difference(stepwise, outputs(compact, name)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "query_heads"), [(name, False) for name in DECODERS] + [(n, True) for n in ("phi3", "llama", "cohere")]
+)
+def test_uneven_layers_beside_absent_blocks_compute_what_the_masked_ones_do(name: str, query_heads: bool) -> None:
+    """No per_layer_config can say an absent block, so the sizes of all others are given to a dense model's modules."""
+    graph = deep_graph(name, "blocks", query_heads=query_heads)
+    gone = {("attention_blocks", 1), ("mlp_blocks", 2)} & {(d.name, u) for d in graph.depth for u in range(d.size)}
+    inside = replace(graph, dimensions=tuple(d for d in graph.dimensions if not d.kind.is_depth))
+    kept = graph.complete({**without(graph, *gone), **uneven_units(inside)})
+    compact = build_compact(deep(name), graph, kept)
+    assert count_parameters(compact) == graph.parameters(kept)
+    with masked(deep(name), graph, masks_of(graph, kept)):
+        expected = outputs(deep(name), name)
+    assert relative_difference(outputs(compact, name), expected) < 1e-5
+    stepwise = decoded(compact, name)
+    assert stepwise is None or relative_difference(stepwise, outputs(compact, name)) < 1e-5
 
 
 @pytest.mark.parametrize("name", DECODERS)

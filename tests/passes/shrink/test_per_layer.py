@@ -17,7 +17,7 @@ from workbench import relative
 
 from passes.errors import PlanError
 from passes.models import compact_class, count_parameters
-from passes.models.resized import LayerConfig
+from passes.models.resized import OwnConfig
 from passes.shrink import build_compact
 from passes.shrink.config import check_buildable, per_layer_config, uniform_counts
 
@@ -134,7 +134,7 @@ def test_layers_follow_the_model_s_configuration_also_in_a_copy(name: str) -> No
     for layer in model.model.layers:
         assert layer.self_attn.config._attn_implementation == "eager"
     first = model.model.layers[0].self_attn.config
-    assert isinstance(first, LayerConfig)
+    assert isinstance(first, OwnConfig)
     assert (first.num_key_value_heads, model.config.num_key_value_heads) == (3, 4)
     assert relative(outputs(model, name), outputs(built(name), name)) < 1e-5
     assert built(name).model.layers[0].self_attn.config._attn_implementation == "sdpa"

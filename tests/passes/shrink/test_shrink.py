@@ -15,7 +15,7 @@ from workbench import adapted, build_model, plan_of, planned, random_kept, relat
 import passes.shrink.cut
 from passes.errors import PostconditionError, PreconditionError
 from passes.graph import PruningGraph
-from passes.models import Probe, count_parameters, masked, positions
+from passes.models import Probe, base_model, count_parameters, masked, positions
 from passes.options import TraceOptions
 from passes.pipeline import Program
 from passes.shrink import ShrinkPass
@@ -229,3 +229,14 @@ def test_half_precision_shrinks_within_its_rounding() -> None:
     result = ShrinkPass()(planned(program, random_kept(program.traced, 2, 24, seed=0)))
     assert {p.dtype for p in result.program.model.parameters()} == {torch.bfloat16}
     assert result.program.history[-1].parity[0].value < result.program.history[-1].parity[0].tolerance < 1e-5
+
+
+@pytest.mark.parametrize(("entry", "value"), [("eos_token_id", 3), ("use_cache", False), ("initializer_range", 0.5)])
+def test_an_entry_that_no_module_reads_when_it_is_built_is_held_to_the_source(entry: str, value: object) -> None:
+    program = traced(build_model("llama"))
+    program = planned(program, random_kept(program.traced, 2, 24, seed=3))
+    after = ShrinkPass()(program).program
+    ShrinkPass().ensures(program, after)
+    setattr(base_model(after.model).config, entry, value)
+    with pytest.raises(PostconditionError, match=rf"config\.{entry} is {value}, the source has"):
+        ShrinkPass().ensures(program, after)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -71,6 +72,49 @@ def test_what_writes_to_the_residual_stream_is_coupled_with_all_layers() -> None
     names = {member.name for member in coupled}
     assert {"model.embed_tokens", "model.norm", "lm_head", "model.layers.1.mlp.up_proj"} <= names
     assert {f"model.layers.{i}.self_attn" for i in (0, 1)} <= names
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "phi3", "gpt2", "falcon-mqa", "t5-gated", "bart", "vit", "modernbert", "mixtral"]
+)
+def test_the_walk_finds_what_torch_pruning_s_own_finds(name: str) -> None:
+    found = dependencies_of(name)
+    graph = found._graph
+    traced = [m for m in found.twin.modules() if isinstance(m, nn.Linear | Conv1D | Opaque) and found.is_traced(m)]
+    for module in traced:
+        units = (0, outputs_of(module) - 1) if not isinstance(module, Opaque) else (0, 3)
+        root = graph.get_pruner_of_module(module).prune_out_channels
+        group = graph.get_pruning_group(module, root, idxs=list(units))
+        theirs = [(item.dep.target, item.dep.handler, sorted(item.idxs)) for item in group]
+        ours = [(*place, sorted(indices)) for place, indices in found._walk(module, units).items()]
+        assert ours == theirs
+
+
+def test_the_work_of_a_walk_grows_with_the_layers_and_not_with_their_square() -> None:
+    def steps(layers: int) -> int:
+        config = zoo.ZOO["llama"].config(num_hidden_layers=layers)
+        twin = twin_of(zoo.ZOO["llama"].model_class, config)
+        for layer in twin.model.layers:
+            layer.self_attn = Opaque(layer.self_attn, config.hidden_size)
+        found = Dependencies(twin, {"input_ids": torch.zeros(1, 4, dtype=torch.long, device="meta")})
+        count = 0
+
+        def counted(frame: object, event: str, argument: object) -> None:
+            nonlocal count
+            count += event in ("call", "c_call")
+
+        sys.setprofile(counted)
+        try:
+            list(found.members(twin.model.layers[0].mlp.down_proj, (0,)))
+            for layer in twin.model.layers:
+                list(found.members(layer.mlp.up_proj, (0,)))
+        finally:
+            sys.setprofile(None)
+        return count
+
+    with torch.enable_grad():
+        few, many = steps(4), steps(16)
+    assert many < 4.5 * few
 
 
 def test_a_member_knows_its_module_and_indices() -> None:

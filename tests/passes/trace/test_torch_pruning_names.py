@@ -34,9 +34,18 @@ def test_the_graph_says_what_it_has_traced() -> None:
 
 
 def test_a_group_tells_producers_from_consumers() -> None:
-    with named("get_pruning_group, get_pruner_of_module, is_out_channel_pruning_fn, dep.target.module, dep.handler"):
+    with named("get_pruner_of_module, is_out_channel_pruning_fn, node.module"):
         model, built = graph()
         root = built.get_pruner_of_module(model[0]).prune_out_channels
-        group = built.get_pruning_group(model[0], root, idxs=[1])
-        found = [(dep.target.module, bool(built.is_out_channel_pruning_fn(dep.handler))) for dep, _ in group]
-        assert [each for each in found if each[0] in set(model)] == [(model[0], True), (model[1], False)]
+        assert built.is_out_channel_pruning_fn(root)
+        assert built.module2node[model[0]].module is model[0]
+
+
+def test_an_edge_says_what_triggers_it_what_it_leads_to_and_how_indices_are_mapped() -> None:
+    with named("node.dependencies, dep.is_triggered_by, dep.target, dep.handler, dep.index_mapping"):
+        model, built = graph()
+        root = built.get_pruner_of_module(model[0]).prune_out_channels
+        (edge,) = [dep for dep in built.module2node[model[0]].dependencies if dep.is_triggered_by(root)]
+        assert built.module2node[edge.target.module] is edge.target
+        assert built.is_out_channel_pruning_fn(edge.handler) or built.is_in_channel_pruning_fn(edge.handler)
+        assert all(mapping is None or callable(mapping) for mapping in edge.index_mapping)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from workbench import Blocks, build_model, planned, random_kept, traced
 from passes.errors import DataError, OptionError, PreconditionError
 from passes.models import heldout_loss
 from passes.options import DistillOptions, LoraOptions, RecoverOptions
-from passes.pipeline import Program
+from passes.pipeline import Program, RunContext
 from passes.shrink import ShrinkPass
 from passes.tuning import RecoverPass
 from passes.tuning.recover import RecoverCallback, RecoverReport
@@ -190,3 +191,71 @@ def test_heldout_data_are_needed() -> None:
 def test_impossible_options_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(OptionError, match=next(iter(wrong))):
         RecoverOptions(**wrong)
+
+
+class Stop:
+    """A progress that notes the steps of training, and interrupts after one of them."""
+
+    def __init__(self, at: int | None = None) -> None:
+        self.at, self.steps = at, list[int]()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        self.steps.append(done)
+        if done == self.at:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("at", "next_step"), [(1, 1), (5, 5), (8, 7), (12, 11)])
+def test_a_recovery_that_is_stopped_goes_on_from_its_last_whole_checkpoint_and_ends_with_the_same_bits(
+    tmp_path: Path, at: int, next_step: int
+) -> None:
+    """Checkpoints are taken at even steps, after the look: step 8 looks, is stopped before it is saved, looks again."""
+    straight, expected = recovered(compact())
+    run = RunContext(checkpoints=tmp_path, progress=Stop(at))
+    with pytest.raises(KeyboardInterrupt):
+        RecoverPass(LEARNABLE, HELDOUT, OPTIONS, save_every=2)(compact(), run)
+    again = Stop()
+    done = RecoverPass(LEARNABLE, HELDOUT, OPTIONS, save_every=2)(compact(), replace(run, progress=again))
+    assert again.steps == list(range(next_step, 13))
+    assert done.report == expected
+    assert all(
+        torch.equal(p, q) for p, q in zip(done.program.model.parameters(), straight.model.parameters(), strict=True)
+    )
+
+
+def test_the_best_state_of_before_a_stop_is_the_one_that_is_merged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constant = {"lr_scheduler": "constant", "patience": 9, "every": 2, "learning_rate": 1e-3, "batch_size": 8}
+    straight, _ = recovered(compact(), RecoverOptions(steps=4, **constant))
+    options, run = RecoverOptions(steps=10, **constant), RunContext(checkpoints=tmp_path, progress=Stop(9))
+    scripted(monkeypatch, [99.0, 98.0, 97.0, 98.0, 97.5])
+    with pytest.raises(KeyboardInterrupt):
+        RecoverPass(LEARNABLE, HELDOUT, options, save_every=8)(compact(), run)
+    monkeypatch.undo()
+    scripted(monkeypatch, [98.5])
+    done = RecoverPass(LEARNABLE, HELDOUT, options, save_every=8)(compact(), RunContext(checkpoints=tmp_path))
+    assert isinstance(done.report, RecoverReport)
+    assert (done.report.best_step, len(done.report.evaluations)) == (4, 6)
+    expected = straight.model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in done.program.model.state_dict().items())
+
+
+def test_a_recovery_whose_patience_had_ended_trains_no_step_more(tmp_path: Path) -> None:
+    options = replace(OPTIONS, learning_rate=1.0, every=1)
+    first, again = Stop(), Stop()
+    one, other = (
+        RecoverPass(LEARNABLE, HELDOUT, options, save_every=1)(
+            compact(), RunContext(checkpoints=tmp_path, progress=progress)
+        )
+        for progress in (first, again)
+    )
+    assert (len(first.steps), again.steps) == (2, [])
+    assert one.report == other.report
+
+
+def test_a_checkpoint_of_other_options_is_refused(tmp_path: Path) -> None:
+    run = RunContext(checkpoints=tmp_path)
+    RecoverPass(LEARNABLE, HELDOUT, OPTIONS, save_every=6)(compact(), run)
+    with pytest.raises(OptionError, match="checkpoint-12 is of a recovery with other options"):
+        RecoverPass(LEARNABLE, HELDOUT, replace(OPTIONS, learning_rate=1e-3), save_every=6)(compact(), run)

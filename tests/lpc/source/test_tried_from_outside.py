@@ -1,0 +1,172 @@
+"""Folders, adapters and live models that were tried from outside, and once were let through or answered badly."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import build_model
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+from transformers import PreTrainedModel
+
+import lpc
+from lpc.source import load_source
+from passes.pipeline import Program
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 5\n"
+
+
+@pytest.fixture
+def folder(tiny_model_folder: Path, tmp_path: Path) -> Path:
+    copied = tmp_path / "copied"
+    copied.mkdir()
+    for file in tiny_model_folder.iterdir():
+        (copied / file.name).write_bytes(file.read_bytes())
+    return copied
+
+
+def rewrite(folder: Path, **entries: Any) -> None:
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, **entries}))
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ({"num_hidden_layers": 0}, "config.json says num_hidden_layers = 0, which must be at least 1"),
+        ({"num_attention_heads": -4}, "num_attention_heads = -4, which must be at least 1"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads = 0, which must be at least 1"),
+        ({"head_dim": 0}, "head_dim = 0, which must be at least 1"),
+        ({"hidden_size": "32"}, "hidden_size = '32', which must be a number"),
+        ({"max_position_embeddings": -5}, "max_position_embeddings = -5, which must be at least 1"),
+        ({"rms_norm_eps": -1.0}, "rms_norm_eps = -1.0, which must be at least 0"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps = nan, which must be at least 0"),
+        ({"attention_dropout": 2.0}, "attention_dropout = 2.0, which must be between 0 and 1"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 0.0}}, "rope_theta = 0.0, which must be above 0"),
+        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 0}}, "factor = 0, .* above 0"),
+        ({"rope_parameters": {"rope_type": "nosuch", "rope_theta": 1e4}}, "config.json says rope_type = 'nosuch'"),
+        ({"hidden_act": "nosuch"}, "config.json says hidden_act = 'nosuch': correct the entry"),
+        ({"dtype": "nonsense"}, "dtype = 'nonsense', which must be one of auto, float32"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures = 'LlamaForCausalLM', a text: write a list"),
+        ({"id2label": {"a": "b"}}, "config.json has an entry 'a'"),
+        ({"attention_bias": True}, "asks for biases that the checkpoint does not have"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_an_entry_that_no_model_has_is_named(folder: Path, entries: dict[str, Any], said: str) -> None:
+    rewrite(folder, **entries)
+    with pytest.raises(lpc.ModelError, match=said):
+        load_source(folder)
+
+
+def test_an_entry_that_is_odd_and_right_passes(folder: Path) -> None:
+    names = {"id2label": {"0": "n_heads"}, "label2id": {"n_heads": 0}}
+    rewrite(folder, attention_dropout=0.5, rms_norm_eps=0.0, **names)
+    load_source(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_pointer_of_git_lfs_is_told_as_one(folder: Path, name: str) -> None:
+    (folder / name).write_text(POINTER)
+    with pytest.raises(lpc.ModelError, match=rf"{name} is a git-lfs pointer.*git lfs pull"):
+        load_source(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("{", "it is no JSON"), ("[]", "no JSON object but list"), ('{"max_new_tokens": "x"}', "correct it, or remove")],
+)
+def test_a_broken_generation_config_is_not_left_out_in_silence(folder: Path, text: str, said: str) -> None:
+    (folder / "generation_config.json").write_text(text)
+    with pytest.raises(lpc.ModelError, match=rf"generation_config\.json cannot be loaded.*{said}"):
+        load_source(folder)
+
+
+def test_code_beside_a_tokenizer_is_refused_with_the_word_that_would_run_it(folder: Path) -> None:
+    code = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(code))
+    with pytest.raises(lpc.TokenizerError, match="--trust-remote-code"):
+        load_source(folder)
+
+
+def test_one_bias_too_many_is_not_told_as_a_wrong_number_of_layers(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, "model.layers.0.self_attn.q_proj.bias": torch.zeros(64)}, folder / "model.safetensors")
+    with pytest.raises(lpc.ModelError, match=r"q_proj\.bias\)\. The class of config\.json has no such part"):
+        load_source(folder)
+
+
+def test_a_model_that_computes_nan_is_refused_at_the_start() -> None:
+    model = build_model("llama").half()
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.fill_(6e4)
+    with pytest.raises(lpc.ModelError, match=r"NaN or infinite values in float16, first in .*--dtype bf16"):
+        Program.start(model)
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ({"lora_alpha": 0}, "lora_alpha = 0, which must be a number above 0"),
+        ({"lora_alpha": "x"}, "lora_alpha = 'x', which must be a number above 0"),
+        ({"r": [4]}, r"r = \[4\], which must be a number above 0"),
+        ({"peft_type": "NOSUCH"}, "peft_type = 'NOSUCH', which changes no weights"),
+        ({"peft_type": "PROMPT_TUNING"}, "peft_type = 'PROMPT_TUNING', which changes no weights"),
+    ],
+    ids=str,
+)
+def test_an_entry_of_an_adapter_that_makes_no_sense_is_named(
+    folder: Path, tmp_path: Path, entries: dict[str, Any], said: str
+) -> None:
+    model = build_model("llama")
+    model.config._name_or_path = model.name_or_path = str(folder)
+    get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps({**values, "base_model_name_or_path": str(folder), **entries}))
+    with pytest.raises(lpc.ModelError, match=said):
+        load_source(tmp_path / "adapter")
+
+
+def relu(model: PreTrainedModel) -> None:
+    model.model.layers[1].mlp.act_fn = nn.ReLU()
+
+
+def patched(model: PreTrainedModel) -> None:
+    own = model.model.layers[0].mlp.forward
+    model.model.layers[0].mlp.forward = lambda x: 2 * own(x)
+
+
+def normed(model: PreTrainedModel) -> None:
+    weight_norm(model.model.layers[0].mlp.up_proj)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (relu, r"layers\.1\.mlp\.act_fn is a torch.*ReLU, and the configuration builds a transformers.*SiLU"),
+        (patched, r"model\.layers\.0\.mlp has a forward of its own"),
+        (normed, r"up_proj is a .*ParametrizedLinear"),
+    ],
+)
+def test_a_live_model_that_no_checkpoint_could_hold_is_refused_before_any_work(
+    change: Callable[[PreTrainedModel], None], said: str
+) -> None:
+    model = copy.deepcopy(build_model("llama"))
+    change(model)
+    with pytest.raises(lpc.ModelError, match=said):
+        load_source(model)
+
+
+@pytest.mark.parametrize("name", ["target", "run", "tune", "lora", "trace", "data_options", "recover", "compensate"])
+def test_a_dict_in_the_place_of_options_is_refused_by_name(name: str) -> None:
+    with pytest.raises(lpc.OptionError, match=rf"{name} must be a lpc\.\w+, got a dict: write {name}=lpc\."):
+        lpc.compress("nowhere", ["text"], **{name: {"rank": 4}})
