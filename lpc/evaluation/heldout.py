@@ -25,7 +25,7 @@ Outputs: TypeAlias = "Mapping[str, torch.Tensor]"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class Judged:
     """What a model makes of a batch: the mean loss of its labels, and how many are right; None where none can be."""
 
     loss: float
@@ -88,17 +88,17 @@ def quality_of(model: PreTrainedModel | PeftModel, rows: Rows, *, batch_size: in
     parameter = next(p for p in model.parameters() if p.is_floating_point())
     collate, head = Collator.of(base.config, task_of(base), parameter.dtype), TokenHead.of(base)
 
-    def run(batch: Row) -> Answer:
+    def run(batch: Row) -> Judged:
         inputs = {name: value.to(parameter.device) for name, value in batch.items()}
         if head is not None:
             losses, right = label_losses(model, inputs, inputs.pop("labels"), head)
             hits = int(right.sum()) if rows.format.task is Task.MASKED_LM else None
-            return Answer(loss=float(losses.cpu().double().mean()), right=hits)
+            return Judged(loss=float(losses.cpu().double().mean()), right=hits)
         output = model(**inputs)
         outputs = {name: value.cpu() for name, value in output.items() if name.endswith("logits")}
         if rows.format.task is Task.QUESTION_ANSWERING:
             return _off_padding(outputs, base.config, batch)
-        return Answer(loss=float(output.loss), right=_right(rows.format.task, outputs, batch))
+        return Judged(loss=float(output.loss), right=_right(rows.format.task, outputs, batch))
 
     with evaluation_mode(model), torch.no_grad():
         return _total(run, _batches(rows, collate, batch_size), rows.format, len(rows))
@@ -116,7 +116,7 @@ def _quality_onnx(folder: Path, data: RowsLike, batch_size: int) -> Quality:
         raise ModelError(f"onnxruntime cannot load {folder / 'model.onnx'}: {error}") from error
     inputs, names = [each.name for each in session.get_inputs()], [each.name for each in session.get_outputs()]
 
-    def run(batch: Row) -> Answer:
+    def run(batch: Row) -> Judged:
         if "token_type_ids" in inputs and "token_type_ids" not in batch:  # the model itself takes zeros then
             batch = {**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])}
         _check_inputs(folder, task, inputs, batch)
@@ -124,7 +124,7 @@ def _quality_onnx(folder: Path, data: RowsLike, batch_size: int) -> Quality:
         outputs = {name: torch.from_numpy(value) for name, value in zip(names, found, strict=True)}
         if task is Task.QUESTION_ANSWERING:
             return _off_padding(outputs, config, batch)
-        return Answer(loss=float(_loss(task, config, outputs, batch)), right=_right(task, outputs, batch))
+        return Judged(loss=float(_loss(task, config, outputs, batch)), right=_right(task, outputs, batch))
 
     collate = Collator.of(config, task, _image_dtype(session))
     return _total(run, _batches(rows, collate, batch_size), rows.format, len(rows))
@@ -147,12 +147,12 @@ def _check_inputs(folder: Path, task: Task, wanted: Iterable[str], batch: Row) -
         raise DataError(f"the graph in {folder} wants {', '.join(missing)}, which the rows do not have")
 
 
-def _off_padding(outputs: Outputs, config: PreTrainedConfig, batch: Row) -> Answer:
+def _off_padding(outputs: Outputs, config: PreTrainedConfig, batch: Row) -> Judged:
     """The answer without the logits of padding, with which the model's own loss grows."""
     padding = batch["attention_mask"] == 0
     found = {name: value.float().masked_fill(padding, -torch.inf) for name, value in outputs.items()}
     loss = float(_loss(Task.QUESTION_ANSWERING, config, found, batch))
-    return Answer(loss=loss, right=_right(Task.QUESTION_ANSWERING, found, batch))
+    return Judged(loss=loss, right=_right(Task.QUESTION_ANSWERING, found, batch))
 
 
 def _loss(task: Task, config: PreTrainedConfig, outputs: Outputs, batch: Row) -> torch.Tensor:
@@ -182,7 +182,7 @@ class _Sums:
     has_classes: bool = field(default=True)
 
 
-def _total(run: Callable[[Row], Answer], batches: Iterable[Row], row_format: RowFormat, rows: int) -> Quality:
+def _total(run: Callable[[Row], Judged], batches: Iterable[Row], row_format: RowFormat, rows: int) -> Quality:
     sums, task = _Sums(), row_format.task
     for batch in batches:
         labels = _labels(task, batch)
