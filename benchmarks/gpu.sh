@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The rows that need a GPU, one after another, each written to $OUT as soon as it is there; under 8 minutes on one H100.
+# The rows that need a GPU, one after another, each written to $OUT as soon as it is there. Each has a time limit.
 #
 #   OUT=FOLDER benchmarks/gpu.sh [MODEL TEXT]
 #
@@ -36,9 +36,5 @@ else
   echo "no MODEL and TEXT were named: the row smollm2 is left out" | tee -a "$OUT/rows.tsv"
 fi
 row whole 240 "$PYTHON" benchmarks/cost.py --size "$WHOLE" --dtype bfloat16 --batch 4 --context 512 --steps "$STEPS" --way default
-if "$PYTHON" -c 'import bitsandbytes' 2> /dev/null; then
-  row four-bit 100 "$PYTHON" benchmarks/scoring.py --size "$SIZE" --steps 4 --bits 4 --ways plain,triton
-else
-  echo "bitsandbytes is not installed here: the row of a 4-bit base is left out" | tee -a "$OUT/rows.tsv"
-fi
+echo "the row of a 4-bit base (lpc compress --load-in 4bit, 7B under 10 GiB) needs bitsandbytes for CUDA and waits" | tee -a "$OUT/rows.tsv"
 awk -F'\t' '$2 ~ /^[0-9]+$/ && $2 != 0 { bad = 1 } END { exit bad }' "$OUT/rows.tsv"

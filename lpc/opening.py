@@ -42,6 +42,11 @@ def asked(
     target = target_from(target, ratio, short)
     trace = replace(trace, custom_code=trace.custom_code or target.layout is Layout.PER_LAYER)
     owners = {name: with_short(more.pop(name), short) for name in ("run", "tune", "data_options")}
+    samples = owners["data_options"].samples
+    if samples is not None:
+        if short.get("samples") is None:
+            owners["run"] = replace(owners["run"], samples=samples)
+        owners["data_options"] = replace(owners["data_options"], samples=None)
     return CompressOptions(target=target, trace=trace, **owners, **more)
 
 

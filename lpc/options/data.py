@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lpc.options.instructions import InstructionFormat
-from passes.options import Group, check, option
+from passes.options import Group, check, left_to_run, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,7 @@ class DataOptions:
     )
     heldout_sequences: int = option(64, least=1, help="Sequences of text that are held out at most.")
     heldout_rows: int = option(1000, least=1, help="Rows that are held out at most.")
+    samples: int | None = left_to_run("samples")
     instructions: InstructionFormat | None = option(
         None,
         help="How prompts and answers become rows; by default as the columns are, where data have no text.",

@@ -12,7 +12,7 @@ from passes.options.names import Names
 from passes.options.option import AUTO, Facts, Group, Option, as_in, declared, option
 from passes.options.plain import from_dict, schema, to_dict
 from passes.options.recover import RecoverOptions
-from passes.options.run import DTYPE_NAMES, DtypeLike, RunOptions
+from passes.options.run import DTYPE_NAMES, DtypeLike, RunOptions, left_to_run
 from passes.options.schedule import ONE_SHOT, Schedule, cubic
 from passes.options.score import ScoreOptions
 from passes.options.snapshots import SnapshotOptions
@@ -62,6 +62,7 @@ __all__ = [
     "cubic",
     "declared",
     "from_dict",
+    "left_to_run",
     "main_type",
     "nearest",
     "option",

@@ -6,9 +6,10 @@ from typing import get_type_hints
 
 import pytest
 
+from lpc.opening import asked
 from lpc.options import OWNERS, DataOptions, Short, check_short, short_names, target_from, with_short
 from passes.errors import OptionError
-from passes.options import RunOptions, Target, TuneOptions, declared
+from passes.options import RunOptions, Target, TraceOptions, TuneOptions, declared
 
 
 def test_short_forms_are_the_common_options_with_their_types() -> None:
@@ -42,3 +43,11 @@ def test_a_target_is_said_once() -> None:
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(OptionError, match=r"unknown option step \(did you mean 'steps'\?\)"):
         check_short({"step": 3})  # type: ignore[typeddict-unknown-key]
+
+
+@pytest.mark.parametrize(("short", "samples"), [({}, 5), ({"samples": 7}, 7)])
+def test_samples_of_data_options_are_the_run_s_unless_said_by_themselves(short: Short, samples: int) -> None:
+    options = asked(
+        None, 0.3, short, TraceOptions(), run=RunOptions(), tune=TuneOptions(), data_options=DataOptions(samples=5)
+    )
+    assert (options.run.samples, options.data_options.samples) == (samples, None)
