@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from passes.models import TokenHead, base_model, labelled, lean_loss, task_of
+from passes.ranks import sharded
 from passes.tuning.positions import Logits, Mixture, Side, summed_loss
 from passes.tuning.rates import RatedTrainer
 
@@ -43,7 +44,12 @@ class LeanTrainer(RatedTrainer):
         self._heads: dict[int, TokenHead | None] = {}
 
     def head_of(self, model: PreTrainedModel | PeftModel) -> TokenHead | None:
-        """The head of a transformers model by itself, found once; None where the whole logits are needed."""
+        """The head of a transformers model by itself, found once; None where the whole logits are needed.
+
+        Sharded weights are there only while the whole model runs.
+        """
+        if sharded():
+            return None
         if id(model) not in self._heads:
             self._heads[id(model)] = TokenHead.of(model)
         head = self._heads[id(model)]
