@@ -30,6 +30,7 @@ OUTPUT = Owned(
             "report.html",
             "benchmark.json",
             "eval.json",
+            "lm-eval",
             FAMILY,
             "curve.svg",
             "dense-onnx",

@@ -11,6 +11,7 @@ from lpc.cli import console
 from lpc.cli.output import hold
 from lpc.cli.words import Given, Part
 from lpc.options import BenchmarkOptions, EvaluateOptions, OutputOptions
+from lpc.owned import MANIFEST
 from passes.options import Group, TraceOptions, option
 from passes.places import check_file, find_place
 
@@ -24,10 +25,28 @@ class AgainstOptions:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ResultsOptions:
+    """Where results go that no output of lpc takes in."""
+
+    out: Path | None = option(
+        None,
+        help="Folder for the results; by default DIR if that is an output of lpc, else DIR's name with -eval, here.",
+        group=Group.OUTPUT,
+        common=True,
+        metavar="DIR",
+    )
+
+
 INSPECT = (Part(TraceOptions), Part(OutputOptions, ("json",)))
 EXPORT = (Part(OutputOptions, ("out", "force", "json")),)
 BENCHMARK = (Part(AgainstOptions), Part(BenchmarkOptions), Part(OutputOptions, ("json",)))
-EVALUATE = (Part(EvaluateOptions), Part(OutputOptions, ("json",)))
+EVALUATE = (
+    Part(EvaluateOptions),
+    Part(AgainstOptions),
+    Part(ResultsOptions),
+    Part(OutputOptions, ("json",)),
+)
 DEMO = (Part(OutputOptions, ("out", "force", "json"), {"out": Path("demo-out")}),)
 
 
@@ -71,19 +90,24 @@ def benchmark(given: Given) -> None:
 
 
 def evaluate(given: Given) -> None:
-    """Evaluate with lm-eval, dense, pruned and ONNX side by side, and write DIR/eval.json."""
+    """Evaluate with lm-eval, dense, pruned and ONNX side by side, and add to eval.json; what is done is not run again.
+
+    A folder that is no output of lpc is never written into.
+    """
     folder, options, output = given.arguments["folder"], given.make(EvaluateOptions), given.make(OutputOptions)
     check_file(folder, "an output of lpc, a checkpoint, or an ONNX folder")
     if options.text is not None:
         check_file(options.text, "a text file with --text")
+    against, out = given.make(AgainstOptions).against, given.make(ResultsOptions).out
+    if against is not None:
+        check_file(against, "a checkpoint with --against")
     from lpc.cli.tables import show_evaluation
-    from lpc.evaluation import evaluate as run
-    from lpc.report import record
+    from lpc.evaluating import evaluate as run
 
+    own = folder if (folder / MANIFEST).is_file() else Path(f"{folder.resolve().name}-eval")
     with console.progress_bars() as progress:
-        found = run(folder, options, progress=progress)
-    record(folder, {"eval.json": found.to_text()})
-    show_evaluation(found, as_json=output.json)
+        found = run(folder, options, dense=against, out=out or own, progress=progress)
+    show_evaluation(found, out or own, as_json=output.json)
 
 
 def demo(given: Given) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lpc.cli.console import print_json, print_line, print_table
-from lpc.evaluation import evaluation_rows
+from lpc.evaluation import difference_rows, evaluation_rows
 from lpc.report import Report, heldout_rows, runs_on, size_rows, speed_rows
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def show_benchmark(benchmark: Benchmark, *, as_json: bool) -> None:
         )
 
 
-def show_evaluation(evaluation: Evaluation, *, as_json: bool) -> None:
+def show_evaluation(evaluation: Evaluation, out: Path | None, *, as_json: bool) -> None:
     """``lpc evaluate``."""
     values = evaluation.to_json()
     if as_json:
@@ -144,9 +144,19 @@ def show_evaluation(evaluation: Evaluation, *, as_json: bool) -> None:
         return
     header, rows = evaluation_rows(values)
     print_table("lm-eval", header, rows)
+    header, rows = difference_rows(values)
+    if rows:
+        print_table("against the dense model, on the same documents", header, rows)
+    for asked in evaluation.asked:
+        for task, why in asked.left_out.items():
+            print_line(f"left out: {task}: {why}")
     if evaluation.agreements:
         worst = max(evaluation.agreements, key=lambda agreement: agreement.worst)
         print_line(f"torch and ONNX agree: {worst}")
+    for command in evaluation.asked[-1].command:
+        print_line(f"the same with lm-eval itself: {command}")
+    if out is not None:
+        print_line(f"written to {out}/eval.json, with lm-eval's own files in {out}/lm-eval")
 
 
 def show_demo(demo: Demo, out: Path, *, as_json: bool) -> None:
@@ -156,5 +166,5 @@ def show_demo(demo: Demo, out: Path, *, as_json: bool) -> None:
         print_json({"out": str(out), "report": report, "benchmark": benchmark, "evaluation": evaluation})
         return
     show_benchmark(demo.benchmark, as_json=False)
-    show_evaluation(demo.evaluation, as_json=False)
+    show_evaluation(demo.evaluation, None, as_json=False)
     show_report(demo.report, out, as_json=False)

@@ -23,13 +23,14 @@ from typing import Any
 import datasets
 import numpy as np
 from lm_eval.api.task import ConfigurableTask
+from lm_eval.loggers.evaluation_tracker import EvaluationTracker
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.onnxruntime_genai import ONNXRuntimeGenAILM
 from lm_eval.models.onnxruntime_ort import ONNXRuntimeLM
 
-from passes.errors import DataError, ModelError
+from passes.errors import DataError, ModelError, OutputError
 
-__all__ = ["GenaiBackend", "LocalTask", "OrtBackend", "TorchBackend", "private_cache"]
+__all__ = ["GenaiBackend", "LocalTask", "OrtBackend", "TorchBackend", "private_cache", "save_as_lm_eval"]
 
 WITHOUT_BAR = {"disable_tqdm": True}
 
@@ -118,7 +119,7 @@ class LocalTask(ConfigurableTask):  # type: ignore[misc]
 
     def __init__(self, rows: Sequence[dict[str, Any]], config: Mapping[str, Any]) -> None:
         self._rows = rows
-        super().__init__(config={"test_split": "test", "num_fewshot": 0, "metadata": {"version": 1.0}, **config})
+        super().__init__(config={"test_split": "test", "metadata": {"version": 1.0}, **config})
 
     def download(self, *_: Any, **__: Any) -> None:
         """lm-eval: called by the constructor, to fill ``dataset``."""
@@ -128,6 +129,27 @@ class LocalTask(ConfigurableTask):  # type: ignore[misc]
         """lm-eval: the requests of all documents, without the bar that no argument takes off."""
         with redirect_stderr(io.StringIO()):
             super().build_all_requests(**given)
+
+
+def save_as_lm_eval(found: Mapping[str, Any], folder: Path, model: str, source: str) -> None:
+    """Write lm-eval's own files of a run into a folder: ``results_DATE.json``, ``samples_TASK_DATE.jsonl`` a task.
+
+    ``model`` is lm-eval's name of the backend. Raises `OutputError` where lm-eval could not write them.
+    """
+    tracker = EvaluationTracker(output_path=str(folder / "results.json"))
+    tracker.general_config_tracker.log_experiment_args(
+        model_source=model,
+        model_args={"pretrained": source},
+        system_instruction="",
+        chat_template="",
+        fewshot_as_multiturn=False,
+    )
+    results, samples = {name: each for name, each in found.items() if name != "samples"}, found["samples"]
+    tracker.save_results_aggregated(results=results, samples=samples)
+    for task, each in samples.items():
+        tracker.save_results_samples(task_name=task, samples=each)
+    if len([*folder.glob("*.json*")]) != 1 + len(samples):
+        raise OutputError(f"lm-eval could not write its results into {folder}: is the disk full?")
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from lpc.options.benchmark import BenchmarkOptions
 from lpc.options.compress import CompressOptions
 from lpc.options.data import DataOptions
-from lpc.options.evaluate import BACKENDS, EvaluateOptions
+from lpc.options.evaluate import AUTO_BATCH, BACKENDS, PRESETS, AskedTask, EvaluateOptions, Preset
 from lpc.options.instructions import ALPACA, ALPACA_WITH_INPUT, InstructionFormat
 from lpc.options.output import InputOptions, OutputOptions
 from lpc.options.short import OWNERS, Short, check_short, short_names, target_from, with_short
@@ -11,8 +11,11 @@ from lpc.options.short import OWNERS, Short, check_short, short_names, target_fr
 __all__ = [
     "ALPACA",
     "ALPACA_WITH_INPUT",
+    "AUTO_BATCH",
     "BACKENDS",
     "OWNERS",
+    "PRESETS",
+    "AskedTask",
     "BenchmarkOptions",
     "CompressOptions",
     "DataOptions",
@@ -20,6 +23,7 @@ __all__ = [
     "InputOptions",
     "InstructionFormat",
     "OutputOptions",
+    "Preset",
     "Short",
     "check_short",
     "short_names",
