@@ -53,7 +53,8 @@ class Surgery:
         nobody = torch.ones(weight.shape[1], dtype=torch.bool, device=units.device)
         nobody[owned] = False
         order = torch.cat([owned, nobody.nonzero()[:, 0]])
-        self.inverse, self.weight = inverse, weight
+        # LAPACK gives columns that lie together; what is symmetric can be read as rows that do.
+        self.inverse, self.weight = inverse.mT.contiguous(), weight.contiguous()
         if not torch.equal(order, torch.arange(len(order), device=order.device)):
             self.inverse = inverse.index_select(1, order).index_select(2, order)
             self.weight = weight.index_select(1, order)
@@ -89,7 +90,7 @@ class Surgery:
         batch, inputs, _ = self.weight.shape
         rest = torch.arange(self.units * self.width, inputs, device=stay.device)
         places = torch.cat([_owned(stay, self.width), rest.expand(batch, -1)], 1)
-        self.inverse = _columns(_rows(self.inverse, places), places)
+        self.inverse = _rows(_rows(self.inverse, places).mT, places)  # symmetric
         self.weight = _rows(self.weight, places)
         self.units = stay.shape[1]
 
@@ -111,14 +112,25 @@ class Pool:
 
     def remove(self, gone: torch.Tensor) -> None:
         """Remove one unit of each dimension, ``gone`` [batch, 1]."""
+        if self.width == 1:
+            self._remove_one(gone)
+            return
         owned = _owned(gone, self.width)
-        across, products = _columns(self.inverse, owned), _columns(self.products, owned)
-        block = _rows(across, owned)
+        across, products = _rows(self.inverse, owned).mT, _rows(self.products, owned).mT
+        block = _columns(across.mT, owned)
         # T = C K⁻¹, and W ← W − T W_S
-        step = across / block if self.width == 1 else torch.cholesky_solve(across.mT, _factor(block)).mT
+        step = torch.cholesky_solve(across.mT, _factor(block)).mT
         self.inverse.baddbmm_(step, across.mT, alpha=-1)
-        half = products - step @ _rows(products, owned) / 2
+        half = products - step @ _columns(products.mT, owned) / 2
         self.products.baddbmm_(torch.cat([step, half], 2), torch.cat([half, step], 2).mT, alpha=-1)
+
+    def _remove_one(self, gone: torch.Tensor) -> None:
+        """The same of units of one input, where outer products of two vectors are all there is."""
+        across, products = _rows(self.inverse, gone), _rows(self.products, gone)  # [batch, 1, inputs]
+        step = across / across.gather(2, gone[:, :, None])
+        half = products - step * products.gather(2, gone[:, :, None]) / 2
+        self.inverse.addcmul_(step.mT, across, value=-1)
+        self.products.addcmul_(step.mT, half, value=-1).addcmul_(half.mT, step, value=-1)
 
 
 def _owned(units: torch.Tensor, width: int) -> torch.Tensor:
@@ -140,7 +152,9 @@ def _ones(gone: torch.Tensor, width: int) -> torch.Tensor:
 
 def _rows(matrices: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """The rows at ``places`` [batch, n] of [batch, rows, columns]: [batch, n, columns]."""
-    return matrices.gather(1, places[:, :, None].expand(-1, -1, matrices.shape[2]))
+    batch, rows, columns = matrices.shape
+    first = torch.arange(0, batch * rows, rows, device=places.device)[:, None]
+    return matrices.reshape(-1, columns).index_select(0, (places + first).flatten()).view(batch, -1, columns)
 
 
 def _columns(matrices: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

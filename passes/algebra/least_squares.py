@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from passes.algebra.cholesky import damped_cholesky
+from passes.algebra.gram import Gram
 from passes.algebra.products import product
 from passes.errors import ModelError
 
@@ -20,6 +21,24 @@ class Solution:
     ridge: float
 
 
+@dataclass
+class _RunningSums:
+    """Sums over rows: X'ᵀX', X'ᵀR [columns, outputs], R [outputs], ‖R‖² and ‖Y‖² [], and how many there are."""
+
+    gram: Gram
+    cross: torch.Tensor
+    missing: torch.Tensor
+    squares: torch.Tensor
+    energy: torch.Tensor
+    rows: int = 0
+
+    @classmethod
+    def of(cls, inputs: torch.Tensor, missing: torch.Tensor) -> _RunningSums:
+        """The products of the first rows; all else is 0."""
+        zero = torch.zeros((), dtype=torch.float64, device=missing.device)
+        return cls(Gram(inputs), product(inputs, missing), zero.repeat(missing.shape[1]), zero.clone(), zero.clone())
+
+
 class NormalEquations:
     """Sums over rows for the least-squares step D that brings X'(W + D) nearest to Y.
 
@@ -31,24 +50,32 @@ class NormalEquations:
     a candidate. With an intercept X' and R are centred, and the bias moves by mean(R) − mean(X')D.
     """
 
-    def __init__(self, columns: int, outputs: int, *, intercept: bool, device: torch.device | str = "cpu") -> None:
+    def __init__(self, *, intercept: bool) -> None:
         self._intercept = intercept
-        self._gram, self._cross = (
-            torch.zeros(columns, n, dtype=torch.float64, device=device) for n in (columns, outputs)
-        )
-        self._inputs, self._missing = (torch.zeros(n, dtype=torch.float64, device=device) for n in (columns, outputs))
-        self._squares, self._energy = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
-        self.rows = 0
+        self._seen: _RunningSums | None = None
+
+    @property
+    def _sums(self) -> _RunningSums:
+        assert self._seen is not None, "no rows were added"
+        return self._seen
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return self._sums.rows
 
     def add(self, inputs: torch.Tensor, missing: torch.Tensor, target: torch.Tensor) -> None:
-        """Take rows in: X' [n, columns], R [n, outputs] and Y [n, outputs]. Sums over batches are fp64."""
-        self._gram += product(inputs, inputs)
-        self._cross += product(inputs, missing)
-        self._inputs += inputs.sum(0, dtype=torch.float64)
-        self._missing += missing.sum(0, dtype=torch.float64)
-        self._squares += missing.double().square().sum()
-        self._energy += target.double().square().sum()
-        self.rows += len(inputs)
+        """Take rows in: X' [n, columns], R [n, outputs] and Y [n, outputs]. Nothing waits for the device."""
+        if self._seen is None:
+            self._seen = _RunningSums.of(inputs, missing)
+        else:
+            self._seen.gram.add(inputs)
+            self._seen.cross += product(inputs, missing)
+        sums = self._seen
+        sums.missing += missing.sum(0, dtype=torch.float64)
+        sums.squares += torch.linalg.vector_norm(missing, dtype=torch.float64).square()
+        sums.energy += torch.linalg.vector_norm(target, dtype=torch.float64).square()
+        sums.rows += len(inputs)
 
     def solve(self, ridge: float) -> Solution:
         """The step, by Cholesky in fp64 with the λ that ``damped_cholesky`` takes; none at all where it finds none.
@@ -68,21 +95,24 @@ class NormalEquations:
 
     def shift(self, step: torch.Tensor) -> torch.Tensor:
         """The move of the bias that is best beside the step: mean(R) − mean(X')D."""
-        return (self._missing - self._inputs @ step) / self.rows
+        return (self._sums.missing - self._sums.gram.total @ step) / self.rows
 
     def error(self, solution: Solution | None = None) -> float:
         """‖R − X'D − shift‖ / ‖Y‖ of any step and shift; by default of none at all."""
-        squares, energy = float(self._squares), float(self._energy)
+        sums = self._sums
+        squares, energy = float(sums.squares), float(sums.energy)
         if solution is not None:
             step, shift = solution.step, solution.shift
-            squares += float((step * (self._gram @ step - 2 * self._cross)).sum())
+            squares += float((step * (sums.gram.products.double() @ step - 2 * sums.cross.double())).sum())
             if shift is not None:
-                squares += float(shift @ (self.rows * shift - 2 * (self._missing - self._inputs @ step)))
+                squares += float(shift @ (sums.rows * shift - 2 * (sums.missing - sums.gram.total @ step)))
         return float((max(squares, 0.0) / energy) ** 0.5) if energy else 0.0
 
     def _centred(self) -> tuple[torch.Tensor, torch.Tensor]:
+        sums = self._sums
+        gram, cross = sums.gram.products.double(), sums.cross.double()
         if not self._intercept:
-            return self._gram, self._cross
-        inputs, missing = self._inputs / self.rows, self._missing / self.rows
-        gram = self._gram - self.rows * torch.outer(inputs, inputs)
-        return gram, self._cross - self.rows * torch.outer(inputs, missing)
+            return gram, cross
+        inputs, missing = sums.gram.total / sums.rows, sums.missing / sums.rows
+        gram = gram - sums.rows * torch.outer(inputs, inputs)
+        return gram, cross - sums.rows * torch.outer(inputs, missing)

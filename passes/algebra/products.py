@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 
 DOUBLE_COLUMNS = 2048
-"""Up to so many columns, products are formed in fp64; beyond, in fp32 a batch and summed in fp64."""
+"""Up to so many columns, products are formed and summed in fp64; beyond, in fp32."""
+
+
+def sums_in(dtype: torch.dtype, width: int) -> torch.dtype:
+    """What products of rows [width] are summed in: fp32 of half precision and where the rows are wide, else fp64."""
+    return torch.float32 if dtype.itemsize < 4 or width > DOUBLE_COLUMNS else torch.float64
 
 
 def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """XᵀY [a, b] of rows X [n, a] and Y [n, b] in one dtype.
+    """XᵀY [a, b] of rows X [n, a] and Y [n, b].
 
-    Of half-precision values: each product of two is exact in fp32, and the sums are fp32. Else in fp64, where the rows
-    are wider than ``DOUBLE_COLUMNS`` in fp32.
+    Of half-precision values: each product of two is exact in fp32, and the sums are fp32. Else as ``sums_in`` says.
     """
     if left.dtype == right.dtype == torch.bfloat16:
         return _of_bfloat16(left, right)
-    if torch.float16 in (left.dtype, right.dtype) or torch.bfloat16 in (left.dtype, right.dtype):
-        return left.float().T @ right.float()
-    kept = torch.float64 if left.shape[1] <= DOUBLE_COLUMNS else torch.float32
+    kept = sums_in(min(left.dtype, right.dtype, key=lambda dtype: dtype.itemsize), left.shape[1])
     return left.to(kept).T @ right.to(kept)
+
+
+def add_upper(total: torch.Tensor, values: torch.Tensor, blocks: Iterable[slice]) -> None:
+    """Add XᵀX of rows X [n, width] to a total [width, width] in ``sums_in``: of each block of columns the products with
+    itself and all later columns, as exact as those of ``product``.
+    """
+    halves, on_device = values.dtype is torch.bfloat16, values.device.type == "cuda"
+    values = values if halves and on_device else values.to(total.dtype)
+    with _bfloat16_units() if halves and not on_device else nullcontext():
+        for block in blocks:
+            left, right = values[:, block].T, values[:, block.start :]
+            found = torch.mm(left, right, out_dtype=torch.float32) if halves and on_device else left @ right
+            total[block, block.start :] += found
 
 
 def _of_bfloat16(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

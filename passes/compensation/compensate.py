@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
+from passes.compensation.guard import compared
 from passes.compensation.solve import Resolver, find_sites
 from passes.compensation.streams import ModelInputs, Sides
 from passes.errors import DataError, OptionError, PostconditionError, PreconditionError
@@ -24,8 +25,6 @@ from passes.models import (
     batches,
     evaluation_mode,
     fingerprint,
-    label_count,
-    lean_loss,
     masked,
     parameter_at,
     rounding_tolerance,
@@ -58,8 +57,8 @@ class CompensateReport:
 
     ``skipped`` names the projections that were left as they are, and why. ``layer_by_layer``: whether activations were
     streamed through one layer at a time; ``residual`` names the projections whose target made good what the residual
-    stream lacked. ``loss_before`` and ``loss_after`` are the model's own on the calibration
-    data, where these bear labels; if it rose, everything was ``undone``.
+    stream lacked. ``loss_before`` and ``loss_after`` are the model's own on the first ``compared`` rows of the
+    calibration data, where these bear labels; if it rose, everything was ``undone``.
     """
 
     tokens: int
@@ -70,6 +69,7 @@ class CompensateReport:
     loss_before: float | None = None
     loss_after: float | None = None
     undone: bool = False
+    compared: int = 0
 
 
 class CompensatePass(Pass):
@@ -126,13 +126,12 @@ class CompensatePass(Pass):
         with masked(model, graph, program.masks) as hooks, evaluation_mode(model):
             labelled = calibration_batches(model, self._data, run)
             guard = self._options.guard and set(task_of(base_model(model)).label_names) <= set(labelled[0])
-            before = _mean_loss(model, labelled, (model(**batch) for batch in labelled)) if guard else None
             sides, rows = Sides(model, hooks, {}), unlabelled(model, labelled)
             sites, skipped = find_sites(sides, graph, program.masks, rows[0])
             resolver = Resolver(sides, rows, sites, residual=self._options.residual)
             resolver.run(self._options.ridge, run.progress)
-            after = _mean_loss(model, labelled, resolver.outputs(labelled)) if guard else None
-            undone = before is not None and after is not None and not after <= before
+            watched = compared(sides, labelled, resolver.outputs(labelled)) if guard else None
+            undone = watched is not None and not watched.after <= watched.before
             if undone:
                 sides.undo()
         report = CompensateReport(
@@ -141,13 +140,16 @@ class CompensatePass(Pass):
             skipped,
             resolver.layer_by_layer,
             tuple(sorted(resolver.residual)),
-            before,
-            after,
+            watched.before if watched else None,
+            watched.after if watched else None,
             undone,
+            watched.rows if watched else 0,
         )
         if undone:
             logger.warning(
-                "compensation was taken back: the loss on its own data rose from %.4f to %.4f", before, after
+                "compensation was taken back: the loss on its own data rose from %.4f to %.4f",
+                report.loss_before,
+                report.loss_after,
             )
             return PassResult(program, modified=False, report=report)
         originals = sides.originals if self._keep_originals else {}
@@ -220,19 +222,6 @@ def unlabelled(model: PreTrainedModel | PeftModel, batches: Sequence[ModelInputs
     task = task_of(base_model(model))
     unwanted = () if task is Task.SEQ2SEQ_LM else task.label_names
     return [{name: value for name, value in batch.items() if name not in unwanted} for batch in batches]
-
-
-def _mean_loss(
-    model: PreTrainedModel | PeftModel, batches: Sequence[ModelInputs], outputs: Iterable[Mapping[str, Any]]
-) -> float:
-    """The mean over all labels of the model's own loss on the batches."""
-    task, total, labels = task_of(base_model(model)), 0.0, 0
-    with lean_loss(model):
-        for batch, output in zip(batches, outputs, strict=True):
-            count = label_count(task, batch)
-            total += float(output["loss"]) * count if count else 0.0
-            labels += count
-    return total / max(labels, 1)
 
 
 def solved_weights(model: PreTrainedModel | PeftModel, names: Collection[str]) -> dict[str, torch.Tensor]:

@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
-from passes.compensation.layer_stack import LayerCall, LayerStack
+from passes.compensation.layer_stack import Block, LayerCall, LayerStack
 from passes.compensation.streams import (
     ModelInputs,
     Reached,
@@ -20,13 +22,19 @@ from passes.compensation.streams import (
     Streams,
     TokenRows,
     WholeModel,
-    real_rows,
+    real_places,
     row_of,
     wide,
 )
 from passes.models import module_at, relative_difference, rounding_tolerance
 
 logger = logging.getLogger(__name__)
+
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+"""What a projection reads and gives, [rows, ...]."""
+
+NOTHING: Mapping[str, Pair] = MappingProxyType({})
 
 
 class Added(Enum):
@@ -53,14 +61,17 @@ class _Seen:
 @dataclass
 class _State:
     """One batch: the hidden states of both sides before the present layer, or the dense ones after it once it was
-    entered; each layer's call; ``wanted``, the dense ``place`` of each of the layer's projections; and what was seen
-    of the last of them, if the layer can be left with that.
+    entered; each layer's call; where its rows are no padding (None: all); what earlier projections of the layer
+    read, by name; ``wanted``, the dense ``place`` of each projection; and what was seen of the last one, if the layer
+    can be left with that.
     """
 
     batch: ModelInputs
     dense: torch.Tensor
     pruned: torch.Tensor
     calls: list[LayerCall]
+    real: torch.Tensor | None
+    read: dict[str, torch.Tensor] = field(default_factory=dict)
     wanted: dict[str, torch.Tensor] = field(default_factory=dict)
     last: _Seen | None = None
 
@@ -73,9 +84,11 @@ class LayerByLayer:
     projection's output to the stream as it is, which is proven on the first row; elsewhere the target is the dense
     projection's output.
 
-    The dense side runs each layer once. The pruned one runs it up to each of its projections, and to its end once:
-    where the last projection is added, what its new weight changes is added to that. Memory: hidden states of all
-    batches, twice, as much in fp32 for each projection of one layer, and what the last of them reads.
+    Each side runs each layer once. The pruned one stops at each of its projections, until that is solved: what a part
+    of the layer gave that ends with a projection (``Block``) is not worked out again, but from what the projection
+    read; where there is no such part, the layer is run up to the next projection from the start. Where the last
+    projection is added, what its new weight changes is added to what the layer gave. Memory: hidden states of all
+    batches, twice, as much in fp32 for each projection of one layer, and what these read.
     """
 
     def __init__(
@@ -83,6 +96,7 @@ class LayerByLayer:
     ) -> None:
         self._sides, self._stack, self._modules, self._residual = sides, stack, modules, residual
         self._added: dict[str, Added] = {}
+        self._blocks: dict[str, Block] = {}
         self._at = -1
         self._proof = self._enter(row_of(batches[0]))
         self._states = [self._enter(batch) for batch in batches]
@@ -104,23 +118,29 @@ class LayerByLayer:
         """See Streams."""
         self._advance(self._stack.index(module))
         for state in self._states:
-            seen = self._look(self._at, module, state.calls[self._at], state.pruned)
-            if module == self._sites(self._at)[-1] and self._added[module] is not Added.NO:
+            known = {name: self._again(name, read) for name, read in state.read.items()}
+            seen = self._look(self._at, module, state.calls[self._at], state.pruned, known)
+            if module in self._blocks:
+                state.read[module] = seen.inputs
+            elif module == self._sites(self._at)[-1] and self._added[module] is not Added.NO:
                 state.last = seen
             rows = TokenRows(seen.inputs, seen.output, state.wanted[module] - seen.place)
-            yield rows.of(real_rows(self._sides.model, state.batch, module))
+            yield rows.of(state.real)
 
     def outputs(self, batches: Sequence[ModelInputs]) -> Iterator[Mapping[str, Any]]:
         """See Streams. The layers are not run again."""
-        for state in self._states:
-            self._leave(state)
         for batch, state in zip(batches, self._states, strict=True):
+            self._leave(state)
             yield self._stack.outputs(batch, state.pruned)
 
     def _enter(self, batch: ModelInputs) -> _State:
         with self._sides.dense():
             hidden, calls = self._stack.enter(batch)
-        return _State(batch, hidden, hidden, calls)
+        return _State(batch, hidden, hidden, calls, real_places(self._sides.model, batch, self._modules[0]))
+
+    def _again(self, module: str, inputs: torch.Tensor) -> Pair:
+        """What a projection gives on what it read, as its weight is now."""
+        return inputs, module_at(self._sides.model, module)(inputs)
 
     def _advance(self, index: int) -> None:
         """Take the pruned side up to a layer, through what is compensated by now, and the dense one through it."""
@@ -137,12 +157,13 @@ class LayerByLayer:
         """The pruned hidden states after the present layer, as its projections are now."""
         seen, state.last = state.last, None
         if seen is not None and seen.after is not None:
-            new = module_at(self._sides.model, self._sites(self._at)[-1])(seen.inputs)
+            _, new = self._again(self._sites(self._at)[-1], seen.inputs)
             moved = (wide(new) - wide(seen.output)).view_as(seen.after)
             state.pruned = (wide(seen.after) + moved).to(seen.after.dtype)
         else:
             state.pruned = self._call(self._at, state.calls[self._at], state.pruned)
         state.calls[self._at] = LayerCall((), {})  # nothing more to hold on to
+        state.read = {}
 
     def _through_dense(self, state: _State) -> None:
         """The dense hidden states after the present layer, and what its projections are to come to, in one run."""
@@ -164,14 +185,16 @@ class LayerByLayer:
     def _call(self, at: int, call: LayerCall, hidden: torch.Tensor) -> torch.Tensor:
         return call(self._stack.layers[at], hidden)
 
-    def _look(self, at: int, module: str, call: LayerCall, hidden: torch.Tensor) -> _Seen:
-        """Run a layer as far as is needed to see a projection."""
+    def _look(
+        self, at: int, module: str, call: LayerCall, hidden: torch.Tensor, known: Mapping[str, Pair] | None = None
+    ) -> _Seen:
+        """Run a layer as far as is needed to see a projection; what is ``known`` of earlier ones is not worked out."""
         sites = self._sites(at)
         until, later = sites[: sites.index(module) + 1], sites[sites.index(module) + 1 :]
         added = self._added[module]
         to_the_end = added is Added.AMONG or (added is Added.ALONE and not later)
         silent = later if added is Added.AMONG else []
-        found, after = self._watch(until, call, hidden, at, silent=silent, stop=not to_the_end)
+        found, after = self._watch(until, call, hidden, at, silent=silent, stop=not to_the_end, known=known or {})
         inputs, output = found[module]
         return _Seen(inputs, output, self._place(module, hidden, found, after), after if not later else None)
 
@@ -201,11 +224,13 @@ class LayerByLayer:
         silent: Sequence[str] = (),
         push: torch.Tensor | None = None,
         stop: bool = False,
+        known: Mapping[str, Pair] = NOTHING,
     ) -> tuple[dict[str, Pair], torch.Tensor | None]:
         """Run a layer: what these projections read and give, and the hidden states after it; None if it was ended
-        with the last of them (``stop``). ``silent`` ones give zero. ``push`` is added to what the last one gives.
+        with the last of them (``stop``). ``silent`` ones give zero. ``push`` is added to what the last one gives. The
+        blocks of what is ``known`` are not run.
         """
-        found: dict[str, Pair] = {}
+        found = dict(known)
 
         def look(name: str, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
             last = name == sites[-1]
@@ -218,7 +243,9 @@ class LayerByLayer:
 
         after = None
         with ExitStack() as stack:
-            for name in sites:
+            for name, (_, output) in known.items():
+                stack.enter_context(self._blocks[name].giving(output.clone().view(*hidden.shape[:-1], -1)))
+            for name in (each for each in sites if each not in known):
                 hook = module_at(self._sides.model, name).register_forward_hook(
                     lambda _, inputs, output, name=name: look(name, inputs, output)
                 )
@@ -242,8 +269,16 @@ class LayerByLayer:
             else:
                 bare = bare and all(self._added[name] is Added.ALONE for name in before)
                 self._added[module] = Added.ALONE if bare else Added.AMONG
+            block = self._block(module, call, state.dense) if later else None
+            if block is not None:
+                self._blocks[module] = block
         state.dense = self._call(at, call, state.dense)
         state.calls[at] = LayerCall((), {})
+
+    def _block(self, module: str, call: LayerCall, hidden: torch.Tensor) -> Block | None:
+        layer, leaf = self._stack.layers[self._stack.index(module)], module_at(self._sides.model, module)
+        block = layer.get_submodule(self._stack.name_in_layer(module).partition(".")[0])
+        return Block.found(block, leaf, partial(call, layer, hidden))
 
     def _is_added(self, state: _State, at: int, until: Sequence[str], later: Sequence[str]) -> bool:
         """Whether the layer adds the projection's output to the hidden states as it is: a large push comes through."""
@@ -259,10 +294,6 @@ class LayerByLayer:
         assert pushed is not None
         difference = relative_difference((pushed - plain).flatten(0, -2), push)
         return difference <= rounding_tolerance(push.dtype)
-
-
-Pair = tuple[torch.Tensor, torch.Tensor]
-"""What a projection reads and gives, [rows, ...]."""
 
 
 def _silence(_: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -70,6 +70,10 @@ class LayerStack:
     def index(self, module: str) -> int:
         """Which layer a module lies in."""
         return int(module.removeprefix(f"{self._path}.").partition(".")[0])
+
+    def name_in_layer(self, module: str) -> str:
+        """A module's name in the layer that it lies in."""
+        return module.removeprefix(f"{self._path}.").partition(".")[2]
 
     def enter(self, batch: ModelInputs) -> tuple[torch.Tensor, list[LayerCall]]:
         """The hidden states before the first layer, and each layer's call; no layer is run."""
@@ -150,6 +154,52 @@ def _taken_apart(inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> tuple[
 def _give(extras: int | None, given: torch.Tensor | None, *inputs: Any, **keywords: Any) -> Any:
     hidden = _taken_apart(inputs, keywords)[0] if given is None else given
     return hidden if extras is None else (hidden, *[None] * extras)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a layer that ends with one of its projections: what it gives is what that gives, and ``extras`` things
+    that nobody reads (None: it gives no tuple).
+    """
+
+    module: nn.Module
+    extras: int | None
+
+    @classmethod
+    def found(cls, part: nn.Module, leaf: nn.Module, run: Callable[[], torch.Tensor]) -> Block | None:
+        """The part of a layer that a projection, the leaf, lies in, if what it gives can stand for it.
+
+        That is proven by a run of the layer in which the part gives what the projection does, and by another one in
+        which the part is not run: the layer gives the same in both, bit for bit.
+        """
+        given: list[Any] = []
+        handles = [each.register_forward_hook(lambda _, __, output: given.append(output)) for each in (leaf, part)]
+        try:
+            plain = run()
+        finally:
+            for handle in handles:
+                handle.remove()
+        if part is leaf or len(given) != 2:
+            return None
+        (output, whole), extras = given, len(given[1]) - 1 if isinstance(given[1], tuple) else None
+        first = whole if extras is None else whole[0]
+        if not isinstance(first, torch.Tensor) or not torch.equal(first, output):
+            return None
+        made = cls(part, extras)
+        with made.giving(output):
+            return made if torch.equal(run(), plain) else None
+
+    @contextmanager
+    def giving(self, output: torch.Tensor) -> Iterator[None]:
+        """Inside the block it is not run, and gives this."""
+        was = self.module.__dict__.get("forward")
+        self.module.__dict__["forward"] = partial(_give, self.extras, output)
+        try:
+            yield
+        finally:
+            self.module.__dict__.pop("forward", None)
+            if was is not None:
+                self.module.__dict__["forward"] = was
 
 
 def _layer_list(model: PreTrainedModel | PeftModel, modules: Sequence[str]) -> str | None:

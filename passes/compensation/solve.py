@@ -147,8 +147,7 @@ class Resolver:
 
     def _equations(self, site: Site, rows: TokenRows) -> NormalEquations:
         bias = getattr(module_at(self._sides.model, site.module, unwrapped=True), "bias", None)
-        outputs, device = rows.pruned.shape[1], rows.pruned.device
-        return NormalEquations(len(site.kept), outputs, intercept=bias is not None, device=device)
+        return NormalEquations(intercept=bias is not None)
 
     def _write(self, site: Site, equations: NormalEquations, solution: Solution, first: TokenRows) -> Solved:
         """Put the new weight in place, unless it is no better than the old one once it is rounded."""

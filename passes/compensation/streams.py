@@ -60,7 +60,7 @@ class TokenRows:
         return wide(self.pruned) + self.missing
 
     def of(self, real: torch.Tensor | None) -> TokenRows:
-        """Only the rows that are real [rows] bool; None: all."""
+        """Only the rows at these places [n]; None: all."""
         return self if real is None else TokenRows(self.inputs[real], self.pruned[real], self.missing[real])
 
 
@@ -119,6 +119,12 @@ def real_rows(model: PreTrainedModel | PeftModel, batch: ModelInputs, module: st
     return mask.bool().flatten() if mask is not None and mask.dim() == 2 else None
 
 
+def real_places(model: PreTrainedModel | PeftModel, batch: ModelInputs, module: str) -> torch.Tensor | None:
+    """Where the rows are that a module reads and that are no padding, [n]; None if all are. Waits for the device."""
+    real = real_rows(model, batch, module)
+    return None if real is None or bool(real.all()) else real.nonzero()[:, 0]
+
+
 def _in_encoder(base: PreTrainedModel, module: str) -> bool:
     encoder: Any = base.get_encoder()
     return any(parent is encoder for parent in _parents(base, module))
@@ -143,7 +149,7 @@ class WholeModel:
                 _, dense = captured(site, partial(self._sides.model, **batch))
             inputs, pruned = captured(site, partial(self._sides.model, **batch))
             missing = wide(dense) - wide(pruned)
-            yield TokenRows(inputs, pruned, missing).of(real_rows(self._sides.model, batch, module))
+            yield TokenRows(inputs, pruned, missing).of(real_places(self._sides.model, batch, module))
 
     def outputs(self, batches: Sequence[ModelInputs]) -> Iterator[Mapping[str, Any]]:
         """See Streams."""

@@ -1,6 +1,6 @@
 """How units are ranked: one file a criterion (``loraprune``, ``obs``, ...), behind one interface."""
 
-from passes.criteria.base import AnyModel, Criterion, Needs, mean_over_ranks
+from passes.criteria.base import AnyModel, Criterion, Finite, Needs, mean_over_ranks
 from passes.criteria.fisher import Fisher
 from passes.criteria.flap import Flap
 from passes.criteria.loraprune import LoRAPrune
@@ -32,6 +32,7 @@ __all__ = [
     "Criterion",
     "CriterionEntry",
     "CriterionFactory",
+    "Finite",
     "Fisher",
     "Flap",
     "LoRAPrune",

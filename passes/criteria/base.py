@@ -18,6 +18,10 @@ from passes.models import DenseWeight, Weight, lora_weights, parameter_at
 AnyModel: TypeAlias = "PreTrainedModel | PeftModel"
 
 
+Finite: TypeAlias = "bool | torch.Tensor"
+"""Whether something was finite; [] bool on a device where nobody needs to wait for the answer."""
+
+
 class Needs(StrEnum):
     """What must have happened between ``begin`` and ``observe``."""
 
@@ -36,7 +40,7 @@ class Criterion(Protocol):
 
     @property
     def scores(self) -> dict[str, torch.Tensor]:
-        """The current scores [units], fp32 on the CPU, not negative, a dimension name.
+        """The current scores [units], fp32 on any device, not negative, a dimension name.
 
         They are all that is kept from one ``observe`` to the next: a checkpoint saves these tensors and writes them
         back in place, and the criterion goes on as if it had never stopped.
@@ -47,7 +51,7 @@ class Criterion(Protocol):
         """Called before the first forward pass, when the masks are on and the optimizer has its parameters."""
         ...
 
-    def observe(self, model: AnyModel, loss_scale: float = 1.0) -> bool:
+    def observe(self, model: AnyModel, loss_scale: float = 1.0) -> Finite:
         """Called after the backward passes of a step, before clipping and before the optimizer moves anything.
 
         The gradients of the adapters are unscaled; those of all else, which no gradient scaler knows, carry
@@ -56,7 +60,10 @@ class Criterion(Protocol):
         ...
 
     def end(self, model: AnyModel) -> None:
-        """Called after training, also if it failed; may be called twice."""
+        """Called when no step is to be seen for a while, and after training, also if it failed; may be called twice.
+
+        ``begin`` may be called again. The scores stay.
+        """
         ...
 
 
@@ -82,12 +89,9 @@ class Averaged:
         """The moving averages."""
         return self._average.scores
 
-    def _take_in(self, scores: Mapping[str, torch.Tensor]) -> bool:
+    def _take_in(self, scores: Mapping[str, torch.Tensor]) -> Finite:
         """Average one step's scores, unless one of them is not finite; whether they were taken in."""
-        if not all(torch.isfinite(score).all() for score in scores.values()):
-            return False
-        self._average.update(scores)
-        return True
+        return self._average.update(scores)
 
 
 def weight_names(graph: PruningGraph) -> list[str]:

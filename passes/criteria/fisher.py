@@ -7,8 +7,7 @@ from functools import partial
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from passes.algebra import on_cpu
-from passes.criteria.base import AnyModel, Averaged, mean_over_ranks, merged_weights, weight_names
+from passes.criteria.base import AnyModel, Averaged, Finite, mean_over_ranks, merged_weights, weight_names
 from passes.criteria.gradients import Graded, TrueGradients
 from passes.criteria.importance import axis_sums
 from passes.graph import PruningGraph, Slice
@@ -71,7 +70,7 @@ class Fisher(Averaged):
                 key, found = (dimension.name, part), sums.per_unit(part, dimension.size)
                 self._sums[key] = self._sums[key] + found if key in self._sums else found
 
-    def observe(self, model: AnyModel, loss_scale: float = 1.0) -> bool:
+    def observe(self, model: AnyModel, loss_scale: float = 1.0) -> Finite:
         """Take the backward passes since the last call into the average."""
         if not self._sums:
             raise RuntimeError("there are no gradients of base weights: call begin() before the first forward pass")
@@ -83,4 +82,4 @@ class Fisher(Averaged):
             share = mean / (mean.norm() + 1e-12) if self._normalise else mean
             scores[name] = scores[name].to(share.device) + share if name in scores else share
         self._clear()
-        return self._take_in(on_cpu({dimension.name: scores[dimension.name] for dimension in self._graph.dimensions}))
+        return self._take_in(scores)

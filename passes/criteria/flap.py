@@ -35,5 +35,6 @@ class Flap(InputCriterion):
     def _finish(self, scores: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if not self._options.normalise:
             return scores
-        lowest = min(float(score.min()) for score in scores.values())
-        return {name: score - lowest for name, score in scores.items()}
+        device = next(iter(scores.values())).device
+        lowest = torch.stack([score.min().to(device) for score in scores.values()]).min()
+        return {name: score - lowest.to(score.device) for name, score in scores.items()}

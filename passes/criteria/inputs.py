@@ -12,8 +12,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from passes.algebra import on_cpu
-from passes.criteria.base import AnyModel, Averaged, merged_weights, sum_over_ranks
+from passes.criteria.base import AnyModel, Averaged, Finite, merged_weights, sum_over_ranks
 from passes.criteria.importance import unit_sums
 from passes.errors import DataError, UnsupportedModelError
 from passes.graph import Dimension, PruningGraph, Role, Slice
@@ -121,8 +120,9 @@ class Moments:
         mean = values.sum(0) / count.clamp_min(1)
         return cls(count, mean, (values - mean).square_().sum(0))
 
-    def merge(self, other: Moments) -> None:
-        """Take in the moments of more vectors."""
+    def add(self, values: torch.Tensor) -> None:
+        """Take in more vectors [tokens, width]."""
+        other = Moments.of(values)
         count = self.count + other.count
         away = other.mean - self.mean
         share = other.count / count.clamp_min(1)
@@ -150,8 +150,8 @@ class Moments:
 class Summary(Protocol):
     """What is kept of the vectors [width] that a projection reads."""
 
-    def merge(self, other: Self) -> None:
-        """Take in more vectors."""
+    def add(self, values: torch.Tensor) -> None:
+        """Take in more of them, [tokens, width]."""
         ...
 
     def over_ranks(self) -> Self:
@@ -199,14 +199,14 @@ class InputReader(Averaged, ABC, Generic[S]):
     @torch.no_grad()
     def _see(self, name: str, module: nn.Module, inputs: Any) -> None:
         assert self._batch is not None
-        found = self._summary(self._batch.real(name, self._batch.by_row(inputs[0])))
+        values = self._batch.real(name, self._batch.by_row(inputs[0]))
         if name in self._seen:
-            self._seen[name].merge(found)
+            self._seen[name].add(values)
         else:
-            self._seen[name] = found
+            self._seen[name] = self._summary(values)
 
     @torch.no_grad()
-    def observe(self, model: AnyModel, loss_scale: float = 1.0) -> bool:
+    def observe(self, model: AnyModel, loss_scale: float = 1.0) -> Finite:
         """Take what came by since the last call into the average."""
         unseen = self._consumers.keys() - self._seen.keys()
         if unseen:
@@ -240,7 +240,7 @@ class InputCriterion(InputReader[Moments], ABC):
                 found = unit_sums(along, part, dimension.size) * self._share(part)
                 so_far = scores.get(dimension.name)
                 scores[dimension.name] = found if so_far is None else so_far.to(found.device) + found
-        return self._finish(on_cpu({dimension.name: scores[dimension.name] for dimension in self._graph.dimensions}))
+        return self._finish({dimension.name: scores[dimension.name] for dimension in self._graph.dimensions})
 
     @abstractmethod
     def _along(self, weight: Weight, axis: int, moments: Moments) -> torch.Tensor:

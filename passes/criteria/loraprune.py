@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from peft import PeftModel
 
-from passes.criteria.base import Averaged
+from passes.algebra import Way
+from passes.criteria.base import Averaged, Finite
 from passes.criteria.gradients import TrueGradients
-from passes.criteria.importance import importance, unit_scores
+from passes.criteria.importance import importance_sums, unit_scores
 from passes.graph import PruningGraph
-from passes.models import ADAPTER, GRADIENT, DenseWeight, Weight, Window, parameter_at, projections, scored_by
+from passes.models import (
+    ADAPTER,
+    GRADIENT,
+    DenseWeight,
+    LoraLayers,
+    Weight,
+    lora_layers,
+    parameter_at,
+    projections,
+    scored_by,
+)
 from passes.options import ImportanceOptions
 
 AUTHORS_CODE = {"form": "abs", "normalise": True, "quadratic": True}
@@ -23,13 +35,14 @@ class LoRAPrune(Averaged):
     """The moving average of the LoRA-guided importance, Σ ((gB·A + B·gA − gB·gA) ⊙ W)² over a unit's weights.
 
     A dimension that no adapter covers is scored by the true gradient of its weights. Between ``begin`` and ``end``
-    those weights require gradients, which ``observe`` frees.
+    those weights require gradients, which ``observe`` frees. ``way``: how sums are formed (None: the fastest there is).
     """
 
-    def __init__(self, graph: PruningGraph, options: ImportanceOptions) -> None:
+    def __init__(self, graph: PruningGraph, options: ImportanceOptions, way: Way | None = None) -> None:
         super().__init__(graph, options.smoothing)
-        self._options = options
+        self._options, self._way = options, way
         self._bare = TrueGradients()
+        self._layers: LoraLayers | None = None
 
     def begin(self, model: PeftModel) -> None:
         """Ask for the gradients of the weights that no adapter stands for."""
@@ -40,11 +53,14 @@ class LoRAPrune(Averaged):
     def end(self, model: PeftModel) -> None:
         """Ask for them no longer."""
         self._bare.end()
+        self._layers = None
 
-    def observe(self, model: PeftModel, loss_scale: float = 1.0) -> bool:
+    def observe(self, model: PeftModel, loss_scale: float = 1.0) -> Finite:
         """Score this step's gradients and take them into the average."""
-        ways = scored_by(model, self._graph)
-        scores = self._score(dict(projections(model, self._graph)), [n for n, way in ways.items() if way == ADAPTER])
+        self._layers = self._layers or lora_layers(model)
+        ways = scored_by(model, self._graph, self._layers)
+        worn = dict(projections(model, self._graph, self._layers))
+        scores = self._score(worn, [name for name, way in ways.items() if way == ADAPTER])
         bare = [name for name, way in ways.items() if way == GRADIENT]
         if bare:
             if not self._bare.parameters:
@@ -54,8 +70,6 @@ class LoRAPrune(Averaged):
         return self._take_in(scores)
 
     def _score(self, weights: Mapping[str, Weight], dimensions: list[str]) -> dict[str, torch.Tensor]:
-        def elements(weight: Weight, window: Window) -> torch.Tensor:
-            return importance(weight, window, self._options)
-
+        sums_of = partial(importance_sums, options=self._options, way=self._way)
         normalise = bool(self._options.normalise)
-        return unit_scores(self._graph, weights, elements, normalise=normalise, dimensions=dimensions)
+        return unit_scores(self._graph, weights, sums_of, normalise=normalise, dimensions=dimensions)

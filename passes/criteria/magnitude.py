@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from passes.criteria.base import AnyModel, Stateless, merged_weights, weight_names
-from passes.criteria.importance import unit_scores
+from passes.criteria.importance import axis_sums, unit_scores
 from passes.graph import PruningGraph
 from passes.models import Weight, Window
 
@@ -29,7 +31,6 @@ class Magnitude(Stateless):
             merged = weight.merged(window)
             return merged.abs() if self._l1 else merged.square()
 
-        scores = unit_scores(self._graph, merged_weights(model, weight_names(self._graph)), elements)
-        for name, score in scores.items():
-            self.scores[name].copy_(score)
+        weights = merged_weights(model, weight_names(self._graph))
+        self.scores.update(unit_scores(self._graph, weights, partial(axis_sums, elements=elements)))
         return True

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from passes.algebra import on_cpu
-from passes.criteria.base import AnyModel, Averaged, mean_over_ranks
+from passes.criteria.base import AnyModel, Averaged, Finite, mean_over_ranks
 from passes.criteria.importance import unit_sums
 from passes.criteria.inputs import InputBatch, consumers
 from passes.graph import PruningGraph
@@ -94,7 +93,7 @@ class MaskFisher(Averaged):
             self._squares[name] = self._squares[name] + squares if name in self._squares else squares
         self._of = (0, {})
 
-    def observe(self, model: AnyModel, loss_scale: float = 1.0) -> bool:
+    def observe(self, model: AnyModel, loss_scale: float = 1.0) -> Finite:
         """Take the backward passes since the last call into the average."""
         self._settle()
         unseen = self._graph.by_name.keys() - self._squares.keys()
@@ -104,4 +103,4 @@ class MaskFisher(Averaged):
         factor = self._rows / loss_scale**2
         scores = {name: mean_over_ranks(factor * self._squares[name]) for name in self._graph.by_name}
         self._clear()
-        return self._take_in(on_cpu(scores))
+        return self._take_in(scores)

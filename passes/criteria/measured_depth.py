@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from peft import PeftModel
 
-from passes.criteria.base import Criterion
+from passes.criteria.base import Criterion, Finite
 from passes.criteria.skipped import skip_scores
 from passes.graph import PruningGraph
 
@@ -37,7 +37,7 @@ class MeasuredDepth:
         """Take the scores that a run before has measured."""
         self._measured = {d.name: scores[d.name] for d in self._graph.dimensions if d.kind.is_depth}
 
-    def observe(self, model: PeftModel, loss_scale: float = 1.0) -> bool:
+    def observe(self, model: PeftModel, loss_scale: float = 1.0) -> Finite:
         """Show the gradients to the criterion."""
         return self._criterion.observe(model, loss_scale)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
-from passes.algebra import DOUBLE_COLUMNS, Surgery, damped_factor, elimination_errors, on_cpu, product, work_bytes
+from passes.algebra import Gram, Surgery, damped_factor, elimination_errors, sums_in, work_bytes
 from passes.criteria.base import AnyModel, mean_over_ranks, sum_over_ranks
 from passes.criteria.inputs import InputReader
 from passes.criteria.portions import room_to_work, runs
@@ -22,57 +21,27 @@ RIDGE = 1e-2
 """λ of both matrices, in units of their mean diagonals: that of ``passes.compensation.compensate``."""
 
 
-def products(values: torch.Tensor) -> torch.Tensor:
-    """Σ v vᵀ [width, width] over values [tokens, width]; fp64, where they are wide fp32."""
-    return product(values, values).to(_kept_in(values.shape[1]))
-
-
-def _kept_in(width: int) -> torch.dtype:
-    return torch.float64 if width <= DOUBLE_COLUMNS else torch.float32
-
-
 def held_bytes(graph: PruningGraph, dimension: Dimension) -> int:
     """What the matrices of the projections that read a dimension take until they are ranked, in bytes."""
     parts = {part.parameter for part in dimension.of_role(Role.CONSUME)}
-    return sum(width**2 * _kept_in(width).itemsize for name in parts for width in graph.shapes[name])
+    return sum(width**2 * sums_in(graph.dtype, width).itemsize for name in parts for width in graph.shapes[name])
 
 
 Places: TypeAlias = "Sequence[tuple[Dimension, Slice]]"
 """A dimension's projections: the dimension, and the slice of each weight that reads its units."""
 
 
-@dataclass
-class Gram:
-    """Sums over vectors [width]: how many, their sum [width], and their products [width, width]."""
+class Inputs(Gram):
+    """The sums over what a projection read."""
 
-    count: torch.Tensor
-    total: torch.Tensor
-    products: torch.Tensor
-
-    @classmethod
-    def of(cls, values: torch.Tensor) -> Gram:
-        """The sums of values [tokens, width]."""
-        count = torch.full((), float(len(values)), device=values.device, dtype=torch.float64)
-        return cls(count, values.sum(0, dtype=torch.float64), products(values))
-
-    def merge(self, other: Gram) -> None:
-        """Take in more vectors."""
-        self.count += other.count
-        self.total += other.total
-        self.products += other.products
-
-    def over_ranks(self) -> Gram:
-        """The sums over all ranks' vectors; these sums are used up."""
-        return Gram(*(sum_over_ranks(tensor) for tensor in (self.count, self.total, self.products)))
-
-    def second_moment(self, *, centred: bool) -> torch.Tensor:
-        """XᵀX / tokens [width, width] in fp64, of the deviations from the mean if ``centred``."""
-        count = self.count.clamp_min(1)
-        moment, mean = self.products.double() / count, self.total / count
-        return moment - torch.outer(mean, mean) if centred else moment
+    def over_ranks(self) -> Inputs:
+        """Those over all ranks' rows; these sums are used up."""
+        for tensor in (self.count, self.total, self.products):
+            sum_over_ranks(tensor)
+        return self
 
 
-class Obs(InputReader[Gram]):
+class Obs(InputReader[Inputs]):
     """The moving average of how much the loss rises by a unit at its turn, to second order, the rest re-solved.
 
     Of a projection with inputs X and outputs whose gradients are g a token, G = E[xxᵀ] and F = E[ggᵀ]. F measures the
@@ -99,7 +68,9 @@ class Obs(InputReader[Gram]):
 
     def __init__(self, graph: PruningGraph, options: ImportanceOptions) -> None:
         super().__init__(graph, options)
+        self._felt: dict[str, Gram] = {}
         self._gradients: dict[str, torch.Tensor] = {}
+        """The products of all gradients, while they are looked at."""
 
     def begin(self, model: AnyModel) -> None:
         """Watch the inputs, and the gradients of the outputs."""
@@ -111,7 +82,7 @@ class Obs(InputReader[Gram]):
     def end(self, model: AnyModel) -> None:
         """Watch them no longer."""
         super().end(model)
-        self._gradients = {}
+        self._felt, self._gradients = {}, {}
 
     def _after(self, name: str, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
         if not torch.is_grad_enabled():
@@ -124,20 +95,23 @@ class Obs(InputReader[Gram]):
 
     @torch.no_grad()
     def _feel(self, name: str, gradient: torch.Tensor) -> None:
-        found = products(gradient.flatten(0, -2))
-        self._gradients[name] = self._gradients[name] + found if name in self._gradients else found
+        rows = gradient.flatten(0, -2)
+        if name in self._felt:
+            self._felt[name].add(rows)
+        else:
+            self._felt[name] = Gram(rows)
 
-    def _summary(self, values: torch.Tensor) -> Gram:
-        return Gram.of(values)
+    def _summary(self, values: torch.Tensor) -> Inputs:
+        return Inputs(values)
 
     def _scores(self, model: AnyModel, weights: Mapping[str, Weight], loss_scale: float) -> dict[str, torch.Tensor]:
-        unseen = self._consumers.keys() - self._gradients.keys()
+        unseen = self._consumers.keys() - self._felt.keys()
         if unseen:
             raise RuntimeError(f"no gradient was seen of {min(unseen)}: scores are read after the backward pass")
         for module in self._consumers:
-            gram, gradient = self._seen[module], self._gradients.pop(module)
+            gram, felt = self._seen[module], self._felt.pop(module).products
             # The loss is a mean over n tokens; so n Σ (∂L/∂y / n)² is the mean of the squares.
-            self._gradients[module] = mean_over_ranks(gradient * (gram.count / loss_scale**2))
+            self._gradients[module] = mean_over_ranks(felt.mul_(gram.count / loss_scale**2))
             self._seen[module] = gram.over_ranks()
         places: dict[str, list[tuple[Dimension, Slice]]] = {}
         for found in self._consumers.values():
@@ -149,7 +123,7 @@ class Obs(InputReader[Gram]):
             for group in runs(alike, self._work_bytes, room):
                 scores |= self._errors(model, group, weights)
         self._gradients = {}
-        return on_cpu(scores)
+        return scores
 
     def _alike(self, model: AnyModel, places: Mapping[str, Places]) -> dict[object, list[Places]]:
         """The dimensions that can be ranked together: with as many projections, of one shape and alike in their units,
@@ -172,7 +146,7 @@ class Obs(InputReader[Gram]):
 
     def _sizes(self, part: Slice) -> tuple[int, int]:
         """The inputs and outputs of the projection that reads a slice."""
-        return self._seen[part.module].products.shape[0], self._gradients[part.module].shape[0]
+        return self._seen[part.module].width, len(self._gradients[part.module])
 
     def _work_bytes(self, places: Places) -> int:
         return sum(work_bytes(*self._sizes(part)) for _, part in places)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
@@ -29,6 +30,10 @@ CriterionFactory = Callable[[PruningGraph, ImportanceOptions, int], Criterion]
 
 ScoreFunction = Callable[[Any, PruningGraph], Mapping[str, torch.Tensor]]
 """From the model and its graph to the scores [units], not negative, a dimension name."""
+
+
+FORGOTTEN = 0.01
+"""What may weigh so little in scores is not looked at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +74,15 @@ class CriterionEntry:
     def settle(self, options: ImportanceOptions) -> ImportanceOptions:
         """The options with what the criterion sets itself."""
         return replace(options, **self.fixed)
+
+    def memory(self, options: ImportanceOptions) -> int | None:
+        """How many of the latest observations count: all older ones together weigh at most ``FORGOTTEN`` in the moving
+        average. None where there is none, so that nothing is known of it.
+        """
+        if "smoothing" not in self.reads:
+            return None
+        smoothing = self.settle(options).smoothing
+        return max(1, math.ceil(math.log(FORGOTTEN) / math.log(smoothing))) if smoothing else 1
 
 
 CRITERIA = Registry("criterion", CriterionEntry, "lpc.criteria", name_of=lambda entry: entry.name)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from functools import partial
 
-from passes.criteria.base import AnyModel, Averaged, merged_weights, weight_names
+from passes.criteria.base import AnyModel, Averaged, Finite, merged_weights, weight_names
 from passes.criteria.gradients import Graded, TrueGradients
-from passes.criteria.importance import importance, unit_scores
+from passes.criteria.importance import importance_sums, unit_scores
 from passes.graph import PruningGraph
-from passes.models import Weight, Window
 from passes.options import ImportanceOptions
 
 
@@ -34,15 +33,13 @@ class Taylor(Averaged):
         """Ask for them no longer."""
         self._gradients.end()
 
-    def observe(self, model: AnyModel, loss_scale: float = 1.0) -> bool:
+    def observe(self, model: AnyModel, loss_scale: float = 1.0) -> Finite:
         """Score this step's gradients and take them into the average."""
         if not self._gradients.parameters:
             raise RuntimeError("there are no gradients of base weights: call begin() before the first forward pass")
         taken = self._gradients.take(loss_scale)
         weights = merged_weights(model, taken)
 
-        def elements(weight: Weight, window: Window) -> torch.Tensor:
-            return importance(weight, window, self._options)
-
         graded = {name: Graded(weights[name], gradient) for name, gradient in taken.items()}
-        return self._take_in(unit_scores(self._graph, graded, elements, normalise=bool(self._options.normalise)))
+        sums_of = partial(importance_sums, options=self._options)
+        return self._take_in(unit_scores(self._graph, graded, sums_of, normalise=bool(self._options.normalise)))

@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 from torch.utils.data import Dataset
 
+from passes.algebra import on_cpu
 from passes.budget import LatencyModel, Solver
 from passes.criteria import AnyModel, Criterion, Needs, criterion_named, make_criterion, portions, room_on
 from passes.errors import DataError, ModelError, PreconditionError
@@ -126,7 +127,7 @@ class ScorePass(Pass):
             self._observe(criterion, model)
         finally:
             criterion.end(model)
-        return {name: score.clone() for name, score in criterion.scores.items()}, report
+        return on_cpu(criterion.scores), report
 
     def _observe(self, criterion: Criterion, model: AnyModel) -> None:
         if not criterion.observe(model):
@@ -149,17 +150,18 @@ class ScorePass(Pass):
         sample = list(batches(self._data, rows, run.batch_size, run.collate, device))
         if device.type == "cpu" and criterion_named(self._options.criterion).additive:
             sample = [piece for batch in sample for piece in pieces(batch, task, HOST_TOKENS)]
-        labels = sum(label_count(task, batch) for batch in sample)
-        total, done = 0.0, 0
-        for batch in sample:
+        labels = [label_count(task, batch) for batch in sample]
+        losses, done = list[torch.Tensor](), 0
+        for batch, count in zip(sample, labels, strict=True):
             with torch.set_grad_enabled(backward):
                 # each label has the same weight, whatever the batches
-                share = model(**batch, **quiet).loss * (label_count(task, batch) / max(labels, 1))
+                share = model(**batch, **quiet).loss * (count / max(sum(labels), 1))
             if backward:
                 share.backward()
-            total, done = total + float(share.detach()), done + len(next(iter(batch.values())))
+            losses.append(share.detach())
+            done += len(next(iter(batch.values())))
             run.progress("score", number * len(rows) + done, of * len(rows))
-        return ScoreReport(len(rows), -(-len(rows) // run.batch_size), total)
+        return ScoreReport(len(rows), -(-len(rows) // run.batch_size), sum(torch.stack(losses).tolist()))
 
 
 @contextmanager

@@ -8,11 +8,13 @@ from passes.models.adapter import (
     CONFIG_FILE,
     GRADIENT,
     Adapter,
+    LoraLayers,
     active_adapter,
     beyond_lora,
     check_adapter,
     check_adapter_folder,
     lora_config,
+    lora_layers,
     lora_weights,
     projections,
     scored_by,
@@ -55,7 +57,7 @@ from passes.models.routing import routers, routing
 from passes.models.stock import build_stock, filled, rope_types, stock_class, twin_of, weightless
 from passes.models.stored import DTYPES, StoredTensor, headers, read_json
 from passes.models.tasks import AUTO_CLASSES, Task, check_loss, check_padding, model_class, task_of
-from passes.models.weights import DenseWeight, Weight, Window, stacked
+from passes.models.weights import DenseWeight, Projection, Weight, Window
 
 __all__ = [
     "ADAPTER",
@@ -72,10 +74,12 @@ __all__ = [
     "Adapter",
     "Collate",
     "DenseWeight",
+    "LoraLayers",
     "MaskedModel",
     "Misfit",
     "Parity",
     "Probe",
+    "Projection",
     "Response",
     "Row",
     "StoredTensor",
@@ -109,6 +113,7 @@ __all__ = [
     "lean_loss",
     "load_model",
     "lora_config",
+    "lora_layers",
     "lora_weights",
     "masked",
     "model_class",
@@ -132,7 +137,6 @@ __all__ = [
     "routing",
     "sample_rows",
     "scored_by",
-    "stacked",
     "stated_scaling",
     "stock_class",
     "stored_factors",

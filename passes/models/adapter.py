@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model_state_dict
@@ -181,13 +181,23 @@ def lora_layers(model: PeftModel) -> dict[str, LoraLinear | ParamWrapper]:
     return found
 
 
-def lora_weights(model: PeftModel) -> dict[str, Projection]:
+LoraLayers: TypeAlias = "Mapping[str, LoraLinear | ParamWrapper]"
+"""What ``lora_layers`` gives; finding them takes as long as reading a large model's scores."""
+
+
+def lora_weights(model: PeftModel, layers: LoraLayers | None = None) -> dict[str, Projection]:
     """The weights that wear LoRA by parameter name, with their gradients if there are any. Views, no copies."""
     adapter = active_adapter(model)
-    return {
-        name if isinstance(layer, ParamWrapper) else f"{name}.weight": _projection(layer, adapter)
-        for name, layer in lora_layers(model).items()
-    }
+    return {_wrapped(name, layer): _projection(layer, adapter) for name, layer in _found(model, layers).items()}
+
+
+def _found(model: PeftModel, layers: LoraLayers | None) -> LoraLayers:
+    return lora_layers(model) if layers is None else layers
+
+
+def _wrapped(name: str, layer: LoraLinear | ParamWrapper) -> str:
+    """The name of the parameter that a layer wraps."""
+    return name if isinstance(layer, ParamWrapper) else f"{name}.weight"
 
 
 def _projection(layer: LoraLinear | ParamWrapper, adapter: str) -> Projection:
@@ -210,22 +220,24 @@ def stored_factors(
     return (a.mT, b.mT) if getattr(layer.get_base_layer(), "is_transposed", False) else (b, a)
 
 
-def projections(model: PeftModel, graph: PruningGraph) -> Iterator[tuple[str, Projection]]:
+def projections(
+    model: PeftModel, graph: PruningGraph, layers: LoraLayers | None = None
+) -> Iterator[tuple[str, Projection]]:
     """The graph's weights that wear LoRA, by parameter name, with the gradients of the last backward pass."""
     wanted = {name for dimension in graph.dimensions for name in graph.scored(dimension)}
-    for name, projection in lora_weights(model).items():
+    for name, projection in lora_weights(model, layers).items():
         if name in wanted:
             if projection.grad_left is None:
                 raise RuntimeError(f"{name} has no gradient on its adapter: scores are read after the backward pass")
             yield name, projection
 
 
-def scored_by(model: PeftModel, graph: PruningGraph) -> dict[str, str]:
+def scored_by(model: PeftModel, graph: PruningGraph, layers: LoraLayers | None = None) -> dict[str, str]:
     """How each dimension is scored: by the ``ADAPTER`` on at least one of its weights, or by their true ``GRADIENT``.
 
     Raises UnsupportedModelError for a dimension without weights, which nothing can score.
     """
-    covered = lora_weights(model).keys()
+    covered = {_wrapped(name, layer) for name, layer in _found(model, layers).items()}
     ways = {}
     for dimension in graph.dimensions:
         weights = graph.scored(dimension)

@@ -7,6 +7,8 @@ from typing import Protocol
 
 import torch
 
+from passes.algebra import stacked
+
 Window = tuple[slice, slice]
 """The entries of a stack, and the rows of each of them, that are looked at at a time."""
 
@@ -76,8 +78,3 @@ class DenseWeight:
         if self.grad is None:
             raise RuntimeError("there is no gradient: scores are read after the backward pass")
         return stacked(self.grad)[window].float()
-
-
-def stacked(tensor: torch.Tensor) -> torch.Tensor:
-    """A weight as a stack [entries, rows, columns]; a single matrix has one entry."""
-    return tensor if tensor.dim() == 3 else tensor.unsqueeze(0)

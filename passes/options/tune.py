@@ -70,6 +70,12 @@ class TuneOptions:
     )
     revival: bool = option(True, help="A masked unit may come back; a criterion may say that none does.")
     importance: ImportanceOptions = option(ImportanceOptions(), help="How weights become unit scores.")
+    score_every: int = option(
+        1,
+        least=1,
+        help="Steps between two at which a criterion that ranks while tuning reads its scores, counted back from each "
+        "event; λ is that from one reading to the next.",
+    )
     schedule: Schedule | None = option(
         None,
         help="When units go: all before tuning (one-shot), or on the way (progressive). By default as the criterion "

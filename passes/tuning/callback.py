@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -15,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from passes.algebra import Answer, on_cpu
 from passes.budget import Solver
 from passes.criteria import Criterion, MeasuredDepth
 from passes.errors import MissingFileError, ModelError, OptionError
@@ -48,7 +50,8 @@ def mean_widths(graph: PruningGraph, masks: Masks) -> dict[str, float]:
 class PruningPolicy:
     """When and how far to mask. ``revival``: a masked unit may come back (the paper's notes; the code forbids it).
 
-    ``snapshots``: ratios at which to leave a model on the way to the solver's own target.
+    ``snapshots``: ratios at which to leave a model on the way to the solver's own target. ``score_every`` and
+    ``memory`` say which steps are scored: see ``StagedRun.counts``.
     """
 
     solver: Solver = field(metadata={"record": False})
@@ -56,6 +59,8 @@ class PruningPolicy:
     revival: bool = True
     max_grad_norm: float = 1.0
     snapshots: SnapshotOptions | None = None
+    score_every: int = 1
+    memory: int | None = None
 
     def __post_init__(self) -> None:
         if not self.max_grad_norm >= 0:
@@ -84,9 +89,12 @@ class PruningState:
 class PruningCallback(TrainerCallback):  # type: ignore[misc]
     """Prunes progressively while a transformers Trainer trains the adapters.
 
-    Until the last event, before each optimizer step, the criterion sees the accumulated, all-reduced, unscaled and
+    Before an optimizer step that counts for an event the criterion sees the accumulated, all-reduced, unscaled and
     unclipped gradients, and only then are they clipped here: so the Trainer itself must not clip (``max_grad_norm=0``).
     After a step at which an event is due, the masks are set anew. The state is saved beside each Trainer checkpoint.
+
+    Only an event, a snapshot and a checkpoint wait for the device. Whether gradients were finite is known a step later
+    there, before anything is saved or decided.
     """
 
     def __init__(
@@ -102,6 +110,8 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         self._progress = progress
         self._course: StagedRun | None = None
         self._hooks: MaskedModel | None = None
+        self._watching = False
+        self._checks: deque[tuple[int, Answer]] = deque()
         self.state = start or PruningState(full_masks(graph))
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -116,31 +126,52 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         self._hooks.set(self.state.masks)
         if self._course.last_event:
             self._criterion.begin(self._model)
+            self._watching = True
+            self._watch(state.global_step + 1)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Show the gradients to the criterion, then clip them."""
-        if not self._observe(state.global_step + 1, kwargs.get("optimizer")):
+        step, finite = state.global_step + 1, None
+        if self._scored(step):
+            # accelerate's optimizer unscales the gradients of its own parameters only
+            scaler = getattr(kwargs.get("optimizer"), "scaler", None)
+            finite = self._criterion.observe(self._model, scaler.get_scale() if scaler is not None else 1.0)
+        trained = [p for p in self._model.parameters() if p.requires_grad and p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([cast(torch.Tensor, p.grad) for p in trained])
+        finite = torch.isfinite(norm) if finite is None else finite
+        self._checks.append((step, Answer(finite)))
+        self._check(args, behind=1)
+        if self._policy.max_grad_norm:
+            torch.nn.utils.clip_grads_with_norm_(trained, self._policy.max_grad_norm, norm)
+        self._watch(step + 1)
+
+    def _scored(self, step: int) -> bool:
+        """Whether the criterion is to see a step."""
+        policy, course = self._policy, self._course
+        return course is None or course.counts(step, policy.score_every, policy.memory)
+
+    def _watch(self, step: int) -> None:
+        """Let the criterion prepare for a step that it is to see, or rest until there is one."""
+        if self._course is None or self._scored(step) == self._watching:
+            return
+        self._watching = not self._watching
+        (self._criterion.begin if self._watching else self._criterion.end)(self._model)
+
+    def _check(self, args: TrainingArguments, behind: int = 0) -> None:
+        """Raise ModelError if gradients were not finite, but in fp16, whose scaler has passed the step over. Waits for
+        the answers to all steps but the last few (``behind``).
+        """
+        while self._checks and (len(self._checks) > behind or self._checks[0][1].ready):
+            step, finite = self._checks.popleft()
+            if finite:
+                continue
             if not args.fp16:
                 raise ModelError(
-                    f"the gradients of step {state.global_step + 1} are not finite: lower the learning rate, "
-                    "or check the data"
+                    f"the gradients of step {step} are not finite: lower the learning rate, or check the data"
                 )
             self.state.skipped += 1
-        if self._policy.max_grad_norm:
-            trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
-            torch.nn.utils.clip_grad_norm_(trained, self._policy.max_grad_norm)
-
-    def _observe(self, step: int, optimizer: Any) -> bool:
-        """Score, as long as an event is to come; whether the gradients are finite."""
-        if self._course is None or step <= self._course.last_event:
-            # accelerate's optimizer unscales the gradients of its own parameters only
-            scaler = getattr(optimizer, "scaler", None)
-            return self._criterion.observe(self._model, scaler.get_scale() if scaler is not None else 1.0)
-        self._criterion.end(self._model)
-        grads = [p.grad for p in self._model.parameters() if p.requires_grad and p.grad is not None]
-        return bool(torch.isfinite(torch.nn.utils.get_total_norm(grads)))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Take a snapshot if one is due, then re-mask if an event is; where a stage ends, the next one's first is."""
@@ -148,21 +179,22 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         step, ratio = state.global_step, self._course.ends.get(state.global_step)
         if ratio is not None and self._policy.snapshots is not None:
             self.state.snapshots.append(self._snapshot(ratio, step))
-        among = None if self._policy.revival else self.state.masks
-        masks = self._course.masks(step, self._criterion.scores, among=among)
-        if masks is not None:
-            self._mask(step, masks)
+        if self._course.due(step):
+            self._check(args)
+            self._mask(step, on_cpu(self._criterion.scores))
         self._progress("tune", step, state.max_steps)
 
     def _snapshot(self, ratio: float, step: int) -> Snapshot:
         return Snapshot(ratio, step, self.state.masks, self.state.chosen_by, Adapter.of(self._model))
 
-    def _mask(self, step: int, masks: dict[str, torch.Tensor]) -> None:
+    def _mask(self, step: int, scores: dict[str, torch.Tensor]) -> None:
+        assert self._course is not None
+        assert self._hooks is not None
+        masks = self._course.masks(step, scores, among=None if self._policy.revival else self.state.masks)
+        assert masks is not None
         revived = sum(int((mask & ~self.state.masks[name]).sum()) for name, mask in masks.items())
         self.state.events.append(Event(step, mean_widths(self._graph, masks), revived))
-        self.state.masks = masks
-        self.state.chosen_by = {name: score.clone() for name, score in self._criterion.scores.items()}
-        assert self._hooks is not None
+        self.state.masks, self.state.chosen_by = masks, scores
         self._hooks.set(masks)
 
     def masks_off(self) -> AbstractContextManager[None]:
@@ -172,21 +204,24 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Take the masks off; the program carries them from here."""
         self.close()
+        self._check(args)
 
     def close(self) -> None:
         """Take off what this callback put on the model; also to be called when training fails."""
         if self._hooks is not None:
             self._hooks.remove()
         self._criterion.end(self._model)
+        self._watching = False
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Save scores, masks, events and snapshots beside the checkpoint that the Trainer just wrote."""
+        self._check(args)
         if state.is_world_process_zero:
             self.save(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
     def save(self, folder: Path) -> None:
         """Write the state into a checkpoint folder."""
-        tensors = {f"score.{name}": score for name, score in self._criterion.scores.items()}
+        tensors = {f"score.{name}": score for name, score in on_cpu(self._criterion.scores).items()}
         tensors |= {f"mask.{name}": mask for name, mask in self.state.masks.items()}
         tensors |= {f"chosen_by.{name}": score for name, score in self.state.chosen_by.items()}
         names = [width.name for width in self._graph.widths]

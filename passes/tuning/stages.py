@@ -115,6 +115,19 @@ class StagedRun:
         self.ends = {stage.end: stage.solver.target.ratio for stage in stages}
         self.lengths = [after - before for before, after in pairwise([0, *self.ends])]
 
+    def due(self, step: int) -> bool:
+        """Whether there is an event after a step."""
+        return step in self._events
+
+    def counts(self, step: int, every: int, memory: int | None) -> bool:
+        """Whether what is seen at a step counts for an event: it is every so many steps before the next one, and among
+        the latest ``memory`` of these (None: all).
+        """
+        coming = next((event for event in self._events if event >= step), None)
+        if coming is None or (coming - step) % every:
+            return False
+        return memory is None or (coming - step) // every < memory
+
     def masks(self, step: int, scores: Scores, *, among: Masks | None = None) -> dict[str, torch.Tensor] | None:
         """The masks from a step on, None if they stay as they are. ``among`` as for ``best_units``."""
         if step not in self._events:

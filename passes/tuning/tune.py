@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import TrainingArguments
 
 from passes.budget import LatencyModel, Solver
-from passes.criteria import MeasuredDepth, make_criterion
+from passes.criteria import MeasuredDepth, criterion_named, make_criterion
 from passes.errors import OptionError, PreconditionError
 from passes.graph import full_masks
 from passes.models import Adapter
@@ -122,6 +122,8 @@ class TunePass(Pass):
             revival=options.revival,
             max_grad_norm=options.max_grad_norm,
             snapshots=self._snapshots,
+            score_every=options.score_every,
+            memory=criterion_named(options.criterion).memory(options.importance),
         )
         course = policy.course(options.steps)
         rates = stage_rates(options.lr_scheduler, course.lengths) if self._snapshots else None

@@ -6,6 +6,7 @@ import copy
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from passes.budget import Solver
-from passes.criteria.importance import importance, unit_scores
+from passes.criteria.importance import importance_sums, unit_scores
 from passes.graph import Plan, PruningGraph
 from passes.models import fingerprint, projections
 from passes.models.adapter import lora_layers
@@ -174,7 +175,8 @@ def dense_twin(model: PeftModel, pristine: PreTrainedModel) -> PreTrainedModel:
 def scores_of(program: Program, options: ImportanceOptions) -> dict[str, torch.Tensor]:
     """Unit scores a dimension of the last backward pass, without any Trainer or moving average."""
     weights = dict(projections(program.model, program.traced))
-    return unit_scores(program.traced, weights, lambda w, at: importance(w, at, options), normalise=options.normalise)
+    sums_of = partial(importance_sums, options=options)
+    return unit_scores(program.traced, weights, sums_of, normalise=options.normalise)
 
 
 def backward(model: PreTrainedModel | PeftModel, ids: torch.Tensor) -> None:

@@ -18,7 +18,7 @@ def rows(seed: int = 0, count: int = 60) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def filled(inputs: torch.Tensor, missing: torch.Tensor, *, intercept: bool) -> NormalEquations:
-    equations = NormalEquations(inputs.shape[1], missing.shape[1], intercept=intercept)
+    equations = NormalEquations(intercept=intercept)
     for start in range(0, len(inputs), 7):
         part = slice(start, start + 7)
         equations.add(inputs[part], missing[part], 3 * missing[part])

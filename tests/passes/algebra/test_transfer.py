@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from passes.algebra import on_cpu
+from passes.algebra import Answer, on_cpu
 
 
 def test_tensors_come_back_by_name_in_order_and_shape() -> None:
@@ -16,3 +17,18 @@ def test_tensors_come_back_by_name_in_order_and_shape() -> None:
 
 def test_nothing_is_nothing() -> None:
     assert on_cpu({}) == {}
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_an_answer_is_there_at_once_on_a_processor(value: bool) -> None:
+    for answer in (Answer(value), Answer(torch.tensor(value))):
+        assert answer.ready
+        assert bool(answer) is value
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("value", [True, False])
+def test_an_answer_of_a_device_is_waited_for(value: bool) -> None:
+    answer = Answer(torch.tensor(value, device="cuda"))
+    assert bool(answer) is value
+    assert answer.ready

@@ -26,7 +26,7 @@ from torch import distributed
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from passes.criteria import CRITERIA, LoRAPrune, make_criterion, mean_over_ranks
-from passes.criteria.importance import importance, unit_scores
+from passes.criteria.importance import importance_sums, unit_scores
 from passes.errors import OptionError
 from passes.graph import Dimension, PruningGraph
 from passes.models import projections
@@ -61,8 +61,8 @@ def summed(dimension: Dimension, twin: PreTrainedModel, *, normalise: bool) -> t
 
 
 def adapter_scores(model: PeftModel, graph: PruningGraph, options: ImportanceOptions) -> dict[str, torch.Tensor]:
-    elements = partial(importance, options=options)
-    return unit_scores(graph, dict(projections(model, graph)), elements, normalise=options.normalise)
+    sums_of = partial(importance_sums, options=options)
+    return unit_scores(graph, dict(projections(model, graph)), sums_of, normalise=options.normalise)
 
 
 def test_loraprune_averages_from_zero_and_can_be_observed_again() -> None:

@@ -201,7 +201,7 @@ def test_moments_of_batches_are_those_of_all_values() -> None:
     values = 1000 + torch.randn(50, 7, generator=torch.Generator().manual_seed(1))
     moments = Moments.of(values[:1])
     for start, end in ((1, 1), (1, 20), (20, 21), (21, 50)):
-        moments.merge(Moments.of(values[start:end]))
+        moments.add(values[start:end])
     assert relative(moments.mean, values.double().mean(0)) < 1e-6
     assert relative(moments.variance, values.double().var(0)) < 1e-4
     assert relative(moments.mean_square, values.double().square().mean(0)) < 1e-6

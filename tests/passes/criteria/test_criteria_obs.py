@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from passes.algebra import gram
 from passes.criteria import make_criterion
 from passes.criteria.obs import RIDGE
 from passes.graph import PruningGraph, Role
@@ -137,3 +138,15 @@ def test_weights_may_be_frozen(name: str) -> None:
     model.requires_grad_(False)
     for key, score in scored(model, graph, [batch_of(name)]).items():
         assert relative(score, open_scores[key]) < 1e-5
+
+
+def test_sums_in_fp32_of_half_precision_leave_the_order_of_removal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against sums in fp64 of the same bf16 values."""
+    model, graph = worn("llama")
+    model = model.bfloat16()
+    found = scored(model, graph, [batch_of("llama")])
+    monkeypatch.setattr(gram, "sums_in", lambda dtype, width: torch.float64)
+    monkeypatch.setattr(gram, "add_upper", lambda total, values, _: total.add_(values.double().T @ values.double()))
+    for name, exact in scored(model, graph, [batch_of("llama")]).items():
+        assert torch.equal(found[name].argsort(), exact.argsort())
+        assert relative(found[name], exact) < 1e-3

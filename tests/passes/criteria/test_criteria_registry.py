@@ -11,7 +11,7 @@ from handmade import graph_of, worn
 from plugins import installed
 from workbench import build_model
 
-from passes.criteria import CRITERIA, Needs, Random, make_criterion, register_criterion
+from passes.criteria import CRITERIA, Needs, Random, criterion_named, make_criterion, register_criterion
 from passes.errors import OptionError
 from passes.options import ImportanceOptions, TraceOptions, TuneOptions
 from passes.trace import trace
@@ -161,3 +161,12 @@ def test_a_package_brings_a_criterion(tmp_path: Path) -> None:
     code = "import passes.criteria as c\nENTRY = c.criterion('dice', lambda g, o, s: c.Random(g, s))\n"
     with installed(tmp_path, "dice_package", "lpc.criteria", {"dice": "dice_package:ENTRY"}, code) as run:
         assert run("from passes.options import TuneOptions; print(TuneOptions(criterion='dice').criterion)") == "dice"
+
+
+@pytest.mark.parametrize(("smoothing", "memory"), [(0.0, 1), (0.5, 7), (0.9, 44)])
+def test_what_is_older_than_the_memory_weighs_a_hundredth_at_most(smoothing: float, memory: int) -> None:
+    options = ImportanceOptions(smoothing=smoothing)
+    found = criterion_named("loraprune").memory(options)
+    assert found == memory
+    assert smoothing**found <= 0.01 < (smoothing ** (found - 1) if smoothing else 1)
+    assert criterion_named("random").memory(options) is None

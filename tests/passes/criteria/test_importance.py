@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -25,8 +24,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from passes.algebra import low_rank
 from passes.criteria import importance
-from passes.criteria.importance import AxisSums, MovingAverage, axis_sums, unit_scores
+from passes.criteria.importance import AxisSums, MovingAverage, axis_sums, importance_sums, unit_scores
 from passes.errors import OptionError
 from passes.graph import Dimension, Kind, PruningGraph, Role, Slice
 from passes.models import DenseWeight, Weight, Window, lora_weights, projections
@@ -42,12 +42,8 @@ OPTIONS = [
 PLAIN = ImportanceOptions(normalise=False)
 
 
-def elements(options: ImportanceOptions) -> Callable[[Weight, Window], torch.Tensor]:
-    return partial(importance.importance, options=options)
-
-
 def score(graph: PruningGraph, weights: dict[str, Weight], options: ImportanceOptions) -> dict[str, torch.Tensor]:
-    return unit_scores(graph, weights, elements(options), normalise=options.normalise)
+    return unit_scores(graph, weights, partial(importance_sums, options=options), normalise=options.normalise)
 
 
 @dataclass(frozen=True)
@@ -154,7 +150,7 @@ def test_scores_do_not_depend_on_the_window(name: str, monkeypatch: pytest.Monke
     options, reference = ImportanceOptions(quadratic=True), gradients(name)
     found = dict(projections(reference.model, reference.graph))
     whole = score(reference.graph, found, options)
-    monkeypatch.setattr(importance, "BLOCK_ELEMENTS", elements_at_once)
+    monkeypatch.setattr(low_rank, "HOST_ELEMENTS", elements_at_once)
     for dimension, scores in score(reference.graph, found, options).items():
         assert relative(scores, whole[dimension]) < 1e-6
 
@@ -171,7 +167,7 @@ def test_each_window_is_scored_once_however_many_dimensions_share_the_weight(
         return scores
 
     found = dict(projections(reference.model, reference.graph))
-    unit_scores(reference.graph, found, count)
+    unit_scores(reference.graph, found, partial(axis_sums, elements=count))
     assert all(seen[p.weight.data_ptr()] == p.weight.numel() for p in found.values())
     assert entries * shape[0] * shape[1] in seen.values()
 

@@ -10,7 +10,7 @@ import torch
 from workbench import Blocks, build_model, traced
 
 from passes.criteria import obs, portions, room_on
-from passes.criteria.obs import Gram, held_bytes
+from passes.criteria.obs import held_bytes
 from passes.criteria.portions import HOST_BYTES
 from passes.decide import ScorePass
 from passes.graph import Dimension
@@ -50,15 +50,15 @@ def test_what_is_held_while_scoring_stays_under_the_room(monkeypatch: pytest.Mon
     graph = program.traced
     room = max(held_bytes(graph, dimension) for dimension in graph.dimensions)
     seen, most = weakref.WeakSet[torch.Tensor](), [0]
-    make = Gram.of
+    make = obs.Inputs
 
-    def tracked(values: torch.Tensor) -> Gram:
+    def tracked(values: torch.Tensor) -> obs.Inputs:
         made = make(values)
         seen.add(made.products)
         most[0] = max(most[0], sum(products.numel() for products in seen))
         return made
 
-    monkeypatch.setattr(obs.Gram, "of", tracked)
+    monkeypatch.setattr(obs, "Inputs", tracked)
     options = {"criterion": "obs", "samples": 12, "batch_size": 5}
     whole = ScorePass(Target(ratio=0.3), Blocks(), ScoreOptions(**options))(program).program
     held_whole, most[0] = most[0], 0

@@ -17,6 +17,7 @@ from passes.graph import PruningGraph
 from passes.options import ImportanceOptions, Schedule
 from passes.pipeline import Program
 from passes.trace import trace
+from passes.tuning import callback as callback_module
 from passes.tuning.callback import Event, PruningCallback, PruningPolicy
 
 HALF = solver_for(trace(build_model("llama").config), uniform(2, 32))
@@ -28,17 +29,20 @@ class Told:
     def __init__(self, graph: PruningGraph) -> None:
         self.scores = {d.name: torch.arange(d.size, dtype=torch.float32) for d in graph.dimensions}
         self.begun = self.ended = self.observed = 0
+        self.watching, self.finite = False, True
 
     def begin(self, model: object) -> None:
         self.begun += 1
+        self.watching = True
 
     def observe(self, model: object, loss_scale: float = 1.0) -> bool:
         self.scale = loss_scale
         self.observed += 1
-        return True
+        return self.finite
 
     def end(self, model: object) -> None:
         self.ended += 1
+        self.watching = False
 
     def reverse(self) -> None:
         self.scores = {name: score.flip(0) for name, score in self.scores.items()}
@@ -160,11 +164,65 @@ def test_scores_are_read_until_the_last_event_and_finite_gradients_checked_after
     for step in range(1, 6):
         driven.callback.on_pre_optimizer_step(driven.args, driven.state, driven.control)
         assert driven.criterion.observed == min(step, 2)
-        assert (driven.criterion.ended > 0) == (step > 2)
+        assert (driven.criterion.ended > 0) == (step >= 2)
         driven.step()
     next(p for p in driven.program.model.parameters() if p.grad is not None).grad[0, 0] = float("inf")
     with pytest.raises(ModelError, match="gradients of step 6 are not finite"):
         driven.callback.on_pre_optimizer_step(driven.args, driven.state, driven.control)
+
+
+@pytest.mark.parametrize(
+    ("policy", "seen"), [({}, [1, 2, 3, 4, 5, 6]), ({"score_every": 2}, [2, 4, 6]), ({"memory": 2}, [3, 4, 5, 6])]
+)
+def test_only_steps_that_count_for_an_event_are_scored(tmp_path: Path, policy: dict[str, int], seen: list[int]) -> None:
+    """Events after the steps 4 and 6 of 10; the criterion watches exactly while a step is to be seen."""
+    schedule = Schedule(warmup=0.4, cooldown=0.4, every=2)
+    driven = Driven(tmp_path, PruningPolicy(solver=HALF, schedule=schedule, **policy), steps=10)
+    backward(driven.program.model, Blocks(4).ids)
+    scored = []
+    for step in range(1, 11):
+        before, watching = driven.criterion.observed, driven.criterion.watching
+        driven.callback.on_pre_optimizer_step(driven.args, driven.state, driven.control)
+        if driven.criterion.observed > before:
+            assert watching
+            scored.append(step)
+        else:
+            assert not watching
+        driven.step()
+    assert scored == seen
+
+
+class Late:
+    """An answer that comes when it is waited for."""
+
+    ready = False
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __bool__(self) -> bool:
+        self.ready = True
+        return bool(self.value)
+
+
+def test_what_a_device_says_of_gradients_is_known_a_step_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step 1 is bad: known at step 2, or before anything is saved."""
+    monkeypatch.setattr(callback_module, "Answer", Late)
+    schedule = Schedule(warmup=0.8, cooldown=0.2)
+    for how in ("next step", "saved", "ended"):
+        driven = Driven(tmp_path, PruningPolicy(solver=HALF, schedule=schedule), steps=5)
+        backward(driven.program.model, Blocks(4).ids)
+        driven.criterion.finite = False
+        driven.callback.on_pre_optimizer_step(driven.args, driven.state, driven.control)
+        driven.step()
+        driven.criterion.finite = True
+        later = {
+            "next step": driven.callback.on_pre_optimizer_step,
+            "saved": driven.callback.on_save,
+            "ended": driven.callback.on_train_end,
+        }
+        with pytest.raises(ModelError, match="gradients of step 1 are not finite"):
+            later[how](driven.args, driven.state, driven.control)
 
 
 def test_gradients_that_are_not_finite_are_an_error_that_names_the_step(tmp_path: Path) -> None:

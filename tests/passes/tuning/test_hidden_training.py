@@ -11,7 +11,7 @@ from shrinking import dense, graph_of, masks_of, outputs
 from workbench import Blocks, randomise_adapter, relative, tune
 
 from passes.criteria import Magnitude
-from passes.criteria.importance import importance, unit_scores
+from passes.criteria.importance import importance_sums, unit_scores
 from passes.decide import DecidePass
 from passes.models import ADAPTER, DenseWeight, count_parameters, lora_config, masked, scored_by
 from passes.models.adapter import lora_layers
@@ -59,7 +59,7 @@ def test_scores_sum_over_all_that_reads_and_writes(tied: bool) -> None:
     model(**zoo.inputs(model, zoo.ZOO["llama"]), labels=torch.ones(3, 12, dtype=torch.int64)).loss.backward()
     weights = {n: DenseWeight(p.detach(), p.grad) for n, p in model.named_parameters() if p.dim() == 2}
     options = ImportanceOptions()
-    actual = unit_scores(graph, weights, lambda weight, window: importance(weight, window, options))["hidden"]
+    actual = unit_scores(graph, weights, lambda weight: importance_sums(weight, options))["hidden"]
     expected = torch.zeros(32)
     for name, parameter in model.named_parameters():
         if parameter.dim() == 2:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -182,3 +183,24 @@ def test_without_revival_ratios_whose_widths_do_not_nest_are_refused() -> None:
 def test_a_single_stage_needs_no_ratio() -> None:
     solver = Solver.of(Target(budget=Budget(macs=0.7)), LLAMA)
     assert StagedRun([Stage(solver, [(1, 1.0)], 5)]).ends == {5: None}
+
+
+SPARSE = StagedRun([Stage(Solver.of(Target(ratio=0.3), LLAMA), [(12, 0.5), (20, 1.0)], 30)])
+
+
+@pytest.mark.parametrize(
+    ("every", "memory", "expected"),
+    [
+        (1, None, range(1, 21)),
+        (1, 3, [10, 11, 12, 18, 19, 20]),
+        (1, 1, [12, 20]),
+        (4, None, [4, 8, 12, 16, 20]),
+        (4, 2, [8, 12, 16, 20]),
+        (50, None, [12, 20]),
+    ],
+)
+def test_steps_count_that_are_near_enough_before_an_event(
+    every: int, memory: int | None, expected: Sequence[int]
+) -> None:
+    assert [step for step in range(1, 31) if SPARSE.counts(step, every, memory)] == list(expected)
+    assert [step for step in range(1, 31) if SPARSE.due(step)] == [12, 20]
