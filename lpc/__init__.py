@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from exporters.registry import register_exporter as register_exporter
     from lpc.compression import apply as apply
     from lpc.compression import compress as compress
+    from lpc.evaluating import evaluate as evaluate
     from lpc.evaluation import Quality as Quality
     from lpc.evaluation import quality as quality
     from lpc.family import CompactFamily as CompactFamily
     from lpc.family import compress_family as compress_family
     from lpc.options import CompressOptions as CompressOptions
     from lpc.options import DataOptions as DataOptions
+    from lpc.options import EvaluateOptions as EvaluateOptions
     from lpc.options import InstructionFormat as InstructionFormat
     from lpc.planning import diff as diff
     from lpc.planning import plan as plan
@@ -89,6 +91,7 @@ _HOMES = {
     "CompressOptions": "lpc.options",
     "DataOptions": "lpc.options",
     "DistillOptions": "passes.options",
+    "EvaluateOptions": "lpc.options",
     "Exporter": "exporters.registry",
     "Family": "passes.families",
     "ImportanceOptions": "passes.options",
@@ -121,6 +124,7 @@ _HOMES = {
     "register_auto_classes": "passes.models",
     "compress_family": "lpc.family",
     "diff": "lpc.planning",
+    "evaluate": "lpc.evaluating",
     "load": "lpc.source",
     "plan": "lpc.planning",
     "register_attention": "passes.families",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from lm_eval.api.task import Task
 
 __all__ = ["Built", "build"]
+
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+"""Where a function lies in memory, of which lm-eval found no source; that differs in every process."""
 
 UNSTABLE = ("dataset_path", "dataset_name", "dataset_kwargs", "metadata")
 """Of a task's configuration: where its rows come from. The rows themselves are looked at."""
@@ -88,7 +92,8 @@ def _digest(tasks: Sequence[Task | Group], limit: int | None) -> str:
     found = hashlib.sha256()
     for task in harness.leaves(tasks):
         config = {name: value for name, value in task.dump_config().items() if name not in UNSTABLE}
-        found.update(json.dumps([str(task.VERSION), config], default=repr, sort_keys=True).encode())
+        told = json.dumps([str(task.VERSION), config], default=repr, sort_keys=True)
+        found.update(ADDRESS.sub("", told).encode())
         docs = task.eval_docs
         for number in range(len(docs) if limit is None else min(limit, len(docs))):
             found.update(json.dumps(docs[number], default=str, sort_keys=True).encode())

@@ -176,7 +176,9 @@ class Evaluation:
             if values.pop("schema_version") != SCHEMA_VERSION:
                 raise ValueError(f"it is not of schema version {SCHEMA_VERSION}")
             kinds = {"asked": Asked, "runs": ModelRun, "agreements": Agreement, "differences": Difference}
-            lists = {name: tuple(_made(kind, each) for each in values[name]) for name, kind in kinds.items()}
+            lists: dict[str, Any] = {
+                name: tuple(_made(kind, each) for each in values[name]) for name, kind in kinds.items()
+            }
             return cls(folder=values["folder"], **lists)
         except FileNotFoundError:
             return None

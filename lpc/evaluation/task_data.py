@@ -1,8 +1,8 @@
 """lm-eval's own tasks on local data: prompt, target and metrics are lm-eval's, only the rows come from a folder.
 
 A set is ``NAME.jsonl`` in the folder, with the fields of the data set that lm-eval downloads, or with those of the
-usual collections (``query, choices, gold``; ``context_options, continuation, gold``; ``context, continuation``), which are
-turned back into the data set's own, so that lm-eval's template makes the same prompt of them.
+usual collections (``query, choices, gold``; ``context_options, continuation, gold``; ``context, continuation``), which
+are turned back into the data set's own, so that lm-eval's template makes the same prompt of them.
 """
 
 from __future__ import annotations

@@ -41,6 +41,11 @@ class _Checked:
     max_length: int
     truncated = 0
 
+    def loglikelihood(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
+        """lm-eval: the log-likelihood of each continuation, without a bar."""
+        found: list[tuple[float, bool]] = super().loglikelihood(requests, **WITHOUT_BAR)  # type: ignore[misc]
+        return found
+
     def loglikelihood_rolling(self, requests: Sequence[Any], **_: Any) -> list[float]:
         """lm-eval: the log-likelihood of each text, without a bar."""
         found: list[float] = super().loglikelihood_rolling(requests, **WITHOUT_BAR)  # type: ignore[misc]

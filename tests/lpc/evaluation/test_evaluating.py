@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,7 +54,7 @@ def test_second_evaluation_adds_and_runs_nothing_twice(
 
     def counted(backend: object, tasks: list[object], **more: object) -> object:
         calls.extend(task.task_name for task in harness.leaves(tasks))  # type: ignore[arg-type]
-        return run(backend, tasks, **more)  # type: ignore[arg-type]
+        return run(backend, tasks, **more)
 
     monkeypatch.setattr(harness, "run", counted)
     first = evaluate(
@@ -111,6 +114,22 @@ def test_changed_model_is_evaluated_again_and_its_old_scores_go(
         task = ("arc_easy", "openbookqa")[number]
         found = evaluate(model, EvaluateOptions(tasks=(task,), task_data=data, limit=3), out=out)
     assert {score.task for score in found.runs[0].scores} == {"openbookqa"}
+
+
+def test_other_process_finds_what_was_done(checkpoints: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
+    row = {"ctx_a": "A", "ctx_b": "b", "activity_label": "C", "endings": ["d", "e"], "label": 1}
+    (tmp_path / "hellaswag.jsonl").write_text(json.dumps(row) + "\n")  # a task with a function in its definition
+    code = (
+        "from pathlib import Path; from lpc.evaluating import evaluate; from lpc.options import EvaluateOptions\n"
+        f"options = EvaluateOptions(tasks=('hellaswag',), task_data=Path({str(tmp_path)!r}))\n"
+        f"evaluate({str(checkpoints[1])!r}, options, out={str(tmp_path / 'new')!r})"
+    )
+    notes = []
+    for _ in range(2):
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert found.returncode == 0, found.stderr
+        notes.append((tmp_path / "new/lm-eval/model-hf/hellaswag/lpc-task.json").read_text())
+    assert notes[0] == notes[1]
 
 
 def test_preset_tells_what_it_left_out(checkpoints: tuple[Path, Path], data: Path) -> None:

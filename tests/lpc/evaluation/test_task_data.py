@@ -29,12 +29,12 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"passage": "It rains.", "question": "is it wet", "label": 1},
     ),
     "winogrande": (
-        {"context_options": ["The cat saw it and the cat", "The cat saw it and the dog"], "continuation": "ran.", "gold": 1},
-        {"sentence": "The cat saw it and the _ ran.", "option1": "cat", "option2": "dog", "answer": "2"},
+        {"context_options": ["The cat saw a cat", "The cat saw a dog"], "continuation": "ran.", "gold": 1},
+        {"sentence": "The cat saw a _ ran.", "option1": "cat", "option2": "dog", "answer": "2"},
     ),
     "lambada_openai": ({"context": "She said", "continuation": "yes"}, {"text": "She said yes"}),
 }  # fmt: skip
-OUTSIDE = {
+OUTSIDE: dict[str, dict[str, Any]] = {
     "hellaswag": {
         "ctx_a": "A man stands. [title] He",
         "ctx_b": "runs",
@@ -85,7 +85,7 @@ def test_prompts_are_lm_evals(tmp_path: Path) -> None:
     assert found["openbookqa"][0] == "Birds eat"
     assert found["piqa"] == ("Question: How?\nAnswer:", ["so", "thus"], 1, " ")
     assert found["boolq"] == ("It rains.\nQuestion: is it wet?\nAnswer:", ["no", "yes"], 1, " ")
-    options = ["The cat saw it and the cat", "The cat saw it and the dog"]
+    options = ["The cat saw a cat", "The cat saw a dog"]
     assert found["winogrande"] == (1, options, "ran.", " ")
     assert found["lambada_openai"][:3] == ("She said", None, " yes")
 
