@@ -88,6 +88,7 @@ class CompactFamily:
             reports = {ratio: result.report for ratio, result in zip(self.ratios, self.results, strict=True)}
             report = FamilyReport.of(reports, stage, times)
             report.write(stage)
+            self.results[0].save_recipe(stage)
         for own in (result.run_folder for result in self.results):
             if own is not None:
                 shutil.rmtree(own / EXPORTS, ignore_errors=True)
@@ -201,7 +202,7 @@ class _Training:
         done = member(trained, context).program
         source, length = self.source, self.material.context_length
         found = Result.of(done, source.name, source.processor, context, whole, length, source.notes)
-        return replace(found, recipe=self.recipe)
+        return replace(found, recipe=self.recipe, options=self.options)
 
 
 def check_timeable(model: PreTrainedModel, export: Exports) -> None:

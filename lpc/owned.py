@@ -31,6 +31,7 @@ OUTPUT = Owned(
             "benchmark.json",
             "eval.json",
             "lm-eval",
+            "recipe.yaml",
             FAMILY,
             "curve.svg",
             "dense-onnx",

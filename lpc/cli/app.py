@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from lpc.cli import commands, console, plans
+from lpc.cli import commands, console, plans, recipe
 from lpc.cli.compress import PARTS, compress
 from lpc.cli.interruption import Commands
 from lpc.cli.words import add_command, argument
@@ -45,6 +45,11 @@ add_command(
     [argument("first", Path, "PLAN", "A plan.json."), argument("second", Path, "PLAN", "Another.")],
     plans.DIFF,
 )
+
+recipes = typer.Typer(no_args_is_help=True, help="Recipes: the options of lpc compress in a file.")
+words = argument("name", str | None, "[RECIPE]", "A name, a recipe.yaml, or an output folder.", None)
+add_command(recipes, recipe.show, [words], recipe.SHOW)
+app.add_typer(recipes, name="recipe")
 
 
 def main() -> None:
