@@ -18,8 +18,7 @@ from exporters.options import DEFAULT_EXPORTS
 from exporters.registry import EXPORTERS, Exports, chosen
 from exporters.runtimes import compatibility
 from lpc.measuring import heldout_of
-from lpc.options import CompressOptions
-from lpc.options.recipe import RECIPE_FILE, recipe_text
+from lpc.options import RECIPE_FILE, CompressOptions, recipe_text
 from lpc.owned import output
 from lpc.recipe import Recipe
 from lpc.report import Report, write_manifest

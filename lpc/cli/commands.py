@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporters.files import PACKAGE
+from exporters.files import PACKAGE, write_text
 from lpc.cli import console
 from lpc.cli.output import hold
 from lpc.cli.words import Given, Part
 from lpc.options import BenchmarkOptions, EvaluateOptions, OutputOptions
 from lpc.owned import MANIFEST
+from passes.errors import OutputExistsError
 from passes.options import Group, TraceOptions, option
 from passes.places import check_file, find_place
 
@@ -38,6 +40,15 @@ class ResultsOptions:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class PageOptions:
+    """Whether a page is written."""
+
+    html: Path | None = option(
+        None, help="Write a page with the table and trade-offs, too.", group=Group.OUTPUT, common=True, metavar="FILE"
+    )
+
+
 INSPECT = (Part(TraceOptions), Part(OutputOptions, ("json",)))
 EXPORT = (Part(OutputOptions, ("out", "force", "json")),)
 BENCHMARK = (Part(AgainstOptions), Part(BenchmarkOptions), Part(OutputOptions, ("json",)))
@@ -47,6 +58,8 @@ EVALUATE = (
     Part(ResultsOptions),
     Part(OutputOptions, ("json",)),
 )
+COMPARE = (Part(PageOptions), Part(OutputOptions, ("force", "json")))
+DOCTOR = (Part(OutputOptions, ("json",)),)
 DEMO = (Part(OutputOptions, ("out", "force", "json"), {"out": Path("demo-out")}),)
 
 
@@ -108,6 +121,35 @@ def evaluate(given: Given) -> None:
     with console.progress_bars() as progress:
         found = run(folder, options, dense=against, out=out or own, progress=progress)
     show_evaluation(found, out or own, as_json=output.json)
+
+
+def compare(given: Given) -> None:
+    """Show outputs of lpc side by side: sizes, held-out quality, lm-eval, latency, of what was measured in each."""
+    page = given.make(PageOptions).html
+    if page is not None and page.exists() and not given.make(OutputOptions).force:
+        raise OutputExistsError(f"{page} is there already; choose another file, or pass --force")
+    from lpc.comparing import compare as run
+
+    found = run(given.arguments["runs"])
+    if page is not None:
+        write_text(page, found.page())
+    if given.make(OutputOptions).json:
+        console.print_json(found.to_json())
+        return
+    console.print_table("runs side by side", *found.rows())
+    if page is not None:
+        console.print_line(f"written to {page}")
+
+
+def doctor(given: Given) -> None:
+    """Show versions, devices, threads, and what is missing; exit code 2 if lpc cannot work."""
+    from lpc.checkup import doctor as run
+    from lpc.cli.tables import show_diagnosis
+
+    found = run()
+    show_diagnosis(found, as_json=given.make(OutputOptions).json)
+    if not found.is_well:
+        sys.exit(console.USER_ERROR)
 
 
 def demo(given: Given) -> None:

@@ -11,8 +11,16 @@ from typing import Any
 from lpc.cli import console
 from lpc.cli.output import Going, going_on, hold, least_bytes, told_if_done
 from lpc.cli.words import Given, Part, required
-from lpc.options import CompressOptions, DataOptions, InputOptions, InstructionFormat, OutputOptions
-from lpc.options.recipe import find_recipe, read_recipe, recipe_options
+from lpc.options import (
+    CompressOptions,
+    DataOptions,
+    InputOptions,
+    InstructionFormat,
+    OutputOptions,
+    find_recipe,
+    read_recipe,
+    recipe_options,
+)
 from passes.errors import OptionError
 from passes.options import (
     Budget,

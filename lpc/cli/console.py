@@ -28,6 +28,16 @@ stdout = Console()
 stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
+def keep_quiet() -> None:
+    """From now on only results and errors are told."""
+    global _quiet
+    _quiet = True
+    logging.getLogger().setLevel(logging.ERROR)
+
+
+_quiet = False
+
+
 @contextmanager
 def progress_bars() -> Iterator[ProgressCallback]:
     """A callback that shows a bar a stage on a terminal, and nothing elsewhere; the libraries' own bars are off."""
@@ -36,7 +46,7 @@ def progress_bars() -> Iterator[ProgressCallback]:
     from lpc.cli.interruption import check
 
     transformers_logging.disable_progress_bar()
-    if not stderr.is_terminal:
+    if _quiet or not stderr.is_terminal:
         yield lambda stage, done, total: check()
         return
     columns = (TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

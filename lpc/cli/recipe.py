@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from lpc.cli import console
 from lpc.cli.words import Given, Part
-from lpc.options import OutputOptions
-from lpc.options.recipe import find_recipe, known_recipes, read_recipe, recipe_options, recipe_schema
+from lpc.options import OutputOptions, find_recipe, known_recipes, read_recipe, recipe_options, recipe_schema
 from passes.options import Group, option
 
 

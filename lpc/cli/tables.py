@@ -12,6 +12,7 @@ from lpc.report import Report, heldout_rows, runs_on, size_rows, speed_rows
 
 if TYPE_CHECKING:
     from exporters.onnx import OnnxPackage
+    from lpc.checkup import Diagnosis
     from lpc.demo import Demo
     from lpc.evaluation import Evaluation
     from lpc.family_report import FamilyReport
@@ -157,6 +158,32 @@ def show_evaluation(evaluation: Evaluation, out: Path | None, *, as_json: bool) 
         print_line(f"the same with lm-eval itself: {command}")
     if out is not None:
         print_line(f"written to {out}/eval.json, with lm-eval's own files in {out}/lm-eval")
+
+
+def show_diagnosis(found: Diagnosis, *, as_json: bool) -> None:
+    """``lpc doctor``."""
+    if as_json:
+        print_json(found.to_json())
+        return
+    for name, version in found.versions.items():
+        print_line(f"{name} {version}")
+    print_line(
+        f"{found.system}, {found.cores} cores ({found.usable_cores} usable), {_gib(found.memory_bytes)} of memory"
+    )
+    settings = ", ".join(f"{name}={value}" for name, value in found.environment.items()) or "nothing set"
+    print_line(f"torch uses {found.threads} threads ({settings}); {_gib(found.free_disk_bytes)} free on this disk")
+    for device in found.devices:
+        memory = f", {_gib(device.memory_bytes)}" if device.memory_bytes else ""
+        print_line(f"device {device.name}: {device.what}{memory}")
+    print_line(f"runs take {found.auto} by default; onnxruntime has {', '.join(found.providers) or 'nothing'}")
+    for name, why in found.missing.items():
+        print_line(f"missing: {name}: {why}")
+    if not found.missing:
+        print_line("nothing is missing")
+
+
+def _gib(amount: int) -> str:
+    return f"{amount / 2**30:,.1f} GiB"
 
 
 def show_demo(demo: Demo, out: Path, *, as_json: bool) -> None:

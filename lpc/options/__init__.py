@@ -6,6 +6,15 @@ from lpc.options.data import DataOptions
 from lpc.options.evaluate import AUTO_BATCH, BACKENDS, PRESETS, AskedTask, EvaluateOptions, Preset
 from lpc.options.instructions import ALPACA, ALPACA_WITH_INPUT, InstructionFormat
 from lpc.options.output import InputOptions, OutputOptions
+from lpc.options.recipe import (
+    RECIPE_FILE,
+    find_recipe,
+    known_recipes,
+    read_recipe,
+    recipe_options,
+    recipe_schema,
+    recipe_text,
+)
 from lpc.options.short import OWNERS, Short, check_short, short_names, target_from, with_short
 
 __all__ = [
@@ -15,6 +24,7 @@ __all__ = [
     "BACKENDS",
     "OWNERS",
     "PRESETS",
+    "RECIPE_FILE",
     "AskedTask",
     "BenchmarkOptions",
     "CompressOptions",
@@ -26,6 +36,12 @@ __all__ = [
     "Preset",
     "Short",
     "check_short",
+    "find_recipe",
+    "known_recipes",
+    "read_recipe",
+    "recipe_options",
+    "recipe_schema",
+    "recipe_text",
     "short_names",
     "target_from",
     "with_short",

@@ -13,8 +13,16 @@ import lpc
 from lpc.cli import app
 from lpc.cli.compress import PARTS, options_of
 from lpc.cli.words import Given, add_command
-from lpc.options import CompressOptions, DataOptions, InstructionFormat
-from lpc.options.recipe import known_recipes, read_recipe, recipe_options, recipe_schema, recipe_text
+from lpc.options import (
+    CompressOptions,
+    DataOptions,
+    InstructionFormat,
+    known_recipes,
+    read_recipe,
+    recipe_options,
+    recipe_schema,
+    recipe_text,
+)
 from passes.errors import DataError, LpcError, MissingFileError, OptionError
 from passes.options import (
     Budget,
