@@ -5,11 +5,12 @@ Import it inside functions: lm-eval takes seconds to load.
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -177,9 +178,10 @@ def run(backend: Any, tasks: Sequence[Task | Group], *, limit: int | None, fewsh
         if own is None or (fewshot is not None and own != 0):
             task.set_config(key="num_fewshot", value=fewshot or 0)
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
-    found: dict[str, Any] = evaluator.evaluate(
-        lm=backend, task_dict=loaded, limit=limit, bootstrap_iters=BOOTSTRAP_ITERS, log_samples=True
-    )
+    with redirect_stdout(io.StringIO()):  # lm-eval prints what it bootstraps, and results go there as JSON
+        found: dict[str, Any] = evaluator.evaluate(
+            lm=backend, task_dict=loaded, limit=limit, bootstrap_iters=BOOTSTRAP_ITERS, log_samples=True
+        )
     seeds = {"random_seed": DEFAULT_RANDOM_SEED, "numpy_seed": DEFAULT_OTHER_SEED, "torch_seed": DEFAULT_OTHER_SEED}
     seeds["fewshot_seed"] = DEFAULT_OTHER_SEED
     return {**found, "config": {"limit": limit, "bootstrap_iters": BOOTSTRAP_ITERS, **seeds}}

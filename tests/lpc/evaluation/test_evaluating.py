@@ -132,6 +132,16 @@ def test_other_process_finds_what_was_done(checkpoints: tuple[Path, Path], data:
     assert notes[0] == notes[1]
 
 
+def test_nothing_is_printed_where_lm_eval_bootstraps(
+    checkpoints: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"context": f"The {word} sat on", "continuation": word} for word in ("cat", "dog", "sun")]
+    (tmp_path / "lambada_openai.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = evaluate(checkpoints[1], EvaluateOptions(tasks=("lambada_openai",), task_data=tmp_path))
+    assert found.runs[0].scores[0].metric == "perplexity"
+    assert capfd.readouterr().out == ""
+
+
 def test_preset_tells_what_it_left_out(checkpoints: tuple[Path, Path], data: Path) -> None:
     found = evaluate(checkpoints[1], EvaluateOptions(tasks=("quick",), task_data=data))
     assert {score.task for score in found.runs[0].scores} == {"arc_easy", "openbookqa"}
