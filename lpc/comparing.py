@@ -124,7 +124,7 @@ def _dense(
     if len(sources) == 1:
         first = manifests[0]
         benchmark = next((found for path in benchmarks if (found := _read(path)) is not None), None)
-        evaluation = next((found for path in evaluations if (found := _read(path)) is not None), None)
+        evaluation = {"runs": [run for path in evaluations for run in (_read(path) or {"runs": []})["runs"]]}
         yield _made("dense", Path(first["source"]["path"]), first, benchmark, evaluation, "dense", 0.0)
 
 

@@ -32,6 +32,8 @@ def test_runs_stand_beside_the_dense_model(tmp_path: Path) -> None:
     scores = [{"task": "arc", "metric": "acc", "fewshot": 0, "limit": None, "value": 0.4}]
     evaluation = {"runs": [{"model": model, "backend": "hf", "scores": scores} for model in ("dense", "pruned")]}
     (runs[1] / "eval.json").write_text(json.dumps(evaluation))
+    limited = [{"model": "dense", "backend": "hf", "scores": [{**scores[0], "limit": 60, "value": 0.3}]}]
+    (runs[0] / "eval.json").write_text(json.dumps({"runs": limited}))
     times = [
         {"model": m, "phase": "decode", "batch": 1, "tokens": 1, "past": 8, "ms_median": 2.5}
         for m in ("dense", "pruned")
@@ -44,6 +46,7 @@ def test_runs_stand_beside_the_dense_model(tmp_path: Path) -> None:
     assert lines["parameters"] == ["100", "80", "50"]
     assert lines["held-out perplexity"] == ["5.00", "5.20", "5.50"]
     assert lines["arc acc"] == ["0.400", "–", "0.400"]
+    assert lines["arc acc (first 60)"] == ["0.300", "–", "–"]
     assert lines["decode b1 t1 p8"] == ["2.50 ms", "2.50 ms", "–"]
     assert found.to_json()["quality"] == "perplexity"
 
