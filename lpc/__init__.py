@@ -17,22 +17,30 @@ if TYPE_CHECKING:
     from exporters.options import OnnxOptions as OnnxOptions
     from exporters.registry import Exporter as Exporter
     from exporters.registry import register_exporter as register_exporter
+    from lpc.checkup import doctor as doctor
+    from lpc.comparing import compare as compare
     from lpc.compression import apply as apply
     from lpc.compression import compress as compress
     from lpc.estimation import Estimate as Estimate
     from lpc.estimation import estimate as estimate
+    from lpc.evaluating import evaluate as evaluate
     from lpc.evaluation import Quality as Quality
     from lpc.evaluation import quality as quality
+    from lpc.exporting import export as export
     from lpc.family import CompactFamily as CompactFamily
     from lpc.family import compress_family as compress_family
+    from lpc.inspection import inspect as inspect
+    from lpc.options import BenchmarkOptions as BenchmarkOptions
     from lpc.options import CompressOptions as CompressOptions
     from lpc.options import DataOptions as DataOptions
+    from lpc.options import EvaluateOptions as EvaluateOptions
     from lpc.options import InstructionFormat as InstructionFormat
     from lpc.planning import diff as diff
     from lpc.planning import plan as plan
     from lpc.report import Report as Report
     from lpc.result import Result as Result
     from lpc.source import load as load
+    from lpc.speed import benchmark as benchmark
     from lpc.streaming import apply_to as apply_to
     from passes.criteria import CRITERIA as CRITERIA
     from passes.criteria import SavedScores as SavedScores
@@ -87,6 +95,7 @@ _ERRORS = (
 
 _HOMES = {
     "AttentionLayout": "passes.families",
+    "BenchmarkOptions": "lpc.options",
     "Budget": "passes.options",
     "CRITERIA": "passes.criteria",
     "CompactFamily": "lpc.family",
@@ -95,6 +104,7 @@ _HOMES = {
     "DataOptions": "lpc.options",
     "DistillOptions": "passes.options",
     "Estimate": "lpc.estimation",
+    "EvaluateOptions": "lpc.options",
     "Exporter": "exporters.registry",
     "Family": "passes.families",
     "ImportanceOptions": "passes.options",
@@ -124,11 +134,17 @@ _HOMES = {
     "Workload": "passes.options",
     "apply": "lpc.compression",
     "apply_to": "lpc.streaming",
+    "compare": "lpc.comparing",
     "compress": "lpc.compression",
     "register_auto_classes": "passes.models",
     "compress_family": "lpc.family",
+    "benchmark": "lpc.speed",
     "diff": "lpc.planning",
     "estimate": "lpc.estimation",
+    "doctor": "lpc.checkup",
+    "evaluate": "lpc.evaluating",
+    "export": "lpc.exporting",
+    "inspect": "lpc.inspection",
     "load": "lpc.source",
     "plan": "lpc.planning",
     "register_attention": "passes.families",

@@ -143,7 +143,7 @@ def compress(
         program = passes.after(TracePass.name).run(handed, context).program
     result = Result.of(program, name, processor, context, passes, material.context_length, notes)
     told = predicted(latency, options.target.wanted, result.plan)
-    return replace(result, recipe=recipe, report=replace(result.report, latency=told))
+    return replace(result, recipe=recipe, options=options, report=replace(result.report, latency=told))
 
 
 def _teacher(model: ModelLike, options: CompressOptions, run: RunContext) -> Callable[[], torch.nn.Module] | None:

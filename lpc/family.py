@@ -103,6 +103,7 @@ class CompactFamily:
                 times = {ratio: _time(stage, folder, ratio, timed, progress) for ratio in self.ratios}
             report = self._report(stage, times)
             report.write(stage)
+            self.results[0].save_recipe(stage)
         if self.run_folder is not None:
             with held(self.run_folder):
                 RunFolder(path=self.run_folder).clear()
@@ -219,7 +220,7 @@ class _Training:
         done = member(trained, context).program
         source, length = self.source, self.material.context_length
         found = Result.of(done, source.name, source.processor, context, whole, length, source.notes)
-        return replace(found, recipe=self.recipe)
+        return replace(found, recipe=self.recipe, options=self.options)
 
 
 def check_timeable(model: PreTrainedModel, export: Exports) -> None:

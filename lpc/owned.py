@@ -31,6 +31,8 @@ OUTPUT = Owned(
             "report.html",
             "benchmark.json",
             "eval.json",
+            "lm-eval",
+            "recipe.yaml",
             FAMILY,
             "curve.svg",
             "dense-onnx",

@@ -12,12 +12,13 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from exporters.files import sha256, staged_folder
+from exporters.files import sha256, staged_folder, write_text
 from exporters.hf import Processor
 from exporters.options import DEFAULT_EXPORTS
 from exporters.registry import EXPORTERS, Exports, chosen
 from exporters.runtimes import compatibility
 from lpc.measuring import heldout_of
+from lpc.options import RECIPE_FILE, CompressOptions, recipe_text
 from lpc.owned import output
 from lpc.recipe import Recipe
 from lpc.report import Report, write_manifest
@@ -36,13 +37,16 @@ class Result:
     """A compact model that was proven to compute what the masked model computed.
 
     ``report`` holds the numbers so far; saving adds those of the checkpoint and of the ONNX package. ``recipe`` is
-    there if the run kept what it had done, in the folder ``report.run.checkpoints``.
+    there if the run kept what it had done, in the folder ``report.run.checkpoints``; ``options`` are those of the run,
+    for ``recipe.yaml``; ``command`` is what was typed.
     """
 
     program: Program
     report: Report
     processor: Processor | None = None
     recipe: Recipe | None = None
+    options: CompressOptions | None = None
+    command: str | None = None
 
     @classmethod
     def of(
@@ -147,7 +151,9 @@ class Result:
             report = replace(self.report, passes=done.program.history, compatibility=verdicts)
             report = replace(report, pipeline=(*self.report.pipeline, *Pipeline(done.steps).entries))
             recipe = asdict(self.recipe) if self.recipe else None
-            write_manifest(stage, {**report.to_json(), "missing": done.missing, "recipe": recipe})
+            write_manifest(
+                stage, {**report.to_json(), "missing": done.missing, "recipe": recipe, "command": self.command}
+            )
         if run is not None:
             RunFolder(path=run).clear()
         if done.error is not None:
@@ -156,8 +162,16 @@ class Result:
         logger.info("wrote %s", folder)
         return report
 
+    def save_recipe(self, folder: Path) -> None:
+        """Write ``recipe.yaml``, with every option of the run, if they are known. Raises OutputError."""
+        if self.options is not None:
+            command = f"lpc compress {self.report.source} --data DATA --recipe {RECIPE_FILE} --out OTHER"
+            head = f"Every option of a run; to repeat it:\n{command}"
+            write_text(folder / RECIPE_FILE, recipe_text(self.options, head))
+
     def save_artifacts(self, stage: Path) -> None:
         """Write what the result can be made from again: artifacts, and the plan, which names their files."""
+        self.save_recipe(stage)
         left = [file for artifact in self.program.artifacts for file in artifact.save(stage)]
         replace(self.plan, artifacts={file.as_posix(): sha256(stage / file) for file in left}).save(stage)
 

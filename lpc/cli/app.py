@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from lpc.cli import commands, console, plans
+from lpc import __version__
+from lpc.cli import commands, console, plans, recipe
 from lpc.cli.compress import PARTS, compress
 from lpc.cli.estimate import ESTIMATE, estimate
 from lpc.cli.interruption import Commands
@@ -38,6 +40,8 @@ add_command(
     [argument("folder", Path, "DIR", "An lpc output, a checkpoint, or an ONNX folder.")],
     commands.EVALUATE,
 )
+add_command(app, commands.compare, [argument("runs", list[Path], "RUN...", "Outputs of lpc.")], commands.COMPARE)
+add_command(app, commands.doctor, [], commands.DOCTOR)
 add_command(app, commands.demo, [], commands.DEMO)
 add_command(app, plans.plan, [MODEL], plans.PLAN)
 add_command(app, plans.apply, [PLAN, MODEL], plans.APPLY)
@@ -47,6 +51,31 @@ add_command(
     [argument("first", Path, "PLAN", "A plan.json."), argument("second", Path, "PLAN", "Another.")],
     plans.DIFF,
 )
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        console.print_line(f"lpc {__version__}")
+        raise typer.Exit
+
+
+VERSION = typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_tell_version)
+
+
+@app.callback()
+def everywhere(
+    version: Annotated[bool, VERSION] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No bars and warnings, only results and errors.")] = False,
+) -> None:
+    """Make a trained transformer smaller: prune heads and MLP channels while tuning, verify, export to ONNX."""
+    if quiet:
+        console.keep_quiet()
+
+
+recipes = typer.Typer(no_args_is_help=True, help="Recipes: the options of lpc compress in a file.")
+words = argument("name", str | None, "[RECIPE]", "A name, a recipe.yaml, or an output folder.", None)
+add_command(recipes, recipe.show, [words], recipe.SHOW)
+app.add_typer(recipes, name="recipe")
 
 
 def main() -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporters.files import PACKAGE
+from exporters.files import PACKAGE, write_text
+from lpc.cli import console
 from lpc.cli.output import hold
 from lpc.cli.progress import progress_shown
 from lpc.cli.words import Given, Part
 from lpc.options import BenchmarkOptions, EvaluateOptions, OutputOptions
+from lpc.owned import MANIFEST
+from passes.errors import OutputExistsError
 from passes.options import Group, TraceOptions, option
 from passes.places import check_file, find_place
 
@@ -24,10 +28,39 @@ class AgainstOptions:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ResultsOptions:
+    """Where results go that no output of lpc takes in."""
+
+    out: Path | None = option(
+        None,
+        help="Folder for the results; by default DIR if that is an output of lpc, else DIR's name with -eval, here.",
+        group=Group.OUTPUT,
+        common=True,
+        metavar="DIR",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageOptions:
+    """Whether a page is written."""
+
+    html: Path | None = option(
+        None, help="Write a page with the table and trade-offs, too.", group=Group.OUTPUT, common=True, metavar="FILE"
+    )
+
+
 INSPECT = (Part(TraceOptions), Part(OutputOptions, ("json",)))
 EXPORT = (Part(OutputOptions, ("out", "force", "json")),)
 BENCHMARK = (Part(AgainstOptions), Part(BenchmarkOptions), Part(OutputOptions, ("json",)))
-EVALUATE = (Part(EvaluateOptions), Part(OutputOptions, ("json",)))
+EVALUATE = (
+    Part(EvaluateOptions),
+    Part(AgainstOptions),
+    Part(ResultsOptions),
+    Part(OutputOptions, ("json",)),
+)
+COMPARE = (Part(PageOptions), Part(OutputOptions, ("force", "json")))
+DOCTOR = (Part(OutputOptions, ("json",)),)
 DEMO = (Part(OutputOptions, ("out", "force", "json"), {"out": Path("demo-out")}),)
 
 
@@ -71,19 +104,53 @@ def benchmark(given: Given) -> None:
 
 
 def evaluate(given: Given) -> None:
-    """Evaluate with lm-eval, dense, pruned and ONNX side by side, and write DIR/eval.json."""
+    """Evaluate with lm-eval, dense, pruned and ONNX side by side, and add to eval.json; what is done is not run again.
+
+    A folder that is no output of lpc is never written into.
+    """
     folder, options, output = given.arguments["folder"], given.make(EvaluateOptions), given.make(OutputOptions)
     check_file(folder, "an output of lpc, a checkpoint, or an ONNX folder")
     if options.text is not None:
         check_file(options.text, "a text file with --text")
+    against, out = given.make(AgainstOptions).against, given.make(ResultsOptions).out
+    if against is not None:
+        check_file(against, "a checkpoint with --against")
     from lpc.cli.tables import show_evaluation
-    from lpc.evaluation import evaluate as run
-    from lpc.report import record
+    from lpc.evaluating import evaluate as run
 
+    own = folder if (folder / MANIFEST).is_file() else Path(f"{folder.resolve().name}-eval")
     with progress_shown() as progress:
-        found = run(folder, options, progress=progress)
-    record(folder, {"eval.json": found.to_text()})
-    show_evaluation(found, as_json=output.json)
+        found = run(folder, options, dense=against, out=out or own, progress=progress)
+    show_evaluation(found, out or own, as_json=output.json)
+
+
+def compare(given: Given) -> None:
+    """Show outputs of lpc side by side: sizes, held-out quality, lm-eval, latency, of what was measured in each."""
+    page = given.make(PageOptions).html
+    if page is not None and page.exists() and not given.make(OutputOptions).force:
+        raise OutputExistsError(f"{page} is there already; choose another file, or pass --force")
+    from lpc.comparing import compare as run
+
+    found = run(given.arguments["runs"])
+    if page is not None:
+        write_text(page, found.page())
+    if given.make(OutputOptions).json:
+        console.print_json(found.to_json())
+        return
+    console.print_table("runs side by side", *found.rows())
+    if page is not None:
+        console.print_line(f"written to {page}")
+
+
+def doctor(given: Given) -> None:
+    """Show versions, devices, threads, and what is missing; exit code 2 if lpc cannot work."""
+    from lpc.checkup import doctor as run
+    from lpc.cli.tables import show_diagnosis
+
+    found = run()
+    show_diagnosis(found, as_json=given.make(OutputOptions).json)
+    if not found.is_well:
+        sys.exit(console.USER_ERROR)
 
 
 def demo(given: Given) -> None:

@@ -2,20 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import shlex
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lpc.cli.output import Going, going_on, hold, hold_run, least_bytes, told_if_done
 from lpc.cli.progress import progress_shown
 from lpc.cli.words import Given, Part, required
-from lpc.options import CompressOptions, DataOptions, InputOptions, InstructionFormat, OutputOptions
+from lpc.options import (
+    CompressOptions,
+    DataOptions,
+    InputOptions,
+    InstructionFormat,
+    OutputOptions,
+    find_recipe,
+    read_recipe,
+    recipe_options,
+)
 from passes.errors import OptionError
-from passes.options import Budget, RecoverOptions, RunOptions, SnapshotOptions, Target, TraceOptions, TuneOptions
+from passes.options import (
+    Budget,
+    Group,
+    RecoverOptions,
+    RunOptions,
+    SnapshotOptions,
+    Target,
+    TraceOptions,
+    TuneOptions,
+    option,
+)
 from passes.places import check_file, find_place
 from passes.ranks import launched
 
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions:
+    """Where options come from that no word says."""
+
+    recipe: str | None = option(
+        None,
+        help="Options from a recipe: a name (lpc recipe show), a recipe.yaml, or an output folder; words win over it.",
+        group=Group.REMOVE,
+        common=True,
+        metavar="NAME|FILE",
+    )
+
+
 PARTS = (
+    Part(RecipeOptions),
     Part(Target),
     Part(Budget),
     Part(SnapshotOptions, if_asked=True),
@@ -74,15 +110,31 @@ def _hold(
     hold_run(given.held, going)
 
 
+def with_recipe(given: Given) -> Given:
+    """What was said, and what the recipe says where no word does. Raises OptionError, DataError, MissingFileError."""
+    name = given.of(RecipeOptions).get("recipe")
+    if name is None:
+        return given
+    found = recipe_options(read_recipe(find_recipe(name)))
+    words, target = given.options, dict(found.get(Target, {}))
+    if given.of(Target).keys() & {"ratio", "budget"} or given.of(SnapshotOptions):
+        found[Target] = {key: value for key, value in target.items() if key not in ("ratio", "budget")}
+    kinds = dict.fromkeys((*found, *words))
+    merged = {kind: {**found.get(kind, {}), **words.get(kind, {})} for kind in kinds}
+    return replace(given, options=merged)
+
+
 def options_of(given: Given) -> CompressOptions:
-    """All options of the compression that the words ask for. Raises OptionError."""
+    """All options of the compression that the words, and the recipe, ask for. Raises OptionError."""
+    given = with_recipe(given)
     snapshots = _snapshots(given)
     tune = given.make(TuneOptions)
     recover = None
     if given.of(RecoverOptions):
         # A teacher for it is a second model in memory: only if distillation was asked for.
         distill = tune.distill if "distill" in given.of(TuneOptions) else None
-        recover = given.make(RecoverOptions, distill=distill, bf16=tune.bf16)
+        made = {"distill": distill, "bf16": tune.bf16, **given.of(RecoverOptions)}
+        recover = given.make(RecoverOptions, **made)
     instructions = given.make(InstructionFormat) if given.of(InstructionFormat) else None
     return given.make(
         CompressOptions,
@@ -122,6 +174,7 @@ def _one(model: str, data: tuple[Path, ...], options: CompressOptions, output: O
     with progress_shown() as progress:
         more = {**going.arguments(), "export": output.exports}
         result = run(model, list(data), **options.arguments(), **more, progress=progress)
+        result = replace(result, command=shlex.join(["lpc", *sys.argv[1:]]))
         report = result.save(output.out, export=output.exports, force=output.force, progress=progress)
     if not launched()[0]:
         show_report(report, output.out, as_json=output.json)

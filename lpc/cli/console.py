@@ -25,6 +25,21 @@ stdout = Console()
 stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
+def keep_quiet() -> None:
+    """From now on only results and errors are told."""
+    global _quiet
+    _quiet = True
+    logging.getLogger().setLevel(logging.ERROR)
+
+
+def is_quiet() -> bool:
+    """Whether ``keep_quiet`` was called."""
+    return _quiet
+
+
+_quiet = False
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Turn an LpcError into one message and exit code 2, an interruption into the signal's code; leave others alone.

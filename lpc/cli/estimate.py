@@ -30,6 +30,8 @@ class EstimateOptions:
 
     device_bytes: int | None = option(
         None,
+        least=1,
+        most=10**18,
         help="Memory of the device, such as 80GB: whether the run fits, and else which option to change.",
         group=Group.DATA,
         common=True,

@@ -52,7 +52,7 @@ def progress_shown() -> Iterator[Progress]:
     from lpc.progress import Journey, Lines
 
     transformers_logging.disable_progress_bar()
-    if launched()[0]:
+    if launched()[0] or console.is_quiet():
         yield Checked(lambda stage, done, total: None)
         return
     if console.stderr.is_terminal:

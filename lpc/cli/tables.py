@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lpc.cli.console import print_json, print_line, print_table
-from lpc.evaluation import evaluation_rows
+from lpc.evaluation import difference_rows, evaluation_rows
 from lpc.progress import clocked
 from lpc.report import Report, heldout_rows, runs_on, size_rows, speed_rows
 
 if TYPE_CHECKING:
     from exporters.onnx import OnnxPackage
+    from lpc.checkup import Diagnosis
     from lpc.demo import Demo
     from lpc.estimation import Estimate
     from lpc.evaluation import Evaluation
@@ -159,7 +160,7 @@ def show_benchmark(benchmark: Benchmark, *, as_json: bool) -> None:
         )
 
 
-def show_evaluation(evaluation: Evaluation, *, as_json: bool) -> None:
+def show_evaluation(evaluation: Evaluation, out: Path | None, *, as_json: bool) -> None:
     """``lpc evaluate``."""
     values = evaluation.to_json()
     if as_json:
@@ -167,9 +168,45 @@ def show_evaluation(evaluation: Evaluation, *, as_json: bool) -> None:
         return
     header, rows = evaluation_rows(values)
     print_table("lm-eval", header, rows)
+    header, rows = difference_rows(values)
+    if rows:
+        print_table("against the dense model, on the same documents", header, rows)
+    for asked in evaluation.asked:
+        for task, why in asked.left_out.items():
+            print_line(f"left out: {task}: {why}")
     if evaluation.agreements:
         worst = max(evaluation.agreements, key=lambda agreement: agreement.worst)
         print_line(f"torch and ONNX agree: {worst}")
+    for command in evaluation.asked[-1].command:
+        print_line(f"the same with lm-eval itself: {command}")
+    if out is not None:
+        print_line(f"written to {out}/eval.json, with lm-eval's own files in {out}/lm-eval")
+
+
+def show_diagnosis(found: Diagnosis, *, as_json: bool) -> None:
+    """``lpc doctor``."""
+    if as_json:
+        print_json(found.to_json())
+        return
+    for name, version in found.versions.items():
+        print_line(f"{name} {version}")
+    print_line(
+        f"{found.system}, {found.cores} cores ({found.usable_cores} usable), {_gib(found.memory_bytes)} of memory"
+    )
+    settings = ", ".join(f"{name}={value}" for name, value in found.environment.items()) or "nothing set"
+    print_line(f"torch uses {found.threads} threads ({settings}); {_gib(found.free_disk_bytes)} free on this disk")
+    for device in found.devices:
+        memory = f", {_gib(device.memory_bytes)}" if device.memory_bytes else ""
+        print_line(f"device {device.name}: {device.what}{memory}")
+    print_line(f"runs take {found.auto} by default; onnxruntime has {', '.join(found.providers) or 'nothing'}")
+    for name, why in found.missing.items():
+        print_line(f"missing: {name}: {why}")
+    if not found.missing:
+        print_line("nothing is missing")
+
+
+def _gib(amount: int) -> str:
+    return f"{amount / 2**30:,.1f} GiB"
 
 
 def show_demo(demo: Demo, out: Path, *, as_json: bool) -> None:
@@ -179,5 +216,5 @@ def show_demo(demo: Demo, out: Path, *, as_json: bool) -> None:
         print_json({"out": str(out), "report": report, "benchmark": benchmark, "evaluation": evaluation})
         return
     show_benchmark(demo.benchmark, as_json=False)
-    show_evaluation(demo.evaluation, as_json=False)
+    show_evaluation(demo.evaluation, None, as_json=False)
     show_report(demo.report, out, as_json=False)

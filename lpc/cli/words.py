@@ -98,9 +98,11 @@ def add_command(
     app.command(run.__name__, cls=GroupedCommand)(call)
 
 
-def argument(name: str, kind: Any, metavar: str, help: str) -> inspect.Parameter:
+def argument(
+    name: str, kind: Any, metavar: str, help: str, default: Any = inspect.Parameter.empty
+) -> inspect.Parameter:
     """A word that stands by itself, without a flag."""
-    return _keyword(name, Annotated[kind, typer.Argument(metavar=metavar, help=help)], inspect.Parameter.empty)
+    return _keyword(name, Annotated[kind, typer.Argument(metavar=metavar, help=help)], default)
 
 
 def flags(option: Option) -> tuple[str, ...]:

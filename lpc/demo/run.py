@@ -9,11 +9,12 @@ from pathlib import Path
 from exporters.files import claimed, write_text
 from lpc.compression import compress
 from lpc.demo.text import corpus
-from lpc.evaluation import Evaluation, evaluate
+from lpc.evaluating import evaluate
+from lpc.evaluation import Evaluation
 from lpc.exporting import export
 from lpc.options import BenchmarkOptions, DataOptions, EvaluateOptions
 from lpc.owned import OUTPUT
-from lpc.report import Report, record
+from lpc.report import Report
 from lpc.speed import Benchmark, benchmark
 from passes.options import TuneOptions
 from passes.pipeline import Progress, silent
@@ -56,5 +57,4 @@ def run(out: Path, *, force: bool = False, progress: Progress = silent) -> Demo:
         timed = benchmark(out, out / "dense-onnx", BenchmarkOptions(), progress)
         options = EvaluateOptions(text=out / "heldout.txt", limit=EVALUATED_DOCUMENTS)
         evaluation = evaluate(out, options, dense=model, progress=progress)
-        record(out, {"eval.json": evaluation.to_text()})
     return Demo(report, timed, evaluation)

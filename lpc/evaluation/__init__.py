@@ -2,19 +2,25 @@
 
 from lpc.evaluation.evaluate import evaluate
 from lpc.evaluation.heldout import Quality, quality, quality_of
+from lpc.evaluation.kept import EVALUATION, Kept
 from lpc.evaluation.perplexity import token_perplexity
 from lpc.evaluation.plausible import warn_of_loss, warn_of_text
 from lpc.evaluation.results import Evaluation
-from lpc.evaluation.tables import evaluation_rows
+from lpc.evaluation.tables import difference_rows, evaluation_rows, told, verdict
 
 __all__ = [
+    "EVALUATION",
     "Evaluation",
+    "Kept",
     "Quality",
+    "difference_rows",
     "evaluate",
     "evaluation_rows",
     "quality",
     "quality_of",
     "token_perplexity",
+    "told",
+    "verdict",
     "warn_of_loss",
     "warn_of_text",
 ]

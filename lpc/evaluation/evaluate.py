@@ -2,42 +2,54 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from exporters.files import sha256
-from lpc.data import read_documents
-from lpc.evaluation.perplexity import exp
-from lpc.evaluation.results import Agreement, Evaluation, ModelRun, TaskResult, TextResult
+from lpc.evaluation.against import Answers, agreements, check_agreement, differences
+from lpc.evaluation.built import Built, build
+from lpc.evaluation.gathered import TEXT_TASK, log_likelihoods, scored, task_results, text_result
+from lpc.evaluation.kept import Found, Kept, Note, digest_of
+from lpc.evaluation.repeating import commands
+from lpc.evaluation.results import Asked, Evaluation, ModelRun, TaskResult, TextResult
 from lpc.evaluation.subjects import Subject, context_limit, find_subjects, weight_dtype
-from lpc.evaluation.tasks import read_rows
-from lpc.options import EvaluateOptions
+from lpc.options import AUTO_BATCH, EvaluateOptions
 from lpc.versions import versions
-from passes.errors import DataError, OptionError, PostconditionError
-from passes.models import evaluation_mode, memory_advice, rounding_tolerance, smaller_batches
-from passes.pipeline import Progress, silent
-
-if TYPE_CHECKING:
-    from lm_eval.api.group import Group
-    from lm_eval.api.task import Task
+from passes.errors import OptionError
+from passes.models import evaluation_mode, memory_advice, smaller_batches
+from passes.pipeline import Progress, device_named, silent
 
 __all__ = ["Evaluation", "evaluate"]
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT = 2048
 """Longest default window: models that allow 100,000 tokens would otherwise take hours on a CPU."""
 
-TOLERANCE = 1e-3
-"""Relative difference in log-likelihood that two backends of one fp32 model may show."""
-
-LogLikelihoods = dict[str, list[float]]
-"""Per task, of every request in the order of documents and choices."""
+RESULT_KEYS = (
+    "results",
+    "groups",
+    "group_subtasks",
+    "configs",
+    "versions",
+    "n-shot",
+    "higher_is_better",
+    "n-samples",
+    "config",
+)
+"""What of lm-eval's results stands in ``eval.json`` too, by task where it is by task."""
 
 
 def evaluate(
@@ -45,6 +57,7 @@ def evaluate(
     options: EvaluateOptions,
     *,
     dense: Path | PreTrainedModel | None = None,
+    keep: Path | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
     """Evaluate the models in ``folder``, an output of ``lpc compress``, a checkpoint or an ONNX folder, with lm-eval.
@@ -52,39 +65,163 @@ def evaluate(
     ``dense`` is evaluated as well; by default the source that the manifest names, if that is a local folder. Torch
     models are loaded in fp32 (a live one runs as it is). The backends of one model must agree in log-likelihood.
 
-    Raises `OptionError`, `MissingFileError`, `DataError`, `ModelError`, `TokenizerError`, and `PostconditionError`
-    where two backends of one model disagree by more than 1e-3 (relative), naming the numbers.
+    In ``keep/lm-eval`` are lm-eval's own result and sample files, a folder a model and task; what lies there already
+    and was made from the same is not run again. Without ``keep`` nothing is kept.
+
+    Raises `OptionError`, `MissingFileError`, `DataError`, `ModelError`, `TokenizerError`, `OutputError`, and
+    `PostconditionError` where two backends of one model disagree by more than 1e-3 (relative), naming the numbers.
     """
     from lpc.evaluation import harness
 
     subjects = find_subjects(Path(folder), options.backend, dense)
-    context = _context_length(options, subjects)
-    runs: list[ModelRun] = []
-    likelihoods: list[LogLikelihoods] = []
+    context, device = _context_length(options, subjects), device_named(options.device)
     with ExitStack() as stack:
+        home = keep if keep is not None else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lpc-eval-")))
         messages = stack.enter_context(harness.quiet())
-        tasks = _tasks(options, stack)
-        _check_generation(tasks, subjects)
-        for index, subject in enumerate(subjects):
-            progress("evaluate", index, len(subjects))
-            run, found = _run(subject, tasks, options, context, messages, progress)
-            runs.append(run)
-            likelihoods.append(found)
+        built, missing = build(options, Kept(folder=home), stack)
+        _check_generation(built, subjects)
+        evaluator = _Evaluator(options, Kept(folder=home), context, device, messages, progress)
+        measured = [evaluator.run(subject, built, place, len(subjects)) for place, subject in enumerate(subjects)]
         progress("evaluate", len(subjects), len(subjects))
-    agreements = tuple(_agreements(subjects, likelihoods))
-    _check_agreement(agreements)
-    return Evaluation(
-        folder=str(Path(folder).absolute()),
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions=versions(),
-        limit=options.limit,
-        batch_size=options.batch_size,
-        tasks=options.tasks,
-        text_path=None if options.text is None else str(options.text.absolute()),
-        text_sha256=None if options.text is None else sha256(options.text),
-        runs=tuple(runs),
-        agreements=agreements,
-    )
+        answers = [answer for _, answer in measured]
+        agreed = tuple(agreements(answers))
+        check_agreement(agreed)
+        asked = Asked(
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            versions=versions(),
+            tasks=options.tasks,
+            text=None if options.text is None else str(options.text.absolute()),
+            limit=options.limit,
+            fewshot=options.fewshot,
+            batch_size=options.batch_size,
+            device=str(device),
+            context_length=context,
+            left_out=missing,
+            command=tuple(commands(built, [run for run, _ in measured], options, keep, device)),
+        )
+        return Evaluation(
+            folder=str(Path(folder).absolute()),
+            asked=(asked,),
+            runs=tuple(run for run, _ in measured),
+            agreements=agreed,
+            differences=tuple(differences(answers)),
+        )
+
+
+class _Evaluator:
+    """Runs the tasks on one subject after the other; a backend is opened only for what is not there yet."""
+
+    def __init__(
+        self,
+        options: EvaluateOptions,
+        kept: Kept,
+        context: int,
+        device: torch.device,
+        messages: list[str],
+        progress: Progress,
+    ) -> None:
+        self.options, self.kept, self.context, self.device = options, kept, context, device
+        self.messages, self.progress = messages, progress
+
+    def run(self, subject: Subject, built: Sequence[Built], place: int, count: int) -> tuple[ModelRun, Answers]:
+        """All tasks on one subject."""
+        self.progress("evaluate", place, count)
+        digest = digest_of(subject)
+        live = subject.live if subject.live is not None else torch.nn.Module()
+        found: list[Found] = []
+        backend: Any = None
+        with evaluation_mode(live):
+            for each in built:
+                key, where = self._key(digest, each), self.kept.place(subject, each.asked, self.options.fewshot)
+                old = self.kept.read(where, key)
+                if old is None:
+                    backend = backend or self._open(subject)
+                    old = self._measure(backend, subject, each, key, where)
+                else:
+                    logger.info("%s %s: %s is there already", subject.model, subject.backend, each.asked.name)
+                found.append(old)
+        return self._gathered(subject, digest, built, found)
+
+    def _key(self, digest: str, built: Built) -> str:
+        made = [digest, built.digest, self.context, built.asked.limit, self.options.fewshot, versions().get("lm-eval")]
+        return hashlib.sha256(json.dumps(made).encode()).hexdigest()
+
+    def _open(self, subject: Subject) -> Any:
+        from lpc.evaluation import harness
+
+        def told(done: int, total: int) -> None:
+            self.progress(f"{subject.model} {subject.backend}", done, total)
+
+        size, device = self.options.batch_size, self.device
+        return harness.open_backend(subject, context_length=self.context, batch_size=size, device=device, told=told)
+
+    def _measure(self, backend: Any, subject: Subject, built: Built, key: str, where: Path) -> Found:
+        from lpc.evaluation import harness
+
+        start, backend.truncated = time.perf_counter(), 0
+        self.messages.clear()  # what lm-eval says about being handed a model in memory is no news
+        fewshot = None if built.is_text else self.options.fewshot
+        with memory_advice("lpc evaluate", lambda: smaller_batches(self.options.batch_size or AUTO_BATCH)):
+            found = harness.run(backend, built.tasks, limit=built.asked.limit, fewshot=fewshot)
+        pages = [sample["doc"]["page"] for sample in found["samples"][TEXT_TASK]] if built.is_text else None
+        is_torch = subject.backend == "hf"
+        note = Note(
+            key=key,
+            dtype=str(backend.model.dtype).removeprefix("torch.") if is_torch else weight_dtype(subject),
+            prefix_token_id=backend.prefix_token_id,
+            seconds=time.perf_counter() - start,
+            truncated=backend.truncated,
+            warnings=tuple(self.messages),
+            tokens=None if pages is None else sum(len(backend.tok_encode(page)) for page in pages),
+        )
+        return self.kept.write(where, found, subject, note)
+
+    def _gathered(
+        self, subject: Subject, digest: str, built: Sequence[Built], found: Sequence[Found]
+    ) -> tuple[ModelRun, Answers]:
+        """One subject's results, of the files that are there now."""
+        both = list(zip(built, found, strict=True))
+        lm_eval: dict[str, dict[str, Any]] = {}
+        for each in found:
+            for name in RESULT_KEYS:
+                lm_eval.setdefault(name, {}).update(each.results.get(name, {}))
+        run = ModelRun(
+            model=subject.model,
+            backend=subject.backend,
+            folder=str(subject.folder.absolute()),
+            digest=digest,
+            dtype=found[0].note.dtype,
+            context_length=self.context,
+            prefix_token_id=found[0].note.prefix_token_id,
+            seconds=sum(each.note.seconds for each in found),
+            truncated=sum(each.note.truncated for each in found),
+            warnings=tuple(dict.fromkeys(text for each in found for text in each.note.warnings)),
+            texts=tuple(self._text(each) for one, each in both if one.is_text),
+            scores=tuple(self._scores(both)),
+            lm_eval=lm_eval,
+        )
+        likelihoods = {task: each for one in found for task, each in log_likelihoods(one).items()}
+        values = [value for one, each in both for value in scored(each, one.asked.limit)]
+        text = self.options.text
+        named = [
+            replace(value, result=replace(value.result, task=text.name))
+            if text is not None and value.result.task == TEXT_TASK
+            else value
+            for value in values
+        ]
+        return run, Answers(subject=subject, likelihoods=likelihoods, scored=tuple(named))
+
+    def _text(self, found: Found) -> TextResult:
+        text = self.options.text
+        assert text is not None
+        where = {"path": str(text.absolute()), "sha256": sha256(text)}
+        return text_result(found, **where, limit=self.options.limit, context_length=self.context)
+
+    @staticmethod
+    def _scores(both: Sequence[tuple[Built, Found]]) -> Iterator[TaskResult]:
+        for built, found in both:
+            if not built.is_text:
+                yield from task_results(found, built.asked.limit)
 
 
 def _context_length(options: EvaluateOptions, subjects: tuple[Subject, ...]) -> int:
@@ -97,144 +234,13 @@ def _context_length(options: EvaluateOptions, subjects: tuple[Subject, ...]) -> 
     return options.context_length
 
 
-def _tasks(options: EvaluateOptions, stack: ExitStack) -> list[Task | Group]:
+def _check_generation(built: Sequence[Built], subjects: tuple[Subject, ...]) -> None:
     from lpc.evaluation import harness
 
-    files = [Path(name) for name in options.tasks if name.endswith(".jsonl")]
-    names = [name for name in options.tasks if not name.endswith(".jsonl")]
-    tasks = [harness.text_task(read_documents(options.text))] if options.text is not None else []
-    tasks += [harness.local_task(read_rows(path)) for path in files]
-    tasks += harness.named_tasks(names, options.include_path, stack)
-    seen: set[str] = set()
-    for task in harness.leaves(tasks):
-        if task.task_name in seen:
-            raise OptionError(f"two tasks are named {task.task_name}: rename a file or leave one out")
-        seen.add(task.task_name)
-    return tasks
-
-
-def _check_generation(tasks: list[Task | Group], subjects: tuple[Subject, ...]) -> None:
-    from lpc.evaluation import harness
-
-    generating = [task.task_name for task in harness.leaves(tasks) if task.OUTPUT_TYPE == "generate_until"]
+    leaves = [task for each in built for task in harness.leaves(each.tasks)]
+    generating = [task.task_name for task in leaves if task.OUTPUT_TYPE == "generate_until"]
     if generating and any(subject.backend == "onnx" for subject in subjects):
         raise OptionError(
             f"task {', '.join(generating)} generates text, which lm-eval's onnxruntime backend does not: "
             "use backend hf or genai"
         )
-
-
-def _run(
-    subject: Subject,
-    tasks: list[Task | Group],
-    options: EvaluateOptions,
-    context: int,
-    messages: list[str],
-    progress: Progress,
-) -> tuple[ModelRun, LogLikelihoods]:
-    from lpc.evaluation import harness
-
-    def told(done: int, total: int) -> None:
-        progress(f"{subject.model} {subject.backend}", done, total)
-
-    start = time.perf_counter()
-    live = subject.live if subject.live is not None else torch.nn.Module()
-    with evaluation_mode(live):
-        backend = harness.open_backend(subject, context_length=context, batch_size=options.batch_size, told=told)
-        messages.clear()  # what lm-eval says about being handed a model in memory is no news
-        with memory_advice("lpc evaluate", lambda: smaller_batches(options.batch_size)):
-            found = harness.run(backend, tasks, limit=options.limit)
-    run = ModelRun(
-        model=subject.model,
-        backend=subject.backend,
-        folder=str(subject.folder.absolute()),
-        dtype=str(backend.model.dtype).removeprefix("torch.") if subject.backend == "hf" else weight_dtype(subject),
-        context_length=context,
-        prefix_token_id=backend.prefix_token_id,
-        seconds=time.perf_counter() - start,
-        truncated=backend.truncated,
-        warnings=tuple(messages),
-        text=_text_result(found, backend, context) if options.text is not None else None,
-        scores=tuple(_task_results(found)),
-        lm_eval={key: found[key] for key in (*harness.RESULT_KEYS, "config") if key in found},
-    )
-    return run, _log_likelihoods(found)
-
-
-def _text_result(found: Mapping[str, Any], backend: Any, context: int) -> TextResult:
-    from lpc.evaluation.harness import TEXT_TASK
-
-    samples, results = found["samples"][TEXT_TASK], found["results"][TEXT_TASK]
-    tokens = sum(len(backend.tok_encode(sample["doc"]["page"])) for sample in samples)
-    log_likelihood = sum(sample["word_perplexity"][0] for sample in samples)
-    return TextResult(
-        documents=len(samples),
-        tokens=tokens,
-        words=sum(sample["word_perplexity"][1] for sample in samples),
-        bytes=sum(sample["byte_perplexity"][1] for sample in samples),
-        log_likelihood=log_likelihood,
-        context_length=context,
-        token_perplexity=exp(-log_likelihood / tokens),
-        word_perplexity=results["word_perplexity,none"],
-        byte_perplexity=results["byte_perplexity,none"],
-        bits_per_byte=results["bits_per_byte,none"],
-    )
-
-
-def _task_results(found: Mapping[str, Any]) -> Iterator[TaskResult]:
-    """Every metric of every task but the text; lm-eval's keys are ``metric,filter`` and ``metric_stderr,filter``."""
-    from lpc.evaluation.harness import TEXT_TASK
-
-    for task, values in found["results"].items():
-        for key, value in values.items():
-            metric, comma, chosen = key.partition(",")
-            if task == TEXT_TASK or not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
-                continue
-            stderr = values.get(f"{metric}_stderr,{chosen}")
-            yield TaskResult(
-                task=task,
-                metric=metric if chosen == "none" else f"{metric} ({chosen})",
-                value=value,
-                stderr=float(stderr) if isinstance(stderr, int | float) else None,
-                samples=found["n-samples"].get(task, {}).get("effective", values.get("sample_len", 0)),
-            )
-
-
-def _log_likelihoods(found: Mapping[str, Any]) -> LogLikelihoods:
-    """Of all requests that have one; a task with several filters has its samples once a filter, so the first counts."""
-    likelihoods: LogLikelihoods = {}
-    for task, samples in found["samples"].items():
-        first = samples[0]["filter"] if samples else None
-        responses = [each[0] for s in samples if s["filter"] == first for each in s["resps"]]
-        values = [response[0] if isinstance(response, tuple | list) else response for response in responses]
-        if values and not any(isinstance(value, str) for value in values):
-            likelihoods[task] = [float(value) for value in values]
-    return likelihoods
-
-
-def _agreements(subjects: tuple[Subject, ...], likelihoods: list[LogLikelihoods]) -> Iterator[Agreement]:
-    """Each further backend of a model against its first one."""
-    reference: dict[str, int] = {}
-    for index, subject in enumerate(subjects):
-        first = reference.setdefault(subject.model, index)
-        for task, expected in likelihoods[first].items() if first != index else ():
-            actual = likelihoods[index][task]
-            if len(actual) != len(expected):
-                raise DataError(f"task {task} has other requests for {subject.backend}: it is not deterministic")
-            differences = [abs(a - b) for a, b in zip(actual, expected, strict=True)]
-            yield Agreement(
-                model=subject.model,
-                backend=subject.backend,
-                reference=subjects[first].backend,
-                task=task,
-                requests=len(expected),
-                total=abs(sum(actual) - sum(expected)) / max(abs(sum(expected)), 1.0),
-                worst=max(gap / max(abs(value), 1.0) for gap, value in zip(differences, expected, strict=True)),
-                tolerance=max(TOLERANCE, rounding_tolerance(getattr(torch, weight_dtype(subject), torch.float32))),
-            )
-
-
-def _check_agreement(agreements: tuple[Agreement, ...]) -> None:
-    broken = [str(agreement) for agreement in agreements if not agreement.holds]
-    if broken:
-        raise PostconditionError("backends of one model disagree: " + "; ".join(broken))

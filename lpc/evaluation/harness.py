@@ -5,11 +5,12 @@ Import it inside functions: lm-eval takes seconds to load.
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +24,44 @@ from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.tasks import TaskManager
 
 from exporters.hf import reload
+from lpc.evaluation.gathered import TEXT_TASK
 from lpc.evaluation.perplexity import exp
 from lpc.evaluation.subjects import Subject
 from lpc.evaluation.tasks import RowTask
 from lpc.evaluation.vendor import GenaiBackend, LocalTask, OrtBackend, TorchBackend, private_cache, unheard
+from lpc.options import AUTO_BATCH
 from lpc.source import find_tokenizer
 from passes import models
 from passes.errors import DataError, LpcError, ModelError, OptionError, TokenizerError
 
-__all__ = ["TEXT_TASK", "leaves", "local_task", "named_tasks", "open_backend", "quiet", "run", "text_task"]
-
-TEXT_TASK = "text"
-"""Name of the task that measures the text file."""
+__all__ = [
+    "check_fewshot",
+    "leaves",
+    "local_task",
+    "named_tasks",
+    "open_backend",
+    "quiet",
+    "run",
+    "text_task",
+]
 
 BOOTSTRAP_ITERS = 1000
 """For the standard error of the few metrics that have no closed form."""
 
-RESULT_KEYS = ("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
-
 
 def open_backend(
-    subject: Subject, *, context_length: int, batch_size: int, told: Callable[[int, int], None] = unheard
+    subject: Subject,
+    *,
+    context_length: int,
+    batch_size: int | None,
+    device: torch.device,
+    told: Callable[[int, int], None] = unheard,
 ) -> Any:
-    """An lm-eval ``LM`` for the subject, torch models in fp32, that tells how many of its requests are done.
+    """An lm-eval ``LM`` for the subject, torch models in fp32 on the device (a live one stays where it is).
 
+    ``told`` hears how many of its requests are done.
+
+    Without a batch size it is 8: logits are never whole, so more would not be faster.
     Raises `ModelError` or `TokenizerError`.
     """
     tokenizer = find_tokenizer(subject.folder)
@@ -64,12 +79,13 @@ def open_backend(
             backend = kind(subject.folder, max_length=context_length, prefix=prefix)
             backend.told = told
             return backend
-        model = reload(subject.folder).float() if subject.live is None else subject.live
+        model: Any = reload(subject.folder).float() if subject.live is None else subject.live
+        model = model.to(device) if subject.live is None else model
         backend = TorchBackend(
             pretrained=model,
             tokenizer=tokenizer,
             backend="causal",
-            batch_size=batch_size,
+            batch_size=batch_size or AUTO_BATCH,
             max_length=context_length,
             add_bos_token=False,
             prefix_token_id=prefix,
@@ -89,6 +105,7 @@ def text_task(documents: Sequence[str]) -> Task:
         [{"page": document} for document in documents],
         {
             "task": TEXT_TASK,
+            "num_fewshot": 0,
             "output_type": "loglikelihood_rolling",
             "doc_to_text": "",
             "doc_to_target": "page",
@@ -98,7 +115,7 @@ def text_task(documents: Sequence[str]) -> Task:
 
 
 def local_task(task: RowTask) -> Task:
-    """Rows from a jsonl file as an lm-eval task, zero-shot, lm-eval's blank between question and answer."""
+    """Rows from a jsonl file as an lm-eval task, with lm-eval's blank between question and answer."""
     config = {
         "task": task.name,
         "output_type": task.output_type,
@@ -150,7 +167,17 @@ def leaves(tasks: Sequence[Task | Group]) -> list[Task]:
     return [leaf for task in tasks for leaf in (task.get_all_tasks() if isinstance(task, Group) else [task])]
 
 
-def run(backend: Any, tasks: Sequence[Task | Group], *, limit: int | None) -> dict[str, Any]:
+def check_fewshot(tasks: Sequence[Task | Group], fewshot: int | None) -> None:
+    """Raise `OptionError` for a task that fixes its number of examples at none, where others are asked for.
+
+    Rolling log-likelihoods have no question to put examples in front of.
+    """
+    fixed = [task.task_name for task in leaves(tasks) if task.get_config("num_fewshot") == 0]
+    if fewshot and fixed:
+        raise OptionError(f"fewshot {fewshot}: {', '.join(fixed)} is defined without examples; evaluate it by itself")
+
+
+def run(backend: Any, tasks: Sequence[Task | Group], *, limit: int | None, fewshot: int | None) -> dict[str, Any]:
     """`lm_eval.evaluate`, with samples, set up as `simple_evaluate` does.
 
     That itself would ask git and pip for what the provenance in eval.json does not need. The caller's random state
@@ -161,13 +188,16 @@ def run(backend: Any, tasks: Sequence[Task | Group], *, limit: int | None) -> di
     torch.manual_seed(DEFAULT_OTHER_SEED)
     loaded = TaskManager(include_defaults=False).load(list(tasks))
     for task in loaded["tasks"].values():
-        if task.get_config("num_fewshot") is None:
-            task.set_config(key="num_fewshot", value=0)
+        own = task.get_config("num_fewshot")
+        if own is None or (fewshot is not None and own != 0):
+            task.set_config(key="num_fewshot", value=fewshot or 0)
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
-    found: dict[str, Any] = evaluator.evaluate(
-        lm=backend, task_dict=loaded, limit=limit, bootstrap_iters=BOOTSTRAP_ITERS, log_samples=True
-    )
+    with redirect_stdout(io.StringIO()):  # lm-eval prints what it bootstraps, and results go there as JSON
+        found: dict[str, Any] = evaluator.evaluate(
+            lm=backend, task_dict=loaded, limit=limit, bootstrap_iters=BOOTSTRAP_ITERS, log_samples=True
+        )
     seeds = {"random_seed": DEFAULT_RANDOM_SEED, "numpy_seed": DEFAULT_OTHER_SEED, "torch_seed": DEFAULT_OTHER_SEED}
+    seeds["fewshot_seed"] = DEFAULT_OTHER_SEED
     return {**found, "config": {"limit": limit, "bootstrap_iters": BOOTSTRAP_ITERS, **seeds}}
 
 

@@ -24,15 +24,16 @@ import datasets
 import torch
 from lm_eval import utils
 from lm_eval.api.task import ConfigurableTask
+from lm_eval.loggers.evaluation_tracker import EvaluationTracker
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.onnxruntime_genai import ONNXRuntimeGenAILM
 from lm_eval.models.onnxruntime_ort import ONNXRuntimeLM
 from torch.nn.utils.rnn import pad_sequence
 
-from passes.errors import DataError, ModelError
+from passes.errors import DataError, ModelError, OutputError
 from passes.models import TokenHead, scored_logits
 
-__all__ = ["GenaiBackend", "LocalTask", "OrtBackend", "TorchBackend", "private_cache", "unheard"]
+__all__ = ["GenaiBackend", "LocalTask", "OrtBackend", "TorchBackend", "private_cache", "save_as_lm_eval", "unheard"]
 
 WITHOUT_BAR = {"disable_tqdm": True}
 
@@ -54,6 +55,11 @@ class _Checked:
     truncated = 0
     told: Callable[[int, int], None] = staticmethod(unheard)
     """Told how many of the requests at hand are done."""
+
+    def loglikelihood(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
+        """lm-eval: the log-likelihood of each continuation, without a bar."""
+        found: list[tuple[float, bool]] = super().loglikelihood(requests, **WITHOUT_BAR)  # type: ignore[misc]
+        return found
 
     def loglikelihood_rolling(self, requests: Sequence[Any], **_: Any) -> list[float]:
         """lm-eval: the log-likelihood of each text, the sum over its windows."""
@@ -169,7 +175,7 @@ class LocalTask(ConfigurableTask):  # type: ignore[misc]
 
     def __init__(self, rows: Sequence[dict[str, Any]], config: Mapping[str, Any]) -> None:
         self._rows = rows
-        super().__init__(config={"test_split": "test", "num_fewshot": 0, "metadata": {"version": 1.0}, **config})
+        super().__init__(config={"test_split": "test", "metadata": {"version": 1.0}, **config})
 
     def download(self, *_: Any, **__: Any) -> None:
         """lm-eval: called by the constructor, to fill ``dataset``."""
@@ -179,6 +185,27 @@ class LocalTask(ConfigurableTask):  # type: ignore[misc]
         """lm-eval: the requests of all documents, without the bar that no argument takes off."""
         with redirect_stderr(io.StringIO()):
             super().build_all_requests(**given)
+
+
+def save_as_lm_eval(found: Mapping[str, Any], folder: Path, model: str, source: str) -> None:
+    """Write lm-eval's own files of a run into a folder: ``results_DATE.json``, ``samples_TASK_DATE.jsonl`` a task.
+
+    ``model`` is lm-eval's name of the backend. Raises `OutputError` where lm-eval could not write them.
+    """
+    tracker = EvaluationTracker(output_path=str(folder / "results.json"))
+    tracker.general_config_tracker.log_experiment_args(
+        model_source=model,
+        model_args={"pretrained": source},
+        system_instruction="",
+        chat_template="",
+        fewshot_as_multiturn=False,
+    )
+    results, samples = {name: each for name, each in found.items() if name != "samples"}, found["samples"]
+    tracker.save_results_aggregated(results=results, samples=samples)
+    for task, each in samples.items():
+        tracker.save_results_samples(task_name=task, samples=each)
+    if len([*folder.glob("*.json*")]) != 1 + len(samples):
+        raise OutputError(f"lm-eval could not write its results into {folder}: is the disk full?")
 
 
 @contextmanager

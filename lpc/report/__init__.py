@@ -2,7 +2,7 @@
 
 from lpc.report.curve import Panel, Point, draw
 from lpc.report.manifest import complete, record, write_manifest
-from lpc.report.page import family_page
+from lpc.report.page import comparison_page, family_page
 from lpc.report.render import heldout_rows, runs_on, show_measure, size_rows, speed_rows, table
 from lpc.report.report import BeforeAfter, HeldOut, Merging, PredictedLatency, Report
 from lpc.report.untouched import untouched
@@ -15,6 +15,7 @@ __all__ = [
     "Point",
     "PredictedLatency",
     "Report",
+    "comparison_page",
     "complete",
     "draw",
     "family_page",

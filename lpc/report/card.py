@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from lpc.report.render import size_rows, table
+from lpc.evaluation import difference_rows, told
+from lpc.report.render import size_rows, table, text_table
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +68,16 @@ def card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any] | None, arch
         model_name=name,
         eval_results=list(_results(manifest, evaluation, task or "other")) or None,
     )
-    sections = [f"{FRONT}\n{data.to_yaml()}\n{FRONT}", _what(manifest, name, base), _use(architecture, manifest)]
-    return "\n\n".join([*sections, _limits(manifest)]) + "\n"
+    sections = [f"{FRONT}\n{data.to_yaml()}\n{FRONT}", _what(manifest, name, base), _against(evaluation)]
+    sections += [_use(architecture, manifest), _limits(manifest)]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _against(evaluation: Mapping[str, Any] | None) -> str:
+    """What lm-eval's paired comparisons say."""
+    header, rows = difference_rows(evaluation or {})
+    said = "Against the dense model on the same documents, by lm-eval, with the standard error of the difference:"
+    return f"## Evaluation\n\n{said}\n\n{text_table(header, rows)}" if rows else ""
 
 
 def _what(manifest: Mapping[str, Any], name: str, base: str) -> str:
@@ -133,7 +142,7 @@ def _results(manifest: Mapping[str, Any], evaluation: Mapping[str, Any] | None, 
                 yield EvalResult(
                     task_type=task,
                     dataset_type=score["task"],
-                    dataset_name=score["task"],
-                    metric_type=score["metric"].partition(",")[0],
+                    dataset_name=told(score).replace(f" {score['metric']}", "", 1),
+                    metric_type=score["metric"].partition(" (")[0],
                     metric_value=score["value"],
                 )

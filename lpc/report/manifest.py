@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from lpc.report.page import run_page
 from lpc.report.render import render
 from lpc.versions import versions
 from passes.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 2
 REPORT, PAGE = "report.md", "report.html"
@@ -32,6 +35,9 @@ def write_manifest(folder: Path, values: Mapping[str, Any], texts: Mapping[str, 
     """
     found = {name: texts.get(name) or _text(folder / name) for name in ("benchmark.json", "eval.json")}
     benchmark, evaluation = (_parsed(folder / name, text) for name, text in found.items())
+    if evaluation is not None and "asked" not in evaluation:
+        logger.warning("%s was written by an older lpc and is not shown in the report", folder / "eval.json")
+        evaluation = None
     values = {**values, "schema_version": SCHEMA_VERSION, "versions": values.get("versions") or versions()}
     values["source"] = {"licence": licence_of(values["source"]["path"]), **values["source"]}
     texts = {**texts, REPORT: render(values, benchmark, evaluation), **_card(folder, values, evaluation)}

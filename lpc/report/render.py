@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lpc.evaluation import evaluation_rows
+from lpc.evaluation import difference_rows, evaluation_rows
 from lpc.report.costs import label_of, shown
 
 
@@ -140,7 +140,14 @@ def _missing(manifest: Mapping[str, Any]) -> str:
 
 def _evaluation(evaluation: Mapping[str, Any]) -> str:
     header, rows = evaluation_rows(evaluation)
-    return "## lm-eval\n\n" + table(header, rows)
+    return "## lm-eval\n\n" + table(header, rows) + _differences(evaluation)
+
+
+def _differences(evaluation: Mapping[str, Any]) -> str:
+    """Model by model against the dense one, on the same documents."""
+    header, rows = difference_rows(evaluation)
+    how = "Against the dense model on the same documents, with the standard error of the difference (docs/evaluate.md):"
+    return f"\n\n{how}\n\n" + text_table(header, rows) if rows else ""
 
 
 def speed_rows(benchmark: Mapping[str, Any]) -> list[list[str]]:

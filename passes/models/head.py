@@ -68,7 +68,7 @@ class TokenHead:
         The loss is the cross-entropy of the labels. The model comes back in its modes.
         """
         base = base_model(model)
-        if task_of(base) not in TASKS:
+        if not isinstance(base, PreTrainedModel) or task_of(base) not in TASKS:
             return None
         parameter = next(p for p in base.parameters() if p.is_floating_point())
         inputs = Probe.of(base).on(parameter.device, parameter.dtype)

@@ -19,7 +19,7 @@ from exporters.files import sha256
 TUNE = lpc.TuneOptions(steps=6, batch_size=2, schedule=lpc.Schedule(every=1))
 TEXT = lpc.DataOptions(sequence_length=32)
 
-FILES = {"plan.json", "scores.safetensors", "lpc.json", "report.md", "report.html"}
+FILES = {"plan.json", "scores.safetensors", "lpc.json", "report.md", "report.html", "recipe.yaml"}
 
 
 @pytest.fixture(scope="module")

@@ -57,6 +57,7 @@ def test_each_folder_is_a_complete_output(saved: Path, family: lpc.CompactFamily
         "family.json",
         "report.md",
         "report.html",
+        "recipe.yaml",
         "curve.svg",
     }
     for ratio, result in zip(RATIOS, family.results, strict=True):
@@ -117,7 +118,18 @@ def test_force_removes_what_an_older_family_left_and_nothing_else(family: lpc.Co
         family.save(tmp_path, export=["hf"])
     family.save(tmp_path, export=["hf"], force=True)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"0.1", "0.2", "0.4", "family.json", "report.md", "report.html", "curve.svg", "notes", "0.9"}
+    assert names == {
+        "0.1",
+        "0.2",
+        "0.4",
+        "family.json",
+        "report.md",
+        "report.html",
+        "recipe.yaml",
+        "curve.svg",
+        "notes",
+        "0.9",
+    }
 
 
 @pytest.mark.parametrize("where", ["third model", "report"])
@@ -163,6 +175,7 @@ def test_models_without_their_package_are_kept_and_the_error_says_so(
         "family.json",
         "report.md",
         "report.html",
+        "recipe.yaml",
         "curve.svg",
     }
     assert "onnx" in json.loads((out / "0.1" / "lpc.json").read_text())["missing"]

@@ -22,7 +22,7 @@ from lpc.exporting import export
 from lpc.owned import OUTPUT
 from lpc.report import record
 
-ARTIFACTS = {"adapter", "plan.json", "scores.safetensors", "lpc.json", "report.md", "report.html"}
+ARTIFACTS = {"adapter", "plan.json", "scores.safetensors", "lpc.json", "report.md", "report.html", "recipe.yaml"}
 TUNE = lpc.TuneOptions(steps=3, batch_size=2)
 TEXT = lpc.DataOptions(sequence_length=32)
 

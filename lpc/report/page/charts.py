@@ -192,7 +192,7 @@ def _trade_offs(family: Mapping[str, Any]) -> Iterator[Chart]:
     rows = [
         {
             "ratio": each["ratio"],
-            "name": str(each["ratio"]) if each["ratio"] else "dense",
+            "name": each.get("name") or (str(each["ratio"]) if each["ratio"] else "dense"),
             "quality": each["measures"][quality],
             "parameters": each["parameters"],
             "bytes": each["weight_bytes"],

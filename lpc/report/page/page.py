@@ -61,6 +61,26 @@ def family_page(family: Mapping[str, Any], header: Sequence[str], rows: Sequence
     )
 
 
+def comparison_page(comparison: Mapping[str, Any], header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A page of runs side by side: their table and, where all measured one quality, that against each cost."""
+    runs, quality = comparison["runs"], comparison["quality"]
+    shared = [name for name in runs[0]["latency_ms"] if all(name in run["latency_ms"] for run in runs)]
+    members = [{**run, "latency_ms": {name: run["latency_ms"][name] for name in shared}} for run in runs]
+    pictures = trade_offs({"quality": quality, "members": members}) if quality is not None else []
+    sources = list(dict.fromkeys(_name(run["source"]) for run in runs))
+    return _page(
+        "family.html.jinja",
+        pictures,
+        title=f"{', '.join(sources)}: runs compared by lpc",
+        name=", ".join(sources),
+        family={"source": ", ".join(dict.fromkeys(run["source"] for run in runs)), "family": f"{len(runs)} models"},
+        sentence="Runs side by side; nothing was measured for this page.",
+        header=header,
+        rows=rows,
+        links={},
+    )
+
+
 def _name(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2]
 

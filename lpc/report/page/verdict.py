@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lpc.evaluation import told, verdict
 from lpc.report.costs import label_of
 from lpc.report.render import heldout_rows, show_measure, speed_rows
 
@@ -107,15 +108,25 @@ def _change(name: str, dense: float, pruned: float) -> tuple[str, bool | None]:
 
 
 def _evaluated(evaluation: Mapping[str, Any] | None) -> Iterator[Line]:
-    """Of lm-eval: the dense and the pruned checkpoint, where both were evaluated."""
-    runs = {run["model"]: run for run in (evaluation or {}).get("runs", ()) if run["backend"] == "hf"}
-    if not {"dense", "pruned"} <= runs.keys():
-        return
-    dense, pruned = ({(s["task"], s["metric"]): s for s in runs[name]["scores"]} for name in ("dense", "pruned"))
-    for key, before in dense.items():
-        after = pruned.get(key)
-        if after is not None and None not in (before["value"], after["value"]):
-            yield Line(" ".join(key), _scored(before), _scored(after), *_change_scored(key[1], before, after))
+    """Of lm-eval: the dense model and every other one, where both were evaluated, paired where that could be."""
+    runs = (evaluation or {}).get("runs", ())
+    dense = next((run for run in runs if run["model"] == "dense"), None)
+    paired = {(*_key(d), d["model"], d["backend"]): d for d in (evaluation or {}).get("differences", ())}
+    for run in runs if dense is not None else ():
+        if run is dense or dense is None:
+            continue
+        backend = "" if run["backend"] == "hf" else f", {run['backend']}"
+        scores = {_key(score): score for score in run["scores"]}
+        for key, before in ((_key(score), score) for score in dense["scores"]):
+            after = scores.get(key)
+            if after is not None and None not in (before["value"], after["value"]):
+                difference = paired.get((*key, run["model"], run["backend"]))
+                change = _change_paired(difference) if difference else _change_scored(key[1], before, after)
+                yield Line(f"{told(before)}{backend}", _scored(before), _scored(after), *change)
+
+
+def _key(score: Mapping[str, Any]) -> tuple[str, str, int, int | None]:
+    return score["task"], score["metric"], score["fewshot"], score["limit"]
 
 
 def _scored(score: Mapping[str, Any]) -> str:
@@ -123,8 +134,18 @@ def _scored(score: Mapping[str, Any]) -> str:
     return f"{score['value']:.3f}{spread}"
 
 
+SURE = 0.05
+"""A p-value below which a difference is shown as good or bad."""
+
+
+def _change_paired(difference: Mapping[str, Any]) -> tuple[str, bool | None]:
+    """On the same documents; good or bad only where chance alone would hardly do it."""
+    better = (difference["difference"] or 0.0) > 0
+    return verdict(difference), better == difference["higher_is_better"] if difference["p_value"] < SURE else None
+
+
 def _change_scored(metric: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, bool | None]:
     """Good or bad only beyond the two standard errors taken together."""
-    change, better = _change(metric.partition(",")[0], before["value"], after["value"])
+    change, better = _change(metric.partition(" (")[0], before["value"], after["value"])
     spread = ((before["stderr"] or 0) ** 2 + (after["stderr"] or 0) ** 2) ** 0.5
     return change, better if abs(after["value"] - before["value"]) > spread else None

@@ -16,7 +16,7 @@ from lpc.cli import app as cli
 
 SHORT = ["--steps", "2", "--batch-size", "2", "--sequence-length", "32"]
 
-FILES = {"plan.json", "scores.safetensors", "lpc.json", "report.md", "report.html"}
+FILES = {"plan.json", "scores.safetensors", "lpc.json", "report.md", "report.html", "recipe.yaml"}
 
 
 @pytest.fixture

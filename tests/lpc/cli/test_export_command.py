@@ -21,7 +21,7 @@ from lpc.options import BenchmarkOptions, EvaluateOptions
 from lpc.report import record
 from lpc.speed import benchmark
 
-FILES = {"plan.json", "scores.safetensors", "lpc.json", "report.md", "report.html"}
+FILES = {"plan.json", "scores.safetensors", "lpc.json", "report.md", "report.html", "recipe.yaml"}
 
 
 @pytest.fixture(scope="module")

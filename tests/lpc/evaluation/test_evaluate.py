@@ -212,10 +212,10 @@ def test_eval_json_keeps_what_lm_eval_says_and_where_it_comes_from(
     everything[0].write(tmp_path / "eval.json")
     values = json.loads((tmp_path / "eval.json").read_text())
     run = values["runs"][1]["lm_eval"]
-    assert values["schema_version"] == 1
-    assert values["limit"] == 2
-    assert len(values["text_sha256"]) == 64
-    assert {"lm-eval", "torch", "onnxruntime"} <= values["versions"].keys()
+    assert values["schema_version"] == 2
+    assert values["asked"][0]["limit"] == 2
+    assert len(values["runs"][0]["texts"][0]["sha256"]) == 64
+    assert {"lm-eval", "torch", "onnxruntime"} <= values["asked"][0]["versions"].keys()
     assert run["results"]["choices"]["acc_norm,none"] == run_of(everything[0], "hf").scores[1].value
     assert run["n-samples"]["text"] == {"original": 40, "effective": 2}
     assert run["n-shot"]["choices"] == 0
@@ -228,7 +228,7 @@ def test_table_has_a_column_a_run(everything: tuple[Evaluation, list[tuple[str, 
     assert header == ["", "dense hf", "pruned hf", "pruned onnx", "pruned genai"]
     assert all(len(row) == 5 for row in rows)
     assert rows[0][0] == f"token perplexity (context {CONTEXT})"
-    assert "endings acc" in [row[0] for row in rows]
+    assert "endings acc (first 2)" in [row[0] for row in rows]
 
 
 def test_numbers_that_are_not_finite_are_null_in_json(
@@ -236,9 +236,9 @@ def test_numbers_that_are_not_finite_are_null_in_json(
 ) -> None:
     run = everything[0].runs[0]
     assert run.text is not None
-    endless = replace(run, text=replace(run.text, word_perplexity=math.inf))
+    endless = replace(run, texts=(replace(run.text, word_perplexity=math.inf),))
     replace(everything[0], runs=(endless,)).write(tmp_path / "eval.json")
-    assert json.loads((tmp_path / "eval.json").read_text())["runs"][0]["text"]["word_perplexity"] is None
+    assert json.loads((tmp_path / "eval.json").read_text())["runs"][0]["texts"][0]["word_perplexity"] is None
 
 
 def test_task_from_include_path_leaves_the_cache_alone(

@@ -192,7 +192,7 @@ def test_a_decoder_with_a_cache_is_refused(tmp_path: Path) -> None:
 
 def test_what_cannot_be_scored_is_refused(tmp_path: Path) -> None:
     model = zoo.build("bert-token-classification")
-    with pytest.raises(OptionError, match="batch_size 0"):
+    with pytest.raises(OptionError, match="batch_size must be at least 1, got 0"):
         quality(model, _rows("bert-token-classification"), batch_size=0)
     with pytest.raises(DataError, match="no row has a label other than -100"):
         quality(model, [{"input_ids": [5, 6], "labels": [-100, -100]}])

@@ -57,7 +57,7 @@ def test_impossible_blocks_raise(tiny_llama: PreTrainedModel) -> None:
     for shape in ((0, 4), (2, 1), (4,)):
         with pytest.raises(DataError, match="blocks"):
             token_perplexity(tiny_llama, torch.zeros(shape, dtype=torch.int64))
-    with pytest.raises(OptionError, match="batch_size 0"):
+    with pytest.raises(OptionError, match="batch_size must be at least 1, got 0"):
         token_perplexity(tiny_llama, torch.zeros(2, 4, dtype=torch.int64), batch_size=0)
 
 

@@ -23,8 +23,8 @@ RUN = {
     "model": "pruned",
     "backend": "hf",
     "scores": [
-        {"task": "arc_easy", "metric": "acc_norm,none", "value": 0.5, "stderr": 0.01},
-        {"task": "broken", "metric": "ppl", "value": None, "stderr": None},
+        {"task": "arc_easy", "metric": "acc_norm (none)", "fewshot": 0, "limit": 100, "value": 0.5, "stderr": 0.01},
+        {"task": "broken", "metric": "ppl", "fewshot": 0, "limit": None, "value": None, "stderr": None},
     ],
 }
 
@@ -34,6 +34,7 @@ def test_the_hub_reads_its_own_head_back() -> None:
     assert (found.license, found.base_model, found.pipeline_tag) == ("apache-2.0", "owner/base", "text-generation")
     results = {(each.dataset_type, each.metric_type): each.metric_value for each in found.eval_results or ()}
     assert results == {("held-out", "perplexity"): 7.5, ("arc_easy", "acc_norm"): 0.5}
+    assert [each.dataset_name for each in found.eval_results or ()][1] == "arc_easy (first 100)"
 
 
 def test_a_base_of_another_class_has_its_own_task() -> None:

@@ -31,6 +31,8 @@ CONFIG = LlamaConfig(
 )
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 
+ARC = {"task": "arc", "metric": "acc", "fewshot": 0, "limit": None}
+
 
 class Elements(HTMLParser):
     """Collects tags with their attributes, and the text of scripts."""
@@ -209,14 +211,31 @@ def test_a_task_is_better_or_worse_only_beyond_its_errors(
         {
             "model": name,
             "backend": "hf",
-            "text": None,
-            "scores": [{"task": "arc", "metric": "acc", "value": v, "stderr": 0.01, "samples": 100}],
+            "texts": [],
+            "scores": [{**ARC, "value": v, "stderr": 0.01, "samples": 100}],
         }
         for name, v in (("dense", 0.4), ("pruned", value))
     ]
     line = next(each for each in lines(manifest, None, {"runs": runs}) if each.what == "arc acc")
     assert line.good is good
     assert line.dense == "0.400 ± 0.010"
+
+
+@pytest.mark.parametrize(("p", "good"), [(0.13, None), (0.01, False)])
+def test_a_paired_task_is_worse_only_where_chance_would_hardly_do_it(
+    manifest: dict[str, Any], p: float, good: bool | None
+) -> None:
+    models = (("dense", "hf", 0.4), ("pruned", "hf", 0.39), ("pruned", "onnx", 0.388))
+    runs = [
+        {"model": m, "backend": b, "texts": [], "scores": [{**ARC, "value": v, "stderr": 0.03, "samples": 100}]}
+        for m, b, v in models
+    ]
+    said = {"difference": -0.012, "stderr": 0.008, "p_value": p, "points": True, "higher_is_better": True}
+    paired = {**ARC, **said, "model": "pruned", "backend": "onnx"}
+    found = {each.what: each for each in lines(manifest, None, {"runs": runs, "differences": [paired]})}
+    assert found["arc acc, onnx"].change == f"worse by 1.2 ± 0.8 points, p = {p}"
+    assert found["arc acc, onnx"].good is good
+    assert found["arc acc"].change == "−1.0 points"
 
 
 def test_trade_offs_have_a_picture_a_cost() -> None:
