@@ -52,6 +52,8 @@ PARTS: Mapping[str, type] = {
 """The parts of a recipe whose options the command line has words for, one by one."""
 WHOLE: Mapping[str, type] = {"lora": LoraOptions, "compensate": CompensateOptions}
 """Those that are given as a whole."""
+PLAIN = ("load_in", "trust_remote_code")
+"""Those that are options themselves."""
 
 
 def _shipped() -> Any:
@@ -95,7 +97,7 @@ def read_recipe(text: str) -> Mapping[str, Any]:
         raise DataError(f"the recipe is no YAML: {error}") from error
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
         raise DataError(f"a recipe is a mapping of options, such as `tune: {{steps: 200}}`, got {values!r:.80}")
-    known = (*PARTS, *WHOLE, "trust_remote_code")
+    known = (*PARTS, *WHOLE, *PLAIN)
     for name in values:
         if name not in known:
             raise OptionError(f"unknown option {name}{nearest(name, known)}: there are {', '.join(known)}")
@@ -129,7 +131,7 @@ def recipe_options(values: Mapping[str, Any]) -> dict[type, dict[str, Any]]:
     format = said.get(DataOptions, {}).pop("instructions", None)
     if format is not None:
         said[InstructionFormat] = dict(vars(format))
-    rest = {name: values[name] for name in (*WHOLE, "trust_remote_code") if values.get(name) is not None}
+    rest = {name: values[name] for name in (*WHOLE, *PLAIN) if values.get(name) is not None}
     whole = from_dict(CompressOptions, {**rest, "target": {"ratio": 0.5}})
     said[CompressOptions] = {name: getattr(whole, name) for name in rest}
     return said

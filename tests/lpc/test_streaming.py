@@ -219,11 +219,11 @@ def test_a_wrong_cut_and_a_wrong_byte_are_found(
     from exporters.hf.weights_file import WeightsFile
     from passes.shrink import cut
 
-    right, write = cut.cut, WeightsFile.write
-    monkeypatch.setattr(cut, "cut", lambda tensor, *more: right(tensor, *more).flip(0))
+    right, write = cut.cut_tensor, WeightsFile.write
+    monkeypatch.setattr(cut, "cut_tensor", lambda tensor, *more: right(tensor, *more).flip(0))
     with pytest.raises(PostconditionError, match="is not what the plan leaves of it"):
         lpc.apply_to(*case, tmp_path / "out")
-    monkeypatch.setattr(cut, "cut", right)
+    monkeypatch.setattr(cut, "cut_tensor", right)
 
     def scribble(self: WeightsFile, name: str, tensor: torch.Tensor) -> None:
         write(self, name, tensor)

@@ -116,12 +116,12 @@ class _Looks(Pass):
 
 def test_sharded_training_comes_to_what_one_process_comes_to(tmp_path: Path) -> None:
     first, second = two_ranks(tmp_path, _sharded, DEFAULT)
-    one = compressed(2, DEFAULT, compensate=False)
+    one = compressed(2, {**DEFAULT, "small": False}, compensate=False)
     assert first["kinds"] == second["kinds"] == ["DTensor"] * 3 + ["Parameter"]
     assert first["plan"] == second["plan"] == one.plan.to_json()
     assert first["weights"] == second["weights"]
     for name, expected in one.model.state_dict().items():
-        assert torch.allclose(torch.tensor(first["weights"][name]), expected, rtol=0, atol=1e-6)
+        assert torch.allclose(torch.tensor(first["weights"][name]), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
