@@ -1,5 +1,6 @@
 # make demo   sets itself up, compresses the embedded model, exports, benchmarks, evaluates, leaves demo-out/
 # make test   sets itself up, checks style and types, passes the tests
+# make test-matrix   the tests that repeat a proof on further families and roads, which make test leaves out
 # make test-oldest, make test-latest   the tests with every package at its lower bound, and with everything unpinned
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +14,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # Threads that spin while they wait make torch ten times slower on a machine that is shared.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-oldest test-latest lint setup docs-test clean
+.PHONY: demo test test-matrix test-oldest test-latest lint setup docs-test clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "lpc needs Python 3.11 or newer; run make PYTHON=python3.11")'
@@ -35,6 +36,9 @@ lint: $(READY)
 
 test: lint
 	$(BIN)/$(PYTEST)
+
+test-matrix: $(READY)
+	$(BIN)/$(PYTEST) -m matrix
 
 test-oldest:
 	$(PYTHON) -m venv --clear $(VENV)-oldest

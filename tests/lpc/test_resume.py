@@ -22,6 +22,8 @@ from passes.pipeline import silent
 
 ROWS = [[(7 * i * j) % 250 for j in range(32)] for i in range(1, 40)]
 TIMED = {"lpc.json", "report.html", "report.md"}
+ASKED_FOR = {"recipe.yaml"}
+"""What says the options, among them how often a run saves, which these runs differ in."""
 ASKED = {
     "data": ROWS,
     "ratio": 0.3,
@@ -55,7 +57,7 @@ def compress(model: PreTrainedModel, folder: Path | None, progress: Progress = s
 
 
 def tree(folder: Path) -> dict[str, str]:
-    found = (path for path in folder.rglob("*") if path.is_file() and path.name not in TIMED)
+    found = (path for path in folder.rglob("*") if path.is_file() and path.name not in TIMED | ASKED_FOR)
     return {path.relative_to(folder).as_posix(): sha256(path) for path in found}
 
 

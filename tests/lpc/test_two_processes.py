@@ -178,6 +178,7 @@ def test_an_error_on_one_process_ends_both(tmp_path: Path) -> None:
     assert not (tmp_path / "wrong").exists()
 
 
+@pytest.mark.matrix
 def test_the_command_under_torchrun_makes_the_plan_of_one_process(
     tmp_path: Path, tiny_model_folder: Path, text_file: Path
 ) -> None:

@@ -11,8 +11,8 @@ from default_way import by_default
     ("name", "dtype", "criterion"),
     [
         ("falcon-mqa", "bf16", "obs"),  # parallel attention
-        ("gpt2", "fp32", "obs"),  # Conv1D
-        ("bert-question-answering", "bf16", "obs"),
+        pytest.param("gpt2", "fp32", "obs", marks=pytest.mark.matrix),  # Conv1D
+        pytest.param("bert-question-answering", "bf16", "obs", marks=pytest.mark.matrix),
         ("mixtral", "fp32", "loraprune"),  # experts, which obs does not rank
     ],
 )

@@ -22,7 +22,7 @@ from passes.graph import PruningGraph
 from passes.models import count_parameters
 from passes.shrink import build_compact
 
-PLANS = 50
+PLANS = 20
 POST_NORMS = ("gemma2", "gemma3_text", "olmo2")
 """These norm what a block gives. Where only a channel or two are left, a token's output can be near zero, and the norm
 blows its rounding up. There the difference is held against that of the model with itself, rounded otherwise. (Double
