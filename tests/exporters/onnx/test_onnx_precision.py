@@ -45,7 +45,7 @@ ONE_LAYER = {
 }
 
 
-@pytest.mark.parametrize("name", [*ONE_LAYER][:3] + [pytest.param("t5", marks=pytest.mark.matrix)])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", pytest.param("t5", marks=pytest.mark.matrix)])
 def test_a_precision_of_the_user_s_own_is_written_by_its_writer_and_verified(name: str, tmp_path: Path) -> None:
     register_precision(ROUNDED)
     options = OnnxOptions(dtype="rounded", greedy_prompts=1, greedy_tokens=2)
