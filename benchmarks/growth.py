@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
+from cost import Tokens
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from exporters.hf import SavePass
@@ -43,19 +43,6 @@ STAGES = ("trace", "score", "rank", "compensate", "merge", "shrink", "save")
 TARGET = Target(ratio=0.2)
 HEAD = 64
 VOCABULARY = 8192
-
-
-class Tokens(Dataset[dict[str, torch.Tensor]]):
-    """Random sequences [context]."""
-
-    def __init__(self, count: int, context: int) -> None:
-        self._ids = torch.randint(0, VOCABULARY, (count, context), generator=torch.Generator().manual_seed(0))
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"input_ids": self._ids[index], "labels": self._ids[index]}
 
 
 def main() -> None:
@@ -101,7 +88,10 @@ def measure(size: float, arguments: argparse.Namespace) -> dict[str, Any]:
     with measured() as loading:
         program = Program.start(random_model(config))
     found = {"load": _numbers(loading)}
-    data, run = Tokens(arguments.samples, arguments.context), RunContext(samples=arguments.samples, batch_size=1)
+    data, run = (
+        Tokens(arguments.samples, arguments.context, VOCABULARY),
+        RunContext(samples=arguments.samples, batch_size=1),
+    )
     solve = CompensatePass(data, BEFORE_TUNING, keep_originals=True)
     with tempfile.TemporaryDirectory() as folder:
         stages: tuple[tuple[str, Pass], ...] = (
