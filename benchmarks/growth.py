@@ -88,10 +88,8 @@ def measure(size: float, arguments: argparse.Namespace) -> dict[str, Any]:
     with measured() as loading:
         program = Program.start(random_model(config))
     found = {"load": _numbers(loading)}
-    data, run = (
-        Tokens(arguments.samples, arguments.context, VOCABULARY),
-        RunContext(samples=arguments.samples, batch_size=1),
-    )
+    data = Tokens(arguments.samples, arguments.context, VOCABULARY)
+    run = RunContext(samples=arguments.samples, batch_size=1)
     solve = CompensatePass(data, BEFORE_TUNING, keep_originals=True)
     with tempfile.TemporaryDirectory() as folder:
         stages: tuple[tuple[str, Pass], ...] = (

@@ -120,6 +120,7 @@ def test_sharded_training_comes_to_what_one_process_comes_to(tmp_path: Path) -> 
     assert first["kinds"] == second["kinds"] == ["DTensor"] * 3 + ["Parameter"]
     assert first["plan"] == second["plan"] == one.plan.to_json()
     assert first["weights"] == second["weights"]
+    # The sharded model forms its loss whole, one process by positions; Adam makes up to 3e-6 of that rounding.
     for name, expected in one.model.state_dict().items():
         assert torch.allclose(torch.tensor(first["weights"][name]), expected, rtol=0, atol=1e-5)
 
