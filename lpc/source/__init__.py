@@ -2,7 +2,8 @@
 
 from lpc.source.adapters import check_not_blank, load_adapter
 from lpc.source.placing import cast_to
-from lpc.source.source import ModelLike, Source, find_tokenizer, find_unloaded, load, load_config, load_source
+from lpc.source.processors import find_tokenizer
+from lpc.source.source import ModelLike, Source, find_unloaded, load, load_config, load_source
 
 __all__ = [
     "ModelLike",

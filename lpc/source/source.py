@@ -13,7 +13,6 @@ import torch
 from peft import PeftModel
 from transformers import (
     AutoConfig,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -24,7 +23,8 @@ from exporters.hf import Processor, class_of
 from lpc.source.adapters import brings_embeddings, load_adapter, named_base, plain_or_lora
 from lpc.source.handed import check_as_built, check_handed, without_hooks
 from lpc.source.placing import placed
-from passes.errors import LpcError, ModelError, OptionError, TokenizerError, UnsupportedModelError
+from lpc.source.processors import check_processor, find_processor, processor_of
+from passes.errors import LpcError, ModelError, OptionError, UnsupportedModelError
 from passes.families import family_of
 from passes.models import (
     CONFIG_FILE,
@@ -32,7 +32,6 @@ from passes.models import (
     base_model,
     check_adapter_folder,
     check_declared,
-    check_fetched,
     check_loss,
     check_padding,
     dense_weights,
@@ -52,23 +51,10 @@ from passes.places import Place, find_place, is_there
 
 logger = logging.getLogger(__name__)
 
-IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 ModelLike: TypeAlias = "PreTrainedModel | PeftModel | str | Path"
 """What the user may hand over as a model: a live one, a local folder or GGUF file, or a name on the hub."""
-
-
-@dataclass(frozen=True)
-class ImageProcessorFile:
-    """The description of an image processor, taken along as it stands: reading it needs no imaging library."""
-
-    text: str
-
-    def save_pretrained(self, save_directory: str | Path) -> None:
-        """Write it into a folder."""
-        (Path(save_directory) / IMAGE_PROCESSOR_FILE).write_text(self.text, encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -160,7 +146,7 @@ def find_unloaded(model: str | Path, processor: Processor | None = None) -> tupl
     if why is not None:
         raise UnsupportedModelError(why)
     _check_supported(found.model)
-    return found, processor or _processor_of(place, trust_remote_code=False)
+    return found, processor or processor_of(place, trust_remote_code=False)
 
 
 def load(model: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -177,71 +163,6 @@ def load_config(model: str | Path, *, trust_remote_code: bool = False) -> PreTra
     No code that comes with it is run unless that is trusted. Raises MissingFileError, ModelError.
     """
     return _config_at(find_place(str(model)), trust_remote_code)
-
-
-def find_tokenizer(
-    folder: Path, *, gguf: str | None = None, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase | None:
-    """The tokenizer in a folder, or None if there are no tokenizer files. Raises TokenizerError if they are broken."""
-    if gguf is None and not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        return None
-    options: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
-    try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=trust_remote_code, **options
-            )
-    except Exception as error:
-        where = folder / gguf if gguf else folder
-        why = f"{reason(error)}"
-        if "trust_remote_code" in str(error):
-            why = "it brings code of its own, which is not run: say trust_remote_code=True (--trust-remote-code)"
-        for name in TOKENIZER_FILES if gguf is None else ():
-            if (folder / name).is_file():
-                check_fetched(folder / name)
-        raise TokenizerError(f"the tokenizer in {where} cannot be loaded: {why}") from error
-
-
-def find_processor(folder: Path, *, trust_remote_code: bool = False) -> Processor | None:
-    """The tokenizer in a folder, or else the image processor, or None. Raises TokenizerError for a broken tokenizer."""
-    return find_tokenizer(folder, trust_remote_code=trust_remote_code) or _image_processor(
-        folder / IMAGE_PROCESSOR_FILE
-    )
-
-
-def check_processor(processor: object) -> None:
-    """Raise TokenizerError for what cannot be saved with a model, such as a tokenizer's name."""
-    if processor is not None and not callable(getattr(processor, "save_pretrained", None)):
-        raise TokenizerError(
-            f"the tokenizer is {processor!r:.80}, not a tokenizer: hand over AutoTokenizer.from_pretrained(...), or "
-            "leave it out and the one beside the model is taken"
-        )
-
-
-def _image_processor(path: Path) -> ImageProcessorFile | None:
-    return ImageProcessorFile(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def _processor_of(place: Place, trust_remote_code: bool) -> Processor | None:
-    if place.folder is None:
-        return _hub_processor(place.name, trust_remote_code)
-    if place.gguf is None:
-        return find_processor(place.folder, trust_remote_code=trust_remote_code)
-    beside = find_tokenizer(place.folder, trust_remote_code=trust_remote_code)
-    try:
-        return beside or find_tokenizer(place.folder, gguf=place.gguf)
-    except TokenizerError as error:
-        logger.warning("%s; token ids can be given without one", error)
-        return None
-
-
-def _hub_processor(name: str, trust_remote_code: bool) -> Processor:
-    try:
-        file = vendor.cached_or_none(name, IMAGE_PROCESSOR_FILE)
-        found: Processor | None = _image_processor(Path(file)) if file else None
-        return found or AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        raise TokenizerError(f"the tokenizer of {name} cannot be loaded: {reason(error)}") from error
 
 
 def _config_at(place: Place, trust_remote_code: bool) -> PreTrainedConfig:
@@ -317,7 +238,7 @@ def _load_plain(
     check_padding(config, task_of(kind))
     loaded = load_model(kind, place, config, packing.arguments(config) if packing else None)
     _check_supported(loaded)
-    return Source(loaded, processor or _processor_of(place, trust_remote_code), _absolute(place.name))
+    return Source(loaded, processor or processor_of(place, trust_remote_code), _absolute(place.name))
 
 
 def _load_adapted(folder: Path, processor: Processor | None, trust_remote_code: bool) -> Source:
