@@ -74,28 +74,26 @@ def open_backend(
         )
     backend: Any
     try:
-        if subject.backend != "hf":
+        if subject.backend == "hf":
+            model = reload(subject.folder).float().to(device) if subject.live is None else subject.live
+            backend = TorchBackend(
+                pretrained=model,
+                tokenizer=tokenizer,
+                backend="causal",
+                batch_size=batch_size or AUTO_BATCH,
+                max_length=context_length,
+                add_bos_token=False,
+                prefix_token_id=prefix,
+            )
+        else:
             kind = OrtBackend if subject.backend == "onnx" else GenaiBackend
             backend = kind(subject.folder, max_length=context_length, prefix=prefix)
-            backend.told = told
-            return backend
-        model: Any = reload(subject.folder).float() if subject.live is None else subject.live
-        model = model.to(device) if subject.live is None else model
-        backend = TorchBackend(
-            pretrained=model,
-            tokenizer=tokenizer,
-            backend="causal",
-            batch_size=batch_size or AUTO_BATCH,
-            max_length=context_length,
-            add_bos_token=False,
-            prefix_token_id=prefix,
-        )
-        backend.told = told
-        return backend
     except LpcError:
         raise
     except Exception as error:
         raise ModelError(f"{subject.folder} cannot be loaded for backend {subject.backend}: {error}") from error
+    backend.told = told
+    return backend
 
 
 def text_task(documents: Sequence[str]) -> Task:
