@@ -65,7 +65,7 @@ DEMO = (Part(OutputOptions, ("out", "force", "json"), {"out": Path("demo-out")})
 
 
 def inspect(given: Given) -> None:
-    """Show MODEL's dimensions, their units, and what each unit costs. A folder with only a config.json is enough."""
+    """Show what of MODEL can go, and what each unit costs. A folder with only a config.json is enough."""
     model, options, output = given.arguments["model"], given.make(TraceOptions), given.make(OutputOptions)
     find_place(model)
     from lpc.cli.tables import show_inspection
@@ -77,7 +77,7 @@ def inspect(given: Given) -> None:
 
 
 def export(given: Given) -> None:
-    """Write the verified ONNX package of a checkpoint that lpc or transformers can load."""
+    """Write the ONNX package of a checkpoint, and verify it. Any that lpc or transformers can load."""
     folder, output = given.arguments["folder"], given.make(OutputOptions)
     check_file(folder, "the folder of a checkpoint")
     hold(given.held, output.out, force=output.force, reads=(folder,), owned=PACKAGE)
@@ -90,7 +90,7 @@ def export(given: Given) -> None:
 
 
 def benchmark(given: Given) -> None:
-    """Time prefill and decode in onnxruntime and write DIR/benchmark.json."""
+    """Time prefill and decode in onnxruntime. Writes DIR/benchmark.json and the report."""
     folder, options, output = given.arguments["folder"], given.make(BenchmarkOptions), given.make(OutputOptions)
     against = given.make(AgainstOptions).against
     for each in (folder, *([against] if against else [])):
@@ -104,9 +104,10 @@ def benchmark(given: Given) -> None:
 
 
 def evaluate(given: Given) -> None:
-    """Evaluate with lm-eval, dense, pruned and ONNX side by side, and add to eval.json; what is done is not run again.
+    """Evaluate dense, pruned and ONNX with lm-eval, side by side.
 
-    A folder that is no output of lpc is never written into.
+    Results are added to eval.json, and what is done is not run again. A folder that is no output of lpc is never
+    written into.
     """
     folder, options, output = given.arguments["folder"], given.make(EvaluateOptions), given.make(OutputOptions)
     check_file(folder, "an output of lpc, a checkpoint, or an ONNX folder")
@@ -125,7 +126,7 @@ def evaluate(given: Given) -> None:
 
 
 def compare(given: Given) -> None:
-    """Show outputs of lpc side by side: sizes, held-out quality, lm-eval, latency, of what was measured in each."""
+    """Show outputs of lpc side by side. Sizes, held-out quality, lm-eval and latency, as far as they were measured."""
     page = given.make(PageOptions).html
     if page is not None and page.exists() and not given.make(OutputOptions).force:
         raise OutputExistsError(f"{page} is there already; choose another file, or pass --force")
@@ -143,7 +144,7 @@ def compare(given: Given) -> None:
 
 
 def doctor(given: Given) -> None:
-    """Show versions, devices, threads, and what is missing; exit code 2 if lpc cannot work."""
+    """Show versions, devices, threads, and what is missing. Exit code 2 if lpc cannot work."""
     from lpc.checkup import doctor as run
     from lpc.cli.tables import show_diagnosis
 
@@ -154,7 +155,7 @@ def doctor(given: Given) -> None:
 
 
 def demo(given: Given) -> None:
-    """Compress the embedded model, export, benchmark and evaluate it; needs neither network nor data."""
+    """Go the whole way on the embedded model. Compress, export, benchmark, evaluate: no network, no data."""
     output = given.make(OutputOptions)
     with ExitStack() as tried:  # the demo holds it again, once torch is there
         hold(tried, output.out, force=output.force, reads=())

@@ -68,9 +68,10 @@ PARTS = (
 
 
 def compress(given: Given) -> None:
-    """Compress MODEL and write OUT/hf, OUT/onnx, OUT/adapter, OUT/plan.json, OUT/lpc.json and OUT/report.md.
+    """Make MODEL smaller, prove it, and write OUT.
 
-    Say how far with --ratio, with one --budget or several, or with --snapshots for a model at each of several ratios.
+    OUT has hf, onnx, adapter, plan.json, report.html and lpc.json, which names the rest. Say how far with --ratio,
+    with one --budget or several, or with --snapshots for a model at each of several ratios.
     """
     required(given, InputOptions)
     model, data, output = given.arguments["model"], given.make(InputOptions).data, given.make(OutputOptions)

@@ -64,7 +64,7 @@ ESTIMATE = (
 
 
 def estimate(given: Given) -> None:
-    """Show what compressing MODEL will take: memory, operations and time by stage. A config.json is enough."""
+    """Show what compressing MODEL will take, stage by stage. Memory, operations, time; a config.json is enough."""
     model, target = given.arguments["model"], target_of(given)
     tune, data, trace = given.make(TuneOptions), given.make(DataOptions), given.make(TraceOptions)
     find_place(model)

@@ -59,7 +59,7 @@ DIFF = (Part(OutputOptions, ("json",)),)
 
 
 def plan(given: Given) -> None:
-    """Make a plan for MODEL from saved scores: another budget or layout, in seconds, without data or training."""
+    """Make a plan for MODEL from saved scores. Another budget or layout, in seconds, without data or training."""
     required(given, ScoresOptions)
     model, output, target = given.arguments["model"], given.make(OutputOptions), target_of(given)
     importance = given.make(ScoresOptions).importance
@@ -78,9 +78,10 @@ def plan(given: Given) -> None:
 
 
 def apply(given: Given) -> None:
-    """Apply PLAN to the MODEL that it was made for and write a complete verified output; nothing is trained.
+    """Apply PLAN to the MODEL that it was made for.
 
-    A folder of safetensors goes through a tensor at a time, whatever its size. With --export hf,onnx it is loaded.
+    Writes a complete verified output; nothing is trained. A folder of safetensors goes through a tensor at a time,
+    whatever its size. With --export hf,onnx it is loaded.
     """
     plan, model = given.arguments["plan"], given.arguments["model"]
     replay, output = given.make(ReplayOptions), given.make(OutputOptions)
@@ -104,7 +105,7 @@ def apply(given: Given) -> None:
 
 
 def diff(given: Given) -> None:
-    """Show where two plans differ: units a dimension, how many of them both keep, and the options."""
+    """Show where two plans differ. Units a dimension, how many of them both keep, and the options."""
     first, second = given.arguments["first"], given.arguments["second"]
     for each in (first, second):
         check_file(each, "a plan.json")
