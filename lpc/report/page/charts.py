@@ -129,7 +129,7 @@ def _course(manifest: Mapping[str, Any]) -> Iterator[Chart]:
     losses = [{"step": step, "value": loss} for step, loss in report["losses"]]
     line = alt.Chart(_data(losses)).mark_line(point=len(losses) < 40)
     line = line.encode(
-        x=alt.X("step:Q", title="step"),
+        x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1)),
         y=alt.Y("value:Q", title="training loss", scale=alt.Scale(zero=False)),
         tooltip=[alt.Tooltip("step:Q"), alt.Tooltip("value:Q", format=".4f", title="loss")],
     )
@@ -145,7 +145,7 @@ def _course(manifest: Mapping[str, Any]) -> Iterator[Chart]:
         return
     steps = alt.Chart(_data(gone)).mark_line(interpolate="step-after")
     steps = steps.encode(
-        x=alt.X("step:Q", title="step"),
+        x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1)),
         y=alt.Y("share:Q", title="kept", axis=alt.Axis(format=".0%"), scale=alt.Scale(domain=[0, 1])),
         color=alt.Color("width:N", title=None),
         tooltip=[alt.Tooltip("step:Q"), alt.Tooltip("width:N"), alt.Tooltip("share:Q", format=".1%")],
@@ -208,7 +208,7 @@ def _trade_offs(family: Mapping[str, Any]) -> Iterator[Chart]:
         slider = alt.binding_range(min=0, max=max(r["ratio"] for r in rows), step=0.05, name="removed share up to ")
         member = alt.param(name="ratio", value=max(r["ratio"] for r in rows), bind=slider)
         base = alt.Chart(_data(plain)).encode(
-            x=alt.X("cost:Q", title=title, axis=alt.Axis(format=form), scale=alt.Scale(zero=False)),
+            x=alt.X("cost:Q", title=title, axis=alt.Axis(format=form), scale=alt.Scale(zero=False, padding=20)),
             y=alt.Y("quality:Q", title=f"held-out {quality}", scale=alt.Scale(zero=False)),
             tooltip=[
                 alt.Tooltip("name:N", title="member"),
