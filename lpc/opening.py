@@ -94,7 +94,7 @@ def opened(
     join(torch.device(run.device))
     run = replace(run, progress=silent) if rank() else run
     with together():
-        check_loads(model, run)
+        check_loads(model, run, options.load_in)
         run.progress(LOAD, 0, 1)
         with measured() as loading:
             source = load_source(
@@ -108,9 +108,12 @@ def opened(
         return source, TracePass(options.trace)(replace(program, history=(record,)), run).program, run
 
 
-def check_loads(model: ModelLike, run: RunContext) -> None:
-    """Raise OptionError if the weights of a folder are more than the memory that is free where they are to lie."""
-    if not isinstance(model, str | Path) or not Path(model).is_dir():
+def check_loads(model: ModelLike, run: RunContext, load_in: str | None = None) -> None:
+    """Raise OptionError if the weights of a folder are more than the memory that is free where they are to lie.
+
+    Nothing is said of weights that are packed when they are loaded (``load_in``).
+    """
+    if load_in is not None or not isinstance(model, str | Path) or not Path(model).is_dir():
         return
     weights, room = sum(path.stat().st_size for path in Path(model).glob("*.safetensors")), room_on(run.device)
     if weights > room:

@@ -17,8 +17,10 @@ import lpc
 from lpc.cli.app import app
 from lpc.estimation import Costs, check_room, memory, work
 from lpc.estimation.rate import measured_rate
+from lpc.opening import check_loads
 from passes.errors import OptionError
 from passes.options import LoraOptions
+from passes.pipeline import RunContext
 from passes.trace import trace
 
 CONTEXT, BATCH, RANK = 64, 2, 4
@@ -217,3 +219,13 @@ def test_weights_that_cannot_be_loaded_are_refused_before(
     monkeypatch.setattr("lpc.opening.room_on", lambda device: 1000)
     with pytest.raises(OptionError, match=r"GiB of weights, and 0\.0 GiB are free on cpu"):
         lpc.compress(tiny_model_folder, text_file, 0.3)
+
+
+def test_weights_that_are_packed_while_they_are_loaded_are_not_measured_by_their_files(
+    tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lpc.opening.room_on", lambda device: 1000)
+    run = RunContext(device="cpu")
+    with pytest.raises(OptionError, match="GiB of weights"):
+        check_loads(tiny_model_folder, run)
+    check_loads(tiny_model_folder, run, load_in="4bit")
