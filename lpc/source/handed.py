@@ -70,7 +70,7 @@ def _together(model: nn.Module) -> None:
 def check_as_built(model: PreTrainedModel) -> None:
     """Raise ModelError if a part of a live model is not what its configuration builds: no checkpoint could hold that.
 
-    Layers that an adapter has put in the place of others are not looked at.
+    Layers that an adapter, or packing, has put in the place of others are not looked at.
     """
     built = dict(weightless(type(model), copy.deepcopy(model.config)).named_modules())
     for name, module in model.named_modules():
@@ -80,11 +80,17 @@ def check_as_built(model: PreTrainedModel) -> None:
                 "register that (docs/custom-models.md), or hand over the model without it"
             )
         wanted = built.get(name)
-        if wanted is not None and type(module) is not type(wanted) and not type(module).__module__.startswith("peft."):
+        if wanted is not None and type(module) is not type(wanted) and not _replaced(module):
             raise ModelError(
                 f"{name} is a {_whole(module)}, and the configuration builds a {_whole(wanted)} there: change the "
                 "configuration, or hand over the model as it was"
             )
+
+
+def _replaced(module: nn.Module) -> bool:
+    """Whether peft or bitsandbytes put a module there."""
+    weight = getattr(module, "weight", None)
+    return type(module).__module__.startswith("peft.") or (isinstance(weight, torch.Tensor) and is_packed(weight))
 
 
 def _is_users(hook: Any) -> bool:
