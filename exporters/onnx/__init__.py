@@ -2,7 +2,7 @@
 
 from exporters.onnx.causal import trace_decoder
 from exporters.onnx.decoder import build_decoder, has_builder, why_not_builder
-from exporters.onnx.export import export_onnx
+from exporters.onnx.export import export_onnx, export_packages
 from exporters.onnx.export_pass import ExportPass, ExportReport
 from exporters.onnx.graph import GraphBuilder
 from exporters.onnx.options import DATA_FILE, OnnxPackage
@@ -23,6 +23,7 @@ __all__ = [
     "build_decoder",
     "check_exportable",
     "export_onnx",
+    "export_packages",
     "has_builder",
     "needs_tokenizer",
     "register_precision",

@@ -11,15 +11,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from exporters.hf import Processor
 from exporters.onnx.causal import export_causal
-from exporters.onnx.options import OnnxPackage
+from exporters.onnx.options import OnnxPackage, settled
 from exporters.onnx.package import clear
 from exporters.onnx.refusals import check_exportable, kind_of
 from exporters.onnx.seq2seq import export_seq2seq
 from exporters.onnx.single import export_single
 from exporters.options import OnnxOptions
+from passes.errors import OptionError
 from passes.models import evaluation_mode
 
-__all__ = ["OnnxOptions", "OnnxPackage", "export_onnx"]
+__all__ = ["OnnxOptions", "OnnxPackage", "export_onnx", "export_packages"]
 
 
 def export_onnx(
@@ -39,7 +40,10 @@ def export_onnx(
     """
     options, folder = options or OnnxOptions(), Path(folder)
     check_exportable(model, processor, options)
-    kind = kind_of(model)
+    asked = settled(options, model)
+    if len(asked) > 1:
+        raise OptionError(f"one package has one precision, got {', '.join(options.precision)}: see export_packages")
+    options, kind = asked[0], kind_of(model)
     clear(folder)
     with in_fp32(model):
         if kind == "encoder-decoder":
@@ -48,6 +52,17 @@ def export_onnx(
             return export_single(model, processor, folder, options)
         assert isinstance(processor, PreTrainedTokenizerBase)
         return export_causal(model, processor, folder, options)
+
+
+def export_packages(
+    model: PreTrainedModel, processor: Processor | None, folder: Path, options: OnnxOptions | None = None
+) -> tuple[OnnxPackage, ...]:
+    """As ``export_onnx``, for one precision or several, each of which then has a folder of its name in ``folder``."""
+    options = options or OnnxOptions()
+    asked = settled(options, model)
+    if len(asked) == 1:
+        return (export_onnx(model, processor, folder, asked[0]),)
+    return tuple(export_onnx(model, processor, Path(folder) / each.precision[0], each) for each in asked)
 
 
 @contextmanager

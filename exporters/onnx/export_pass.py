@@ -24,7 +24,7 @@ class ExportReport:
 
     kind: str
     opset: int
-    dtype: str
+    precision: str
     route: str
     kv_bytes_per_token: int
     no_genai: str | None
@@ -55,7 +55,7 @@ class ExportPass(Pass):
         report = ExportReport(
             kind=package.kind,
             opset=package.opset,
-            dtype=package.dtype,
+            precision=package.precision,
             route=package.route,
             kv_bytes_per_token=package.kv_bytes_per_token,
             no_genai=package.no_genai,

@@ -27,12 +27,13 @@ from exporters.onnx.options import (
     OnnxPackage,
     cast,
     cross_names,
-    precision_of,
     seq2seq_past_names,
     seq2seq_present_names,
 )
 from exporters.onnx.package import finish, write_companions
+from exporters.onnx.precision import Precision
 from exporters.onnx.session import OnnxModel, open_checked
+from exporters.onnx.stages import finished
 from exporters.onnx.torch_caches import RUN_ERRORS, cache_tensors, fill_cross_cache, plain_shapes
 from exporters.onnx.torch_route import Tracing, trace_to_onnx
 from exporters.onnx.verify.seq2seq import verify_decoder, verify_encoder, verify_generation
@@ -105,30 +106,40 @@ def export_seq2seq(
     parameters = trace_to_onnx(exported, TracedEncoder(exported), _encoder(sample), encoder, opset=options.opset)
     parameters += trace_to_onnx(exported, TracedDecoder(exported), _decoder(sample), decoder, opset=options.opset)
     del exported  # a copy, if the graphs are in half precision
-    precision_of(options).finish(encoder, decoder)
     write_companions(model, processor, folder, options)
     generation = model.generation_config or GenerationConfig.from_model_config(model.config)
     generation.save_pretrained(folder)
     outputs = ["last_hidden_state", *cross_names(layers)]
-    encoding = open_checked(encoder, ["input_ids", "attention_mask"], outputs)
     pasts = seq2seq_past_names(layers)
     inputs = ["input_ids", "encoder_attention_mask", *pasts]
-    decoding = open_checked(decoder, inputs, ["logits", *seq2seq_present_names(layers)])
+    kv_bytes = 0
+
+    def verify(precision: Precision) -> tuple[Parity, ...]:
+        nonlocal kv_bytes
+        encoding = open_checked(encoder, ["input_ids", "attention_mask"], outputs)
+        decoding = open_checked(decoder, inputs, ["logits", *seq2seq_present_names(layers)])
+        kv_bytes = decoding.bytes_per_token([name for name in pasts if ".decoder." in name])
+        return _verify(model, encoding, decoding, options, precision)
+
+    parity = finished(options, verify, encoder, decoder)
     return finish(
         folder,
         options,
         kind="encoder-decoder",
         parameters=parameters,
-        kv_bytes_per_token=decoding.bytes_per_token([name for name in pasts if ".decoder." in name]),
-        parity=_verify(model, encoding, decoding, options),
+        kv_bytes_per_token=kv_bytes,
+        parity=parity,
         no_genai=NO_GENAI,
     )
 
 
-def _verify(model: PreTrainedModel, encoder: OnnxModel, decoder: OnnxModel, options: OnnxOptions) -> Any:
-    parity = verify_encoder(model, encoder, precision_of(options).tolerance)
-    parity += verify_decoder(model, decoder, precision_of(options).tolerance)
-    if options.greedy_prompts:
+def _verify(
+    model: PreTrainedModel, encoder: OnnxModel, decoder: OnnxModel, options: OnnxOptions, precision: Precision
+) -> tuple[Parity, ...]:
+    """What is said token by token must be torch's, but for a precision that was written in another one first."""
+    parity = verify_encoder(model, encoder, precision.tolerance)
+    parity += verify_decoder(model, decoder, precision.tolerance)
+    if options.greedy_prompts and precision.first is None:
         parity += (verify_generation(model, encoder, decoder, options),)
     return parity
 

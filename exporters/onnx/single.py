@@ -14,9 +14,11 @@ from transformers import PreTrainedModel
 
 from exporters.files import MODEL_FILE
 from exporters.hf import Processor
-from exporters.onnx.options import BATCH, SEQUENCE, OnnxPackage, cast, precision_of
+from exporters.onnx.options import BATCH, SEQUENCE, OnnxPackage, cast
 from exporters.onnx.package import finish, write_companions
+from exporters.onnx.precision import Precision
 from exporters.onnx.session import open_checked
+from exporters.onnx.stages import finished
 from exporters.onnx.torch_caches import RUN_ERRORS
 from exporters.onnx.torch_route import Tracing, trace_to_onnx
 from exporters.onnx.verify.probes import vocabulary
@@ -65,12 +67,14 @@ def export_single(
     """
     path = folder / MODEL_FILE
     parameters = trace_single(model, path, opset=options.opset, exported=cast(options, model))
-    precision_of(options).finish(path)
     sample = sample_inputs(model)
     inputs, outputs = tuple(sample), output_names(model, sample)
     write_companions(model, processor, folder, options)
-    graph = open_checked(path, inputs, outputs)
-    parity = verify_single(model, graph, precision_of(options).tolerance)
+
+    def verify(precision: Precision) -> tuple[Parity, ...]:
+        return verify_single(model, open_checked(path, inputs, outputs), precision.tolerance)
+
+    parity = finished(options, verify, path)
     return finish(folder, options, kind="single", parameters=parameters, parity=parity, no_genai=NO_GENAI)
 
 
