@@ -138,7 +138,7 @@ def _search(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def verify_greedy(model: PreTrainedModel, folder: Path, options: OnnxOptions) -> Parity:
-    """GenAI continues the probe prompts exactly as ``generate`` does, or as onnxruntime where the weights were rewritten.
+    """GenAI continues the probe prompts exactly as ``generate`` does; where weights were rewritten, as onnxruntime.
 
     The value is 0 when all tokens are equal. Where a token differs, it is the gap between torch's logits of the two
     tokens, relative to the largest logit: a tie within rounding passes, anything else raises ``PostconditionError``.

@@ -28,7 +28,7 @@ BEHIND_THE_HEAD = ("Add", "Mul", "Div", "Tanh", "Cast", "Identity")
 def quantise(path: Path, options: OnnxOptions, *, bits: int) -> tuple[Parity, ...]:
     """Store the weights of a graph in ``bits``, the head and the embedding as the options say for 4 bits.
 
-    Proven, of every one of them: each block is near what it was, and onnxruntime computes with it what its numbers give.
+    Proven, of every one of them: each block is near what it was, and onnxruntime computes what its numbers give.
     """
     new = rewritten(path, partial(_quantise, options=options, bits=bits))
     proof = compare(path, new, bits)

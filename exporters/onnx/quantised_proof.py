@@ -24,7 +24,7 @@ FARTHEST = {4: 0.5, 8: 0.03}
 """How far a block may be from what it was, relative to its length. The worst that the nearest code can do to a block of
 32, one large number and all others between two codes, is sqrt(31) / 2 ** bits: 0.35 and 0.022."""
 
-KERNEL = 2e-2
+KERNEL = 4e-2
 """How far onnxruntime, which rounds inputs to int8 block by block, may be from the exact product."""
 
 ROWS = 4

@@ -7,7 +7,7 @@ step, and the cross-attention projections run once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from exporters.onnx.torch_route import Tracing, trace_to_onnx
 from exporters.onnx.verify.seq2seq import verify_decoder, verify_encoder, verify_generation
 from exporters.options import OnnxOptions
 from passes.errors import UnsupportedModelError
+from passes.models import Parity
 
 NO_GENAI = "onnxruntime-genai serves no text-to-text encoder-decoder"
 SAMPLE_BATCH, SAMPLE_TOKENS, SAMPLE_PAST, SAMPLE_TEXT = 2, 3, 4, 5
@@ -140,7 +141,7 @@ def _verify(
     parity = verify_encoder(model, encoder, precision.tolerance)
     parity += verify_decoder(model, decoder, precision.tolerance)
     if options.greedy_prompts and precision.first is None:
-        parity += (verify_generation(model, encoder, decoder, options),)
+        parity += (verify_generation(model, encoder, decoder, replace(options, precision=(precision.name,))),)
     return parity
 
 

@@ -25,6 +25,7 @@ from exporters.onnx.verify.probes import vocabulary
 from exporters.onnx.verify.single import verify_single
 from exporters.options import OnnxOptions
 from passes.errors import UnsupportedModelError
+from passes.models import Parity
 
 NO_GENAI = "onnxruntime-genai serves models that generate text"
 SAMPLE_BATCH, SAMPLE_TOKENS = 2, 5
