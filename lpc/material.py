@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
 import torch
@@ -27,7 +28,7 @@ from lpc.data import (
     split_heldout,
     split_rows,
 )
-from lpc.evaluation import Quality, quality_of, token_perplexity, warn_of_loss, warn_of_text
+from lpc.evaluation import Quality, quality, quality_of, token_perplexity, warn_of_loss, warn_of_text
 from lpc.options import DataOptions
 from lpc.source import Source
 from passes.errors import DataError
@@ -50,6 +51,7 @@ class Material:
 
     ``measure_dense`` is the same measure for the model as it was given: a warning says so if what it gives is not
     plausible.
+    ``measure_package`` is the measure for an ONNX folder, in onnxruntime.
     ``context_length`` is the length of the sequences that text was cut into, in tokens; None for rows. ``digest`` gives
     the sha256 of all of the data.
     """
@@ -59,6 +61,7 @@ class Material:
     measure: Measurer
     measure_dense: Measurer
     context_length: int | None
+    measure_package: Callable[[Path], Quality]
     digest: Callable[[], str] = str
 
 
@@ -96,12 +99,15 @@ def _of_rows(model: PreTrainedModel, rows: Rows, options: DataOptions) -> Materi
         return quality_of(model, heldout, batch_size=batch_size)
 
     def measure_dense(model: PreTrainedModel | PeftModel, batch_size: int) -> Quality:
-        quality = measure(model, batch_size)
+        found = measure(model, batch_size)
         if rows.format.task in (Task.CAUSAL_LM, Task.MASKED_LM, Task.SEQ2SEQ_LM):
-            warn_of_loss(quality.loss, rows.format.vocabulary)
-        return quality
+            warn_of_loss(found.loss, rows.format.vocabulary)
+        return found
 
-    return Material(train, collate, measure, measure_dense, None, lambda: _rows_digest(rows))
+    def measure_package(folder: Path) -> Quality:
+        return quality(folder, heldout, batch_size=1)
+
+    return Material(train, collate, measure, measure_dense, None, measure_package, lambda: _rows_digest(rows))
 
 
 @caller_state_kept()
@@ -130,13 +136,19 @@ def _of_blocks(source: Source, blocks: TokenBlocks, options: DataOptions) -> Mat
     tokenizer = source.tokenizer  # the measure must not hold the source, and with it the dense model
 
     def measure_dense(model: PreTrainedModel | PeftModel, batch_size: int) -> Quality:
-        quality = measure(model, batch_size)
-        warn_of_text(model, tokenizer, heldout, quality.loss)
-        return quality
+        found = measure(model, batch_size)
+        warn_of_text(model, tokenizer, heldout, found.loss)
+        return found
 
     data = BlockDataset(train, train_labels)
     whole = {"tokens": blocks.tensor, "labels": blocks.labels}
-    return Material(data, None, measure, measure_dense, blocks.tensor.shape[1], lambda: tensors_digest([whole]))
+    length = blocks.tensor.shape[1]
+
+    def measure_package(folder: Path) -> Quality:
+        texts = [{"input_ids": ids, "labels": each} for ids, each in zip(heldout, labels, strict=True)]
+        return quality(folder, texts, batch_size=1)
+
+    return Material(data, None, measure, measure_dense, length, measure_package, lambda: tensors_digest([whole]))
 
 
 def set_aside(

@@ -2,10 +2,11 @@
 
 from exporters.onnx.causal import trace_decoder
 from exporters.onnx.decoder import build_decoder, has_builder, why_not_builder
-from exporters.onnx.export import export_onnx, export_packages
-from exporters.onnx.export_pass import ExportPass, ExportReport
+from exporters.onnx.export import export_onnx, export_packages, parities
+from exporters.onnx.export_pass import ExportPass, ExportReport, WrittenPackage
 from exporters.onnx.graph import GraphBuilder
 from exporters.onnx.options import DATA_FILE, OnnxPackage
+from exporters.onnx.package import PRECISION_ENTRY
 from exporters.onnx.precision import FLOAT32, PRECISIONS, Precision, register_precision, torch_type
 from exporters.onnx.refusals import check_exportable, needs_tokenizer
 from exporters.onnx.single import trace_single
@@ -15,17 +16,20 @@ __all__ = [
     "DATA_FILE",
     "FLOAT32",
     "PRECISIONS",
+    "PRECISION_ENTRY",
     "ExportPass",
     "ExportReport",
     "GraphBuilder",
     "OnnxPackage",
     "Precision",
+    "WrittenPackage",
     "build_decoder",
     "check_exportable",
     "export_onnx",
     "export_packages",
     "has_builder",
     "needs_tokenizer",
+    "parities",
     "register_precision",
     "takes_positions",
     "torch_type",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,9 +19,9 @@ from exporters.onnx.seq2seq import export_seq2seq
 from exporters.onnx.single import export_single
 from exporters.options import OnnxOptions
 from passes.errors import OptionError
-from passes.models import evaluation_mode
+from passes.models import Parity, evaluation_mode
 
-__all__ = ["OnnxOptions", "OnnxPackage", "export_onnx", "export_packages"]
+__all__ = ["OnnxOptions", "OnnxPackage", "export_onnx", "export_packages", "parities"]
 
 
 def export_onnx(
@@ -63,6 +64,13 @@ def export_packages(
     if len(asked) == 1:
         return (export_onnx(model, processor, folder, asked[0]),)
     return tuple(export_onnx(model, processor, Path(folder) / each.precision[0], each) for each in asked)
+
+
+def parities(packages: Sequence[OnnxPackage]) -> tuple[Parity, ...]:
+    """What was compared, of several packages with the precision in each name."""
+    if len(packages) == 1:
+        return packages[0].parity
+    return tuple(replace(each, name=f"{of.precision}: {each.name}") for of in packages for each in of.parity)
 
 
 @contextmanager

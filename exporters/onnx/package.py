@@ -14,6 +14,9 @@ from exporters.onnx.options import GraphKind, OnnxPackage, precision_of
 from exporters.options import OnnxOptions
 from passes.models import Parity
 
+PRECISION_ENTRY = "onnx_precision"
+"""The entry of ``config.json`` that names a package's precision."""
+
 
 def clear(folder: Path) -> None:
     """Make the folder, and remove the graphs of an older package from it."""
@@ -27,6 +30,7 @@ def write_companions(model: PreTrainedModel, processor: Processor | None, folder
     """``config.json``, and the tokenizer or image processor if there is one."""
     config = copy.deepcopy(model.config)
     config.dtype = str(precision_of(options).torch_dtype).removeprefix("torch.")
+    setattr(config, PRECISION_ENTRY, precision_of(options).name)
     vars(config).pop("auto_map", None)  # the file that it names lies beside the weights
     config.save_pretrained(folder)
     if processor is not None:

@@ -3,14 +3,15 @@
 from lpc.report.curve import Panel, Point, draw
 from lpc.report.manifest import complete, record, write_manifest
 from lpc.report.page import comparison_page, family_page
-from lpc.report.render import heldout_rows, runs_on, show_measure, size_rows, speed_rows, table
-from lpc.report.report import BeforeAfter, HeldOut, Merging, PredictedLatency, Report
+from lpc.report.render import heldout_rows, package_rows, runs_on, show_measure, size_rows, speed_rows, table
+from lpc.report.report import BeforeAfter, HeldOut, Merging, PackageCost, PredictedLatency, Report
 from lpc.report.untouched import untouched
 
 __all__ = [
     "BeforeAfter",
     "HeldOut",
     "Merging",
+    "PackageCost",
     "Panel",
     "Point",
     "PredictedLatency",
@@ -20,6 +21,7 @@ __all__ = [
     "draw",
     "family_page",
     "heldout_rows",
+    "package_rows",
     "record",
     "runs_on",
     "show_measure",

@@ -67,6 +67,20 @@ class HeldOut:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PackageCost:
+    """What one ONNX package takes on disk, and how good it is.
+
+    ``folder`` is that in the output. ``measures`` are those of the held-out data, by name: measured in onnxruntime
+    where the precision rounds, else the checkpoint's, whose numbers are the same; empty without held-out data.
+    """
+
+    precision: str
+    folder: str
+    file_bytes: int
+    measures: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class PredictedLatency:
     """Seconds that a workload (``BATCHxPREFILL+DECODE``) takes in a runtime, as the latency table predicts them."""
 
@@ -82,7 +96,7 @@ class Report:
 
     ``latency`` is there if the budget limited it. ``others``: what the dense and the pruned model cost in measures that
     the budget limited and ``Cost`` does not have. ``dimensions``: what stays of each, and how its units were ranked.
-    ``notes`` say what was done to the source before anything else.
+    ``notes`` say what was done to the source before anything else; ``packages`` are those of ONNX.
     ``passes`` are the records of those that ran, ``pipeline`` the passes as they were built, ``run`` what they shared.
     """
 
@@ -104,6 +118,7 @@ class Report:
     run: RunContext | None = None
     pipeline: tuple[PassEntry, ...] = ()
     notes: tuple[str, ...] = ()
+    packages: tuple[PackageCost, ...] = ()
 
     @classmethod
     def of(
@@ -159,6 +174,7 @@ class Report:
             "widths": {name: plain(widths) for name, widths in self.widths.items()},
             "untouched": dict(self.untouched),
             "heldout": plain(self.heldout),
+            "packages": [plain(each) for each in self.packages],
             "compatibility": [{**plain(verdict), "evidence": verdict.evidence} for verdict in self.compatibility],
             "compensated": self._changed_by("compensate", "rounds", "recompensate"),
             "recovered": self._changed_by("recover"),
