@@ -50,7 +50,8 @@ class Continuation:
 
 def graph_greedy(graph: OnnxModel, prompt: torch.Tensor, new: int, *, eos: Any) -> Continuation:
     """A decoder's graph in onnxruntime, greedy for exactly ``new`` tokens; ``eos`` is suppressed until then."""
-    ids, logits, past = prompt[None], [], ()
+    ids, logits = prompt[None], list[torch.Tensor]()
+    past: tuple[torch.Tensor, ...] = ()
     banned = torch.tensor([eos] if isinstance(eos, int) else list(eos or ()), dtype=torch.int64)
     for _ in range(new):
         fresh = ids[:, len(prompt) - 1 + len(logits) :] if logits else ids

@@ -106,8 +106,8 @@ for each in (
     FLOAT16,
     _stored(torch.bfloat16),
     _stored(torch.float16),
-    _quantised(8, tolerance=0.1),
-    _quantised(4, tolerance=1.0),
+    _quantised(8, tolerance=0.3),
+    _quantised(4, tolerance=2.0),
 ):
     register_precision(each)
 

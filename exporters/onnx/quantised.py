@@ -85,7 +85,7 @@ def _is_head(node: ir.Node) -> bool:
         if len(users) != 1 or users[0].op_type not in BEHIND_THE_HEAD:
             return False
         value = users[0].outputs[0]
-    return value.name == "logits"
+    return bool(value.name == "logits")
 
 
 @dataclass(kw_only=True)

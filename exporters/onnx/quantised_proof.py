@@ -101,11 +101,8 @@ def _stored(node: ir.Node, columns: int) -> torch.Tensor:
 def _farthest_block(node: ir.Node, old: torch.Tensor, stored: torch.Tensor) -> float:
     block = node.attributes.get_int("block_size")
     spare = -old.shape[1] % block
-    old, stored = (
-        torch.nn.functional.pad(each.float(), (0, spare)).unflatten(1, (-1, block)) for each in (old, stored)
-    )
-    lengths = old.norm(dim=-1)
-    differences = (old - stored).norm(dim=-1)
+    wide = (torch.nn.functional.pad(each.float(), (0, spare)) for each in (old, old - stored))
+    lengths, differences = (each.reshape(len(each), -1, block).norm(dim=-1) for each in wide)
     return float(torch.where(differences > 0, differences / lengths.clamp_min(1e-30), 0).max())
 
 

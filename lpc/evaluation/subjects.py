@@ -94,7 +94,7 @@ def tolerance_of(subject: Subject) -> float:
     """How far a package's precision lets it be from torch, relative to the largest value; 0 if it names none here."""
     from exporters.onnx import PRECISION_ENTRY, PRECISIONS
 
-    name = (_read_json(subject.folder / "config.json") or {}).get(PRECISION_ENTRY)
+    name = str((_read_json(subject.folder / "config.json") or {}).get(PRECISION_ENTRY))
     return PRECISIONS[name].tolerance if name in PRECISIONS else 0.0
 
 
