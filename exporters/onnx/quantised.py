@@ -37,7 +37,7 @@ def quantise(path: Path, options: OnnxOptions, *, bits: int) -> tuple[Parity, ..
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Reader:
     """A node that reads a matrix of weights: ``node`` a MatMul or a Gather. ``rows_first``: as (outputs, inputs)."""
 
     node: ir.Node
@@ -51,29 +51,29 @@ class Place:
         return (numbers if self.rows_first else numbers.T).contiguous()
 
 
-def places(graph: ir.Graph) -> Iterator[Place]:
+def readers(graph: ir.Graph) -> Iterator[Reader]:
     """All of them, in order."""
     found = {value.name for value in matrices(graph)}
     for node in graph:
-        place = _place(node)
-        if place is not None and place.weight.name in found:
-            yield place
+        reader = _reader(node)
+        if reader is not None and reader.weight.name in found:
+            yield reader
 
 
-def _place(node: ir.Node) -> Place | None:
+def _reader(node: ir.Node) -> Reader | None:
     if node.domain:
         return None
     if node.op_type == "Gather" and node.inputs[0] is not None and node.attributes.get_int("axis", 0) == 0:
-        return Place(node=node, weight=node.inputs[0], rows_first=True, kind="embedding")
+        return Reader(node=node, weight=node.inputs[0], rows_first=True, kind="embedding")
     weight = node.inputs[1] if node.op_type == "MatMul" else None
     if weight is None:
         return None
     kind: Kind = "head" if _is_head(node) else "weight"
     before = weight.producer()
     if before is None:
-        return Place(node=node, weight=weight, rows_first=False, kind=kind)
+        return Reader(node=node, weight=weight, rows_first=False, kind=kind)
     if before.op_type == "Transpose" and before.inputs[0] is not None:
-        return Place(node=node, weight=before.inputs[0], rows_first=True, kind=kind)
+        return Reader(node=node, weight=before.inputs[0], rows_first=True, kind=kind)
     return None
 
 
@@ -96,17 +96,17 @@ class _Rewriting:
     options: OnnxOptions
     done: dict[tuple[str, int], tuple[Blocks, list[ir.Value]]] = field(default_factory=dict)
 
-    def quantise(self, place: Place, bits: int) -> None:
+    def quantise(self, reader: Reader, bits: int) -> None:
         """Put the quantised node in the place of the old one."""
-        blocks, stored = self._stored(place, bits)
+        blocks, stored = self._stored(reader, bits)
         shape = {"bits": bits, "block_size": self.options.block}
-        if place.kind == "embedding":
-            self._replace(place.node, self._gather(place.node, blocks, stored, shape))
+        if reader.kind == "embedding":
+            self._replace(reader.node, self._gather(reader.node, blocks, stored, shape))
             return
         rows = blocks.codes.shape[0]
         attributes = {"K": blocks.columns, "N": rows, **shape, "accuracy_level": INT8_PRODUCTS}
-        product = ir.node("MatMulNBits", [place.node.inputs[0], *stored], attributes, domain=CONTRIB)
-        self._replace(place.node, [product])
+        product = ir.node("MatMulNBits", [reader.node.inputs[0], *stored], attributes, domain=CONTRIB)
+        self._replace(reader.node, [product])
 
     def _gather(self, node: ir.Node, blocks: Blocks, stored: list[ir.Value], shape: dict[str, int]) -> list[ir.Node]:
         """Rows of the table; what pads its last block is cut off again."""
@@ -119,11 +119,11 @@ class _Rewriting:
         ends = [self._ints(f"{codes.name}.{name}", n) for name, n in (("0", 0), ("end", blocks.columns), ("axis", -1))]
         return [flat, rows, ir.node("Slice", [rows.outputs[0], *ends])]
 
-    def _stored(self, place: Place, bits: int) -> tuple[Blocks, list[ir.Value]]:
-        name = str(place.weight.name)
+    def _stored(self, reader: Reader, bits: int) -> tuple[Blocks, list[ir.Value]]:
+        name = str(reader.weight.name)
         if (name, bits) not in self.done:
             search, symmetric = self.options.rounding == "search", self.options.symmetric
-            blocks = in_blocks(place.matrix(), bits, self.options.block, symmetric=symmetric, search=search)
+            blocks = in_blocks(reader.matrix(), bits, self.options.block, symmetric=symmetric, search=search)
             parts = {"codes": blocks.packed(), "scales": blocks.scales.numpy(), "zeros": blocks.packed_zeros()}
             values = [
                 self._initializer(ir.tensor(array, name=f"{name}.int{bits}.{part}"))
@@ -162,10 +162,10 @@ class _Rewriting:
 def _quantise(model: ir.Model, options: OnnxOptions, bits: int) -> None:
     graph = model.graph
     rewriting = _Rewriting(graph=graph, options=options)
-    for place in list(places(graph)):
-        wanted = _bits(place.kind, options, bits)
+    for reader in list(readers(graph)):
+        wanted = _bits(reader.kind, options, bits)
         if wanted is not None:
-            rewriting.quantise(place, wanted)
+            rewriting.quantise(reader, wanted)
     for node in list(graph):
         if node.op_type == "Transpose" and not list(node.outputs[0].uses()) and not node.outputs[0].is_graph_output():
             graph.remove(node, safe=True)
@@ -176,7 +176,7 @@ def _quantise(model: ir.Model, options: OnnxOptions, bits: int) -> None:
 
 
 def _bits(kind: Kind, options: OnnxOptions, bits: int) -> int | None:
-    """In how many bits the matrix of a place is stored; None where it stays as it is."""
+    """In how many bits the matrix of a reader is stored; None where it stays as it is."""
     if bits == 8 or kind == "weight":
         return bits
     asked = options.head if kind == "head" else options.embedding or options.head
