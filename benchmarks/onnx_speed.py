@@ -2,7 +2,7 @@
 
     python benchmarks/onnx_speed.py MODEL --work DIR [--pruned HF_DIR] [--precision fp32,int4] [--rounds 15]
 
-Writes each package that is not there yet into DIR, loads all of them, and has them take turns, call by call, in an order
+Writes each package that is not there yet into DIR, loads all of them, and has them take turns, call by call, in order
 that rotates. With one thread (the default) the processor time of this process is compared, which other work on the
 machine disturbs less than the clock; with more it is the clock's. A ratio is the median over the turns of lpc's time
 over the builder's of the same precision. Prints a table, and writes it and the numbers into benchmarks/results.

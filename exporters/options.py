@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from passes.errors import OptionError
 from passes.options import AUTO, Group, Names, check, option
@@ -56,6 +57,12 @@ class OnnxOptions:
         choices=("nearest", "search"),
         help="int4 and int8: the nearest code in a block's whole range, or in the range with the least squared error.",
         group=Group.OUTPUT,
+    )
+    calibration: Path | None = option(
+        None,
+        help="int4 of a causal language model: a text on which GPTQ chooses codes, instead of the nearest.",
+        group=Group.OUTPUT,
+        metavar="FILE",
     )
     head: str = option(
         "int8",

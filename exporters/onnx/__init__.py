@@ -7,8 +7,9 @@ from exporters.onnx.export_pass import ExportPass, ExportReport, WrittenPackage
 from exporters.onnx.graph import GraphBuilder
 from exporters.onnx.options import DATA_FILE, OnnxPackage
 from exporters.onnx.package import PRECISION_ENTRY
-from exporters.onnx.precision import FLOAT32, PRECISIONS, Precision, register_precision, torch_type
+from exporters.onnx.precision import FLOAT32, PRECISIONS, Precision, register_precision
 from exporters.onnx.refusals import check_exportable, needs_tokenizer
+from exporters.onnx.session import torch_type
 from exporters.onnx.single import trace_single
 from exporters.onnx.torch_caches import takes_positions
 

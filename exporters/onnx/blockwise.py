@@ -104,6 +104,11 @@ def in_blocks(
     )
 
 
+def ranges_of(blocks: torch.Tensor, bits: int, *, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales and zeros (..., 1) of whole blocks (..., block)."""
+    return (_symmetric if symmetric else _asymmetric)(blocks, bits, 1.0)
+
+
 Range = Callable[[torch.Tensor, int, float], tuple[torch.Tensor, torch.Tensor]]
 """Scales and zeros (rows, blocks, 1) for blocks, bits and the share of the range that codes reach over."""
 

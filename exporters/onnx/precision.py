@@ -12,7 +12,6 @@ import onnx_ir as ir
 import torch
 from onnx_ir.tensor_adapters import to_torch_dtype
 
-from exporters.calls import element_type
 from exporters.onnx.quantised import quantise
 from exporters.onnx.stored import store
 from exporters.options import PRECISION_NAMES, OnnxOptions
@@ -110,9 +109,3 @@ for each in (
     _quantised(4, tolerance=2.0),
 ):
     register_precision(each)
-
-
-def torch_type(named: str) -> torch.dtype:
-    """The same, as torch has it."""
-    dtype: torch.dtype = to_torch_dtype(element_type(named))
-    return dtype

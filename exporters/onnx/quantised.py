@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import onnx_ir as ir
 import torch
 
 from exporters.onnx.blockwise import Blocks, in_blocks
+from exporters.onnx.calibrated import grams, solved
 from exporters.onnx.quantised_proof import compare
 from exporters.onnx.rewrite import CONTRIB, matrices, put_in_place, rewritten, tensor_of
 from exporters.options import OnnxOptions
@@ -30,7 +31,11 @@ def quantise(path: Path, options: OnnxOptions, *, bits: int) -> tuple[Parity, ..
 
     Proven, of every one of them: each block is near what it was, and onnxruntime computes what its numbers give.
     """
-    new = rewritten(path, partial(_quantise, options=options, bits=bits))
+    known: Mapping[str, torch.Tensor] = {}
+    if bits == 4 and options.calibration is not None:
+        wanted = [reader.input for reader in readers(ir.load(path).graph) if reader.kind == "weight"]
+        known = grams(path, wanted, options.calibration)
+    new = rewritten(path, partial(_quantise, options=options, bits=bits, known=known))
     proof = compare(path, new, bits)
     put_in_place(new, path)
     return proof
@@ -44,6 +49,11 @@ class Reader:
     weight: ir.Value
     rows_first: bool
     kind: Kind
+
+    @property
+    def input(self) -> str:
+        """The name of what the node multiplies with the weights."""
+        return str(self.node.inputs[0].name) if self.node.inputs[0] is not None else ""
 
     def matrix(self) -> torch.Tensor:
         """The weights, fp32 (outputs or tokens, inputs or hidden)."""
@@ -94,6 +104,7 @@ class _Rewriting:
 
     graph: ir.Graph
     options: OnnxOptions
+    grams: Mapping[str, torch.Tensor]
     done: dict[tuple[str, int], tuple[Blocks, list[ir.Value]]] = field(default_factory=dict)
 
     def quantise(self, reader: Reader, bits: int) -> None:
@@ -122,8 +133,7 @@ class _Rewriting:
     def _stored(self, reader: Reader, bits: int) -> tuple[Blocks, list[ir.Value]]:
         name = str(reader.weight.name)
         if (name, bits) not in self.done:
-            search, symmetric = self.options.rounding == "search", self.options.symmetric
-            blocks = in_blocks(reader.matrix(), bits, self.options.block, symmetric=symmetric, search=search)
+            blocks = self._blocks(reader, bits)
             parts = {"codes": blocks.packed(), "scales": blocks.scales.numpy(), "zeros": blocks.packed_zeros()}
             values = [
                 self._initializer(ir.tensor(array, name=f"{name}.int{bits}.{part}"))
@@ -132,6 +142,13 @@ class _Rewriting:
             ]
             self.done[name, bits] = (blocks, values)
         return self.done[name, bits]
+
+    def _blocks(self, reader: Reader, bits: int) -> Blocks:
+        """Calibrated where the inputs are known, which those of the head and the embedding need not be."""
+        block, symmetric, gram = self.options.block, self.options.symmetric, self.grams.get(reader.input)
+        if gram is not None and reader.kind == "weight":
+            return solved(reader.matrix(), gram, bits, block, symmetric=symmetric)
+        return in_blocks(reader.matrix(), bits, block, symmetric=symmetric, search=self.options.rounding == "search")
 
     def _ints(self, name: str, *numbers: int) -> ir.Value:
         known = self.graph.initializers.get(name)
@@ -159,9 +176,9 @@ class _Rewriting:
         gives.name = name
 
 
-def _quantise(model: ir.Model, options: OnnxOptions, bits: int) -> None:
+def _quantise(model: ir.Model, options: OnnxOptions, bits: int, known: Mapping[str, torch.Tensor]) -> None:
     graph = model.graph
-    rewriting = _Rewriting(graph=graph, options=options)
+    rewriting = _Rewriting(graph=graph, options=options, grams=known)
     for reader in list(readers(graph)):
         wanted = _bits(reader.kind, options, bits)
         if wanted is not None:

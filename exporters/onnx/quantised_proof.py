@@ -20,9 +20,10 @@ from exporters.onnx.rewrite import CONTRIB
 from passes.errors import PostconditionError
 from passes.models import Parity, relative_difference
 
-FARTHEST = {4: 0.5, 8: 0.03}
+FARTHEST = {4: 1.0, 8: 0.03}
 """How far a block may be from what it was, relative to its length. The worst that the nearest code can do to a block of
-32, one large number and all others between two codes, is sqrt(31) / 2 ** bits: 0.35 and 0.022."""
+32, one large number and all others between two codes, is sqrt(31) / 2 ** bits: 0.35 and 0.022; calibration goes
+farther where the text hardly looks. A block of another channel is at 1.4."""
 
 KERNEL = 4e-2
 """How far onnxruntime, which rounds inputs to int8 block by block, may be from the exact product."""

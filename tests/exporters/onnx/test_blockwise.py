@@ -6,6 +6,7 @@ import torch
 from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor
 
 from exporters.onnx.blockwise import in_blocks, pack, unpack
+from exporters.onnx.calibrated import solved
 
 
 def _weights(rows: int = 6, columns: int = 64) -> torch.Tensor:
@@ -74,3 +75,22 @@ def test_rows_are_the_same_however_many_are_searched_at_once(monkeypatch: pytest
 def test_zeros_stay_zero() -> None:
     blocks = in_blocks(torch.zeros(3, 32), 4, 32, symmetric=False, search=True)
     assert torch.equal(blocks.values, torch.zeros(3, 32))
+
+
+def test_calibrated_codes_leave_products_nearer_than_the_nearest_codes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights, mixing = _weights(24, 96), torch.randn(96, 96, generator=generator)
+    inputs = torch.randn(500, 96, generator=generator) @ mixing
+    errors = []
+    for found in (
+        in_blocks(weights, 4, 32, symmetric=True, search=False),
+        solved(weights, inputs.T @ inputs, 4, 32, symmetric=True),
+    ):
+        errors.append(float((inputs @ (found.values - weights).T).norm()))
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_calibration_without_correlation_gives_the_nearest_codes() -> None:
+    weights = _weights(8, 80)
+    found = solved(weights, torch.eye(80), 4, 16, symmetric=False)
+    assert torch.equal(found.codes, in_blocks(weights, 4, 16, symmetric=False, search=False).codes)

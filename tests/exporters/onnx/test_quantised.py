@@ -1,21 +1,24 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+import zoo
 from conftest import build_model, build_tokenizer
 from onnx_workbench import difference, run_onnx
 from transformers import PreTrainedModel
 
 from exporters.onnx import export_onnx, export_packages, quantised_proof
+from exporters.onnx.calibrated import windows
 from exporters.onnx.quantised import readers
 from exporters.onnx.quantised_proof import compare
 from exporters.onnx.rewrite import rewritten
 from exporters.options import OnnxOptions
-from passes.errors import OptionError, PostconditionError
+from passes.errors import OptionError, PostconditionError, UnsupportedModelError
 
 QUICK = {"greedy_prompts": 1, "greedy_tokens": 3}
 
@@ -119,3 +122,24 @@ def test_the_head_is_found_behind_a_bias_and_no_other_product_is(tmp_path: Path)
     _export(build_model("llama"), tmp_path, "fp32", greedy_prompts=0)
     kinds = [reader.kind for reader in readers(ir.load(tmp_path / "model.onnx").graph)]
     assert (kinds[0], kinds[-1], set(kinds[1:-1])) == ("embedding", "head", {"weight"})
+
+
+def test_a_calibrated_package_is_nearer_on_its_text_than_the_nearest_codes(text_file: Path, tmp_path: Path) -> None:
+    model, ids = build_model("llama"), next(windows_of(text_file, tmp_path))
+    with torch.no_grad():
+        expected = model(ids).logits.numpy()
+    far = []
+    for name, options in (("nearest", {}), ("calibrated", {"calibration": text_file})):
+        _export(model, tmp_path / name, "int4", greedy_prompts=0, head="float", **options)
+        far.append(difference(run_onnx(tmp_path / name, ids, torch.ones_like(ids))["logits"], expected))
+    assert far[1] < 0.9 * far[0]
+
+
+def windows_of(text: Path, folder: Path) -> Iterator[torch.Tensor]:
+    build_tokenizer().save_pretrained(folder)
+    return windows(folder, text)
+
+
+def test_calibration_of_an_encoder_is_refused_before_any_work(text_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="causal language models"):
+        export_onnx(zoo.build("bert"), None, tmp_path, OnnxOptions(calibration=text_file))
