@@ -13,7 +13,7 @@ from exporters.files.folder import (
     write_text,
     write_texts,
 )
-from exporters.files.names import DECODER_FILE, ENCODER_FILE, MODEL_FILE, PACKAGE
+from exporters.files.names import DECODER_FILE, ENCODER_FILE, MODEL_FILE, PACKAGE, PRECISION_ENTRY
 from exporters.files.place import Owned, run_folder
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "FILES",
     "MODEL_FILE",
     "PACKAGE",
+    "PRECISION_ENTRY",
     "UPDATE",
     "Owned",
     "claimed",

@@ -6,7 +6,6 @@ from exporters.onnx.export import export_onnx, export_packages, parities
 from exporters.onnx.export_pass import ExportPass, ExportReport, WrittenPackage
 from exporters.onnx.graph import GraphBuilder
 from exporters.onnx.options import DATA_FILE, OnnxPackage
-from exporters.onnx.package import PRECISION_ENTRY
 from exporters.onnx.precision import FLOAT32, PRECISIONS, Precision, register_precision
 from exporters.onnx.refusals import check_exportable, needs_tokenizer
 from exporters.onnx.session import torch_type
@@ -17,7 +16,6 @@ __all__ = [
     "DATA_FILE",
     "FLOAT32",
     "PRECISIONS",
-    "PRECISION_ENTRY",
     "ExportPass",
     "ExportReport",
     "GraphBuilder",

@@ -8,14 +8,11 @@ from typing import Literal
 
 from transformers import PreTrainedModel
 
-from exporters.files import DECODER_FILE, ENCODER_FILE, MODEL_FILE
+from exporters.files import DECODER_FILE, ENCODER_FILE, MODEL_FILE, PRECISION_ENTRY
 from exporters.hf import Processor
 from exporters.onnx.options import GraphKind, OnnxPackage, precision_of
 from exporters.options import OnnxOptions
 from passes.models import Parity
-
-PRECISION_ENTRY = "onnx_precision"
-"""The entry of ``config.json`` that names a package's precision."""
 
 
 def clear(folder: Path) -> None:

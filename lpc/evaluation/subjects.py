@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from exporters.files import PRECISION_ENTRY
 from lpc.options import BACKENDS
 from lpc.source import load_config
 from passes.errors import DataError, MissingFileError, OptionError, UnsupportedModelError
@@ -92,7 +93,7 @@ def weight_dtype(subject: Subject) -> str:
 
 def tolerance_of(subject: Subject) -> float:
     """How far a package's precision lets it be from torch, relative to the largest value; 0 if it names none here."""
-    from exporters.onnx import PRECISION_ENTRY, PRECISIONS
+    from exporters.onnx import PRECISIONS
 
     name = str((_read_json(subject.folder / "config.json") or {}).get(PRECISION_ENTRY))
     return PRECISIONS[name].tolerance if name in PRECISIONS else 0.0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,15 @@ from conftest import build_model, build_tokenizer
 from onnx_workbench import difference, run_onnx
 from transformers import PreTrainedModel
 
+from exporters.calls import OnnxFolder
 from exporters.onnx import export_onnx, export_packages, quantised_proof
 from exporters.onnx.calibrated import windows
 from exporters.onnx.quantised import readers
 from exporters.onnx.quantised_proof import compare
 from exporters.onnx.rewrite import rewritten
 from exporters.options import OnnxOptions
-from passes.errors import OptionError, PostconditionError, UnsupportedModelError
+from lpc.exporting import export_each
+from passes.errors import MissingFileError, OptionError, PostconditionError, UnsupportedModelError
 
 QUICK = {"greedy_prompts": 1, "greedy_tokens": 3}
 
@@ -143,3 +146,18 @@ def windows_of(text: Path, folder: Path) -> Iterator[torch.Tensor]:
 def test_calibration_of_an_encoder_is_refused_before_any_work(text_file: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="causal language models"):
         export_onnx(zoo.build("bert"), None, tmp_path, OnnxOptions(calibration=text_file))
+
+
+def test_several_precisions_are_one_output_of_lpc_export_and_each_is_named_to_be_read(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    asked = OnnxOptions(precision=("fp32", "int4"), greedy_prompts=0)
+    (tmp_path / "mine.txt").write_text("kept")
+    for _ in range(2):
+        export_each(tiny_model_folder, tmp_path, asked, force=True)
+    assert {each.name for each in tmp_path.iterdir()} == {"mine.txt", "fp32", "int4"}
+    with pytest.raises(MissingFileError, match=r"several precisions \(fp32, int4\): name one"):
+        OnnxFolder.find(tmp_path)
+    export_each(tiny_model_folder, tmp_path, replace(asked, precision=("int8",)), force=True)
+    assert not {"fp32", "int4"} & {each.name for each in tmp_path.iterdir()}
+    assert (tmp_path / "mine.txt").is_file()
