@@ -117,4 +117,5 @@ def _factor(gram: torch.Tensor) -> torch.Tensor:
     diagonal = damped.diagonal()
     diagonal += torch.where(diagonal == 0, 1.0, DAMPING * diagonal.mean())
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return torch.linalg.cholesky(inverse, upper=True).float()
+    upper: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return upper.float()

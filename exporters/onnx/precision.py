@@ -106,6 +106,6 @@ for each in (
     _stored(torch.bfloat16),
     _stored(torch.float16),
     _quantised(8, tolerance=0.3),
-    _quantised(4, tolerance=2.0),
+    _quantised(4, tolerance=4.0),
 ):
     register_precision(each)
