@@ -42,7 +42,7 @@ def quantise(path: Path, options: OnnxOptions, *, bits: int) -> tuple[Parity, ..
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reader:
+class WeightUse:
     """A node that reads a matrix of weights: ``node`` a MatMul or a Gather. ``rows_first``: as (outputs, inputs)."""
 
     node: ir.Node
@@ -61,7 +61,7 @@ class Reader:
         return (numbers if self.rows_first else numbers.T).contiguous()
 
 
-def readers(graph: ir.Graph) -> Iterator[Reader]:
+def readers(graph: ir.Graph) -> Iterator[WeightUse]:
     """All of them, in order."""
     found = {value.name for value in matrices(graph)}
     for node in graph:
@@ -70,20 +70,20 @@ def readers(graph: ir.Graph) -> Iterator[Reader]:
             yield reader
 
 
-def _reader(node: ir.Node) -> Reader | None:
+def _reader(node: ir.Node) -> WeightUse | None:
     if node.domain:
         return None
     if node.op_type == "Gather" and node.inputs[0] is not None and node.attributes.get_int("axis", 0) == 0:
-        return Reader(node=node, weight=node.inputs[0], rows_first=True, kind="embedding")
+        return WeightUse(node=node, weight=node.inputs[0], rows_first=True, kind="embedding")
     weight = node.inputs[1] if node.op_type == "MatMul" else None
     if weight is None:
         return None
     kind: Kind = "head" if _is_head(node) else "weight"
     before = weight.producer()
     if before is None:
-        return Reader(node=node, weight=weight, rows_first=False, kind=kind)
+        return WeightUse(node=node, weight=weight, rows_first=False, kind=kind)
     if before.op_type == "Transpose" and before.inputs[0] is not None:
-        return Reader(node=node, weight=before.inputs[0], rows_first=True, kind=kind)
+        return WeightUse(node=node, weight=before.inputs[0], rows_first=True, kind=kind)
     return None
 
 
@@ -107,7 +107,7 @@ class _Rewriting:
     grams: Mapping[str, torch.Tensor]
     done: dict[tuple[str, int], tuple[Blocks, list[ir.Value]]] = field(default_factory=dict)
 
-    def quantise(self, reader: Reader, bits: int) -> None:
+    def quantise(self, reader: WeightUse, bits: int) -> None:
         """Put the quantised node in the place of the old one."""
         blocks, stored = self._stored(reader, bits)
         shape = {"bits": bits, "block_size": self.options.block}
@@ -130,7 +130,7 @@ class _Rewriting:
         ends = [self._ints(f"{codes.name}.{name}", n) for name, n in (("0", 0), ("end", blocks.columns), ("axis", -1))]
         return [flat, rows, ir.node("Slice", [rows.outputs[0], *ends])]
 
-    def _stored(self, reader: Reader, bits: int) -> tuple[Blocks, list[ir.Value]]:
+    def _stored(self, reader: WeightUse, bits: int) -> tuple[Blocks, list[ir.Value]]:
         name = str(reader.weight.name)
         if (name, bits) not in self.done:
             blocks = self._blocks(reader, bits)
@@ -143,7 +143,7 @@ class _Rewriting:
             self.done[name, bits] = (blocks, values)
         return self.done[name, bits]
 
-    def _blocks(self, reader: Reader, bits: int) -> Blocks:
+    def _blocks(self, reader: WeightUse, bits: int) -> Blocks:
         """Calibrated where the inputs are known, which those of the head and the embedding need not be."""
         block, symmetric, gram = self.options.block, self.options.symmetric, self.grams.get(reader.input)
         if gram is not None and reader.kind == "weight":

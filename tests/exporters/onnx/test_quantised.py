@@ -53,7 +53,7 @@ def test_a_quantised_package_computes_nearly_what_torch_computes(precision: str,
     assert "MatMul" not in operators
 
 
-@pytest.mark.parametrize("options", [{"symmetric": True}, {"rounding": "nearest", "block": 16}, {"head": "float"}])
+@pytest.mark.parametrize("options", [{"symmetric": False}, {"rounding": "nearest", "block": 16}, {"head": "float"}])
 def test_what_pads_a_block_is_not_seen(options: dict[str, object], tmp_path: Path) -> None:
     parity = _export(_narrow(), tmp_path, "int4", **options)
     assert parity["int4 against torch in fp32"] < 1
@@ -68,13 +68,13 @@ def test_a_tied_table_is_stored_once_and_an_embedding_of_its_own_beside(tmp_path
         for name in ("tied", "apart")
     )
     table = "model.embed_tokens.weight"
-    assert tied == {f"{table}.int8.{part}" for part in ("codes", "scales", "zeros")}
-    assert apart == {table, *(f"{table}.int4.{part}" for part in ("codes", "scales", "zeros"))}
+    assert tied == {f"{table}.int8.{part}" for part in ("codes", "scales")}
+    assert apart == {table, *(f"{table}.int4.{part}" for part in ("codes", "scales"))}
 
 
 @pytest.mark.parametrize("part", ["codes", "scales", "zeros"])
 def test_a_wrong_channel_is_found(part: str, tmp_path: Path) -> None:
-    _export(build_model("llama"), tmp_path / "int4", "int4", greedy_prompts=0)
+    _export(build_model("llama"), tmp_path / "int4", "int4", greedy_prompts=0, symmetric=False)
     _export(build_model("llama"), tmp_path / "fp32", "fp32", greedy_prompts=0)
     before, after = (tmp_path / name / "model.onnx" for name in ("fp32", "int4"))
     assert compare(before, after, 4)
