@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from lpc.source import load as load
     from lpc.speed import benchmark as benchmark
     from lpc.streaming import apply_to as apply_to
+    from lpc.verifying import verify as verify
     from passes.criteria import CRITERIA as CRITERIA
     from passes.criteria import SavedScores as SavedScores
     from passes.criteria import register_criterion as register_criterion
@@ -153,6 +154,7 @@ _HOMES = {
     "register_measure": "passes.options",
     "register_precision": "exporters.onnx",
     "quality": "lpc.evaluation",
+    "verify": "lpc.verifying",
     **dict.fromkeys(_ERRORS, "passes.errors"),
 }
 

@@ -40,6 +40,12 @@ add_command(
     [argument("folder", Path, "DIR", "An lpc output, a checkpoint, or an ONNX folder.")],
     commands.EVALUATE,
 )
+add_command(
+    app,
+    commands.verify,
+    [argument("folder", Path, "DIR", "An lpc output, an ONNX package, or a checkpoint.")],
+    commands.VERIFY,
+)
 add_command(app, commands.compare, [argument("runs", list[Path], "RUN...", "Outputs of lpc.")], commands.COMPARE)
 add_command(app, commands.doctor, [], commands.DOCTOR)
 add_command(app, commands.demo, [], commands.DEMO)
