@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lpc.planning import plan as plan
     from lpc.report import Report as Report
     from lpc.result import Result as Result
+    from lpc.serving import serve as serve
     from lpc.source import load as load
     from lpc.speed import benchmark as benchmark
     from lpc.streaming import apply_to as apply_to
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
 
 _ERRORS = (
     "DataError",
+    "EngineError",
     "FinishedError",
     "LpcError",
     "MissingFileError",
@@ -154,6 +156,7 @@ _HOMES = {
     "register_measure": "passes.options",
     "register_precision": "exporters.onnx",
     "quality": "lpc.evaluation",
+    "serve": "lpc.serving",
     "verify": "lpc.verifying",
     **dict.fromkeys(_ERRORS, "passes.errors"),
 }

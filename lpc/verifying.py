@@ -36,7 +36,7 @@ class UncheckedError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checked:
+class Verified:
     """One verdict: what was looked at in which part (relative to the folder), how it came out, and what was seen."""
 
     check: str
@@ -50,7 +50,7 @@ class Verification:
     """The verdicts on a folder in the order in which they were found; the first that fails is the last."""
 
     folder: Path
-    checks: tuple[Checked, ...]
+    checks: tuple[Verified, ...]
 
     @property
     def passed(self) -> bool:
@@ -76,19 +76,19 @@ def verify(folder: str | Path, *, parity: bool = True) -> Verification:
     return Verification(folder=Path(folder), checks=tuple(checking(folder, parity=parity)))
 
 
-def checking(folder: str | Path, *, parity: bool = True) -> Iterator[Checked]:
+def checking(folder: str | Path, *, parity: bool = True) -> Iterator[Verified]:
     """The verdicts of ``verify``, each as soon as it is known; none after the first that fails."""
     top = Path(folder)
     for check, place, look in _looks(top, parity):
         part = str(place.relative_to(top)) if place.is_relative_to(top) else str(place)
         try:
             for says in look():
-                yield Checked(check=check, part=part, outcome="holds", says=says)
+                yield Verified(check=check, part=part, outcome="holds", says=says)
         except UncheckedError as why:
-            yield Checked(check=check, part=part, outcome="not checked", says=str(why))
+            yield Verified(check=check, part=part, outcome="not checked", says=str(why))
         except Exception as error:  # noqa: BLE001 -- whatever a library makes of a broken file is a verdict on it
             says = str(error) if isinstance(error, LpcError) else f"{type(error).__name__}: {error}"
-            yield Checked(check=check, part=part, outcome="fails", says=says)
+            yield Verified(check=check, part=part, outcome="fails", says=says)
             return
 
 

@@ -50,19 +50,6 @@ class PageOptions:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class VerifyOptions:
-    """How far a verification goes."""
-
-    parity: bool = option(
-        True,
-        help="Compare the graphs with torch, which loads the checkpoint.",
-        group=Group.DATA,
-        flag="--parity/--no-parity",
-        common=True,
-    )
-
-
 INSPECT = (Part(TraceOptions), Part(OutputOptions, ("json",)))
 EXPORT = (Part(OutputOptions, ("out", "force", "json")),)
 BENCHMARK = (Part(AgainstOptions), Part(BenchmarkOptions), Part(OutputOptions, ("json",)))
@@ -72,7 +59,6 @@ EVALUATE = (
     Part(ResultsOptions),
     Part(OutputOptions, ("json",)),
 )
-VERIFY = (Part(VerifyOptions), Part(OutputOptions, ("json",)))
 COMPARE = (Part(PageOptions), Part(OutputOptions, ("force", "json")))
 DOCTOR = (Part(OutputOptions, ("json",)),)
 DEMO = (Part(OutputOptions, ("out", "force", "json"), {"out": Path("demo-out")}),)
@@ -137,28 +123,6 @@ def evaluate(given: Given) -> None:
     with progress_shown() as progress:
         found = run(folder, options, dense=against, out=out or own, progress=progress)
     show_evaluation(found, out or own, as_json=output.json)
-
-
-def verify(given: Given) -> None:
-    """Look whether DIR is what was written, and works. One verdict a line; exit code 1 on the first that fails.
-
-    Hashes of every file, onnx's checker, configurations against tensors, and the graphs against torch where the
-    checkpoint is beside.
-    """
-    folder, parity = given.arguments["folder"], given.make(VerifyOptions).parity
-    check_file(folder, "an output of lpc, an ONNX package, or a checkpoint")
-    from lpc.verifying import Verification, checking
-
-    found, as_json = [], given.make(OutputOptions).json
-    for each in checking(folder, parity=parity):
-        found.append(each)
-        if not as_json:
-            console.print_line(f"{each.outcome:11}  {each.check} {each.part}: {each.says}")
-    verification = Verification(folder=folder, checks=tuple(found))
-    if as_json:
-        console.print_json(verification.to_json())
-    if not verification.passed:
-        sys.exit(1)
 
 
 def compare(given: Given) -> None:
