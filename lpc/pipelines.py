@@ -60,6 +60,7 @@ def compression_pipeline(
     rounds = merging_rounds(graph) and (bool(tune.steps) or own_adapter)
     passes: tuple[Pass | None, ...] = (
         TracePass(options.trace),
+        material.generate,
         MeasurePass(DENSE, material.measure_dense),
         *_choosing(train, replace(options, tune=tune), latency, solve if first else None),
         UnpackPass(source) if packed else None,
@@ -115,14 +116,14 @@ def family_pipeline(material: Material, options: CompressOptions) -> Pipeline:
 
     ``options.tune`` is settled.
     """
-    return Pipeline(
-        [
-            TracePass(options.trace),
-            MeasurePass(DENSE, material.measure_dense),
-            AttachPass(options.lora),
-            TunePass(options.target, material.train, options.tune, snapshots=options.snapshots),
-        ]
+    passes: tuple[Pass | None, ...] = (
+        TracePass(options.trace),
+        material.generate,
+        MeasurePass(DENSE, material.measure_dense),
+        AttachPass(options.lora),
+        TunePass(options.target, material.train, options.tune, snapshots=options.snapshots),
     )
+    return Pipeline(each for each in passes if each is not None)
 
 
 MEMBER_NAMES = ("recall", "decide", "measure", "merge", "shrink", "measure")

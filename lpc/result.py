@@ -165,7 +165,8 @@ class Result:
     def save_recipe(self, folder: Path) -> None:
         """Write ``recipe.yaml``, with every option of the run, if they are known. Raises OutputError."""
         if self.options is not None:
-            command = f"lpc compress {self.report.source} --data DATA --recipe {RECIPE_FILE} --out OTHER"
+            data = "" if self.options.data_options.self_share == 1 else "--data DATA "
+            command = f"lpc compress {self.report.source} {data}--recipe {RECIPE_FILE} --out OTHER"
             head = f"Every option of a run; to repeat it:\n{command}"
             write_text(folder / RECIPE_FILE, recipe_text(self.options, head))
 

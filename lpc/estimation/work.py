@@ -23,7 +23,7 @@ SCORE_OPERATIONS = 16
 @dataclass(frozen=True, kw_only=True)
 class Load:
     """How much goes through the model. ``tune`` is settled; ``rank``: LoRA's; ``compensated``: whether projections are
-    re-solved;    ``on_cpu``: where, since batches are ranked in pieces there.
+    re-solved; ``on_cpu``: where, since batches are ranked in pieces there; ``own``: sequences that the model writes.
     """
 
     tune: TuneOptions
@@ -34,6 +34,7 @@ class Load:
     heldout: int
     compensated: bool
     on_cpu: bool
+    own: int = 0
 
     @property
     def sampled(self) -> int:
@@ -44,6 +45,11 @@ class Load:
     def step_tokens(self) -> int:
         """Tokens of a step."""
         return self.batch * self.tune.gradient_accumulation * self.context
+
+
+def generate(sizes: Sizes, load: Load) -> float:
+    """Operations of writing the model's own text, with a cache."""
+    return load.own * load.context * sizes.forward(load.context)
 
 
 def step(sizes: Sizes, load: Load, *, true_gradient: bool = False) -> float:
