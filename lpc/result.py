@@ -17,6 +17,7 @@ from exporters.hf import Processor
 from exporters.options import DEFAULT_EXPORTS
 from exporters.registry import EXPORTERS, Exports, chosen
 from exporters.runtimes import compatibility
+from lpc.answering import answers_of
 from lpc.measuring import heldout_of
 from lpc.options import RECIPE_FILE, CompressOptions, recipe_text
 from lpc.owned import output
@@ -69,7 +70,9 @@ class Result:
         heldout = heldout_of(program.history, context_length)
         name = source or str(base_model(program.model).config.name_or_path or program.graph.family)
         report = Report.of(name, program.graph, program.plan, program.history, heldout, notes, program.scores)
-        report = replace(report, run=run, pipeline=pipeline.entries if pipeline else ())
+        report = replace(
+            report, answers=answers_of(program.history), run=run, pipeline=pipeline.entries if pipeline else ()
+        )
         return cls(program=program, report=report, processor=processor)
 
     @property

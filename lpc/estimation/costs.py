@@ -75,6 +75,7 @@ class Costs:
         return {
             "measure": MEASURES_TAKEN * work.measure(self.sizes, self.load),
             GENERATE: work.generate(self.sizes, self.load),
+            "answer": work.answer(self.sizes, self.load),
             RANK: work.rank_units(self.sizes, self.load),
             "compensate": work.compensate(self.sizes, self.load),
             TUNE: self.load.tune.steps * work.step(self.sizes, self.load, true_gradient=true_gradient),

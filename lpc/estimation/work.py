@@ -20,6 +20,10 @@ SCORE_OPERATIONS = 16
 """Operations an element of a weight, beside the products of rank 2r, when LoRAPrune scores it."""
 
 
+ANSWERED = 50 * 100
+"""Tokens of the fixed prompts and their answers, about."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Load:
     """How much goes through the model. ``tune`` is settled; ``rank``: LoRA's; ``compensated``: whether projections are
@@ -50,6 +54,11 @@ class Load:
 def generate(sizes: Sizes, load: Load) -> float:
     """Operations of writing the model's own text, with a cache."""
     return load.own * load.context * sizes.forward(load.context)
+
+
+def answer(sizes: Sizes, load: Load) -> float:
+    """Operations of answering the fixed prompts once."""
+    return ANSWERED * sizes.forward(load.context)
 
 
 def step(sizes: Sizes, load: Load, *, true_gradient: bool = False) -> float:

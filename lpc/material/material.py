@@ -25,7 +25,7 @@ from lpc.data import (
     split_heldout,
     split_rows,
 )
-from lpc.evaluation import Quality, quality_of, token_perplexity, warn_of_loss, warn_of_text
+from lpc.evaluation import Quality, Replies, quality_of, token_perplexity, warn_of_loss, warn_of_text
 from lpc.generation import GeneratePass
 from lpc.options import DataOptions
 from lpc.source import Source
@@ -33,13 +33,16 @@ from passes.errors import DataError
 from passes.models import Task, base_model, tensors_digest
 from passes.pipeline import caller_state_kept
 
-__all__ = ["AnyData", "Material", "Measurer", "of_data", "of_text", "set_aside"]
+__all__ = ["Answerer", "AnyData", "Material", "Measurer", "of_data", "of_text", "set_aside"]
 AnyData: TypeAlias = "Data | RowsLike"
 """Text or instructions for a causal language model, or rows with a model's own inputs and labels for any model."""
 
 
 Measurer: TypeAlias = "Callable[[PreTrainedModel | PeftModel, int], Quality]"
 """Measures a model on what is held out, so many sequences or rows a batch."""
+
+Answerer: TypeAlias = "Callable[[PreTrainedModel | PeftModel], Replies]"
+"""Has a model answer the fixed prompts."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,8 @@ class Material:
     plausible.
     ``context_length`` is the length of the sequences that text was cut into, in tokens; None for rows. ``digest`` gives
     the sha256 of all of the data that the user gave. ``generate`` is the pass that draws the model's own part of it,
-    before which nothing can be read of that; ``options`` are those of the data, with its share settled. ``notes`` say
-    for the report what the data are, where the user did not.
+    before which nothing can be read of that; ``answer`` is there for an instruction model. ``options`` are those of the
+    data, with its share settled. ``notes`` say for the report what the data are, where the user did not.
     """
 
     train: torch.utils.data.Dataset[Row]
@@ -61,6 +64,7 @@ class Material:
     context_length: int | None
     digest: Callable[[], str] = str
     generate: GeneratePass | None = None
+    answer: Answerer | None = None
     options: DataOptions = DataOptions()
     notes: tuple[str, ...] = ()
 

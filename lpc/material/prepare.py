@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import cast
 
 from lpc.data import TEXT_LENGTH, Reading, RowFormat, TokenBlocks, check_size
+from lpc.evaluation import replies
 from lpc.generation import GeneratePass, Mixed, OwnText, Script, mixed_count
 from lpc.material.material import AnyData, Material, of_data, of_text
 from lpc.options import DataOptions
@@ -39,6 +40,14 @@ def prepare(source: Source, data: AnyData | None, options: DataOptions) -> Mater
     )
     if source.tokenizer is not None and reading.rows.vocabulary is not None:
         check_size(source.tokenizer, reading.rows.vocabulary)
+    material = _material(source, data, reading, options)
+    tokenizer = source.tokenizer
+    if not reading.is_causal or tokenizer is None or tokenizer.chat_template is None:
+        return material
+    return replace(material, answer=lambda answering: replies(answering, tokenizer))
+
+
+def _material(source: Source, data: AnyData | None, reading: Reading, options: DataOptions) -> Material:
     if data is None:
         return _of_own(source, reading, options)
     material, blocks = of_data(source, data, reading, options)
