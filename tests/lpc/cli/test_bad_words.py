@@ -35,8 +35,8 @@ WITHOUT_RATIO = ["--data", "train.txt", "--out", "new"]
 
 BAD: list[tuple[list[str], tuple[str, ...]]] = [
     # what, and for how much
-    (["compress", "model", *WITHOUT_RATIO], ("--ratio", "budget")),
-    (["compress", "model", "--ratio", "0.3"], ("--data", "missing")),
+    (["compress", "model", *OK, "--self-data", "1.5"], ("--self-data", "at most 1", "got 1.5")),
+    (["compress", "model", *OK, "--self-sequences", "1"], ("--self-sequences", "at least 2", "got 1")),
     (["compress", "model", *WITHOUT_RATIO, "--ratio", "0"], ("--ratio", "above 0", "got 0")),
     (["compress", "model", *WITHOUT_RATIO, "--ratio", "1.2"], ("--ratio", "below 1", "1.2", "30 %")),
     (["compress", "model", *WITHOUT_RATIO, "--ratio", "nan"], ("--ratio", "finite", "nan")),
