@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,14 +59,15 @@ class Script:
             if found is not None:
                 return found
         frame, eos = TextFrame.of(tokenizer), tokenizer.eos_token_id
-        known = [each for each in (tokenizer.bos_token_id, model.config.bos_token_id, eos) if isinstance(each, int)]
+        own = getattr(model.config.get_text_config(), "bos_token_id", None)
+        known = [each for each in (tokenizer.bos_token_id, own, eos) if isinstance(each, int)]
         opening = frame.opening or tuple(known[:1])
         if not opening:
             raise DataError(
                 "the tokenizer has neither a bos nor an eos token for text of the model's own to begin with: give "
                 "data= (--data) and no share of its own (--self-data 0)"
             )
-        return cls(opening=opening, turns=(_document(opening, eos),), is_chat=False, **_bars(tokenizer))
+        return _script(tokenizer, opening, (_document(opening, eos),), is_chat=False)
 
     @property
     def marks(self) -> frozenset[int]:
@@ -93,9 +94,17 @@ def _document(opening: tuple[int, ...], eos: int | None) -> Turn:
     return Turn(end=eos, then=() if opening == (eos,) else opening)
 
 
-def _bars(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, object]:
-    vocabulary = max(tokenizer.get_vocab().values(), default=-1) + 1
-    return {"barred": tuple(tokenizer.all_special_ids), "vocabulary": vocabulary or None}
+def _script(
+    tokenizer: PreTrainedTokenizerBase, opening: tuple[int, ...], turns: tuple[Turn, ...], *, is_chat: bool
+) -> Script:
+    vocabulary = max(tokenizer.get_vocab().values(), default=-1) + 1 or None
+    barred = tuple(sorted(each for each in _special(tokenizer) if each is not None))
+    return Script(opening=opening, turns=turns, is_chat=is_chat, barred=barred, vocabulary=vocabulary)
+
+
+def _special(tokenizer: PreTrainedTokenizerBase) -> set[int | None]:
+    added = tokenizer.added_tokens_decoder.items()
+    return {*tokenizer.all_special_ids, *(index for index, token in added if token.special)}
 
 
 def _chat(tokenizer: PreTrainedTokenizerBase) -> Script | None:
@@ -110,13 +119,12 @@ def _chat(tokenizer: PreTrainedTokenizerBase) -> Script | None:
         return None
     first, second = (text[at + len(said) : to] for at, said, to in zip(places, SAID, places[1:], strict=False))
     opening, asked, answered = (_tokens(tokenizer, part) for part in (text[: places[0]], first, second))
-    special = set(tokenizer.all_special_ids)
-    if opening and asked and answered and asked[0] in special and answered[0] in special:
-        turns = (Turn(end=asked[0], then=asked[1:]), Turn(end=answered[0], then=answered[1:]))
-    else:  # no token by itself ends a turn: the model writes what does as it writes all else
+    ends = [part[0] if part else None for part in (asked, answered)]
+    turns = tuple(Turn(end=end, then=part[1:]) for end, part in zip(ends, (asked, answered), strict=True))
+    if not opening or not {*ends} <= _special(tokenizer):  # no token by itself ends a turn: the model writes what does
         opening = opening or TextFrame.of(tokenizer).opening
         turns = (_document(opening, tokenizer.eos_token_id),)
-    return Script(opening=opening, turns=turns, is_chat=True, **_bars(tokenizer)) if opening else None
+    return _script(tokenizer, opening, turns, is_chat=True) if opening else None
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:

@@ -108,7 +108,6 @@ BAD: list[tuple[list[str], tuple[str, ...]]] = [
     (["demo", "--out", "full"], ("full", "--force")),
     (["plan", "model", "--ratio", "0.3"], ("--importance", "scores.safetensors")),
     (["plan", "model", "--ratio", "0.3", "--importance", "absent.safetensors"], ("absent.safetensors", "--importance")),
-    (["plan", "model", "--importance", "train.txt"], ("--ratio", "budget")),
     (["plan", "model", "--ratio", "0.3", "--importance", "train.txt", "--out", "train.txt"], ("train.txt", "--force")),
     (["apply", "absent.json", "model"], ("absent.json", "plan.json")),
     (["apply", "train.txt", "model", "--adapter", "absent"], ("absent", "beside its plan")),

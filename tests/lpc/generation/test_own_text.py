@@ -11,7 +11,7 @@ from conftest import build_model
 from transformers import PreTrainedModel
 
 from lpc.data import BlockDataset
-from lpc.generation import GeneratePass, Mixed, OwnText, Script, sampling
+from lpc.generation import GeneratePass, Mixed, OwnText, Script, Written, sampling
 from lpc.generation.script import Turn
 from passes.errors import OptionError
 from passes.pipeline import Pipeline, Program, RunContext
@@ -113,8 +113,7 @@ def test_no_batch_is_begun_after_the_time(monkeypatch: pytest.MonkeyPatch, caplo
     data = own(count=19, heldout=1)
     found = Pipeline([GeneratePass.of(data, 20, 2.5)])(Program.start(build_model("llama")), RunContext(batch_size=1))
     assert len(data.tokens) == 8  # two batches of four
-    report = found.program.history[-1].report
-    assert (report.sequences, report.asked) == (8, 20)
+    assert found.program.history[-1].report == Written(sequences=8, asked=20, length=12, chat=False)
     assert "8 of 20" in caplog.text
     assert len(data) == 19
 
