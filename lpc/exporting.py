@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from peft import PeftModel
 from exporters.files import PACKAGE, staged_folder
 from exporters.onnx import OnnxPackage, export_packages, needs_tokenizer
 from exporters.options import OnnxOptions
+from lpc.owned import MANIFEST
 from lpc.report import complete
 from lpc.source import load_source
 from passes.errors import MissingFileError, OptionError, TokenizerError
+from passes.graph import PLAN_FILE, Plan
 from passes.models import base_model, check_finite
 
 
@@ -35,7 +38,8 @@ def export_each(
     A causal language model, an encoder with a head, an image classifier, or an encoder-decoder; the first needs its
     tokenizer beside it, the others' tokenizer or image processor is taken along where there is one.
 
-    Where ``out`` is the ``onnx`` that an lpc output lacks, its manifest says from then on that it is there.
+    Of the checkpoint of an lpc output the package names the plan, as that output's own does. Where ``out`` is a part of
+    an lpc output, its manifest says from then on what is there.
 
     Raises MissingFileError, ModelError, UnsupportedModelError, TokenizerError, OutputExistsError, OutputError, and
     PostconditionError when a graph does not compute what torch computes.
@@ -49,7 +53,13 @@ def export_each(
     if source.tokenizer is None and needs_tokenizer(plain):
         raise TokenizerError(f"there is no tokenizer in {model}, and an ONNX package needs one: save it there first")
     with staged_folder(Path(out), force=force, owned=PACKAGE, reads=(model,)) as stage:
-        found = export_packages(plain, source.processor, stage, options)
+        found = export_packages(plain, source.processor, stage, options, plan_of(Path(model)))
         places = [Path(out) / each.folder.relative_to(stage) for each in found]
     complete(Path(out))
     return tuple(replace(each, folder=place) for each, place in zip(found, places, strict=True))
+
+
+def plan_of(checkpoint: Path) -> Plan | None:
+    """The plan that a checkpoint in an lpc output was made by. Raises PlanError if it cannot be read."""
+    output = Path(os.path.realpath(checkpoint)).parent
+    return Plan.load(output) if (output / MANIFEST).is_file() and (output / PLAN_FILE).is_file() else None

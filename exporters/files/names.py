@@ -12,6 +12,8 @@ PRECISION_ENTRY = "onnx_precision"
 """The entry of ``config.json`` that names a package's precision."""
 
 GRAPHS = (MODEL_FILE, ENCODER_FILE, DECODER_FILE)
+PROVENANCE = "provenance.json"
+"""Who made a package, of what, and the hashes of its files."""
 
 COMPANIONS = frozenset(
     {
@@ -51,7 +53,7 @@ def _is_precision(entry: Path) -> bool:
 
 
 PACKAGE = Owned(
-    names=COMPANIONS | {name for graph in GRAPHS for name in (graph, f"{graph}.data")},
+    names=COMPANIONS | {PROVENANCE} | {name for graph in GRAPHS for name in (graph, f"{graph}.data")},
     is_made=_is_package,
     is_member=_is_precision,
 )

@@ -6,7 +6,9 @@ from exporters.onnx.export import export_onnx, export_packages, parities
 from exporters.onnx.export_pass import ExportPass, ExportReport, WrittenPackage
 from exporters.onnx.graph import GraphBuilder
 from exporters.onnx.options import DATA_FILE, OnnxPackage
-from exporters.onnx.precision import FLOAT32, PRECISIONS, Precision, register_precision
+from exporters.onnx.precision import FLOAT32, PRECISIONS, STORED, Precision, register_precision
+from exporters.onnx.provenance import Provenance, graphs_in, plan_digest, read_provenance
+from exporters.onnx.recheck import check_configuration, check_graphs, check_parity
 from exporters.onnx.refusals import check_exportable, needs_tokenizer
 from exporters.onnx.session import torch_type
 from exporters.onnx.single import trace_single
@@ -21,14 +23,21 @@ __all__ = [
     "GraphBuilder",
     "OnnxPackage",
     "Precision",
+    "Provenance",
     "WrittenPackage",
     "build_decoder",
+    "check_configuration",
     "check_exportable",
+    "check_graphs",
+    "check_parity",
     "export_onnx",
     "export_packages",
+    "graphs_in",
     "has_builder",
     "needs_tokenizer",
     "parities",
+    "plan_digest",
+    "read_provenance",
     "register_precision",
     "takes_positions",
     "torch_type",

@@ -67,7 +67,7 @@ class ExportPass(Pass):
     def call(self, program: Program, run: RunContext) -> PassResult:
         """Export and verify."""
         model = base_model(program.model)
-        found = export_packages(model, self.processor, self.folder, self.onnx)
+        found = export_packages(model, self.processor, self.folder, self.onnx, program.plan)
         package, exact = found[0], (FLOAT32.name, STORED.get(model.dtype))
         report = ExportReport(
             kind=package.kind,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +12,9 @@ from transformers import GenerationConfig, PreTrainedModel
 from exporters.onnx.session import OnnxModel
 from exporters.onnx.verify.causal import ProbeStep, onnx_answer
 from passes.errors import PostconditionError
-from passes.models import Parity
+from passes.models import Parity, generated
 
 
-@torch.no_grad()
 def torch_greedy(model: PreTrainedModel, inputs: Mapping[str, Any], new: int, *, eos: Any) -> Any:
     """``model.generate``'s output for exactly ``new`` tokens, plain greedy whatever the generation config says.
 
@@ -36,8 +33,7 @@ def torch_greedy(model: PreTrainedModel, inputs: Mapping[str, Any], new: int, *,
         output_logits=True,
         return_dict_in_generate=True,
     )
-    with _generation_config(model, settings):
-        return model.generate(**inputs, generation_config=settings)
+    return generated(model, inputs, settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,17 +56,6 @@ def graph_greedy(graph: OnnxModel, prompt: torch.Tensor, new: int, *, eos: Any) 
         logits.append(answer["logits"][:, -1])
         ids = torch.cat((ids, logits[-1].index_fill(-1, banned, -torch.inf).argmax(-1, keepdim=True)), dim=1)
     return Continuation(sequences=ids, logits=tuple(logits))
-
-
-@contextmanager
-def _generation_config(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
-    """``generate`` fills what a config leaves open (forced tokens, n-gram bans) from the model's own: hide that one."""
-    own = model.generation_config
-    model.generation_config = copy.deepcopy(settings)
-    try:
-        yield
-    finally:
-        model.generation_config = own
 
 
 def greedy_gap(reference: Any, got: Sequence[int]) -> float:

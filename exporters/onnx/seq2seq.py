@@ -27,6 +27,7 @@ from exporters.onnx.options import (
     OnnxPackage,
     cast,
     cross_names,
+    precision_of,
     seq2seq_past_names,
     seq2seq_present_names,
 )
@@ -110,15 +111,12 @@ def export_seq2seq(
     write_companions(model, processor, folder, options)
     generation = model.generation_config or GenerationConfig.from_model_config(model.config)
     generation.save_pretrained(folder)
-    outputs = ["last_hidden_state", *cross_names(layers)]
     pasts = seq2seq_past_names(layers)
-    inputs = ["input_ids", "encoder_attention_mask", *pasts]
     kv_bytes = 0
 
     def verify(precision: Precision) -> tuple[Parity, ...]:
         nonlocal kv_bytes
-        encoding = open_checked(encoder, ["input_ids", "attention_mask"], outputs)
-        decoding = open_checked(decoder, inputs, ["logits", *seq2seq_present_names(layers)])
+        encoding, decoding = _open(folder, layers)
         kv_bytes = decoding.bytes_per_token([name for name in pasts if ".decoder." in name])
         return _verify(model, encoding, decoding, options, precision)
 
@@ -132,6 +130,18 @@ def export_seq2seq(
         parity=parity,
         no_genai=NO_GENAI,
     )
+
+
+def verify_seq2seq(model: PreTrainedModel, folder: Path, options: OnnxOptions) -> tuple[Parity, ...]:
+    """The graphs of a written package against torch. Raises ``PostconditionError``."""
+    return _verify(model, *_open(folder, len(_sample(model).past) // 4), options, precision_of(options))
+
+
+def _open(folder: Path, layers: int) -> tuple[OnnxModel, OnnxModel]:
+    outputs = ["last_hidden_state", *cross_names(layers)]
+    encoder = open_checked(folder / ENCODER_FILE, ["input_ids", "attention_mask"], outputs)
+    inputs = ["input_ids", "encoder_attention_mask", *seq2seq_past_names(layers)]
+    return encoder, open_checked(folder / DECODER_FILE, inputs, ["logits", *seq2seq_present_names(layers)])
 
 
 def _verify(

@@ -17,7 +17,7 @@ from exporters.hf import Processor
 from exporters.onnx.options import BATCH, SEQUENCE, OnnxPackage, cast
 from exporters.onnx.package import finish, write_companions
 from exporters.onnx.precision import Precision
-from exporters.onnx.session import open_checked
+from exporters.onnx.session import OnnxModel, open_checked
 from exporters.onnx.stages import finished
 from exporters.onnx.torch_caches import RUN_ERRORS
 from exporters.onnx.torch_route import Tracing, trace_to_onnx
@@ -68,15 +68,19 @@ def export_single(
     """
     path = folder / MODEL_FILE
     parameters = trace_single(model, path, opset=options.opset, exported=cast(options, model))
-    sample = sample_inputs(model)
-    inputs, outputs = tuple(sample), output_names(model, sample)
     write_companions(model, processor, folder, options)
 
     def verify(precision: Precision) -> tuple[Parity, ...]:
-        return verify_single(model, open_checked(path, inputs, outputs), precision.tolerance)
+        return verify_single(model, open_single(model, folder), precision.tolerance)
 
     parity = finished(options, verify, path)
     return finish(folder, options, kind="single", parameters=parameters, parity=parity, no_genai=NO_GENAI)
+
+
+def open_single(model: PreTrainedModel, folder: Path) -> OnnxModel:
+    """The graph of a written package, with the inputs and outputs that a model's has. Raises ``PostconditionError``."""
+    sample = sample_inputs(model)
+    return open_checked(folder / MODEL_FILE, tuple(sample), output_names(model, sample))
 
 
 def trace_single(model: PreTrainedModel, path: Path, *, opset: int, exported: PreTrainedModel | None = None) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lpc.evaluation import RepliesCompared
 from lpc.report.costs import Limited, limited
 from lpc.report.layers import DimensionKept, dimensions_kept
 from lpc.report.render import render
@@ -96,7 +97,8 @@ class Report:
 
     ``latency`` is there if the budget limited it. ``others``: what the dense and the pruned model cost in measures that
     the budget limited and ``Cost`` does not have. ``dimensions``: what stays of each, and how its units were ranked.
-    ``notes`` say what was done to the source before anything else; ``packages`` are those of ONNX.
+    ``notes`` say what was done to the source before anything else, and what the data were where the user did not.
+    ``answers`` are those of an instruction model; ``packages`` are those of ONNX.
     ``passes`` are the records of those that ran, ``pipeline`` the passes as they were built, ``run`` what they shared.
     """
 
@@ -118,6 +120,7 @@ class Report:
     run: RunContext | None = None
     pipeline: tuple[PassEntry, ...] = ()
     notes: tuple[str, ...] = ()
+    answers: RepliesCompared | None = None
     packages: tuple[PackageCost, ...] = ()
 
     @classmethod
@@ -174,6 +177,7 @@ class Report:
             "widths": {name: plain(widths) for name, widths in self.widths.items()},
             "untouched": dict(self.untouched),
             "heldout": plain(self.heldout),
+            "answers": plain(self.answers),
             "packages": [plain(each) for each in self.packages],
             "compatibility": [{**plain(verdict), "evidence": verdict.evidence} for verdict in self.compatibility],
             "compensated": self._changed_by("compensate", "rounds", "recompensate"),
