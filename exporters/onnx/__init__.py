@@ -6,7 +6,7 @@ from exporters.onnx.export import export_onnx, export_packages, parities
 from exporters.onnx.export_pass import ExportPass, ExportReport, WrittenPackage
 from exporters.onnx.graph import GraphBuilder
 from exporters.onnx.options import DATA_FILE, OnnxPackage
-from exporters.onnx.precision import FLOAT32, PRECISIONS, STORED, Precision, register_precision
+from exporters.onnx.precision import FLOAT32, PRECISIONS, Precision, register_precision
 from exporters.onnx.provenance import Provenance, graphs_in, plan_digest, read_provenance
 from exporters.onnx.recheck import check_configuration, check_graphs, check_parity
 from exporters.onnx.refusals import check_exportable, needs_tokenizer

@@ -25,8 +25,8 @@ class Provenance:
     """What a package says of itself.
 
     ``model`` is the fingerprint of the model that was exported, ``source`` that of the dense one, ``plan`` the digest
-    of the plan between them (empty where there was none, and then both are the same). ``precision`` and ``kind`` are as in
-    ``OnnxPackage``.
+    of the plan between them (empty where there was none, and then both are the same). ``precision`` and ``kind`` are
+    as in ``OnnxPackage``.
     """
 
     lpc: str
