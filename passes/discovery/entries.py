@@ -22,21 +22,26 @@ STACKED = {"encoder_": "{stack}_", "decoder_": "{stack}_"}
 
 
 def with_entries(
-    family: Family, kind: type[PreTrainedModel], config: PreTrainedConfig, blocks: Sequence[AttentionBlock]
+    family: Family,
+    kind: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    blocks: Sequence[AttentionBlock],
+    *,
+    stacks: bool,
 ) -> Family:
     """The family with the entries for heads and their size, and what else binds a plan; none where none says it."""
     heads = {block.heads for block in blocks}
     groups = {block.groups for block in blocks}
     family = replace(
         family,
-        heads=_stacked(_entry(config, HEAD_ENTRIES, heads)),
-        kv_heads=_stacked(_entry(config, KV_ENTRIES, groups)),
+        heads=_stacked(_entry(config, HEAD_ENTRIES, heads), stacks=stacks),
+        kv_heads=_stacked(_entry(config, KV_ENTRIES, groups), stacks=stacks),
         head_dim=_head_dim(kind, config, blocks),
         channels=None,
         epsilon=next((name for name in EPSILONS if hasattr(config, name)), family.epsilon),
         meaningful=meaningful(config),
     )
-    return replace(family, channels_width="{stack}.mlp_channels") if "{stack}" in str(family.heads) else family
+    return replace(family, channels_width="{stack}.mlp_channels") if stacks else family
 
 
 def _entry(config: PreTrainedConfig, names: Sequence[str], sizes: set[int]) -> str | None:
@@ -51,9 +56,9 @@ def _own(config: PreTrainedConfig, name: str) -> Any:
     return config.to_dict().get(config.attribute_map.get(name, name))
 
 
-def _stacked(name: str | None) -> str | None:
+def _stacked(name: str | None, *, stacks: bool) -> str | None:
     for prefix, stack in STACKED.items():
-        if name is not None and name.startswith(prefix):
+        if stacks and name is not None and name.startswith(prefix):
             return name.replace(prefix, stack, 1)
     return name
 
@@ -85,7 +90,7 @@ def channel_entries(config: PreTrainedConfig, size: int, *, stacks: bool) -> lis
     own = {stored: name for name, stored in config.attribute_map.items()}
     found = [name for name in found if name not in own or CHANNELS.search(name)]
     found.sort(key=lambda name: CHANNELS.search(name) is None)
-    return list(dict.fromkeys(str(_stacked(name)) if stacks else name for name in found))
+    return list(dict.fromkeys(str(_stacked(name, stacks=stacks)) for name in found))
 
 
 def expert_entries(config: PreTrainedConfig, experts: int, channels: int) -> tuple[str | None, str | None]:

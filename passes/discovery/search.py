@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from passes.discovery.blocks import fixed_of, mixtures_of, mlps_of
@@ -31,7 +32,7 @@ from passes.families import (
     tried,
 )
 from passes.graph import Kind
-from passes.models import Probe, has_own_sizes, quiet, respond, task_of, twin_of
+from passes.models import Probe, Task, has_own_sizes, quiet, respond, task_of, twin_of
 from passes.trace import trace
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,6 @@ def describe(config: PreTrainedConfig, kind: type[PreTrainedModel], *, cache: Pa
 
 def discover(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> Family:
     """The family of a model type as found in a small model of it, proven. Raises UnsupportedModelError."""
-    _check_one_model(config)
     task_of(kind)
     with quiet():
         small = small_config(kind, config)
@@ -66,7 +66,6 @@ def discover(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> Family:
 
 def _kept(config: PreTrainedConfig, kind: type[PreTrainedModel], cache: Path) -> Family:
     """The family, from the cache where it is there."""
-    _check_one_model(config)
     task_of(kind)
     small = small_config(kind, config)
     key = key_of(kind, type(config), small.to_dict())
@@ -95,15 +94,6 @@ def _dense_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return type(config).from_dict(values)
 
 
-def _check_one_model(config: PreTrainedConfig) -> None:
-    parts = [name for name in config.sub_configs if name in config.to_dict()]
-    if parts:
-        raise UnsupportedModelError(
-            f"{config.model_type} is several models in one ({', '.join(parts)}), and lpc prunes one stack of layers: "
-            "hand over the language model alone, saved with its own configuration"
-        )
-
-
 UNSURE = "could not be proven to be understood"
 
 
@@ -122,18 +112,14 @@ UNPROVEN = Proof(worst=math.inf, checks=())
 
 @torch.no_grad()
 def _outputs(model: PreTrainedModel, family: Family) -> dict[str, int]:
-    """How many values the fixed blocks return, by the ends of their paths: those that return more than one."""
+    """How many values the fixed blocks return, by the names of their classes: those that return more than one."""
     found: dict[str, int] = {}
 
-    def note(name: str) -> Any:
-        return lambda _, __, output: found.update({name: len(output)}) if isinstance(output, tuple) else None
+    def note(block: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(output, tuple):
+            found[type(block).__name__] = len(output)
 
-    handles = [
-        model.get_submodule(path).register_forward_hook(note(name))
-        for path in fixed_blocks(model, family)
-        for name in family.fixed
-        if path.endswith(f".{name}")
-    ]
+    handles = [model.get_submodule(path).register_forward_hook(note) for path in fixed_blocks(model, family)]
     try:
         if handles:
             respond(model, Probe.of(model))
@@ -211,7 +197,8 @@ class _Search:
 
     @property
     def _stacks(self) -> bool:
-        return "encoder_attention_heads" in self.config.to_dict()
+        own_heads = "encoder_attention_heads" in self.config.to_dict()
+        return own_heads and task_of(self.kind) is Task.SEQ2SEQ_LM
 
     def _experts(self, twin: PreTrainedModel, paths: Sequence[str]) -> list[dict[str, Any]]:
         """The entries of experts: all of them as units; their channels alone."""
@@ -226,10 +213,11 @@ class _Search:
         """A candidate with the configuration's entries for its sizes."""
         twin = twin_of(self.kind, self.config)
         candidate = replace(candidate, proof=UNPROVEN, outputs=_outputs(self.model, candidate))
-        family = with_entries(candidate, self.kind, self.config, list(attention_blocks(twin, candidate)))
-        stacks = "{stack}" in family.channels_width
+        family = with_entries(
+            candidate, self.kind, self.config, list(attention_blocks(twin, candidate)), stacks=self._stacks
+        )
         size = self._channels(family)
-        names = channel_entries(self.config, size, stacks=stacks) if size else []
+        names = channel_entries(self.config, size, stacks=self._stacks) if size else []
         return replace(family, channels=next(iter(names), None))
 
     def _channels(self, family: Family) -> int:

@@ -48,6 +48,7 @@ def small_config(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTr
 
     Raises UnsupportedModelError if the class builds none that is small.
     """
+    _check_one_model(config)
     reasons = []
     for sizes in (_sizes, _without_experts, _layers_only):
         values = {**config.to_dict(), **_layers(kind, config), **sizes(config)}
@@ -63,6 +64,20 @@ def small_config(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTr
         reasons.append(f"with its layers cut to a few it still has {count:,} parameters")
     first = str(reasons[0]).strip().splitlines()[0]
     raise UnsupportedModelError(f"no small model of {kind.__name__} can be built to prove its structure on: {first}")
+
+
+def _check_one_model(config: PreTrainedConfig) -> None:
+    """Raise UnsupportedModelError for a configuration that holds those of several models."""
+    parts = [name for name in config.sub_configs if _is_model(getattr(config, name, None))]
+    if parts:
+        raise UnsupportedModelError(
+            f"{config.model_type} is several models in one ({', '.join(parts)}), and lpc prunes one stack of layers: "
+            "hand over the language model alone, saved with its own configuration"
+        )
+
+
+def _is_model(part: object) -> bool:
+    return any(hasattr(part, name) for name in (*HIDDEN_ENTRIES, *LAYER_ENTRIES))
 
 
 def random_model(kind: type[PreTrainedModel], config: PreTrainedConfig, *, seed: int = 0) -> PreTrainedModel:
@@ -160,24 +175,16 @@ def _few_experts(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def _without_experts(config: PreTrainedConfig) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    factors = set()
-    for name, value in _numbers(config, HEAD_ENTRIES):
-        few = min(value, HEADS)
-        if value % few == 0:
-            found[name] = few
-            factors.add(value // few)
+    found: dict[str, Any] = {name: min(value, HEADS) for name, value in _numbers(config, HEAD_ENTRIES)}
+    dense, few = (next((sizes[name] for name in found), 1) for sizes in (config.to_dict(), found))
     for name, value in _numbers(config, KV_ENTRIES):
-        heads = next((number for _, number in _numbers(config, HEAD_ENTRIES)), value)
-        found[name] = 1 if value == 1 else min(HEADS, heads) if value == heads else min(HEADS // 2, value)
+        found[name] = 1 if value == 1 else few if value == dense else max(1, few // 2)
     size = next((number for _, number in _numbers(config, ("head_dim",))), None)
     for name, value in _numbers(config, HIDDEN_ENTRIES):
-        if len(factors) == 1 and value % max(factors) == 0:
-            found[name] = value // max(factors)
-        elif factors:
-            found[name] = HEADS * (size or USUAL_HEAD)
-    wide = [name for name, value in config.to_dict().items() if CHANNELS.search(name) and _is_number(value)]
-    found |= {name: 48 + 16 * place for place, name in enumerate(wide) if name not in found}
+        wide, odd = divmod(value * few, dense)
+        found[name] = few * (size or value // dense or USUAL_HEAD) if odd or value % dense else wide
+    wide_entries = [name for name, value in config.to_dict().items() if CHANNELS.search(name) and _is_number(value)]
+    found |= {name: 48 + 16 * place for place, name in enumerate(wide_entries) if name not in found}
     return {**found, **_layers_only(config)}
 
 

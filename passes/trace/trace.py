@@ -195,8 +195,8 @@ def _hide_blocks(
             outside = twin.get_submodule(block.output_outside)
             twin.set_submodule(block.output_outside, Opaque(outside, hidden, run=False))
     for path in fixed:
-        number = next((number for name, number in outputs.items() if path.endswith(f".{name}")), 1)
-        twin.set_submodule(path, Opaque(twin.get_submodule(path), hidden, run=False, outputs=number))
+        block = twin.get_submodule(path)
+        twin.set_submodule(path, Opaque(block, hidden, run=False, outputs=outputs.get(type(block).__name__, 1)))
     for mixture in experts:
         twin.set_submodule(mixture.path, Opaque(twin.get_submodule(mixture.path), hidden, run=False))
 

@@ -14,7 +14,7 @@ import argparse
 import json
 import os
 import re
-import signal
+import resource
 import sys
 import tempfile
 import time
@@ -30,14 +30,14 @@ for place in (ROOT, ROOT / "tests", ROOT / "tests" / "passes", ROOT / "tests" / 
 
 import torch
 import transformers
-from transformers import CONFIG_MAPPING, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from passes.discovery import describe, random_model, small_config
 from passes.errors import LpcError
 from passes.families import FAMILIES, Family
 from passes.graph import PruningGraph
-from passes.models import Probe, count_parameters, masked, respond, vendor
+from passes.models import Probe, count_parameters, masked, respond, twin_of, vendor
 from passes.options import TraceOptions
 from passes.shrink import build_compact
 from passes.trace import trace
@@ -102,7 +102,7 @@ def outcome(mapping: str, model_type: str, name: str) -> Outcome:
     known: dict[str, Any] = {"mapping": mapping, "model_type": model_type, "model_class": name}
     try:
         kind, config = getattr(transformers, name), CONFIG_MAPPING[model_type]()
-        config = config if isinstance(config, kind.config_class) else kind.config_class()
+        config = completed(kind, config if isinstance(config, kind.config_class) else kind.config_class())
         tiny = small_config(kind, config)
         family = describe(tiny, kind)
         worst, graph = checked(random_model(kind, tiny, seed=SEED))
@@ -119,6 +119,24 @@ def outcome(mapping: str, model_type: str, name: str) -> Outcome:
         fixed=fixed(family),
         seconds=time.monotonic() - start,
     )
+
+
+def completed(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedConfig:
+    """A default configuration with what it leaves open, where no model can be built without."""
+    heads = getattr(config, "num_attention_heads", None)
+    for more in (
+        {},
+        {"num_key_value_heads": heads},
+        {"pad_token_id": 0},
+        {"num_key_value_heads": heads, "pad_token_id": 0},
+    ):
+        found = type(config).from_dict({**config.to_dict(), **more})
+        try:
+            twin_of(kind, found)
+        except Exception:  # noqa: BLE001 - whatever a class raises for what is missing
+            continue
+        return found
+    return config
 
 
 def fixed(family: Family) -> dict[str, str]:
@@ -169,7 +187,7 @@ def apart(mapping: str, model_type: str, name: str, seconds: int) -> Outcome:
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         child = os.fork()
         if child == 0:
-            signal.alarm(seconds)
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
             try:
                 text = json.dumps(asdict(outcome(mapping, model_type, name)))
             except BaseException as error:  # noqa: BLE001 - whatever it is, it is this class's outcome
@@ -182,7 +200,7 @@ def apart(mapping: str, model_type: str, name: str, seconds: int) -> Outcome:
         os.waitpid(child, 0)
         text = Path(file.name).read_text()
     if not text:
-        reason = f"it took more than {seconds} s"
+        reason = f"it took more than {seconds} s of CPU time"
         return Outcome(mapping=mapping, model_type=model_type, model_class=name, state="refused", reason=reason)
     return Outcome(**json.loads(text))
 
