@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from lpc.options import DataOptions as DataOptions
     from lpc.options import EvaluateOptions as EvaluateOptions
     from lpc.options import InstructionFormat as InstructionFormat
+    from lpc.options import SweepOptions as SweepOptions
     from lpc.planning import diff as diff
     from lpc.planning import plan as plan
     from lpc.report import Report as Report
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from lpc.source import load as load
     from lpc.speed import benchmark as benchmark
     from lpc.streaming import apply_to as apply_to
+    from lpc.sweeping import sweep as sweep
     from passes.criteria import CRITERIA as CRITERIA
     from passes.criteria import SavedScores as SavedScores
     from passes.criteria import register_criterion as register_criterion
@@ -88,6 +90,7 @@ _ERRORS = (
     "PostconditionError",
     "PreconditionError",
     "RankError",
+    "StoppedError",
     "TokenizerError",
     "UnreachableBudgetError",
     "UnsupportedModelError",
@@ -128,6 +131,7 @@ _HOMES = {
     "SavedScores": "passes.criteria",
     "Schedule": "passes.options",
     "Quality": "lpc.evaluation",
+    "SweepOptions": "lpc.options",
     "Target": "passes.options",
     "TraceOptions": "passes.options",
     "TuneOptions": "passes.options",
@@ -153,6 +157,7 @@ _HOMES = {
     "register_measure": "passes.options",
     "register_precision": "exporters.onnx",
     "quality": "lpc.evaluation",
+    "sweep": "lpc.sweeping",
     **dict.fromkeys(_ERRORS, "passes.errors"),
 }
 

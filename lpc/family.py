@@ -19,6 +19,7 @@ from exporters.registry import Exports, chosen
 from lpc.estimation import look_ahead
 from lpc.family_report import DENSE_ONNX, FamilyReport
 from lpc.material import AnyData, Material, prepare
+from lpc.measuring import measures_of
 from lpc.opening import Keeping, asked, opened
 from lpc.options import BenchmarkOptions, CompressOptions, DataOptions, Short
 from lpc.owned import MANIFEST, output
@@ -183,7 +184,7 @@ def compress_family(
         solver = Solver.of(options.target, program.traced)
         staged_run(snapshots, solver, schedule, options.tune.steps, revival=options.tune.revival)
         material = prepare(source, data, options.data_options)
-    context = replace(context, collate=material.collate)
+    context = replace(context, collate=material.collate, heldout=measures_of(material.measure))
     passes = family_pipeline(material, options)
     coming = [*passes.after(TracePass.name).names, *len(snapshots.ratios) * MEMBER_NAMES]
     look_ahead(program, material, options, coming, context, ())

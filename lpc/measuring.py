@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from lpc.evaluation import Quality
 from lpc.material import Measurer
@@ -51,6 +52,11 @@ class MeasurePass(Pass):
     def keep(self, after: Program, folder: Path) -> bool:
         """Nothing but the record."""
         return True
+
+
+def measures_of(measurer: Measurer) -> Callable[[PreTrainedModel | PeftModel, int], Mapping[str, float]]:
+    """A measurer of which only the numbers are wanted, by name."""
+    return lambda model, batch_size: measurer(model, batch_size).measures
 
 
 @contextmanager

@@ -16,6 +16,7 @@
     ├── OutputError              OSError              the output could not be written
     │   └── OutputExistsError    FileExistsError      the output folder is not empty
     │       └── FinishedError                         it holds the very result that was asked for
+    ├── StoppedError             RuntimeError         who watched the run has ended it: it was behind others
     ├── RankError                RuntimeError         another process of the same run failed, and tells why
     └── PassError                RuntimeError         a pass failed
         ├── PreconditionError                         what a pass requires does not hold
@@ -97,6 +98,10 @@ class OutputExistsError(OutputError, FileExistsError):
 
 class FinishedError(OutputExistsError):
     """The output is there already, whole, and made by the very recipe that was asked for."""
+
+
+class StoppedError(LpcError, RuntimeError):
+    """Who watched the run has ended it: it was behind others of a sweep, and its result would not be wanted."""
 
 
 class RankError(LpcError, RuntimeError):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lpc import __version__
-from lpc.cli import commands, console, plans, recipe
+from lpc.cli import commands, console, plans, recipe, sweep
 from lpc.cli.compress import PARTS, compress
 from lpc.cli.estimate import ESTIMATE, estimate
 from lpc.cli.interruption import Commands
@@ -41,6 +41,7 @@ add_command(
     commands.EVALUATE,
 )
 add_command(app, commands.compare, [argument("runs", list[Path], "RUN...", "Outputs of lpc.")], commands.COMPARE)
+add_command(app, sweep.sweep, [argument("file", Path, "FILE", "A sweep.yaml: model, data, grid.")], sweep.SWEEP)
 add_command(app, commands.doctor, [], commands.DOCTOR)
 add_command(app, commands.demo, [], commands.DEMO)
 add_command(app, plans.plan, [MODEL], plans.PLAN)

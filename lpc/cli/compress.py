@@ -31,6 +31,7 @@ from passes.options import (
     Target,
     TraceOptions,
     TuneOptions,
+    check_loggers,
     option,
 )
 from passes.places import check_file, find_place
@@ -76,6 +77,7 @@ def compress(given: Given) -> None:
     required(given, InputOptions)
     model, data, output = given.arguments["model"], given.make(InputOptions).data, given.make(OutputOptions)
     options, _ = options_of(given), output.exports
+    check_loggers(options.tune.report_to)
     if output.benchmark and options.snapshots is None:
         raise OptionError("--benchmark goes with --snapshots; one model is timed by lpc benchmark")
     find_place(model)

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from lpc.evaluation import Evaluation
     from lpc.family_report import FamilyReport
     from lpc.inspection import Inspection
+    from lpc.options import Cell
     from lpc.planning import PlanDifference
     from lpc.speed import Benchmark
+    from lpc.sweeping import Outcome, SweepReport
     from passes.graph import Plan
 
 
@@ -101,6 +103,31 @@ def show_family(report: FamilyReport, out: Path, *, as_json: bool) -> None:
         return
     print_table("one run, a family of models", *report.rows())
     print_line(f"written to {out}: open {out}/report.html")
+
+
+def show_sweep(report: SweepReport, out: Path, *, as_json: bool) -> None:
+    """The end of ``lpc sweep``."""
+    if as_json:
+        print_json({**report.to_json(), "out": str(out)})
+        return
+    print_table(report.sentence(), *report.rows())
+    header, rows = report.over_seeds()
+    if rows:
+        print_table("over seeds", header, rows)
+    for cell in report.cells:
+        if cell.outcome.why:
+            print_line(f"{cell.name}: {cell.outcome.why}")
+    print_line(f"written to {out}: open {out}/report.html")
+
+
+def show_cell(cell: Cell, outcome: Outcome, out: Path, *, as_json: bool) -> bool:
+    """The end of ``lpc sweep --cell``; whether all is well."""
+    failed = outcome.state == "failed"
+    if as_json:
+        print_json({"cell": cell.name, "state": outcome.state, "why": outcome.why, "out": str(out)})
+    else:
+        print_line(f"{cell.name}: {outcome.state}" + (f": {outcome.why}" if outcome.why else f", {out}"))
+    return not failed
 
 
 def show_inspection(inspection: Inspection, *, as_json: bool) -> None:

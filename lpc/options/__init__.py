@@ -16,6 +16,7 @@ from lpc.options.recipe import (
     recipe_text,
 )
 from lpc.options.short import OWNERS, Short, check_kinds, check_short, short_names, target_from, with_short
+from lpc.options.sweep import Cell, StoppingOptions, SweepOptions
 
 __all__ = [
     "ALPACA",
@@ -27,6 +28,7 @@ __all__ = [
     "RECIPE_FILE",
     "AskedTask",
     "BenchmarkOptions",
+    "Cell",
     "CompressOptions",
     "DataOptions",
     "EvaluateOptions",
@@ -35,6 +37,8 @@ __all__ = [
     "OutputOptions",
     "Preset",
     "Short",
+    "StoppingOptions",
+    "SweepOptions",
     "check_kinds",
     "check_short",
     "find_recipe",

@@ -1,6 +1,7 @@
 """What a run tells: the report, the manifest, curves."""
 
 from lpc.report.curve import Panel, Point, draw
+from lpc.report.front import pareto_front
 from lpc.report.manifest import complete, record, write_manifest
 from lpc.report.page import comparison_page, family_page
 from lpc.report.render import heldout_rows, runs_on, show_measure, size_rows, speed_rows, table
@@ -20,6 +21,7 @@ __all__ = [
     "draw",
     "family_page",
     "heldout_rows",
+    "pareto_front",
     "record",
     "runs_on",
     "show_measure",

@@ -9,11 +9,14 @@ from typing import Any
 
 import altair as alt
 
+from lpc.report.front import pareto_front
 from lpc.report.render import WORDS
 
 ROW_PIXELS = 13
 """Of one layer in the picture of what stays."""
 BAR_PIXELS = 20
+NAMED = 8
+"""With more points than these only those on the front bear their names."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +208,8 @@ def _trade_offs(family: Mapping[str, Any]) -> Iterator[Chart]:
     for number, (field, title, form) in enumerate(costs):
         # Vega-Lite reads dots and brackets in a field's name as a path.
         plain = [{"cost": row[field], **{k: row[k] for k in ("ratio", "name", "quality")}} for row in rows]
+        front = pareto_front({row["name"]: (row["cost"], row["quality"]) for row in plain}, quality)
+        plain = [{**row, "front": row["name"] in front} for row in plain]
         slider = alt.binding_range(min=0, max=max(r["ratio"] for r in rows), step=0.05, name="removed share up to ")
         member = alt.param(name="ratio", value=max(r["ratio"] for r in rows), bind=slider)
         base = alt.Chart(_data(plain)).encode(
@@ -219,9 +224,11 @@ def _trade_offs(family: Mapping[str, Any]) -> Iterator[Chart]:
         points = base.mark_point(filled=True, size=90).encode(
             opacity=alt.condition("datum.ratio <= ratio", alt.value(1), alt.value(0.2))
         )
-        text = base.mark_text(dy=-12).encode(text="name:N")
-        chart = alt.layer(base.mark_line(), points, text).add_params(member)
-        yield _chart(f"trade-{number}", f"Held-out {quality} against {title}.", chart, height=240)
+        line = base.mark_line().transform_filter("datum.front")
+        named = base if len(plain) <= NAMED else base.transform_filter("datum.front")
+        chart = alt.layer(line, points, named.mark_text(dy=-12).encode(text="name:N")).add_params(member)
+        caption = f"Held-out {quality} against {title}; the line joins those that no other beats in both."
+        yield _chart(f"trade-{number}", caption, chart, height=240)
 
 
 def _data(rows: Sequence[Mapping[str, Any]]) -> Any:

@@ -61,8 +61,17 @@ def family_page(family: Mapping[str, Any], header: Sequence[str], rows: Sequence
     )
 
 
-def comparison_page(comparison: Mapping[str, Any], header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A page of runs side by side: their table and, where all measured one quality, that against each cost."""
+def comparison_page(
+    comparison: Mapping[str, Any],
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    sentence: str = "Runs side by side; nothing was measured for this page.",
+    links: Mapping[str, str] | None = None,
+) -> str:
+    """A page of runs side by side: their table and, where all measured one quality, that against each cost.
+
+    ``links`` are those of rows, by their first cell.
+    """
     runs, quality = comparison["runs"], comparison["quality"]
     shared = [name for name in runs[0]["latency_ms"] if all(name in run["latency_ms"] for run in runs)]
     members = [{**run, "latency_ms": {name: run["latency_ms"][name] for name in shared}} for run in runs]
@@ -74,10 +83,10 @@ def comparison_page(comparison: Mapping[str, Any], header: Sequence[str], rows: 
         title=f"{', '.join(sources)}: runs compared by lpc",
         name=", ".join(sources),
         family={"source": ", ".join(dict.fromkeys(run["source"] for run in runs)), "family": f"{len(runs)} models"},
-        sentence="Runs side by side; nothing was measured for this page.",
+        sentence=sentence,
         header=header,
         rows=rows,
-        links={},
+        links=links or {},
     )
 
 
