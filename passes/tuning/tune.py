@@ -42,7 +42,7 @@ from passes.tuning.recall import wear
 from passes.tuning.settle import settled
 from passes.tuning.teacher import FrozenBase
 from passes.tuning.trainer import TrainingRun, steps_done, train
-from passes.tuning.watching import WatchCallback, logs
+from passes.tuning.watching import WatchCallback, log_folder
 
 SKIP_BATCHES = 4
 
@@ -212,11 +212,12 @@ class TunePass(Pass):
             if checkpoint is not None:
                 callback.restore(checkpoint)
             trained = callback.to_train(options.steps, steps_done(checkpoint) if checkpoint is not None else 0)
-            watching, (names, writers) = WatchCallback.of(callback, run, options), logs(options)
+            watching, names = WatchCallback.of(callback, run, options), list(options.report_to)
+            stack.enter_context(log_folder(names))
             return train(
                 trained,
-                arguments_of(options, run, folder, trained, report_to=names),
-                [each for each in (callback, watching, saving, *writers) if each is not None],
+                arguments_of(options, run, folder, trained, report_to=names or "none"),
+                [each for each in (callback, watching, saving) if each is not None],
                 rates=rates,
                 seen=watching.seen if watching else None,
                 teacher=teacher,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from importlib import import_module
-from importlib.util import find_spec
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations import TensorBoardCallback
 
 from passes.options import TuneOptions
 from passes.pipeline import RunContext, Watched
@@ -50,16 +51,17 @@ class WatchCallback(TrainerCallback):  # type: ignore[misc]
         return {"removed_share": removed, **{f"eval_heldout_{name}": value for name, value in measures.items()}}
 
 
-def logs(options: TuneOptions) -> tuple[list[str], list[TrainerCallback]]:
-    """The logs that the Trainer is to write by itself, by name, and those that are callbacks of their own.
+@contextmanager
+def log_folder(names: Sequence[str]) -> Iterator[None]:
+    """Where TensorBoard's log goes inside the block: ``TENSORBOARD_LOGGING_DIR``, or ``runs/TIME_HOST`` as for torch.
 
-    TensorBoard's goes where torch's own writer puts it, ``runs`` in the current folder, or ``TENSORBOARD_LOGGING_DIR``:
-    the Trainer would put it into the run folder, which goes when the run has ended.
+    The Trainer by itself would put it into the run folder, which goes when the run has ended.
     """
-    names = [name for name in options.report_to if name != TENSORBOARD]
-    return names or ["none"], list(_tensorboard()) if TENSORBOARD in options.report_to else []
-
-
-def _tensorboard() -> Iterator[TrainerCallback]:
-    module = import_module("torch.utils.tensorboard" if find_spec("tensorboard") else "tensorboardX")
-    yield TensorBoardCallback(module.SummaryWriter(os.environ.get(FOLDER)))
+    if TENSORBOARD not in names or FOLDER in os.environ:
+        yield
+        return
+    os.environ[FOLDER] = str(Path("runs") / f"{datetime.now():%b%d_%H-%M-%S}_{gethostname()}")
+    try:
+        yield
+    finally:
+        del os.environ[FOLDER]

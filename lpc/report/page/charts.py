@@ -129,14 +129,11 @@ def _course(manifest: Mapping[str, Any]) -> Iterator[Chart]:
     report = next((p["report"] for p in manifest["passes"] if p["name"] == "tune" and p.get("report")), None)
     if not report or not report.get("losses"):
         return
-    losses = [{"step": step, "value": loss} for step, loss in report["losses"]]
-    line = alt.Chart(_data(losses)).mark_line(point=len(losses) < 40)
-    line = line.encode(
-        x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1)),
-        y=alt.Y("value:Q", title="training loss", scale=alt.Scale(zero=False)),
-        tooltip=[alt.Tooltip("step:Q"), alt.Tooltip("value:Q", format=".4f", title="loss")],
-    )
-    yield _chart("loss", "Training loss, in nats a token; with distillation its share is in it.", line, height=200)
+    caption = "Training loss, in nats a token; with distillation its share is in it."
+    yield _chart("loss", caption, _losses(report["losses"], "training loss"), height=200)
+    if len(report.get("heldout") or ()) > 1:
+        caption = "Loss on the held-out data while tuning."
+        yield _chart("heldout", caption, _losses(report["heldout"], "held-out loss"), height=160)
     dense = {name: width["dense"] for name, width in manifest["widths"].items()}
     gone = [
         {"step": event["step"], "width": words_of(name), "share": kept / dense[name]}
@@ -154,6 +151,17 @@ def _course(manifest: Mapping[str, Any]) -> Iterator[Chart]:
         tooltip=[alt.Tooltip("step:Q"), alt.Tooltip("width:N"), alt.Tooltip("share:Q", format=".1%")],
     )
     yield _chart("removed", "How much of each width was kept while tuning.", steps, height=160)
+
+
+def _losses(course: Sequence[Sequence[float]], title: str) -> alt.Chart:
+    """A line over steps."""
+    losses = [{"step": step, "value": loss} for step, loss in course]
+    line: alt.Chart = alt.Chart(_data(losses)).mark_line(point=len(losses) < 40)
+    return line.encode(
+        x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1)),
+        y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)),
+        tooltip=[alt.Tooltip("step:Q"), alt.Tooltip("value:Q", format=".4f", title="loss")],
+    )
 
 
 def _stages(manifest: Mapping[str, Any]) -> Iterator[Chart]:
