@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 
+import lpc
 from exporters.onnx import PRECISIONS
 from exporters.registry import EXPORTERS
 from lpc.cli import app as cli
 from passes.criteria import CRITERIA
 from passes.families import FAMILIES
 from passes.options import MEASURES
-from scripts import option_tables
+from scripts import error_page, option_tables
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
@@ -89,3 +90,10 @@ def test_tables_of_options_are_those_of_the_declarations() -> None:
     assert {"Target", "TuneOptions", "DataOptions", "OnnxOptions", "EvaluateOptions"} <= {*shown}
     for page in pages:
         assert option_tables.filled(page) == page
+
+
+def test_every_error_has_an_answer_by_name() -> None:
+    """``python scripts/error_page.py`` writes the page."""
+    page = error_page.page()
+    assert page == error_page.PAGE.read_text(encoding="utf-8")
+    assert all(f"## {name}\n" in page for name in lpc._ERRORS)

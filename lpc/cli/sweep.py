@@ -44,7 +44,7 @@ SWEEP = (Part(SweepingOptions), Part(OutputOptions, ("out", "json"), {"out": Pat
 
 
 def sweep(given: Given) -> None:
-    """Compress by each cell of a grid: ratios, criteria, layouts, seeds. Ends with one report and the Pareto front.
+    """Compress by every cell of a grid of options. Ends with one report and the Pareto front.
 
     FILE says what is tried (docs/sweep.md). The same command goes on where it was: finished cells are kept. Exit code 2
     if a cell failed.

@@ -7,6 +7,7 @@ from lpc.options.evaluate import AUTO_BATCH, BACKENDS, PRESETS, AskedTask, Evalu
 from lpc.options.instructions import ALPACA, ALPACA_WITH_INPUT, InstructionFormat
 from lpc.options.output import InputOptions, OutputOptions
 from lpc.options.recipe import (
+    PRESET_RECIPES,
     RECIPE_FILE,
     find_recipe,
     known_recipes,
@@ -25,6 +26,7 @@ __all__ = [
     "BACKENDS",
     "OWNERS",
     "PRESETS",
+    "PRESET_RECIPES",
     "RECIPE_FILE",
     "AskedTask",
     "BenchmarkOptions",

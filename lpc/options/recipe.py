@@ -29,6 +29,7 @@ from passes.options import (
 )
 
 __all__ = [
+    "PRESET_RECIPES",
     "RECIPE_FILE",
     "check_parts",
     "find_recipe",
@@ -41,6 +42,8 @@ __all__ = [
 ]
 
 RECIPE_FILE = "recipe.yaml"
+PRESET_RECIPES: Mapping[str, str | None] = {"fast": "fastest", "default": None, "best": "best"}
+"""What ``--preset`` may be, by the recipe that it is short for; None: the options as they are by default."""
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 PARTS: Mapping[str, type] = {
     "target": Target,

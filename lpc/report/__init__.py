@@ -4,7 +4,7 @@ from lpc.report.curve import Panel, Point, draw
 from lpc.report.front import pareto_front
 from lpc.report.manifest import complete, record, write_manifest
 from lpc.report.page import comparison_page, family_page
-from lpc.report.render import heldout_rows, runs_on, show_measure, size_rows, speed_rows, table
+from lpc.report.render import asked_words, heldout_rows, runs_on, show_measure, size_rows, speed_rows, table
 from lpc.report.report import BeforeAfter, HeldOut, Merging, PredictedLatency, Report
 from lpc.report.untouched import untouched
 
@@ -16,6 +16,7 @@ __all__ = [
     "Point",
     "PredictedLatency",
     "Report",
+    "asked_words",
     "comparison_page",
     "complete",
     "draw",

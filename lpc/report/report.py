@@ -12,7 +12,8 @@ from lpc.report.costs import Limited, limited
 from lpc.report.layers import DimensionKept, dimensions_kept
 from lpc.report.render import render
 from lpc.report.untouched import untouched
-from passes.graph import Cost, Plan, PruningGraph
+from passes.budget import default_multiple
+from passes.graph import Cost, Kind, Plan, PruningGraph
 from passes.pipeline import PassEntry, PassRecord, RunContext, plain
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ class Report:
 
     ``latency`` is there if the budget limited it. ``others``: what the dense and the pruned model cost in measures that
     the budget limited and ``Cost`` does not have. ``dimensions``: what stays of each, and how its units were ranked.
-    ``notes`` say what was done to the source before anything else.
+    ``notes`` say what was done to the source before anything else. ``multiple``: what MLP widths are rounded to, if
+    there are such that can go.
     ``passes`` are the records of those that ran, ``pipeline`` the passes as they were built, ``run`` what they shared.
     """
 
@@ -104,6 +106,7 @@ class Report:
     run: RunContext | None = None
     pipeline: tuple[PassEntry, ...] = ()
     notes: tuple[str, ...] = ()
+    multiple: int | None = None
 
     @classmethod
     def of(
@@ -133,6 +136,7 @@ class Report:
             others=tuple(limited(graph, plan)),
             dimensions=tuple(dimensions_kept(graph, plan, scores)),
             notes=notes,
+            multiple=_multiple(graph, plan),
         )
 
     @property
@@ -149,7 +153,7 @@ class Report:
             "budget": dict(self.asked),
             "layout": self.layout,
             "notes": list(self.notes),
-            "ratio": {"asked": self.asked_ratio, "achieved": self.achieved_ratio},
+            "ratio": {"asked": self.asked_ratio, "achieved": self.achieved_ratio, "multiple": self.multiple},
             "cost": {
                 "dense": plain(self.dense) | {each.measure: each.dense for each in self.others},
                 "pruned": plain(self.pruned) | {each.measure: each.pruned for each in self.others},
@@ -193,3 +197,9 @@ def _widths(graph: PruningGraph, counts: Mapping[str, int]) -> dict[str, Widths]
         if kept:
             found[width.name] = Widths(width.size, min(kept), max(kept), sum(kept) / len(kept))
     return found
+
+
+def _multiple(graph: PruningGraph, plan: Plan) -> int | None:
+    """What the widths of MLPs were rounded to; None if none of them can go."""
+    fine = [width.size for width in graph.widths if width.kind.is_fine and width.kind is not Kind.HIDDEN]
+    return plan.options.get("multiple") or (default_multiple(max(fine)) if fine else None)
