@@ -98,16 +98,16 @@ def test_no_color_leaves_no_colour() -> None:
 
 def test_estimate_says_what_each_preset_costs(tiny_model_folder: Path) -> None:
     words = ["estimate", str(tiny_model_folder), "--ratio", "0.3", "--flops", "1e12"]
-    told = json.loads(CliRunner().invoke(app, [*words, "--json"]).output)["presets"]
+    told = json.loads(CliRunner().invoke(app.app, [*words, "--json"]).output)["presets"]
     assert list(told) == ["fast", "default", "best"]
     hours = [each["method"]["hours"] for each in told.values()]
     assert hours == sorted(hours)
     assert hours[0] < hours[2]
-    fast = json.loads(CliRunner().invoke(app, [*words, "--preset", "fast", "--json"]).output)
+    fast = json.loads(CliRunner().invoke(app.app, [*words, "--preset", "fast", "--json"]).output)
     assert fast["method"] == told["fast"]["method"]
     assert fast["presets"] == {}
-    both = CliRunner().invoke(app, [*words, "--preset", "fast", "--recipe", "best"])
+    both = CliRunner().invoke(app.app, [*words, "--preset", "fast", "--recipe", "best"])
     assert isinstance(both.exception, OptionError)
     assert "leave it or --recipe out" in str(both.exception)
-    shown = CliRunner().invoke(app, words).output
+    shown = CliRunner().invoke(app.app, words).output
     assert "--preset" in shown
