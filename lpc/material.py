@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
 from peft import PeftModel
 from torch.utils.data import Subset
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lpc.data import (
     BlockDataset,
@@ -22,12 +22,21 @@ from lpc.data import (
     Rows,
     RowsLike,
     TokenBlocks,
+    chat_prompts,
     check_size,
     read_data,
     split_heldout,
     split_rows,
 )
-from lpc.evaluation import Quality, quality_of, token_perplexity, warn_of_loss, warn_of_text
+from lpc.evaluation import (
+    Quality,
+    completions,
+    prompts_in,
+    quality_of,
+    token_perplexity,
+    warn_of_loss,
+    warn_of_text,
+)
 from lpc.options import DataOptions
 from lpc.source import Source
 from passes.errors import DataError
@@ -49,7 +58,7 @@ class Material:
     """Training data, how batches are made of it (None: as the Trainer does), and the measure on what is held out.
 
     ``measure_dense`` is the same measure for the model as it was given: a warning says so if what it gives is not
-    plausible.
+    plausible. It and ``measure_pruned`` also take down a few completions.
     ``context_length`` is the length of the sequences that text was cut into, in tokens; None for rows. ``digest`` gives
     the sha256 of all of the data.
     """
@@ -58,6 +67,7 @@ class Material:
     collate: Callable[[list[Row]], Row] | None
     measure: Measurer
     measure_dense: Measurer
+    measure_pruned: Measurer
     context_length: int | None
     digest: Callable[[], str] = str
 
@@ -83,13 +93,36 @@ def prepare(source: Source, data: AnyData, options: DataOptions) -> Material:
         check_size(source.tokenizer, reading.rows.vocabulary)
     found = read_data(data, reading)
     if isinstance(found, Rows):
-        return _of_rows(model, found, options)
+        return _of_rows(model, source.tokenizer, found, options)
     return _of_blocks(source, found, options)
 
 
-def _of_rows(model: PreTrainedModel, rows: Rows, options: DataOptions) -> Material:
+def _speaking(
+    measure: Measurer, tokenizer: PreTrainedTokenizerBase | None, prompts: Sequence[Sequence[int]]
+) -> Measurer:
+    """The measure, and completions of the prompts."""
+
+    def spoken(model: PreTrainedModel | PeftModel, batch_size: int) -> Quality:
+        return replace(measure(model, batch_size), completions=completions(model, tokenizer, prompts))
+
+    return spoken
+
+
+def _prompts(
+    tokenizer: PreTrainedTokenizerBase | None, heldout: torch.utils.data.Dataset[Row], task: Task
+) -> list[list[int]]:
+    """What a causal language model is to go on with: prompts that are held out, and chats if it knows such."""
+    if tokenizer is None or task is not Task.CAUSAL_LM:
+        return []
+    return [*prompts_in(heldout), *chat_prompts(tokenizer)]
+
+
+def _of_rows(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, rows: Rows, options: DataOptions
+) -> Material:
     fraction = min(options.heldout_fraction, options.heldout_rows / len(rows))
     train, heldout = split_rows(rows, fraction)
+    prompts = _prompts(tokenizer, heldout, rows.format.task)
     collate = Collator.of(model.config, rows.format.task, model.dtype)
 
     def measure(model: PreTrainedModel | PeftModel, batch_size: int) -> Quality:
@@ -101,7 +134,8 @@ def _of_rows(model: PreTrainedModel, rows: Rows, options: DataOptions) -> Materi
             warn_of_loss(quality.loss, rows.format.vocabulary)
         return quality
 
-    return Material(train, collate, measure, measure_dense, None, lambda: _rows_digest(rows))
+    dense, pruned = _speaking(measure_dense, tokenizer, prompts), _speaking(measure, tokenizer, prompts)
+    return Material(train, collate, measure, dense, pruned, None, lambda: _rows_digest(rows))
 
 
 @caller_state_kept()
@@ -134,9 +168,10 @@ def _of_blocks(source: Source, blocks: TokenBlocks, options: DataOptions) -> Mat
         warn_of_text(model, tokenizer, heldout, quality.loss)
         return quality
 
-    data = BlockDataset(train, train_labels)
-    whole = {"tokens": blocks.tensor, "labels": blocks.labels}
-    return Material(data, None, measure, measure_dense, blocks.tensor.shape[1], lambda: tensors_digest([whole]))
+    data, whole = BlockDataset(train, train_labels), {"tokens": blocks.tensor, "labels": blocks.labels}
+    prompts = _prompts(tokenizer, BlockDataset(heldout, labels), Task.CAUSAL_LM)
+    dense, pruned = _speaking(measure_dense, tokenizer, prompts), _speaking(measure, tokenizer, prompts)
+    return Material(data, None, measure, dense, pruned, blocks.tensor.shape[1], lambda: tensors_digest([whole]))
 
 
 def set_aside(

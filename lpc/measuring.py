@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from lpc.evaluation import Quality
 from lpc.material import Measurer
-from lpc.report import BeforeAfter, HeldOut, Merging
+from lpc.report import BeforeAfter, Completed, HeldOut, Merging
 from passes.errors import OptionError, PreconditionError
 from passes.models import masked
 from passes.pipeline import Pass, PassRecord, PassResult, Program, RunContext
@@ -78,6 +78,10 @@ def heldout_of(history: Sequence[PassRecord], context_length: int | None = None)
         return None
     between = removed.measures if isinstance(removed, Quality) else {}
     last = merged if isinstance(merged, Quality) else pruned
+    completed = tuple(
+        Completed(prompt, before, after)
+        for (prompt, before), (_, after) in zip(dense.completions, pruned.completions, strict=False)
+    )
     merging = Merging(attached.measures, last.measures) if isinstance(attached, Quality) else None
     return HeldOut(
         measures={
@@ -87,4 +91,5 @@ def heldout_of(history: Sequence[PassRecord], context_length: int | None = None)
         labels=pruned.labels,
         context_length=context_length,
         merging=merging,
+        completions=completed,
     )

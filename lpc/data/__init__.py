@@ -1,5 +1,6 @@
 """What a user hands over as data: texts, rows, chats, instructions, made into tokens."""
 
+from lpc.data.chat import chat_prompts
 from lpc.data.collate import Collator
 from lpc.data.documents import read_documents, read_jsonl, read_text
 from lpc.data.frame import TextFrame, check_size
@@ -20,6 +21,7 @@ __all__ = [
     "RowsLike",
     "TextFrame",
     "TokenBlocks",
+    "chat_prompts",
     "check_size",
     "open_rows",
     "read_data",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,12 @@ from lpc.data.answers import Marked, TokenRow, token_rows
 from lpc.data.messages import ASSISTANT, Message
 from passes.errors import DataError, TokenizerError
 
-__all__ = ["Chat", "Turns"]
+__all__ = ["Chat", "Turns", "chat_prompts"]
+
+logger = logging.getLogger(__name__)
+
+QUESTIONS = ("Name three colours of the rainbow.", "Why do people sleep? Answer in one sentence.")
+"""What every chat model is asked for the report."""
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -55,6 +61,11 @@ class Chat:
             return [self._marked_by_template(chat) for chat in chats]
         return token_rows([self._compared(chat) for chat in chats], self._tokenizer)
 
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens of a chat that the assistant is to go on with. Raises DataError."""
+        text = self._render("a prompt", messages, add_generation_prompt=True)
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def _marked_by_template(self, chat: Turns) -> TokenRow:
         found = self._apply(
             chat.where, chat.messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
@@ -89,3 +100,14 @@ class Chat:
             return self._tokenizer.apply_chat_template(list(messages), **options)
         except Exception as error:  # a template may raise anything
             raise DataError(f"{where}: the tokenizer's chat template refuses the chat: {error}") from error
+
+
+def chat_prompts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The tokens of a few questions, for a tokenizer with a chat template; none where it has none, or refuses them."""
+    if tokenizer.chat_template is None:
+        return []
+    try:
+        return [Chat(tokenizer).prompt([{"role": "user", "content": question}]) for question in QUESTIONS]
+    except DataError as error:
+        logger.info("no chats are completed: %s", error)
+        return []

@@ -1,5 +1,6 @@
 """How good a model is: held-out quality, perplexity, lm-eval."""
 
+from lpc.evaluation.completing import completions, prompts_in
 from lpc.evaluation.evaluate import evaluate
 from lpc.evaluation.heldout import Quality, quality, quality_of
 from lpc.evaluation.kept import EVALUATION, Kept
@@ -13,9 +14,11 @@ __all__ = [
     "Evaluation",
     "Kept",
     "Quality",
+    "completions",
     "difference_rows",
     "evaluate",
     "evaluation_rows",
+    "prompts_in",
     "quality",
     "quality_of",
     "token_perplexity",

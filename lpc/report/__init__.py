@@ -5,11 +5,12 @@ from lpc.report.front import pareto_front
 from lpc.report.manifest import complete, record, write_manifest
 from lpc.report.page import comparison_page, family_page
 from lpc.report.render import asked_words, heldout_rows, runs_on, show_measure, size_rows, speed_rows, table
-from lpc.report.report import BeforeAfter, HeldOut, Merging, PredictedLatency, Report
+from lpc.report.report import BeforeAfter, Completed, HeldOut, Merging, PredictedLatency, Report
 from lpc.report.untouched import untouched
 
 __all__ = [
     "BeforeAfter",
+    "Completed",
     "HeldOut",
     "Merging",
     "Panel",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lpc.evaluation import difference_rows, evaluation_rows
 from lpc.report.costs import label_of, shown
+from passes.errors import visible
 
 
 def render(
@@ -131,7 +132,19 @@ def _quality(manifest: Mapping[str, Any]) -> str:
         f"## Quality\n\n{what}, neither scored nor tuned on.\n\n"
         + table(["", "dense", "removed, not tuned", "pruned and tuned"], heldout_rows(heldout))
         + _merging(heldout.get("merging"))
+        + _completed(heldout.get("completions") or ())
     )
+
+
+def _completed(completions: Sequence[Mapping[str, str]]) -> str:
+    """Prompts and completions as code, in which nothing has a meaning."""
+    if not completions:
+        return ""
+    parts = ["\n\n### Completions\n\nThe most probable token each time, at most 24 of them."]
+    for each in completions:
+        lines = [f"{name}: {visible(each[name])}" for name in ("prompt", "dense", "pruned")]
+        parts.append("\n".join(f"    {line}" for text in lines for line in text.splitlines()))
+    return "\n\n".join(parts)
 
 
 def _merging(merging: Mapping[str, Any] | None) -> str:

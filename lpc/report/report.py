@@ -51,13 +51,22 @@ class Merging:
     merged: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class Completed:
+    """A prompt, and what the dense model and the pruned one go on with, greedily."""
+
+    prompt: str
+    dense: str
+    pruned: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
     """Measures on data that were neither scored nor tuned on, by name: loss, perplexity, accuracy.
 
     Taken over ``labels`` labels (tokens, in a language model) of ``rows`` rows. ``context_length``, in tokens, is that
     of the rows if they were cut from text, else None. ``merging`` is there where a trained adapter was merged into
-    weights of fewer digits than its own.
+    weights of fewer digits than its own. ``completions`` are those of a causal language model.
     """
 
     measures: Mapping[str, BeforeAfter]
@@ -65,6 +74,7 @@ class HeldOut:
     labels: int
     context_length: int | None = None
     merging: Merging | None = None
+    completions: tuple[Completed, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
-from lpc.cli import app
+from lpc.cli import app, console
 from lpc.cli.alike import alike, spread
 from lpc.cli.tables import next_commands, show_difference, show_plan
 from lpc.planning import diff
@@ -63,6 +64,20 @@ def test_report_says_the_ratio_that_was_typed_and_what_rounding_made_of_it(
 ) -> None:
     words = asked_words({"ratio": ratio, "budget": budget})
     assert words.endswith(said)
+
+
+def test_columns_that_find_no_room_are_put_below(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "stdout", Console(width=80))
+    verdicts = ["worse by 1.2 ± 0.8 points, p = 0.13"] * 3
+    console.print_table(
+        "against dense", ["", "pruned hf", "pruned onnx", "int8"], [["arc_easy acc (first 200)", *verdicts]]
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("worse by 1.2 ± 0.8 points, p = 0.13" in line for line in lines) == 3
+    assert sum("arc_easy acc (first 200)" in line for line in lines) == 3
+    assert max(map(len, lines)) <= 80
 
 
 def test_next_commands_can_be_pasted() -> None:
