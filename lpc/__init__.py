@@ -40,10 +40,12 @@ if TYPE_CHECKING:
     from lpc.planning import plan as plan
     from lpc.report import Report as Report
     from lpc.result import Result as Result
+    from lpc.serving import serve as serve
     from lpc.source import load as load
     from lpc.speed import benchmark as benchmark
     from lpc.streaming import apply_to as apply_to
     from lpc.sweeping import sweep as sweep
+    from lpc.verifying import verify as verify
     from passes.criteria import CRITERIA as CRITERIA
     from passes.criteria import SavedScores as SavedScores
     from passes.criteria import register_criterion as register_criterion
@@ -76,6 +78,7 @@ if TYPE_CHECKING:
 
 _ERRORS = (
     "DataError",
+    "EngineError",
     "FinishedError",
     "LpcError",
     "MissingFileError",
@@ -158,6 +161,8 @@ _HOMES = {
     "register_precision": "exporters.onnx",
     "quality": "lpc.evaluation",
     "sweep": "lpc.sweeping",
+    "serve": "lpc.serving",
+    "verify": "lpc.verifying",
     **dict.fromkeys(_ERRORS, "passes.errors"),
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +13,7 @@ from lpc.data.answers import Marked, TokenRow, token_rows
 from lpc.data.messages import ASSISTANT, Message
 from passes.errors import DataError, TokenizerError
 
-__all__ = ["Chat", "Turns", "chat_prompts"]
-
-logger = logging.getLogger(__name__)
-
-QUESTIONS = ("Name three colours of the rainbow.", "Why do people sleep? Answer in one sentence.")
-"""What every chat model is asked for the report."""
+__all__ = ["Chat", "Turns"]
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -61,11 +55,6 @@ class Chat:
             return [self._marked_by_template(chat) for chat in chats]
         return token_rows([self._compared(chat) for chat in chats], self._tokenizer)
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The tokens of a chat that the assistant is to go on with. Raises DataError."""
-        text = self._render("a prompt", messages, add_generation_prompt=True)
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-
     def _marked_by_template(self, chat: Turns) -> TokenRow:
         found = self._apply(
             chat.where, chat.messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
@@ -74,15 +63,15 @@ class Chat:
 
     def _compared(self, chat: Turns) -> Marked:
         where, messages = chat.where, chat.messages
-        text = self._render(where, messages)
+        text = self.render(where, messages)
         spans = []
         for turn, message in enumerate(messages):
             if message["role"] != ASSISTANT or turn < chat.given:
                 continue
             if turn == 0:
                 raise DataError(f"{where}: the chat begins with the assistant, who has nothing to answer: remove that")
-            before = self._render(where, messages[:turn], add_generation_prompt=True)
-            through = self._render(where, messages[: turn + 1])
+            before = self.render(where, messages[:turn], add_generation_prompt=True)
+            through = self.render(where, messages[: turn + 1])
             if not (through.startswith(before) and text.startswith(through)):
                 raise DataError(
                     f"{where}: the tokenizer's chat template writes the beginning of a chat otherwise once the chat "
@@ -92,7 +81,8 @@ class Chat:
             spans.append((len(before), len(through)))
         return Marked(text, tuple(spans), bare=False)
 
-    def _render(self, where: str, messages: Sequence[Message], **options: Any) -> str:
+    def render(self, where: str, messages: Sequence[Message], **options: Any) -> str:
+        """A chat as a text. Raises DataError if the template refuses it."""
         return str(self._apply(where, messages, tokenize=False, **options))
 
     def _apply(self, where: str, messages: Sequence[Message], **options: Any) -> Any:
@@ -100,14 +90,3 @@ class Chat:
             return self._tokenizer.apply_chat_template(list(messages), **options)
         except Exception as error:  # a template may raise anything
             raise DataError(f"{where}: the tokenizer's chat template refuses the chat: {error}") from error
-
-
-def chat_prompts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """The tokens of a few questions, for a tokenizer with a chat template; none where it has none, or refuses them."""
-    if tokenizer.chat_template is None:
-        return []
-    try:
-        return [Chat(tokenizer).prompt([{"role": "user", "content": question}]) for question in QUESTIONS]
-    except DataError as error:
-        logger.info("no chats are completed: %s", error)
-        return []

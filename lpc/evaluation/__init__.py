@@ -1,11 +1,12 @@
 """How good a model is: held-out quality, perplexity, lm-eval."""
 
-from lpc.evaluation.completing import completions, prompts_in
+from lpc.evaluation.completing import completions
 from lpc.evaluation.evaluate import evaluate
 from lpc.evaluation.heldout import Quality, quality, quality_of
 from lpc.evaluation.kept import EVALUATION, Kept
 from lpc.evaluation.perplexity import token_perplexity
 from lpc.evaluation.plausible import warn_of_loss, warn_of_text
+from lpc.evaluation.replies import Replies, RepliesCompared, Reply, fixed_prompts, replies
 from lpc.evaluation.results import Evaluation
 from lpc.evaluation.tables import difference_rows, evaluation_rows, told, verdict
 
@@ -14,13 +15,17 @@ __all__ = [
     "Evaluation",
     "Kept",
     "Quality",
+    "Replies",
+    "RepliesCompared",
+    "Reply",
     "completions",
     "difference_rows",
     "evaluate",
     "evaluation_rows",
-    "prompts_in",
+    "fixed_prompts",
     "quality",
     "quality_of",
+    "replies",
     "token_perplexity",
     "told",
     "verdict",

@@ -38,9 +38,12 @@ def prompts_in(rows: Dataset[dict[str, torch.Tensor]]) -> Iterator[list[int]]:
 
 
 def completions(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None, prompts: Sequence[Sequence[int]]
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    rows: Dataset[dict[str, torch.Tensor]],
 ) -> tuple[tuple[str, str], ...]:
-    """Prompt and completion as texts; none for what is no causal language model or has no tokenizer.
+    """Prompts in some rows, and what the model goes on with, as texts; none for what is no causal language model or has
+    no tokenizer.
 
     The most probable token each time, at most ``NEW_TOKENS``, up to the end that the tokenizer knows. All tokens are
     run anew for each, as any ``forward`` can: prompts are short, and that is little beside one held-out measure.
@@ -49,7 +52,9 @@ def completions(
     if tokenizer is None or task_of(base_model(model)) is not Task.CAUSAL_LM or sharded():
         return ()
     with torch.no_grad(), evaluation_mode(model):
-        return tuple((_text(tokenizer, ids), _text(tokenizer, _greedy(model, tokenizer, ids))) for ids in prompts)
+        return tuple(
+            (_text(tokenizer, ids), _text(tokenizer, _greedy(model, tokenizer, ids))) for ids in prompts_in(rows)
+        )
 
 
 def _greedy(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -18,33 +18,30 @@ from lpc.data import (
     Data,
     Reading,
     Row,
-    RowFormat,
     Rows,
     RowsLike,
     TokenBlocks,
-    chat_prompts,
-    check_size,
     read_data,
     split_heldout,
     split_rows,
 )
 from lpc.evaluation import (
     Quality,
+    Replies,
     completions,
-    prompts_in,
     quality_of,
     token_perplexity,
     warn_of_loss,
     warn_of_text,
 )
+from lpc.generation import GeneratePass
 from lpc.options import DataOptions
 from lpc.source import Source
 from passes.errors import DataError
 from passes.models import Task, base_model, tensors_digest
 from passes.pipeline import caller_state_kept
 
-__all__ = ["AnyData", "Material", "prepare", "set_aside"]
-
+__all__ = ["Answerer", "AnyData", "Material", "Measurer", "of_data", "of_text", "set_aside"]
 AnyData: TypeAlias = "Data | RowsLike"
 """Text or instructions for a causal language model, or rows with a model's own inputs and labels for any model."""
 
@@ -52,15 +49,20 @@ AnyData: TypeAlias = "Data | RowsLike"
 Measurer: TypeAlias = "Callable[[PreTrainedModel | PeftModel, int], Quality]"
 """Measures a model on what is held out, so many sequences or rows a batch."""
 
+Answerer: TypeAlias = "Callable[[PreTrainedModel | PeftModel], Replies]"
+"""Has a model answer the fixed prompts."""
+
 
 @dataclass(frozen=True)
 class Material:
     """Training data, how batches are made of it (None: as the Trainer does), and the measure on what is held out.
 
     ``measure_dense`` is the same measure for the model as it was given: a warning says so if what it gives is not
-    plausible. It and ``measure_pruned`` also take down a few completions.
+    plausible. It and ``measure_pruned`` also take down a few completions of what is held out.
     ``context_length`` is the length of the sequences that text was cut into, in tokens; None for rows. ``digest`` gives
-    the sha256 of all of the data.
+    the sha256 of all of the data that the user gave. ``generate`` is the pass that draws the model's own part of it,
+    before which nothing can be read of that; ``answer`` is there for an instruction model. ``options`` are those of the
+    data, with its share settled. ``notes`` say for the report what the data are, where the user did not.
     """
 
     train: torch.utils.data.Dataset[Row]
@@ -70,51 +72,35 @@ class Material:
     measure_pruned: Measurer
     context_length: int | None
     digest: Callable[[], str] = str
+    generate: GeneratePass | None = None
+    answer: Answerer | None = None
+    options: DataOptions = DataOptions()
+    notes: tuple[str, ...] = ()
 
 
 DIGESTED_ROWS = 20_000
 """Of more rows than these, so many evenly spaced ones stand for all in their digest."""
 
 
-def prepare(source: Source, data: AnyData, options: DataOptions) -> Material:
-    """Read the data for a model.
-
-    Raises DataError, MissingFileError, TokenizerError (before anything is read, for a tokenizer with more tokens than
-    the model), OptionError, and ModelError for a model that cannot be batched.
-    """
-    model = base_model(source.model)
-    reading = Reading(
-        rows=RowFormat.of(type(model), model.config),
-        tokenizer=source.tokenizer,
-        sequence_length=options.sequence_length,
-        instructions=options.instructions,
-    )
-    if source.tokenizer is not None and reading.rows.vocabulary is not None:
-        check_size(source.tokenizer, reading.rows.vocabulary)
+def of_data(
+    source: Source, data: AnyData, reading: Reading, options: DataOptions
+) -> tuple[Material, TokenBlocks | None]:
+    """What the user's data make, and the blocks of tokens where they are text. Raises what ``prepare`` raises."""
     found = read_data(data, reading)
     if isinstance(found, Rows):
-        return _of_rows(model, source.tokenizer, found, options)
-    return _of_blocks(source, found, options)
+        return _of_rows(base_model(source.model), source.tokenizer, found, options), None
+    return _of_blocks(source, found, options), found
 
 
 def _speaking(
-    measure: Measurer, tokenizer: PreTrainedTokenizerBase | None, prompts: Sequence[Sequence[int]]
+    measure: Measurer, tokenizer: PreTrainedTokenizerBase | None, heldout: Callable[[], torch.utils.data.Dataset[Row]]
 ) -> Measurer:
-    """The measure, and completions of the prompts."""
+    """The measure, and what a causal language model goes on with after the beginnings of what is held out."""
 
     def spoken(model: PreTrainedModel | PeftModel, batch_size: int) -> Quality:
-        return replace(measure(model, batch_size), completions=completions(model, tokenizer, prompts))
+        return replace(measure(model, batch_size), completions=completions(model, tokenizer, heldout()))
 
     return spoken
-
-
-def _prompts(
-    tokenizer: PreTrainedTokenizerBase | None, heldout: torch.utils.data.Dataset[Row], task: Task
-) -> list[list[int]]:
-    """What a causal language model is to go on with: prompts that are held out, and chats if it knows such."""
-    if tokenizer is None or task is not Task.CAUSAL_LM:
-        return []
-    return [*prompts_in(heldout), *chat_prompts(tokenizer)]
 
 
 def _of_rows(
@@ -122,7 +108,6 @@ def _of_rows(
 ) -> Material:
     fraction = min(options.heldout_fraction, options.heldout_rows / len(rows))
     train, heldout = split_rows(rows, fraction)
-    prompts = _prompts(tokenizer, heldout, rows.format.task)
     collate = Collator.of(model.config, rows.format.task, model.dtype)
 
     def measure(model: PreTrainedModel | PeftModel, batch_size: int) -> Quality:
@@ -134,7 +119,7 @@ def _of_rows(
             warn_of_loss(quality.loss, rows.format.vocabulary)
         return quality
 
-    dense, pruned = _speaking(measure_dense, tokenizer, prompts), _speaking(measure, tokenizer, prompts)
+    dense, pruned = (_speaking(each, tokenizer, lambda: heldout) for each in (measure_dense, measure))
     return Material(train, collate, measure, dense, pruned, None, lambda: _rows_digest(rows))
 
 
@@ -155,23 +140,34 @@ def _of_blocks(source: Source, blocks: TokenBlocks, options: DataOptions) -> Mat
     fraction = min(options.heldout_fraction, options.heldout_sequences / len(blocks.tensor))
     train, heldout = split_heldout(blocks.tensor, fraction)
     train_labels, labels = split_heldout(blocks.labels, fraction)
+    whole = {"tokens": blocks.tensor, "labels": blocks.labels}
+    material = of_text(source, BlockDataset(train, train_labels), blocks.tensor.shape[1], lambda: (heldout, labels))
+    return replace(material, digest=lambda: tensors_digest([whole]))
+
+
+def of_text(
+    source: Source,
+    train: torch.utils.data.Dataset[Row],
+    length: int,
+    heldout: Callable[[], tuple[torch.Tensor, torch.Tensor]],
+) -> Material:
+    """Sequences of so many tokens; ``heldout`` gives tokens and labels, both ``[n, length]``, when they are there."""
 
     def measure(model: PreTrainedModel | PeftModel, batch_size: int) -> Quality:
-        found = token_perplexity(model, heldout, batch_size, labels=labels)
+        tokens, labels = heldout()
+        found = token_perplexity(model, tokens, batch_size, labels=labels)
         loss = math.log(found.value)
-        return Quality(loss=loss, accuracy=None, perplexity=found.value, rows=len(heldout), labels=found.tokens)
+        return Quality(loss=loss, accuracy=None, perplexity=found.value, rows=len(tokens), labels=found.tokens)
 
     tokenizer = source.tokenizer  # the measure must not hold the source, and with it the dense model
 
     def measure_dense(model: PreTrainedModel | PeftModel, batch_size: int) -> Quality:
         quality = measure(model, batch_size)
-        warn_of_text(model, tokenizer, heldout, quality.loss)
+        warn_of_text(model, tokenizer, heldout()[0], quality.loss)
         return quality
 
-    data, whole = BlockDataset(train, train_labels), {"tokens": blocks.tensor, "labels": blocks.labels}
-    prompts = _prompts(tokenizer, BlockDataset(heldout, labels), Task.CAUSAL_LM)
-    dense, pruned = _speaking(measure_dense, tokenizer, prompts), _speaking(measure, tokenizer, prompts)
-    return Material(data, None, measure, dense, pruned, blocks.tensor.shape[1], lambda: tensors_digest([whole]))
+    dense, pruned = (_speaking(each, tokenizer, lambda: BlockDataset(*heldout())) for each in (measure_dense, measure))
+    return Material(train, None, measure, dense, pruned, length)
 
 
 def set_aside(
