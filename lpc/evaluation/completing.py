@@ -52,9 +52,8 @@ def completions(
     if tokenizer is None or task_of(base_model(model)) is not Task.CAUSAL_LM or sharded():
         return ()
     with torch.no_grad(), evaluation_mode(model):
-        return tuple(
-            (_text(tokenizer, ids), _text(tokenizer, _greedy(model, tokenizer, ids))) for ids in prompts_in(rows)
-        )
+        begun = [(ids, _greedy(model, tokenizer, ids)) for ids in prompts_in(rows)]
+    return tuple((_text(tokenizer, prompt), _text(tokenizer, said)) for prompt, said in begun)
 
 
 def _greedy(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> list[int]:
