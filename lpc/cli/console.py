@@ -20,6 +20,10 @@ from passes.errors import FinishedError, LpcError, RankError, visible
 from passes.ranks import is_first_to_tell, launched
 
 USER_ERROR = 2
+LIBRARIES = (
+    "torch", "peft", "datasets", "accelerate", "lm_eval", "onnxscript", "onnx_ir", "huggingface_hub", "bitsandbytes",
+)  # fmt: skip
+"""Those whose warnings advise programmers, not who types a command."""
 BORDER = 3
 """Letters beside a cell of a table: a line and two blanks."""
 
@@ -88,7 +92,17 @@ def prepare_process() -> None:
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    for name in ("torch", "peft", "datasets", "accelerate", "lm_eval", "onnxscript", "onnx_ir", "huggingface_hub"):
+    for name in (
+        "torch",
+        "peft",
+        "datasets",
+        "accelerate",
+        "lm_eval",
+        "onnxscript",
+        "onnx_ir",
+        "huggingface_hub",
+        "bitsandbytes",
+    ):
         logging.getLogger(name).setLevel(logging.ERROR)
     # peft 0.21 asks transformers for the old name
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning, "transformers")

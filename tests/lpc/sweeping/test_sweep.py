@@ -123,7 +123,10 @@ def test_only_cells_of_one_goal_whose_units_are_gone_are_compared(asked: dict[st
         watch(seen(1, 2.0))
     with judged(tmp_path / "log", other, stopping) as watch:
         watch(seen(1, 9.0))
-    with pytest.raises(StoppedError, match="behind other cells"), judged(tmp_path / "log", second, stopping) as watch:
+    with (
+        pytest.raises(StoppedError, match="stopped after step 2"),
+        judged(tmp_path / "log", second, stopping) as watch,
+    ):
         watch(seen(1, 9.0, final=False))
         watch(seen(2, 9.0))
 
