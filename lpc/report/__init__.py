@@ -1,14 +1,25 @@
 """What a run tells: the report, the manifest, curves."""
 
 from lpc.report.curve import Panel, Point, draw
+from lpc.report.front import pareto_front
 from lpc.report.manifest import complete, record, write_manifest
 from lpc.report.page import comparison_page, family_page
-from lpc.report.render import heldout_rows, package_rows, runs_on, show_measure, size_rows, speed_rows, table
-from lpc.report.report import BeforeAfter, HeldOut, Merging, PackageCost, PredictedLatency, Report
+from lpc.report.render import (
+    asked_words,
+    heldout_rows,
+    package_rows,
+    runs_on,
+    show_measure,
+    size_rows,
+    speed_rows,
+    table,
+)
+from lpc.report.report import BeforeAfter, Completed, HeldOut, Merging, PackageCost, PredictedLatency, Report
 from lpc.report.untouched import untouched
 
 __all__ = [
     "BeforeAfter",
+    "Completed",
     "HeldOut",
     "Merging",
     "PackageCost",
@@ -16,12 +27,14 @@ __all__ = [
     "Point",
     "PredictedLatency",
     "Report",
+    "asked_words",
     "comparison_page",
     "complete",
     "draw",
     "family_page",
     "heldout_rows",
     "package_rows",
+    "pareto_front",
     "record",
     "runs_on",
     "show_measure",
