@@ -88,9 +88,9 @@ def _with_own(source: Source, material: Material, blocks: TokenBlocks, options: 
     count = min(options.self_sequences, count)
     if forgets:
         logger.warning(
-            "the tokenizer has a chat template and the data are plain text, by which a model forgets how to answer: "
-            "%.0f %% of what is tuned on are chats of its own making (--self-data); chats as data are best",
-            100 * share,
+            "the tokenizer has a chat template and the data are plain text, by which a model may forget how to answer: "
+            "%s of what is tuned on are chats of its own making (--self-data); chats as data are best",
+            f"{share:.0%}" if share else "none",
         )
         notes = ("a model with a chat template was given plain text, by which it may forget how to answer",)
     if not count:
