@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from chatting import chatting
 from conftest import build_model
-from test_own_script import chatting
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
