@@ -3,7 +3,7 @@
     python benchmarks/quality.py --models smollm2 [--ratios 0.2,0.5] [--seeds 0] [--steps 20] [--rows 300] [--only X]
 
 ``LPC_MODELS/smollm2`` is what ``../shared/tools/real_models.py smollm2`` writes, ``LPC_DATA`` has text and tasks. A
-cell is a way at a ratio with a seed, tuned on WikiText-2 train as ``lpc.compress`` does it, ``--steps`` of 8 × 256 tokens.
+cell is a way at a ratio with a seed, tuned on WikiText-2 train as ``lpc.compress`` does, ``--steps`` of 8 × 256 tokens.
 Measured are the perplexity of tokens of WikiText-2 test, TinyStories and LAMBADA, the mean of acc_norm over ``--rows``
 rows of each task (lm-eval) with its standard error, and for a model with a chat template its answers. Cells that are
 done are read back from ``benchmarks/out/quality-MODEL-real.jsonl``; one that is refused, or whose peer is not
