@@ -16,6 +16,7 @@ from lpc.options import DataOptions
 from lpc.source import Source
 from passes.errors import DataError, OptionError
 from passes.models import base_model
+from passes.ranks import sharded
 
 __all__ = ["prepare"]
 
@@ -42,8 +43,8 @@ def prepare(source: Source, data: AnyData | None, options: DataOptions) -> Mater
         check_size(source.tokenizer, reading.rows.vocabulary)
     material = _material(source, data, reading, options)
     tokenizer = source.tokenizer
-    if not reading.is_causal or tokenizer is None or tokenizer.chat_template is None:
-        return material
+    if not reading.is_causal or tokenizer is None or tokenizer.chat_template is None or sharded():
+        return material  # sharded weights (FSDP) are there only for all processes together
     return replace(material, answer=lambda answering: replies(answering, tokenizer))
 
 
