@@ -69,10 +69,10 @@ class RatedTrainer(Trainer):  # type: ignore[misc]
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer that the arguments name. Raises OptionError if it cannot train these weights."""
-        if getattr(self.args, "by", "adamw") == "muon" and self.optimizer is None:
+        if getattr(self.args, "by", "adamw") == "muon" and vars(self).get("optimizer") is None:
             trained = [each for each in self.model.parameters() if each.requires_grad]
             self.optimizer = muon(trained, self.args.learning_rate)
-        made: torch.optim.Optimizer = self.optimizer or super().create_optimizer(model)
+        made: torch.optim.Optimizer = super().create_optimizer(model)
         return made
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
