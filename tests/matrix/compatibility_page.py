@@ -21,6 +21,13 @@ from exporters.runtimes.compatibility import TARGETS
 from exporters.runtimes.verdict import Runtime
 from lpc.report.render import text_table
 
+OTHERWISE = {
+    "transformers": "at every save, reloaded bit for bit",
+    "transformers, trust_remote_code": "tests/exporters/hf/test_modelling.py",
+    "lm-eval, onnxruntime-genai backend": "tests/lpc/evaluation/test_evaluate.py",
+}
+"""Where else a runtime is run that ``make test-servers`` does not start."""
+
 HEAD = """# Where it runs
 
 Every saved output says where it runs: the last lines of `lpc compress`, the section *Where it runs* of
@@ -36,13 +43,14 @@ The verdicts are
 - **unverified**: nothing is claimed, because nothing was run and no rule reaches that far.
 
 and each but the last says how it is known: *run here*, of this very model, or *by rule, not run here*: concluded from
-the model's shape and the runtime's documents and sources, which may have changed since. What is said of vLLM, llama.cpp,
-Triton and optimum-onnx was read in stored copies from 2025 and 2026 (vLLM 0.9 to 0.32, llama.cpp of 2026).
+the model's shape and the runtime's documents and sources, which may have changed since. What is said of vLLM,
+llama.cpp, Triton and optimum-onnx was read in stored copies from 2025 and 2026 (vLLM 0.9 to 0.32, llama.cpp of 2026).
 
 ## Seen running
 
-`make test-servers` starts the real thing, sends it prompts of text that the model never saw, and compares its greedy tokens
-with torch's; the model is {model}. How to serve with each of them: [serving.md](serving.md).
+`make test-servers` starts the real thing, sends it prompts of text that the model never saw, and compares its greedy
+tokens with torch's; the model is {model}. How to serve with each of them:
+[serving.md](serving.md).
 
 {seen}
 
@@ -67,7 +75,7 @@ def seen(found: dict[str, dict[str, Any]]) -> str:
     for name in dict.fromkeys([*(target.name for target in TARGETS), *found]):
         ran = found.get(name)
         if ran is None:
-            rows.append([name, "by rule, not run here", "", ""])
+            rows.append([name, OTHERWISE.get(name, "by rule, not run here"), "", ""])
             continue
         versions = ", ".join(f"{package} {version}" for package, version in ran["versions"].items())
         rows.append([name, f"{ran['date']}, {versions}", ran["how"], f"{ran['equal']} of {ran['prompts']}"])
