@@ -100,6 +100,7 @@ _add(
     lambda graph, options, seed: LoRAPrune(graph, options),
     "((gB·A + B·gA) ⊙ W)² from the gradients of the LoRA factors alone (LoRAPrune)",
     reads=("form", "normalise", "quadratic", "smoothing"),
+    additive=True,
 )
 _add(
     "loraprune-code",
@@ -109,6 +110,7 @@ _add(
     reads=("smoothing",),
     fixed=AUTHORS_CODE,
     revival=False,
+    additive=True,
 )
 _add(
     "taylor",
@@ -116,6 +118,7 @@ _add(
     lambda graph, options, seed: Taylor(graph, options),
     "(∇W ⊙ W)² from the true gradient: first-order Taylor, LoRAPrune's ablation",
     reads=("form", "normalise", "smoothing"),
+    additive=True,
 )
 _add(
     "fisher",

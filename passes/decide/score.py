@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,11 @@ from passes.criteria import AnyModel, Criterion, Needs, criterion_named, make_cr
 from passes.errors import DataError, ModelError, PreconditionError
 from passes.graph import PruningGraph
 from passes.models import (
+    HOST_TOKENS,
     Row,
     base_model,
     batches,
+    idle_adapter_off,
     label_count,
     lean_loss,
     masked,
@@ -31,11 +33,8 @@ from passes.models import (
     task_of,
 )
 from passes.options import ScoreOptions, Target
-from passes.pipeline import Pass, PassRecord, PassResult, Program, RunContext, plain, save_choice, with_choice
+from passes.pipeline import Pass, PassRecord, PassResult, Program, Progress, RunContext, plain, save_choice, with_choice
 from passes.ranks import Share, from_first
-
-HOST_TOKENS = 1024
-"""So many tokens are looked at at a time on a processor, where that is as fast as more and takes less memory."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,27 @@ class ScoreReport:
     batches: int
     loss: float | None
     portions: int = 1
+
+
+@dataclass
+class _Course:
+    """How far it is: the sample's rows for each portion, and the dimensions ``to_rank`` once these were seen."""
+
+    progress: Progress
+    portions: int
+    to_rank: int
+    gone: int = 0
+    rows: int = 0
+
+    def tell(self, rows: int) -> None:
+        """So many rows of the portion at hand are seen."""
+        self.progress("score", self.gone + rows, self.portions * self.rows + self.to_rank)
+
+    def ranked(self, dimensions: int) -> None:
+        """The portion is done, with so many dimensions."""
+        self.gone += self.rows + (dimensions if self.to_rank else 0)
+        if self.rows:
+            self.tell(0)
 
 
 class ScorePass(Pass):
@@ -93,10 +113,19 @@ class ScorePass(Pass):
         parts = self._portions(graph, next(model.parameters()).device)
         scores: dict[str, torch.Tensor] = {}
         masks = masked(model, graph, program.masks) if program.masks is not None else nullcontext()
-        with _as_it_was(model, frozen=self._needs is not Needs.ADAPTER), masks, lean_loss(model):
-            for number, part in enumerate(parts):
-                found, report = self._look(model, part, number, len(parts), run.narrowed(self._options))
+        reads_adapter = self._needs is Needs.ADAPTER
+        with ExitStack() as stack:
+            stack.enter_context(_as_it_was(model, frozen=not reads_adapter))
+            if not reads_adapter:
+                stack.enter_context(idle_adapter_off(model))
+            stack.enter_context(masks)
+            stack.enter_context(lean_loss(model))
+            ranks = criterion_named(self._options.criterion).held is not None
+            course = _Course(run.progress, len(parts), len(graph.dimensions) if ranks else 0)
+            for part in parts:
+                found, report = self._look(model, part, course, run.narrowed(self._options))
                 scores |= found
+                course.ranked(len(part.dimensions))
         report = replace(report, portions=len(parts))
         scores = from_first(scores)
         scored = replace(program, masks=from_first(solver.masks(scores)), scores=scores).expecting_itself()
@@ -118,15 +147,15 @@ class ScorePass(Pass):
         return portions(graph, partial(held, graph), self._options.statistics_bytes or room_on(device))
 
     def _look(
-        self, model: AnyModel, graph: PruningGraph, number: int, of: int, run: RunContext
+        self, model: AnyModel, graph: PruningGraph, course: _Course, run: RunContext
     ) -> tuple[dict[str, torch.Tensor], ScoreReport]:
-        """The scores of one portion of the graph, which is the ``number``th ``of`` so many."""
+        """The scores of one portion of the graph."""
         options = self._options
         importance = replace(options.importance, smoothing=0.0)
         criterion = make_criterion(options.criterion, graph, importance, run.seed)
         try:
             criterion.begin(model)
-            report = self._run(model, number, of, run)
+            report = self._run(model, course, run)
             self._observe(criterion, model)
         finally:
             criterion.end(model)
@@ -139,7 +168,7 @@ class ScorePass(Pass):
                 "model in fp32 or bf16"
             )
 
-    def _run(self, model: AnyModel, number: int, of: int, run: RunContext) -> ScoreReport:
+    def _run(self, model: AnyModel, course: _Course, run: RunContext) -> ScoreReport:
         """The forward and, where the criterion needs them, the backward passes over the sample."""
         if self._needs is Needs.WEIGHTS:
             return ScoreReport(0, 0, None)
@@ -147,6 +176,7 @@ class ScorePass(Pass):
         rows = sample_rows(count, run.samples, run.seed)
         if not rows:
             raise DataError("the calibration data has no row")
+        course.rows = len(rows)
         device, task = next(model.parameters()).device, task_of(base_model(model))
         backward = self._needs is not Needs.ACTIVATIONS
         quiet = {"use_cache": False} if takes(base_model(model), "use_cache") else {}
@@ -163,7 +193,7 @@ class ScorePass(Pass):
                 loss.backward()
             losses.append(loss.detach())
             done += share.ranks * len(next(iter(batch.values())))
-            run.progress("score", number * len(rows) + min(done, len(rows)), of * len(rows))
+            course.tell(min(done, len(rows)))
         total = share.sum(sum(torch.stack(losses).tolist()))[0] / share.ranks
         return ScoreReport(len(rows), -(-len(rows) // run.batch_size), total)
 

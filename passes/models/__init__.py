@@ -13,6 +13,7 @@ from passes.models.adapter import (
     beyond_lora,
     check_adapter,
     check_adapter_folder,
+    idle_adapter_off,
     lora_config,
     lora_layers,
     lora_weights,
@@ -33,7 +34,7 @@ from passes.models.base import (
     plain_name,
     takes,
 )
-from passes.models.batches import Collate, Row, batches, label_count, pieces, sample_rows
+from passes.models.batches import HOST_TOKENS, Collate, Row, batches, label_count, pieces, sample_rows
 from passes.models.declared import check_declared
 from passes.models.fingerprint import Fingerprint, fingerprint, tensors_digest
 from passes.models.fit import Misfit
@@ -42,7 +43,7 @@ from passes.models.heldout import heldout_loss
 from passes.models.lean_loss import lean_loss
 from passes.models.loading import dense_weights, keep_own_head, load_model, quiet, reason, unloaded, unreadable
 from passes.models.masks import MaskedModel, masked
-from passes.models.memory import memory_advice, ran_out, smaller_batches
+from passes.models.memory import memory_advice, ran_out, return_free_memory, smaller_batches
 from passes.models.packed import full_precision, is_packed, packed_weights, packing_of
 from passes.models.parameters import replaced, swapped
 from passes.models.parity import Parity, relative_difference, rounding_tolerance
@@ -73,6 +74,7 @@ __all__ = [
     "DTYPES",
     "FILE",
     "GRADIENT",
+    "HOST_TOKENS",
     "OUTPUTS",
     "PREFIX",
     "WIDE",
@@ -119,6 +121,7 @@ __all__ = [
     "has_own_sizes",
     "headers",
     "heldout_loss",
+    "idle_adapter_off",
     "is_packed",
     "keep_own_head",
     "label_count",
@@ -150,6 +153,7 @@ __all__ = [
     "relative_difference",
     "replaced",
     "respond",
+    "return_free_memory",
     "rope_types",
     "rounding_tolerance",
     "routers",

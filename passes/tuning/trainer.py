@@ -19,7 +19,7 @@ from passes.models import Adapter, active_adapter, base_model, vendor
 from passes.options import DistillOptions
 from passes.tuning.arguments import training_on
 from passes.tuning.distill import DistillTrainer
-from passes.tuning.rates import RatedTrainer
+from passes.tuning.lean import LeanTrainer
 from passes.tuning.recall import wear
 from passes.tuning.sharded import whole_afterwards
 from passes.tuning.teacher import Teacher
@@ -50,6 +50,7 @@ def train(
     resume_from: Path | None = None,
     recompute: bool = False,
     finished: bool = False,
+    in_pieces: bool = True,
     **data: Any,
 ) -> TrainingRun:
     """Train with the transformers Trainer, against a teacher if there is one. ``data``: as the Trainer takes it.
@@ -57,6 +58,7 @@ def train(
     ``rates``: the factor on the peak rate at each step (default: the curve that the arguments name).
     ``resume_from``: a checkpoint to go on from; if it has all the steps, or is ``finished`` before them, the model gets
     its adapter and nothing is trained. ``recompute``: activations are computed again in the backward pass.
+    ``in_pieces``: as for ``LeanTrainer``.
     """
     if resume_from is not None:
         done = _state(resume_from)
@@ -73,10 +75,11 @@ def train(
         if recompute:
             stack.enter_context(_recomputing(model))
         values = {"factors": rates, "model": model, "args": arguments, "callbacks": list(callbacks), **data}
+        values |= {"in_pieces": in_pieces}
         if teacher is not None and distill is not None:
             trainer = DistillTrainer(teacher=teacher, distill=distill, **values)
         else:
-            trainer = RatedTrainer(**values)
+            trainer = LeanTrainer(**values)
         trainer.remove_callback(PrinterCallback)
         if trainer.is_fsdp_enabled:
             stack.enter_context(whole_afterwards(model))
