@@ -21,21 +21,22 @@ DEFAULT_STEPS = 20
 
 
 class Clock:
-    """A Progress that keeps the processor seconds between the first and the last word of each stage."""
+    """A Progress that keeps the processor seconds of each pass, in order."""
 
     def __init__(self) -> None:
-        self._first: dict[str, float] = {}
-        self._last: dict[str, float] = {}
+        self._began: dict[str, float] = {}
+        self.passes: list[tuple[str, float]] = []
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Look at the time."""
-        now = time.process_time()
-        self._first.setdefault(stage, now)
-        self._last[stage] = now
+        """Look at the time where a pass begins (0 of 1) and ends (1 of 1)."""
+        if (done, total) == (0, 1):
+            self._began[stage] = time.process_time()
+        elif (done, total) == (1, 1) and stage in self._began:
+            self.passes.append((stage, time.process_time() - self._began.pop(stage)))
 
     def seconds(self, stage: str) -> float:
-        """Processor seconds of a stage."""
-        return self._last[stage] - self._first[stage]
+        """Processor seconds of the passes of that name."""
+        return sum(seconds for name, seconds in self.passes if name == stage)
 
 
 def run_model(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -64,6 +65,10 @@ def run_model(arguments: argparse.Namespace) -> dict[str, Any]:
         if result.report.heldout
         else {},
     }
+    found["passes"] = [
+        {"name": each.name, "seconds": each.seconds, "bytes": each.peak_memory_bytes} for each in result.program.history
+    ]
+    found["processor_by_pass"] = clock.passes
     for record in result.program.history:
         if record.name in STAGES:
             found["stages"][STAGES[record.name]] = {

@@ -296,7 +296,7 @@ def test_a_new_adapter_is_run_only_by_a_criterion_that_reads_it(name: str, times
 def test_the_ranking_behind_the_rows_is_told_as_well(room: int | None) -> None:
     told: list[tuple[int, int]] = []
     run = RunContext(progress=lambda stage, done, total: told.append((done, total)))
-    options = ScoreOptions(samples=4, batch_size=2, statistics_bytes=room)
+    options = ScoreOptions(criterion="obs", samples=4, batch_size=2, statistics_bytes=room)
     ScorePass(TARGET, Blocks(), options)(traced(build_model("llama")), run)
     portions = 4 if room else 1
     assert {total for _, total in told} == {4 * portions + 4}
