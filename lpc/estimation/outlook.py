@@ -12,6 +12,7 @@ import torch
 
 from lpc.estimation import memory
 from lpc.estimation.costs import MEASURES_TAKEN, RANK, Costs
+from lpc.estimation.pace import Pace
 from lpc.estimation.rate import measured_rate
 from lpc.estimation.result import Estimate
 from lpc.estimation.sizes import Sizes
@@ -66,7 +67,9 @@ def estimate(
     graph = traced(config, dtype_named(options.run.dtype), model_type=model_class(config), options=options.trace)
     costs = Costs.of(graph, config, options, on_cpu=device_bytes is None and device.type == "cpu")
     rate = flops or probed(costs.sizes, graph.dtype, device)
-    method = costs.way(rate)
+    tried = None if flops else Pace.measured(config, costs.sizes, costs.load, graph.dtype, device)
+    pace = tried or costs.even(rate)
+    method = costs.way(pace)
     short_of = device_bytes is not None and method.peak.memory_bytes > device_bytes
     return Estimate(
         model=str(model),
@@ -76,7 +79,7 @@ def estimate(
         measured=flops is None,
         device_bytes=device_bytes,
         method=method,
-        true_gradient=costs.way(rate, true_gradient=True),
+        true_gradient=costs.way(pace, true_gradient=True),
         remedy=costs.remedy(device_bytes) if short_of and device_bytes is not None else None,
     )
 
@@ -118,17 +121,13 @@ def look_ahead(
     check_room(costs, device, already=costs.sizes.weight_bytes)
     rate = probed(costs.sizes, program.traced.dtype, device, PROBE_SECONDS)
     leaving = [LEAVING[name] for name in export if name in LEAVING]
-    expect(run.progress, stages_to_come([*names, *leaving], costs, rate))
+    expect(run.progress, stages_to_come([*names, *leaving], costs, costs.even(rate)))
 
 
-def stages_to_come(names: Sequence[str], costs: Costs, rate: float) -> list[Leg]:
-    """What is to come of passes of these names, at a rate, as their progress will tell it."""
-    flops = costs.flops()
-    each_measure = flops["measure"] / MEASURES_TAKEN / rate
-    return [
-        Leg(name, each_measure if name == "measure" else costs.seconds(NAMES.get(name, name), flops, rate))
-        for name in names
-    ]
+def stages_to_come(names: Sequence[str], costs: Costs, pace: Pace) -> list[Leg]:
+    """What is to come of passes of these names, at a pace, as their progress will tell it."""
+    seconds = {name: costs.seconds(NAMES.get(name, name), pace) for name in names}
+    return [Leg(name, seconds[name] / (MEASURES_TAKEN if name == "measure" else 1)) for name in names]
 
 
 def check_room(costs: Costs, device: torch.device, already: int) -> None:

@@ -46,17 +46,20 @@ class Load:
         return self.batch * self.tune.gradient_accumulation * self.context
 
 
-def step(sizes: Sizes, load: Load, *, true_gradient: bool = False) -> float:
-    """Operations of a step of tuning."""
+def step(sizes: Sizes, load: Load, *, share: float = 1.0, true_gradient: bool = False) -> float:
+    """Operations of a step of tuning, of a model that has this share of its layers' weights left."""
     frozen, rank = sizes.forward(load.context), load.rank
     adapter = sizes.forward(load.context, rank) - frozen
-    token = 2 * frozen + 3 * adapter
+    token = share * (2 * (frozen - sizes.head) + 3 * adapter) + 2 * sizes.head
     token += frozen if load.tune.distill is not None else 0
     token += frozen if true_gradient else 0
-    work = token * load.step_tokens
-    if not load.tune.one_shot and not true_gradient and criterion_named(load.tune.criterion).needs is Needs.ADAPTER:
-        work += sizes.adapted * (4 * rank + SCORE_OPERATIONS)
-    return work
+    return token * load.step_tokens + (0.0 if true_gradient else scoring(sizes, load))
+
+
+def scoring(sizes: Sizes, load: Load) -> float:
+    """Of the scores that are read at a step of tuning, from an adapter's gradients."""
+    asked = not load.tune.one_shot and criterion_named(load.tune.criterion).needs is Needs.ADAPTER
+    return float(sizes.adapted * (4 * load.rank + SCORE_OPERATIONS)) if asked else 0.0
 
 
 def rank_units(sizes: Sizes, load: Load) -> float:
@@ -67,18 +70,35 @@ def rank_units(sizes: Sizes, load: Load) -> float:
     passes = 1 if needs is Needs.ACTIVATIONS else 2
     work = passes * sizes.forward(load.context, load.rank) * load.sampled
     if load.tune.criterion == "obs":
-        work += load.sampled * sum(2.0 * (read**2 + written**2) for read, written in sizes.consumers)
-        work += sum(ELIMINATION * read**3 + 2.0 * read * written**2 for read, written in sizes.consumers)
+        work += load.sampled * seen(sizes) + eliminated(sizes)
     return work
+
+
+def seen(sizes: Sizes) -> float:
+    """Of a token: the products of what the projections that read units read, and of their outputs' gradients."""
+    return sum(2.0 * (read**2 + written**2) for read, written in sizes.consumers)
+
+
+def eliminating(read: int, written: int) -> float:
+    """Of the units of one projection, until none is left."""
+    return ELIMINATION * read**3 + 2.0 * read * written**2
+
+
+def eliminated(sizes: Sizes) -> float:
+    """Of the units of all projections."""
+    return sum(eliminating(read, written) for read, written in sizes.consumers)
 
 
 def compensate(sizes: Sizes, load: Load) -> float:
     """Operations of a compensation at most: its guard, each layer once on both sides, the normal equations."""
     forward = sizes.forward(load.context, load.rank)
     layers = forward - sizes.head
-    token = forward + sizes.head + 2 * layers
-    token += sum(2.0 * read * (read + written) for read, written in sizes.consumers)
-    return token * load.sampled
+    return (forward + sizes.head + 2 * layers + solving(sizes)) * load.sampled
+
+
+def solving(sizes: Sizes) -> float:
+    """Of a token: what it adds to the normal equations."""
+    return sum(2.0 * read * (read + written) for read, written in sizes.consumers)
 
 
 def measure(sizes: Sizes, load: Load) -> float:

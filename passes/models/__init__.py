@@ -59,7 +59,7 @@ from passes.models.precision import (
 from passes.models.probe import OUTPUTS, Probe, Response, positions, respond
 from passes.models.resized import FILE, PREFIX, compact_class, has_own_sizes
 from passes.models.routing import routers, routing
-from passes.models.stock import build_stock, filled, rope_types, shell, stock_class, twin_of, weightless
+from passes.models.stock import build_stock, filled, rope_types, shallow, shell, stock_class, twin_of, weightless
 from passes.models.stored import DTYPES, StoredTensor, check_fetched, headers, read_json
 from passes.models.tasks import AUTO_CLASSES, Task, check_loss, check_padding, model_class, task_of
 from passes.models.unloaded import Unloaded
@@ -161,6 +161,7 @@ __all__ = [
     "sample_rows",
     "scored_by",
     "scored_logits",
+    "shallow",
     "shell",
     "smaller_batches",
     "stated_scaling",

@@ -2,6 +2,7 @@
 
 from passes.tuning.attach import AttachPass, DetachPass
 from passes.tuning.merge import MergePass, adapted_layers, merge_into
+from passes.tuning.positions import Mixture, Side, summed_loss
 from passes.tuning.recall import RecallPass
 from passes.tuning.recover import RecoverPass
 from passes.tuning.settle import settled
@@ -13,12 +14,15 @@ __all__ = [
     "AttachPass",
     "DetachPass",
     "MergePass",
+    "Mixture",
     "RecallPass",
     "RecoverPass",
+    "Side",
     "TunePass",
     "UnpackPass",
     "adapted_layers",
     "merge_into",
     "settled",
     "staged_run",
+    "summed_loss",
 ]
