@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence, Sized
+import time
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Unpack, cast
@@ -52,13 +53,15 @@ def estimate(
     trace: TraceOptions = TraceOptions(),
     compensate: CompensateOptions | bool | None = None,
     trust_remote_code: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
     **short: Unpack[Short],
 ) -> Estimate:
     """What ``compress`` with these options will cost. ``model``: a folder (its config.json is enough) or a hub name.
 
     ``device_bytes``: the memory that there is. ``flops``: operations a second that the machine gets through; by default
-    products of the model's own shapes are timed for two seconds, here on ``device``. Raises what ``compress`` raises
-    for the model and the options.
+    one layer of the model and its head are timed here on ``device`` by the ``clock`` (``time.process_time`` where
+    others use the machine too), or products of the model's own shapes where that layer is too large for a trial. Raises
+    what ``compress`` raises for the model and the options.
     """
     options = asked(
         target, ratio, short, trace, run=run, lora=lora, tune=tune, data_options=data_options, compensate=compensate
@@ -67,7 +70,7 @@ def estimate(
     graph = traced(config, dtype_named(options.run.dtype), model_type=model_class(config), options=options.trace)
     costs = Costs.of(graph, config, options, on_cpu=device_bytes is None and device.type == "cpu")
     rate = flops or probed(costs.sizes, graph.dtype, device)
-    tried = None if flops else Pace.measured(config, costs.sizes, costs.load, graph.dtype, device)
+    tried = None if flops else Pace.measured(config, costs.sizes, costs.load, graph.dtype, device, clock)
     pace = tried or costs.even(rate)
     method = costs.way(pace)
     short_of = device_bytes is not None and method.peak.memory_bytes > device_bytes

@@ -45,6 +45,7 @@ class CriterionEntry:
     channels and experts, but neither layers and blocks nor the hidden size. ``one_shot``: it is too dear to be asked at
     each step, and ranks on calibration data before the first, unless a schedule says otherwise. ``held``: the bytes of
     statistics that it holds to rank a dimension; it ranks each dimension by itself. None where that is not much.
+    ``backward_share``: of the batches of a sample, the share that it wants gradients of, the inputs of all.
     ``additive``: what it sees are sums over tokens, so that it does not matter which of them share a pass.
 
     Raises OptionError where ``needs`` is unknown, or ``reads`` or ``fixed`` names no field of ``ImportanceOptions``.
@@ -61,6 +62,7 @@ class CriterionEntry:
     one_shot: bool = False
     held: Callable[[PruningGraph, Dimension], int] | None = None
     additive: bool = False
+    backward_share: float = 1.0
 
     def __post_init__(self) -> None:
         if self.needs not in list(Needs):
@@ -163,6 +165,7 @@ _add(
     widths_only=True,
     one_shot=True,
     held=held_bytes,
+    backward_share=0.25,
     additive=True,
 )
 _add(

@@ -313,3 +313,33 @@ def test_pieces_are_whole_rows_and_each_has_labels() -> None:
     assert len(pieces(batch, Task.CAUSAL_LM, 3)) == 5
     without = {"input_ids": ids, "labels": ids.index_fill(0, torch.tensor([4]), -100)}
     assert pieces(without, Task.CAUSAL_LM, 17) == [without]
+
+
+@pytest.mark.parametrize(("samples", "share"), [(32, 1.0), (64, 0.5), (128, 0.25)])
+def test_obs_takes_the_gradients_of_a_quarter_of_the_sample_but_of_enough_rows(samples: int, share: float) -> None:
+    program, ran = traced(build_model("llama")), list[bool]()
+    program.model.register_forward_hook(lambda *_: ran.append(torch.is_grad_enabled()))
+    score(program, Blocks(128), criterion="obs", samples=samples, batch_size=4)
+    assert ran.count(True) == share * samples / 4
+    assert ran.count(False) == (1 - share) * samples / 4 + 1  # the framework looks what the model answers
+
+
+def test_where_gradients_are_of_a_part_inputs_are_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: the part with gradients, then the rest without; and a loss that is the mean over the part."""
+    monkeypatch.setattr("passes.decide.score.LEAST_GRADED", 4)
+    program = traced(build_model("llama"))
+    graph, model = program.traced, build_model("llama")
+    criterion = make_criterion("obs", graph, ONCE, 0)
+    ids = Blocks(16).ids
+    number = sample_rows(4, 1, 0)[0]
+    part = ids[number * 4 : number * 4 + 4]
+    criterion.begin(model)
+    loss = model(input_ids=part, labels=part).loss
+    loss.backward()
+    with torch.no_grad():
+        model(input_ids=torch.cat([ids[: number * 4], ids[number * 4 + 4 :]]))
+    assert criterion.observe(model)
+    found = score(program, Blocks(16), criterion="obs", seed=0, samples=16, batch_size=4)
+    assert found.history[-1].report.loss == pytest.approx(loss.item(), rel=1e-5)
+    for key, expected in criterion.scores.items():
+        assert relative(found.scores[key], expected) < 1e-5
