@@ -130,17 +130,16 @@ class Costs:
         return load.heldout * load.context * (layers + MEASURES_TAKEN * pace.head)
 
     def _ranking(self, pace: Pace) -> float:
-        load, needs = self.load, criterion_named(self.load.tune.criterion).needs
-        passes = {
-            Needs.WEIGHTS: 0.0,
-            Needs.ACTIVATIONS: pace.forward + pace.head,
-            Needs.GRADIENTS: pace.frozen + pace.head_trained,
-            Needs.ADAPTER: pace.trained + pace.head_trained,
-        }
-        found = load.sampled * passes[Needs(needs)]
+        load, entry = self.load, criterion_named(self.load.tune.criterion)
+        if entry.needs is Needs.WEIGHTS:
+            return 0.0
+        graded, both = entry.graded(load.samples), pace.trained if entry.needs is Needs.ADAPTER else pace.frozen
+        token = graded * (both + pace.head_trained) + (1 - graded) * pace.forward
+        token += pace.head if entry.needs is Needs.ACTIVATIONS else 0
         if load.tune.criterion == "obs":
-            found += load.sampled * work.seen(self.sizes) / pace.product + work.eliminated(self.sizes) / pace.solve
-        return found
+            token += work.seen(self.sizes, load) / pace.product
+            return load.sampled * token + work.eliminated(self.sizes) / pace.solve
+        return load.sampled * token
 
     def _compensating(self, pace: Pace) -> float:
         load, token = self.load, 2 * pace.forward + work.solving(self.sizes) / pace.product

@@ -64,19 +64,20 @@ def scoring(sizes: Sizes, load: Load) -> float:
 
 def rank_units(sizes: Sizes, load: Load) -> float:
     """Operations of ranking on the calibration sample."""
-    needs = criterion_named(load.tune.criterion).needs
-    if needs is Needs.WEIGHTS:
+    entry = criterion_named(load.tune.criterion)
+    if entry.needs is Needs.WEIGHTS:
         return 0.0
-    passes = 1 if needs is Needs.ACTIVATIONS else 2
-    work = passes * sizes.forward(load.context, load.rank) * load.sampled
+    passes = 1 + entry.graded(load.samples)
+    work = passes * sizes.forward(load.context, load.rank if entry.needs is Needs.ADAPTER else 0) * load.sampled
     if load.tune.criterion == "obs":
-        work += load.sampled * seen(sizes) + eliminated(sizes)
+        work += load.sampled * seen(sizes, load) + eliminated(sizes)
     return work
 
 
-def seen(sizes: Sizes) -> float:
-    """Of a token: the products of what the projections that read units read, and of their outputs' gradients."""
-    return sum(2.0 * (read**2 + written**2) for read, written in sizes.consumers)
+def seen(sizes: Sizes, load: Load) -> float:
+    """Of a token, by ``obs``: the products of what the projections that read units read, and of gradients."""
+    graded = criterion_named(load.tune.criterion).graded(load.samples)
+    return sum(2.0 * (read**2 + graded * written**2) for read, written in sizes.consumers)
 
 
 def eliminating(read: int, written: int) -> float:
@@ -91,7 +92,7 @@ def eliminated(sizes: Sizes) -> float:
 
 def compensate(sizes: Sizes, load: Load) -> float:
     """Operations of a compensation at most: its guard, each layer once on both sides, the normal equations."""
-    forward = sizes.forward(load.context, load.rank)
+    forward = sizes.forward(load.context)
     layers = forward - sizes.head
     return (forward + sizes.head + 2 * layers + solving(sizes)) * load.sampled
 

@@ -32,6 +32,9 @@ ScoreFunction = Callable[[Any, PruningGraph], Mapping[str, torch.Tensor]]
 """From the model and its graph to the scores [units], not negative, a dimension name."""
 
 
+LEAST_GRADED = 32
+"""Rows of a sample whose gradients are seen at least, or all where there are fewer."""
+
 FORGOTTEN = 0.01
 """What may weigh so little in scores is not looked at."""
 
@@ -76,6 +79,12 @@ class CriterionEntry:
     def settle(self, options: ImportanceOptions) -> ImportanceOptions:
         """The options with what the criterion sets itself."""
         return replace(options, **self.fixed)
+
+    def graded(self, rows: int) -> float:
+        """The share of a sample of so many rows whose gradients it sees: ``LEAST_GRADED`` rows at least, or all."""
+        if self.needs in (Needs.WEIGHTS, Needs.ACTIVATIONS):
+            return 0.0
+        return max(self.backward_share, min(1.0, LEAST_GRADED / rows))
 
     def memory(self, options: ImportanceOptions) -> int | None:
         """How many of the latest observations count: all older ones together weigh at most ``FORGOTTEN`` in the moving

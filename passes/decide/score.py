@@ -183,7 +183,7 @@ class ScorePass(Pass):
         device, task = next(model.parameters()).device, task_of(base_model(model))
         backward, entry = self._needs is not Needs.ACTIVATIONS, criterion_named(self._options.criterion)
         whole = list(batches(self._data, rows, run.batch_size, run.collate, device))
-        graded = _graded(entry.backward_share if backward else 0.0, len(rows), len(whole), run.seed)
+        graded = set(sample_rows(len(whole), math.ceil(entry.graded(len(rows)) * len(whole)), run.seed))
         divided = device.type == "cpu" and entry.additive
         sample = [
             (piece, label_count(task, piece), number in graded)
@@ -206,16 +206,6 @@ class ScorePass(Pass):
             course.tell(min(done, len(rows)))
         total = share.sum(sum(torch.stack(losses).tolist()))[0] / share.ranks
         return ScoreReport(len(rows), -(-len(rows) // run.batch_size), total)
-
-
-LEAST_GRADED = 32
-"""Rows whose gradients are taken at least, or all where there are fewer."""
-
-
-def _graded(share: float, rows: int, batches: int, seed: int) -> set[int]:
-    """Which batches are run with gradients: a share of them, by the seed."""
-    wanted = max(share, min(1.0, LEAST_GRADED / rows)) if share else 0.0
-    return set(sample_rows(batches, math.ceil(wanted * batches), seed))
 
 
 @torch.no_grad()

@@ -326,7 +326,7 @@ def test_obs_takes_the_gradients_of_a_quarter_of_the_sample_but_of_enough_rows(s
 
 def test_where_gradients_are_of_a_part_inputs_are_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand: the part with gradients, then the rest without; and a loss that is the mean over the part."""
-    monkeypatch.setattr("passes.decide.score.LEAST_GRADED", 4)
+    monkeypatch.setattr("passes.criteria.registry.LEAST_GRADED", 4)
     program = traced(build_model("llama"))
     graph, model = program.traced, build_model("llama")
     criterion = make_criterion("obs", graph, ONCE, 0)
