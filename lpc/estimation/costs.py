@@ -12,6 +12,7 @@ from lpc.estimation.pace import Pace
 from lpc.estimation.result import Bill, StageEstimate
 from lpc.estimation.sizes import Sizes
 from lpc.estimation.work import Load
+from lpc.generation import AT_ONCE
 from lpc.options import CompressOptions
 from lpc.pipelines import compensation_for
 from passes.criteria import Needs, criterion_named
@@ -29,7 +30,7 @@ MEASURES_TAKEN = 4
 """Of what is held out: dense, removed, attached or merged, pruned."""
 GUARDED = 4
 """Batches that the guard of a compensation looks at, at least."""
-RANK, TUNE = "rank", "tune"
+GENERATE, RANK, TUNE = "generate", "rank", "tune"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,7 @@ class Costs:
             heldout=options.data_options.heldout_sequences,
             compensated=compensation_for(options.compensate, tune, graph) is not None,
             on_cpu=on_cpu,
+            own=options.data_options.self_sequences,
         )
         return cls(sizes=Sizes.of(graph, config), load=load, kept=_kept(options.target, graph))
 
@@ -91,6 +93,8 @@ class Costs:
         step = work.step(self.sizes, self.load, share=self.share(true_gradient), true_gradient=true_gradient)
         return {
             "measure": MEASURES_TAKEN * work.measure(self.sizes, self.load),
+            GENERATE: work.generate(self.sizes, self.load),
+            "answer": work.answer(self.sizes, self.load),
             RANK: work.rank_units(self.sizes, self.load),
             "compensate": work.compensate(self.sizes, self.load),
             TUNE: self.load.tune.steps * step,
@@ -101,6 +105,7 @@ class Costs:
         elements, left = self.sizes.parameters, self.kept * self.sizes.parameters
         moved = {
             "load": 2.0 * self.sizes.weight_bytes,
+            GENERATE: self.load.context * -(-self.load.own // (AT_ONCE * self.load.batch)) * self.sizes.weight_bytes,
             "merge": MERGE_BYTES * self.sizes.adapted,
             "shrink": SHRINK_BYTES * elements,
             "save": SAVE_BYTES * left,
@@ -108,11 +113,13 @@ class Costs:
         }
         computed = {
             "measure": self._measuring,
+            GENERATE: lambda pace: work.generate(self.sizes, self.load) / self._operations(pace),
+            "answer": lambda pace: work.answer(self.sizes, self.load) / self._operations(pace),
             RANK: self._ranking,
             "compensate": self._compensating,
             TUNE: lambda pace: self.load.tune.steps * self.step_seconds(pace, true_gradient=true_gradient),
         }
-        return computed[name](pace) if name in computed else moved.get(name, 0.0) / NOMINAL_BYTES
+        return (computed[name](pace) if name in computed else 0.0) + moved.get(name, 0.0) / NOMINAL_BYTES
 
     def step_seconds(self, pace: Pace, *, true_gradient: bool = False) -> float:
         """Seconds of a step of tuning."""
@@ -122,6 +129,10 @@ class Costs:
         token += pace.forward + pace.head if true_gradient else 0
         scored = work.scoring(sizes, load) if not true_gradient else 0.0
         return token * load.step_tokens + scored / pace.product
+
+    def _operations(self, pace: Pace) -> float:
+        """Operations a second of a forward pass."""
+        return self.sizes.forward(self.load.context) / (pace.forward + pace.head)
 
     def _measuring(self, pace: Pace) -> float:
         """All that is measured on what is held out: dense and removed, once with the adapter, and compact."""
