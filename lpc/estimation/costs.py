@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from transformers import PreTrainedConfig
@@ -30,6 +30,8 @@ MEASURES_TAKEN = 4
 """Of what is held out: dense, removed, attached or merged, pruned."""
 GUARDED = 4
 """Batches that the guard of a compensation looks at, at least."""
+PROVEN = 10
+"""Runs of each layer on one row, by which a compensation finds out what it is made of."""
 GENERATE, RANK, TUNE = "generate", "rank", "tune"
 
 
@@ -111,7 +113,7 @@ class Costs:
             "save": SAVE_BYTES * left,
             "export": EXPORT_BYTES * left,
         }
-        computed = {
+        computed: dict[str, Callable[[Pace], float]] = {
             "measure": self._measuring,
             GENERATE: lambda pace: work.generate(self.sizes, self.load) / self._operations(pace),
             "answer": lambda pace: work.answer(self.sizes, self.load) / self._operations(pace),
@@ -155,7 +157,8 @@ class Costs:
     def _compensating(self, pace: Pace) -> float:
         load, token = self.load, 2 * pace.forward + work.solving(self.sizes) / pace.product
         guarded = min(load.sampled, GUARDED * load.batch * load.context)
-        return load.sampled * token + guarded * (2 * pace.head + pace.forward)
+        found = load.sampled * token + guarded * (2 * pace.head + pace.forward) + PROVEN * load.context * pace.forward
+        return found + work.solved(self.sizes) / pace.solve
 
     def peak(self) -> float:
         """Bytes of the stage that holds most."""

@@ -113,7 +113,7 @@ class _Bench:
     def pace(self) -> Pace:
         """All of it."""
         tokens, layers = self._hidden.shape[0] * self._hidden.shape[1], self._sizes.layers
-        with self._model.disable_adapter():  # type: ignore[operator]
+        with self._model.disable_adapter():
             forward, frozen = self._seconds(self._forward), self._seconds(self._both)
         worn, trained = self._seconds(self._forward), self._seconds(self._both)
         read, written = max(self._sizes.consumers)
@@ -158,7 +158,7 @@ class _Bench:
         hidden = self._hidden.detach().requires_grad_()
         wanted = self._hidden.float()
         error = (wanted - self._layers(hidden).float()).square().sum() / wanted.square().sum()
-        error.backward()
+        error.backward()  # type: ignore[no-untyped-call]
 
     def _loss(self, *, trained: bool) -> None:
         head = self._base.get_output_embeddings()
@@ -166,7 +166,7 @@ class _Bench:
         targets = torch.zeros(HEAD_TOKENS, dtype=torch.int64, device=self._device)
         loss = summed_loss(Side(hidden=hidden, logits=head, chunk=HEAD_TOKENS), targets, Mixture())
         if trained:
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
 
     def _eliminate(self, width: int, written: int) -> None:
         inverse = torch.eye(width, dtype=torch.float64, device=self._device)[None]

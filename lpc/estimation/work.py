@@ -109,7 +109,12 @@ def compensate(sizes: Sizes, load: Load) -> float:
     """Operations of a compensation at most: its guard, each layer once on both sides, the normal equations."""
     forward = sizes.forward(load.context)
     layers = forward - sizes.head
-    return (forward + sizes.head + 2 * layers + solving(sizes)) * load.sampled
+    return (forward + sizes.head + 2 * layers + solving(sizes)) * load.sampled + solved(sizes)
+
+
+def solved(sizes: Sizes) -> float:
+    """Of the solutions themselves: a factor, the step, and the errors before and after it."""
+    return sum(read**3 / 3 + 4.0 * read**2 * written for read, written in sizes.consumers)
 
 
 def solving(sizes: Sizes) -> float:
