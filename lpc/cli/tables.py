@@ -185,6 +185,8 @@ def show_inspection(inspection: Inspection, *, as_json: bool) -> None:
             print_line(f"  {part}")
     for part, why in inspection.untouched.items():
         print_line(f"left whole: {part}: {why}")
+    if inspection.discovered is not None:
+        print_line(f"nobody described {inspection.family}: its structure was {inspection.discovered}")
     rounded = f"; MLP widths are rounded to {inspection.multiple}" if inspection.multiple else ""
     print_line(
         f"{inspection.prunable:.1%} of the parameters belong to units that can go, "
