@@ -60,6 +60,8 @@ NEEDED: dict[type, dict[str, Any]] = {
     EvaluateOptions: {"tasks": ("arc",)},
     CompressOptions: {"target": Target(ratio=0.3)},
     lpc.options.InputOptions: {"data": ("train.txt",)},
+    lpc.options.StoppingOptions: {"first": 4},
+    lpc.options.SweepOptions: {"model": "m", "data": ("train.txt",), "grid": {"target": {"ratio": [0.1, 0.3]}}},
 }
 """What must be given for a dataclass to exist."""
 
