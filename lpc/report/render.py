@@ -65,8 +65,8 @@ def asked_words(manifest: Mapping[str, Any]) -> str:
     if abs(ratio["achieved"] - ratio["asked"]) < NEAR:
         return said
     multiple = ratio.get("multiple")
-    steps = f"MLP widths in multiples of {multiple}, and whole heads," if multiple else "whole units"
-    return f"{said}, at least; {steps} make it {ratio['achieved']:.1%}"
+    steps = f"MLP widths go in multiples of {multiple}, heads whole" if multiple else "units go whole"
+    return f"{said}, rounded up: {steps}"
 
 
 def _asked(measure: str, amount: float | int | str) -> str:
