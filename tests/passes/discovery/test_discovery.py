@@ -111,6 +111,11 @@ def test_attention_that_fits_no_layout_stays_with_the_reason() -> None:
     assert [width.name for width in graph.widths] == ["mlp_channels"]
 
 
+def test_what_cannot_be_proven_is_refused_with_the_reason_and_the_lines_to_describe_it() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"nothing of Mamba.* can go.*lpc\.register_attention\('mamba'"):
+        discover(hf.MambaConfig(hidden_size=16, num_hidden_layers=2), hf.MambaForCausalLM)
+
+
 def test_several_models_in_one_are_refused_by_the_names_of_the_parts() -> None:
     with pytest.raises(UnsupportedModelError, match=r"several models in one \(.*vision_config"):
         discover(hf.PaliGemmaConfig(), hf.PaliGemmaForConditionalGeneration)
