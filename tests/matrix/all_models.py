@@ -124,12 +124,9 @@ def default_config(kind: type[PreTrainedModel], model_type: str) -> PreTrainedCo
 def completed(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedConfig:
     """A default configuration with what it leaves open, where no model can be built without."""
     heads = getattr(config, "num_attention_heads", None)
-    for more in (
-        {},
-        {"num_key_value_heads": heads},
-        {"pad_token_id": 0},
-        {"num_key_value_heads": heads, "pad_token_id": 0},
-    ):
+    size = getattr(config, "hidden_size", 0) // (heads or 1)
+    kv, pad = {"num_key_value_heads": heads}, {"pad_token_id": 0}
+    for more in ({}, kv, pad, {**kv, **pad}, {**kv, **pad, "head_dim": size}):
         found = type(config).from_dict({**config.to_dict(), **more})
         try:
             twin_of(kind, found)
