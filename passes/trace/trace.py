@@ -100,6 +100,8 @@ def trace(
     known |= {name for name in shapes if any(name.startswith(f"{path}.") for path in fixed)}
     _hide_blocks(twin, attention, experts, fixed, family.outputs)
     inputs = _traceable_inputs(twin)
+    if family.proof is not None:
+        inputs = _with_mask(twin, inputs)
     layers = {layer_path(path) for path in (*(block.path for block in attention), *fixed)}
     dependencies = Dependencies(twin, inputs)
     found, residual = finder.channel_dimensions(dependencies, layers)
@@ -156,6 +158,21 @@ def _traceable_inputs(twin: PreTrainedModel) -> dict[str, torch.Tensor]:
     """One row of the probe, on the meta device."""
     probe = Probe.of(twin).inputs
     return {name: value[:1].to("meta") for name, value in probe.items() if name not in UNTRACEABLE_INPUTS}
+
+
+def _with_mask(twin: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The inputs, with a mask [1, 1, tokens, tokens] where the model makes one of its own and looks into its values."""
+    if "input_ids" not in inputs:
+        return inputs
+    try:
+        with torch.no_grad():
+            twin(**inputs)
+    except RuntimeError as error:
+        if "meta tensors" not in str(error):
+            raise
+        tokens = inputs["input_ids"].shape[1]
+        return {**inputs, "attention_mask": torch.zeros(1, 1, tokens, tokens, device="meta")}
+    return inputs
 
 
 def _matmuls(twin: nn.Module) -> tuple[str, ...]:
