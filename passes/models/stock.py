@@ -29,8 +29,6 @@ def twin_of(model_type: type[PreTrainedModel], config: PreTrainedConfig) -> PreT
     """
     twin = weightless(model_type, _valueless(config))
     vars(twin.config)["pad_token_id"] = None  # or GPT-2 looks for it in its inputs; some classes forbid to say so
-        None  # or GPT-2 looks for it in its inputs; some configurations forbid to say so
-    )
     return twin
 
 
