@@ -86,7 +86,7 @@ def trace(
     """
     family, model_type = family_of(config), model_type or model_class(config)
     _check_dense(config)
-    twin = twin_of(model_type, config)
+    twin = twin_of(model_type, config).float()  # only shapes are followed, and BLOOM adds no two dtypes
     shapes = {name: tuple(parameter.shape) for name, parameter in twin.named_parameters()}
     matmuls = _matmuls(twin)
     attention = list(attention_blocks(twin, family))
@@ -108,7 +108,7 @@ def trace(
     graph = find_widths(graph, family, config, model_type, finder.head_shapes(), custom_code=options.custom_code)
     if options.depth is None:
         return graph
-    fresh = twin_of(model_type, config)
+    fresh = twin_of(model_type, config).float()
     _hide_blocks(fresh, (), experts)
     return DepthFinder(graph, config, model_type, fresh, inputs, finder, experts).found(options.depth)
 
