@@ -86,7 +86,17 @@ def prepare_process() -> None:
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    for name in ("torch", "peft", "datasets", "accelerate", "lm_eval", "onnxscript", "onnx_ir", "huggingface_hub"):
+    for name in (
+        "torch",
+        "peft",
+        "bitsandbytes",
+        "datasets",
+        "accelerate",
+        "lm_eval",
+        "onnxscript",
+        "onnx_ir",
+        "huggingface_hub",
+    ):
         logging.getLogger(name).setLevel(logging.ERROR)
     # peft 0.21 asks transformers for the old name
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning, "transformers")
