@@ -38,6 +38,7 @@ from exporters.onnx.torch_route import Tracing, trace_to_onnx
 from exporters.onnx.verify.seq2seq import verify_decoder, verify_encoder, verify_generation
 from exporters.options import OnnxOptions
 from passes.errors import UnsupportedModelError
+from passes.models import reason
 
 NO_GENAI = "onnxruntime-genai serves no text-to-text encoder-decoder"
 SAMPLE_BATCH, SAMPLE_TOKENS, SAMPLE_PAST, SAMPLE_TEXT = 2, 3, 4, 5
@@ -154,7 +155,9 @@ def _sample(model: PreTrainedModel) -> _Sample:
             input_ids=text, attention_mask=mask, decoder_input_ids=start, past_key_values=cache, use_cache=True
         ).past_key_values
     except RUN_ERRORS as error:
-        raise UnsupportedModelError(f"{type(model).__name__} does not run with a plain cache: {error}") from error
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not run with a plain cache: {reason(error)}"
+        ) from error
     if type(returned) is not EncoderDecoderCache:
         raise UnsupportedModelError(f"{type(model).__name__} keeps {type(returned).__name__}, not two plain caches")
     sides = (returned.self_attention_cache, returned.cross_attention_cache)

@@ -17,6 +17,7 @@ import torch
 
 from lpc.data.documents import checked_text, listed, read_jsonl, read_text, refuse_other_formats
 from passes.errors import DataError, MissingFileError
+from passes.models import reason
 
 if TYPE_CHECKING:
     import datasets
@@ -168,7 +169,7 @@ def load_folder(path: Path) -> datasets.Dataset:
     try:
         found = datasets.load_from_disk(str(path))
     except Exception as error:  # datasets' errors share no other base class
-        raise DataError(f"{path} cannot be loaded as a saved data set: {error}") from error
+        raise DataError(f"{path} cannot be loaded as a saved data set: {reason(error)}") from error
     if not isinstance(found, datasets.Dataset):
         raise DataError(
             f"{path} holds several splits ({', '.join(found)}): name the folder of one, such as {path}/train"

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from passes.errors import LpcError, ModelError
 from passes.models import vendor
 from passes.models.fit import Misfit
+from passes.models.reasons import reason
 from passes.models.stock import twin_of
 from passes.models.stored import DTYPES, StoredTensor, stored_files, stored_tensors
 from passes.models.unloaded import Unloaded
@@ -107,19 +108,6 @@ def _entry_in(error: Exception, values: Mapping[str, Any]) -> str:
         if f"'{name}'" in text and name not in ("type", "factor") and not isinstance(name, int) and len(str(name)) < 3:
             return f"; config.json has an entry {name!r}: correct it"
     return ""
-
-
-def reason(error: Exception) -> str:
-    """What an error of another library says, on one line, up to where it gets lengthy; never a line that ends open."""
-    if isinstance(error, KeyError):
-        return f"{error} is not known"
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    for line in lines[1:]:
-        if not text.endswith(":") and len(text) > 40:
-            break
-        text += f" {line}"
-    return text[:500]
 
 
 @contextmanager
