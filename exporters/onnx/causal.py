@@ -37,7 +37,7 @@ from exporters.onnx.verify.causal import verify_onnx
 from exporters.onnx.windows import SLIDING, WindowMasks, masks_by_type, position_masks, window_of
 from exporters.options import OnnxOptions
 from passes.errors import UnsupportedModelError
-from passes.models import Parity
+from passes.models import Parity, vendor
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +62,9 @@ class FlatCache(nn.Module):
         more = {"position_ids": rest[0]} if self.positions else {}
         past = rest[1:] if self.positions else rest
         mask = attention_mask if self.window is None else self._masks(attention_mask, input_ids.shape[1], self.window)
-        output = self.model(
-            input_ids=input_ids, attention_mask=mask, past_key_values=fill_cache(past), use_cache=True, **more
-        )
-        return (output.logits, *cache_tensors(output.past_key_values))
+        more |= vendor.with_cache(self.model, fill_cache(past))
+        output = self.model(input_ids=input_ids, attention_mask=mask, use_cache=True, **more)
+        return (output.logits, *cache_tensors(vendor.cache_of(output)))
 
     def _masks(self, mask: torch.Tensor, tokens: int, window: int) -> WindowMasks:
         masks = position_masks(mask, tokens, window, self.model.dtype)
@@ -124,7 +123,9 @@ def trace_decoder(model: PreTrainedModel, path: Path, *, opset: int, positions: 
 @torch.no_grad()
 def _sample(model: PreTrainedModel, *, positions: bool) -> tuple[torch.Tensor, ...]:
     ids = torch.ones(SAMPLE_BATCH, SAMPLE_PAST, dtype=torch.int64)
-    past = cache_tensors(model(input_ids=ids, past_key_values=DynamicCache(), use_cache=True).past_key_values)
+    past = cache_tensors(
+        vendor.cache_of(model(input_ids=ids, use_cache=True, **vendor.with_cache(model, DynamicCache())))
+    )
     mask = torch.ones(SAMPLE_BATCH, SAMPLE_PAST + SAMPLE_TOKENS, dtype=torch.int64)
     mask[0, 0] = 0
     new = ids[:, :SAMPLE_TOKENS].clone()

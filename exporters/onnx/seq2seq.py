@@ -38,7 +38,7 @@ from exporters.onnx.torch_route import Tracing, trace_to_onnx
 from exporters.onnx.verify.seq2seq import verify_decoder, verify_encoder, verify_generation
 from exporters.options import OnnxOptions
 from passes.errors import UnsupportedModelError
-from passes.models import reason
+from passes.models import reason, vendor
 
 NO_GENAI = "onnxruntime-genai serves no text-to-text encoder-decoder"
 SAMPLE_BATCH, SAMPLE_TOKENS, SAMPLE_PAST, SAMPLE_TEXT = 2, 3, 4, 5
@@ -60,8 +60,8 @@ class TracedEncoder(nn.Module):
             encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
             attention_mask=attention_mask,
             decoder_input_ids=input_ids[:, :1],  # any token: only the cross-attention's keys and values are kept
-            past_key_values=cache,
             use_cache=True,
+            **vendor.with_cache(model, cache),
         )
         return (hidden, *cache_tensors(cache.cross_attention_cache))
 
@@ -86,10 +86,10 @@ class TracedDecoder(nn.Module):
             encoder_outputs=BaseModelOutput(last_hidden_state=cross[0][:, 0]),  # only its length is read
             attention_mask=encoder_attention_mask,
             decoder_input_ids=input_ids,
-            past_key_values=fill_cross_cache(own, cross),
             use_cache=True,
+            **vendor.with_cache(self.model, fill_cross_cache(own, cross)),
         )
-        return (output.logits, *cache_tensors(output.past_key_values.self_attention_cache))
+        return (output.logits, *cache_tensors(vendor.cache_of(output).self_attention_cache))
 
 
 def export_seq2seq(
@@ -151,9 +151,10 @@ def _sample(model: PreTrainedModel) -> _Sample:
     start = torch.ones(SAMPLE_BATCH, SAMPLE_PAST, dtype=torch.int64)
     cache = fill_cross_cache((), ())
     try:
-        returned: Any = model(
-            input_ids=text, attention_mask=mask, decoder_input_ids=start, past_key_values=cache, use_cache=True
-        ).past_key_values
+        given = vendor.with_cache(model, cache)
+        returned: Any = vendor.cache_of(
+            model(input_ids=text, attention_mask=mask, decoder_input_ids=start, use_cache=True, **given)
+        )
     except RUN_ERRORS as error:
         raise UnsupportedModelError(
             f"{type(model).__name__} does not run with a plain cache: {reason(error)}"

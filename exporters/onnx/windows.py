@@ -14,6 +14,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from exporters.onnx.torch_caches import RUN_ERRORS
+from passes.models import vendor
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -39,7 +40,7 @@ def masks_by_type(model: PreTrainedModel) -> bool:
     masks = position_masks(one, 1, window_of(model) or 1, model.dtype)
     try:
         with torch.no_grad():
-            model(input_ids=one, attention_mask=masks, past_key_values=DynamicCache(), use_cache=True)
+            model(input_ids=one, attention_mask=masks, use_cache=True, **vendor.with_cache(model, DynamicCache()))
     except RUN_ERRORS:
         return False
     return True

@@ -8,6 +8,7 @@ Where such a name moves, its function is the only place to change, and its test 
 from __future__ import annotations
 
 import copy
+import inspect
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from importlib import import_module
@@ -105,6 +106,16 @@ def cached_or_none(name: str, file: str) -> str | None:
     """transformers: ``cached_file`` with an underscored argument, so that a repository without the file is no error."""
     found: str | None = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
     return found
+
+
+def with_cache(model: nn.Module, cache: Any) -> dict[str, Any]:
+    """transformers: ``cache`` as an argument of ``forward``, which is called ``past_key_values`` up to 5.23."""
+    return {"cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values": cache}
+
+
+def cache_of(output: Any) -> Any:
+    """transformers: the cache in what ``forward`` returned; likewise."""
+    return output.cache if hasattr(output, "cache") else output.past_key_values
 
 
 def kept_in_fp32(model: PreTrainedModel) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from workbench import random_units
 
 from passes.graph import PruningGraph
-from passes.models import masked
+from passes.models import masked, vendor
 from passes.options import TraceOptions
 from passes.trace import trace
 
@@ -86,8 +86,10 @@ def _stepwise(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> 
     length, past, found = ids.shape[1], None, []
     start = 0
     for end in range(length - DECODED, length + 1):
-        output = model(ids[:, start:end], attention_mask=mask[:, :end], past_key_values=past, use_cache=True)
-        past, start = output.past_key_values, end
+        output = model(
+            ids[:, start:end], attention_mask=mask[:, :end], use_cache=True, **vendor.with_cache(model, past)
+        )
+        past, start = vendor.cache_of(output), end
         found.append(output.logits)
     return torch.cat(found, 1)
 
@@ -95,8 +97,8 @@ def _stepwise(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> 
 def _decoder_stepwise(model: PreTrainedModel, ids: torch.Tensor, fixed: dict[str, object]) -> torch.Tensor:
     past, found, start = None, [], 0
     for end in range(ids.shape[1] - DECODED, ids.shape[1] + 1):
-        output = model(decoder_input_ids=ids[:, start:end], past_key_values=past, use_cache=True, **fixed)
-        past, start = output.past_key_values, end
+        output = model(decoder_input_ids=ids[:, start:end], use_cache=True, **vendor.with_cache(model, past), **fixed)
+        past, start = vendor.cache_of(output), end
         found.append(output.logits)
     return torch.cat(found, 1)
 

@@ -14,7 +14,7 @@ from exporters.onnx.torch_caches import cache_tensors, fill_cache
 from exporters.onnx.verify.parity import require_parity
 from exporters.onnx.verify.probes import padded, probe_ids, probe_length
 from exporters.onnx.windows import window_of
-from passes.models import Parity
+from passes.models import Parity, vendor
 
 Answer = dict[str, torch.Tensor]
 """``logits`` (batch, n, vocabulary) and the ``present`` caches after the step."""
@@ -49,9 +49,9 @@ def onnx_answer(graph: OnnxModel, step: ProbeStep) -> Answer:
 def torch_answer(model: PreTrainedModel, step: ProbeStep, *, positions: bool) -> Answer:
     """What torch computes for the step."""
     more = {"position_ids": step.positions} if positions else {}
-    cache = fill_cache(step.past) if step.past else DynamicCache()
-    output = model(input_ids=step.ids, attention_mask=step.mask, past_key_values=cache, use_cache=True, **more)
-    present = cache_tensors(output.past_key_values)
+    more |= vendor.with_cache(model, fill_cache(step.past) if step.past else DynamicCache())
+    output = model(input_ids=step.ids, attention_mask=step.mask, use_cache=True, **more)
+    present = cache_tensors(vendor.cache_of(output))
     names = present_names(len(present) // 2)
     return {"logits": output.logits.float()} | dict(zip(names, (each.float() for each in present), strict=True))
 

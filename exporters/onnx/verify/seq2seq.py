@@ -14,7 +14,7 @@ from exporters.onnx.torch_caches import cache_tensors, fill_cross_cache
 from exporters.onnx.verify.parity import require_parity
 from exporters.onnx.verify.probes import padded, probe_ids, probe_length
 from exporters.options import OnnxOptions
-from passes.models import Parity
+from passes.models import Parity, vendor
 
 Tensors = dict[str, torch.Tensor]
 
@@ -82,7 +82,7 @@ def onnx_greedy(encoder: OnnxModel, decoder: OnnxModel, inputs: Tensors, start: 
 def torch_encoding(model: Any, feeds: Tensors) -> Tensors:
     """What the encoder graph should give, from one ordinary pass of the whole model."""
     output = model(**feeds, decoder_input_ids=feeds["input_ids"][:, :1], use_cache=True)
-    cross = cache_tensors(output.past_key_values.cross_attention_cache)
+    cross = cache_tensors(vendor.cache_of(output).cross_attention_cache)
     named = {f"present.{i // 2}.encoder.{('key', 'value')[i % 2]}": each.float() for i, each in enumerate(cross)}
     return {"last_hidden_state": output.encoder_last_hidden_state.float(), **named}
 
@@ -91,9 +91,13 @@ def _torch_step(model: Any, new: torch.Tensor, mask: torch.Tensor, past: Tensors
     cache = fill_cross_cache(tuple(past.values()), tuple(cross.values()))
     hidden = next(iter(cross.values()))[:, 0]
     output = model(
-        encoder_outputs=(hidden,), attention_mask=mask, decoder_input_ids=new, past_key_values=cache, use_cache=True
+        encoder_outputs=(hidden,),
+        attention_mask=mask,
+        decoder_input_ids=new,
+        use_cache=True,
+        **vendor.with_cache(model, cache),
     )
-    own = cache_tensors(output.past_key_values.self_attention_cache)
+    own = cache_tensors(vendor.cache_of(output).self_attention_cache)
     named = {f"present.{i // 2}.decoder.{('key', 'value')[i % 2]}": each.float() for i, each in enumerate(own)}
     return {"logits": output.logits.float(), **named}
 

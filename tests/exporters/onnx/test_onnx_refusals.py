@@ -21,6 +21,7 @@ from exporters.onnx.single import takes_token_types
 from exporters.onnx.torch_caches import plain_shapes
 from exporters.options import OnnxOptions
 from passes.errors import UnsupportedModelError
+from passes.models import vendor
 
 SMALL = {"vocab_size": 272, "hidden_size": 16, "num_hidden_layers": 1}
 
@@ -36,7 +37,7 @@ def test_model_without_keys_and_values_is_refused_with_the_reason() -> None:
 def test_windowed_cache_is_refused_with_the_layer() -> None:
     model = zoo.build("gemma2")
     with torch.no_grad():
-        cache = model(torch.ones(1, 3, dtype=torch.int64)).past_key_values
+        cache = vendor.cache_of(model(torch.ones(1, 3, dtype=torch.int64)))
     with pytest.raises(UnsupportedModelError, match="layer 0 keeps a DynamicSlidingWindowLayer"):
         plain_shapes(model, cache)
 

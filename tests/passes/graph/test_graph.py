@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from workbench import build_model, planned, random_kept, shapes_by_hand, traced, uniform
 
 from passes.graph import Cost, Dimension, Kind, Role, Slice
+from passes.models import vendor
 from passes.shrink import ShrinkPass, build_compact
 from passes.trace import trace
 
@@ -33,7 +34,7 @@ def measured_macs(model: nn.Module) -> int:
 def measured_kv_bytes(model: nn.Module) -> int:
     """Bytes a token in a real cache."""
     cache = DynamicCache()
-    model(input_ids=torch.arange(TOKENS)[None], past_key_values=cache, use_cache=True)
+    model(input_ids=torch.arange(TOKENS)[None], use_cache=True, **vendor.with_cache(model, cache))
     tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors) // TOKENS
 
@@ -96,9 +97,9 @@ def cached_bytes(model: nn.Module, name: str) -> int:
     """Bytes a target token in a real cache; what cross-attention keeps of the source does not grow."""
     task, ids = zoo.ZOO[name].task, torch.arange(TOKENS)[None]
     if task == "causal-lm":
-        cache = model(input_ids=ids, use_cache=True).past_key_values
+        cache = vendor.cache_of(model(input_ids=ids, use_cache=True))
     elif task == "seq2seq-lm":
-        cache = model(input_ids=ids, decoder_input_ids=ids, use_cache=True).past_key_values.self_attention_cache
+        cache = vendor.cache_of(model(input_ids=ids, decoder_input_ids=ids, use_cache=True)).self_attention_cache
     else:
         return 0
     tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]

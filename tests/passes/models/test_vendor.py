@@ -13,7 +13,7 @@ from moved import Named
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoConfig, DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from passes.models import compact_class, vendor
 
@@ -53,6 +53,14 @@ def test_classes_for_names_the_class_of_an_auto_class() -> None:
     with named("transformers", "AutoModel._model_mapping"):
         assert vendor.classes_for("AutoModelForCausalLM", config()) == (LlamaForCausalLM,)
         assert vendor.classes_for("AutoModelForImageClassification", config()) == ()
+
+
+def test_the_cache_goes_into_a_model_and_comes_out_of_it_by_whatever_name_it_has() -> None:
+    with named("transformers", "the argument and the output 'cache', or 'past_key_values'"):
+        model, ids, cache = llama(), torch.ones(1, 3, dtype=torch.int64), DynamicCache()
+        output = model(input_ids=ids, use_cache=True, **vendor.with_cache(model, cache))
+        assert vendor.cache_of(output) is cache
+        assert cache.get_seq_length() == 3
 
 
 def test_names_by_model_type_finds_the_class() -> None:

@@ -15,7 +15,7 @@ from workbench import adapted, build_model, plan_of, planned, random_kept, relat
 import passes.shrink.cut
 from passes.errors import PostconditionError, PreconditionError
 from passes.graph import PruningGraph
-from passes.models import Probe, base_model, count_parameters, masked, positions
+from passes.models import Probe, base_model, count_parameters, masked, positions, vendor
 from passes.options import TraceOptions
 from passes.pipeline import Program
 from passes.shrink import ShrinkPass
@@ -60,7 +60,8 @@ def cached_logits(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     output = model(ids[:, :6], use_cache=True)
     found = [output.logits]
     for column in range(6, ids.shape[1]):
-        output = model(ids[:, column : column + 1], past_key_values=output.past_key_values, use_cache=True)
+        past = vendor.with_cache(model, vendor.cache_of(output))
+        output = model(ids[:, column : column + 1], use_cache=True, **past)
         found.append(output.logits)
     return torch.cat(found, 1)
 
