@@ -84,7 +84,7 @@ def compress(given: Given) -> None:
     going = going_on(output, options.tune)
     _hold(given, model, data, options, output, going)
     run = _one if options.snapshots is None else _family
-    with told_if_done(going, as_json=output.json):
+    with told_if_done(going.done, as_json=output.json):
         run(model, data, options, output, going)
 
 
