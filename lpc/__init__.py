@@ -39,9 +39,11 @@ if TYPE_CHECKING:
     from lpc.planning import plan as plan
     from lpc.report import Report as Report
     from lpc.result import Result as Result
+    from lpc.serving import serve as serve
     from lpc.source import load as load
     from lpc.speed import benchmark as benchmark
     from lpc.streaming import apply_to as apply_to
+    from lpc.verifying import verify as verify
     from passes.criteria import CRITERIA as CRITERIA
     from passes.criteria import SavedScores as SavedScores
     from passes.criteria import register_criterion as register_criterion
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
 
 _ERRORS = (
     "DataError",
+    "EngineError",
     "FinishedError",
     "LpcError",
     "MissingFileError",
@@ -153,6 +156,8 @@ _HOMES = {
     "register_measure": "passes.options",
     "register_precision": "exporters.onnx",
     "quality": "lpc.evaluation",
+    "serve": "lpc.serving",
+    "verify": "lpc.verifying",
     **dict.fromkeys(_ERRORS, "passes.errors"),
 }
 

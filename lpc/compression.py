@@ -16,7 +16,7 @@ from exporters.registry import Exports
 from lpc.estimation import look_ahead
 from lpc.latency import latency_for, predicted
 from lpc.material import AnyData, prepare
-from lpc.opening import Keeping, asked, check_leaving, opened
+from lpc.opening import Keeping, asked, check_leaving, opened, tell_defaults
 from lpc.options import CompressOptions, DataOptions, Short, with_short
 from lpc.pipelines import compression_pipeline, replay_pipeline
 from lpc.replay import check_adapter_files, check_worn, plan_and_weights
@@ -46,7 +46,7 @@ __all__ = ["apply", "compress"]
 @caller_state_kept()
 def compress(
     model: ModelLike,
-    data: AnyData,
+    data: AnyData | None = None,
     ratio: float | None = None,
     *,
     target: Target | None = None,
@@ -74,7 +74,9 @@ def compress(
     language model is text: a path or paths, a list of texts, a ``datasets.Dataset`` or token-id sequences; or prompts
     with answers, or chats (``InstructionFormat``); or, for any model, rows with the inputs that its ``forward`` takes,
     labels among them: a ``datasets.Dataset``, a torch data set, a list of dicts, a ``.jsonl`` file or a folder that
-    ``datasets`` saved. The loss is the model's own.
+    ``datasets`` saved. The loss is the model's own. Without data a causal language model writes its own, chats by its
+    tokenizer's chat template or else texts, and without a ratio or budget 0.2 of the parameters go
+    (docs/own-data.md); the log and the report say so.
 
     By default ``run.samples`` rows rank the units (criterion ``obs``), what must go is masked, the projections that
     read it are re-solved, and adapters are trained under the masks, towards the dense model (docs/quality.md).
@@ -129,6 +131,8 @@ def compress(
     with together():
         Solver.of(options.target, program.traced, latency)
         material = prepare(source, data, options.data_options)
+    options = replace(options, data_options=material.options)
+    tell_defaults(data, material, options)
     context = replace(context, collate=material.collate)
     teacher = _teacher(model, options, context)
     full = _full_precision(model, options, context)
@@ -136,7 +140,7 @@ def compress(
     passes = pipeline(passes) if pipeline else passes
     look_ahead(program, material, options, passes.after(TracePass.name).names, context, export)
     recipe = keeping.recipe(program, material, options, passes, context)
-    name, processor, notes, handed = source.name, source.processor, source.notes, Handed(program)
+    name, processor, notes, handed = source.name, source.processor, source.notes + material.notes, Handed(program)
     del source, program  # the dense model is the pipeline's alone now, which lets it go when it is replaced
     with keeping.running(recipe) as folder:
         context = replace(context, checkpoints=folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from peft import PeftModel
 from exporters.files import PACKAGE, staged_folder
 from exporters.onnx import OnnxPackage, export_onnx, needs_tokenizer
 from exporters.options import OnnxOptions
+from lpc.owned import MANIFEST
 from lpc.report import complete
 from lpc.source import load_source
 from passes.errors import MissingFileError, TokenizerError
+from passes.graph import PLAN_FILE, Plan
 from passes.models import base_model, check_finite
 
 
@@ -24,7 +27,8 @@ def export(
     A causal language model, an encoder with a head, an image classifier, or an encoder-decoder; the first needs its
     tokenizer beside it, the others' tokenizer or image processor is taken along where there is one.
 
-    Where ``out`` is the ``onnx`` that an lpc output lacks, its manifest says from then on that it is there.
+    Of the checkpoint of an lpc output the package names the plan, as that output's own does. Where ``out`` is a part of
+    an lpc output, its manifest says from then on what is there.
 
     Raises MissingFileError, ModelError, UnsupportedModelError, TokenizerError, OutputExistsError, OutputError, and
     PostconditionError when a graph does not compute what torch computes.
@@ -38,6 +42,12 @@ def export(
     if source.tokenizer is None and needs_tokenizer(plain):
         raise TokenizerError(f"there is no tokenizer in {model}, and an ONNX package needs one: save it there first")
     with staged_folder(Path(out), force=force, owned=PACKAGE, reads=(model,)) as stage:
-        package = export_onnx(plain, source.processor, stage, options)
+        package = export_onnx(plain, source.processor, stage, options, plan_of(Path(model)))
     complete(Path(out))
     return replace(package, folder=Path(out))
+
+
+def plan_of(checkpoint: Path) -> Plan | None:
+    """The plan that a checkpoint in an lpc output was made by. Raises PlanError if it cannot be read."""
+    output = Path(os.path.realpath(checkpoint)).parent
+    return Plan.load(output) if (output / MANIFEST).is_file() and (output / PLAN_FILE).is_file() else None

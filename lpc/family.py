@@ -19,7 +19,7 @@ from exporters.registry import Exports, chosen
 from lpc.estimation import look_ahead
 from lpc.family_report import DENSE_ONNX, FamilyReport
 from lpc.material import AnyData, Material, prepare
-from lpc.opening import Keeping, asked, opened
+from lpc.opening import Keeping, asked, opened, tell_defaults
 from lpc.options import BenchmarkOptions, CompressOptions, DataOptions, Short
 from lpc.owned import MANIFEST, output
 from lpc.pipelines import MEMBER_NAMES, choices, family_pipeline, member_pipeline
@@ -130,7 +130,7 @@ class CompactFamily:
 @caller_state_kept()
 def compress_family(
     model: ModelLike,
-    data: AnyData,
+    data: AnyData | None,
     ratios: Sequence[float],
     *,
     cooldown: int | None = None,
@@ -183,6 +183,8 @@ def compress_family(
         solver = Solver.of(options.target, program.traced)
         staged_run(snapshots, solver, schedule, options.tune.steps, revival=options.tune.revival)
         material = prepare(source, data, options.data_options)
+    options = replace(options, data_options=material.options)
+    tell_defaults(data, material, options)
     context = replace(context, collate=material.collate)
     passes = family_pipeline(material, options)
     coming = [*passes.after(TracePass.name).names, *len(snapshots.ratios) * MEMBER_NAMES]
@@ -219,7 +221,9 @@ class _Training:
         context, whole = self.context.inside(str(snapshot.ratio)), Pipeline([*self.passes, *member])
         done = member(trained, context).program
         source, length = self.source, self.material.context_length
-        found = Result.of(done, source.name, source.processor, context, whole, length, source.notes)
+        found = Result.of(
+            done, source.name, source.processor, context, whole, length, source.notes + self.material.notes
+        )
         return replace(found, recipe=self.recipe, options=self.options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ from passes.options import Layout, Target, TraceOptions
 from passes.pipeline import PassRecord, Pipeline, Program, Progress, RunContext, measured, silent
 from passes.ranks import join, rank, together
 from passes.trace import TracePass
+
+logger = logging.getLogger(__name__)
 
 LOAD = "load"
 """What loading is called among the passes."""
@@ -106,6 +109,14 @@ def opened(
         seconds, peak = loading.seconds, loading.peak_memory_bytes
         record = PassRecord(name=LOAD, options={}, seconds=seconds, peak_memory_bytes=peak, modified=False)
         return source, TracePass(options.trace)(replace(program, history=(record,)), run).program, run
+
+
+def tell_defaults(data: object, material: Material, options: CompressOptions) -> None:
+    """Say in the log what a run is made on and how far it goes, where no data were given."""
+    if data is None:
+        ratio = options.target.ratio
+        goes = f"ratio {ratio} of the parameters goes" if ratio is not None else "the budget is as given"
+        logger.warning("%s; %s", material.notes[0], goes)
 
 
 def check_loads(model: ModelLike, run: RunContext, load_in: str | None = None) -> None:

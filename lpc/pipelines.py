@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from lpc.answering import AnswerPass
 from lpc.data import Row
 from lpc.material import Material, set_aside
 from lpc.measuring import ATTACHED, DENSE, MERGED, PRUNED, REMOVED, MeasurePass
@@ -60,7 +61,9 @@ def compression_pipeline(
     rounds = merging_rounds(graph) and (bool(tune.steps) or own_adapter)
     passes: tuple[Pass | None, ...] = (
         TracePass(options.trace),
+        material.generate,
         MeasurePass(DENSE, material.measure_dense),
+        _asked(DENSE, material),
         *_choosing(train, replace(options, tune=tune), latency, solve if first else None),
         UnpackPass(source) if packed else None,
         DecidePass(options.target, tune.criterion, choices(tune, options.target, run), latency),
@@ -73,8 +76,14 @@ def compression_pipeline(
         ShrinkPass(),
         RecoverPass(train, aside, recover, teacher, tune.save_every) if recover and aside is not None else None,
         MeasurePass(PRUNED, material.measure),
+        _asked(PRUNED, material),
     )
     return Pipeline(each for each in passes if each is not None)
+
+
+def _asked(stage: str, material: Material) -> AnswerPass | None:
+    """The pass that has an instruction model answer; None for any other."""
+    return AnswerPass(stage, material.answer) if material.answer else None
 
 
 def _check_packed(asked: CompensateOptions | bool | None) -> None:
@@ -115,14 +124,15 @@ def family_pipeline(material: Material, options: CompressOptions) -> Pipeline:
 
     ``options.tune`` is settled.
     """
-    return Pipeline(
-        [
-            TracePass(options.trace),
-            MeasurePass(DENSE, material.measure_dense),
-            AttachPass(options.lora),
-            TunePass(options.target, material.train, options.tune, snapshots=options.snapshots),
-        ]
+    passes: tuple[Pass | None, ...] = (
+        TracePass(options.trace),
+        material.generate,
+        MeasurePass(DENSE, material.measure_dense),
+        _asked(DENSE, material),
+        AttachPass(options.lora),
+        TunePass(options.target, material.train, options.tune, snapshots=options.snapshots),
     )
+    return Pipeline(each for each in passes if each is not None)
 
 
 MEMBER_NAMES = ("recall", "decide", "measure", "merge", "shrink", "measure")
@@ -141,6 +151,7 @@ def member_pipeline(
         MergePass(),
         ShrinkPass(),
         MeasurePass(PRUNED, material.measure),
+        _asked(PRUNED, material),
     )
     return Pipeline(each for each in passes if each is not None)
 

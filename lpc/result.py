@@ -17,6 +17,7 @@ from exporters.hf import Processor
 from exporters.options import DEFAULT_EXPORTS
 from exporters.registry import EXPORTERS, Exports, chosen
 from exporters.runtimes import compatibility
+from lpc.answering import answers_of
 from lpc.measuring import heldout_of
 from lpc.options import RECIPE_FILE, CompressOptions, recipe_text
 from lpc.owned import output
@@ -69,7 +70,9 @@ class Result:
         heldout = heldout_of(program.history, context_length)
         name = source or str(base_model(program.model).config.name_or_path or program.graph.family)
         report = Report.of(name, program.graph, program.plan, program.history, heldout, notes, program.scores)
-        report = replace(report, run=run, pipeline=pipeline.entries if pipeline else ())
+        report = replace(
+            report, answers=answers_of(program.history), run=run, pipeline=pipeline.entries if pipeline else ()
+        )
         return cls(program=program, report=report, processor=processor)
 
     @property
@@ -165,7 +168,8 @@ class Result:
     def save_recipe(self, folder: Path) -> None:
         """Write ``recipe.yaml``, with every option of the run, if they are known. Raises OutputError."""
         if self.options is not None:
-            command = f"lpc compress {self.report.source} --data DATA --recipe {RECIPE_FILE} --out OTHER"
+            data = "" if self.options.data_options.self_share == 1 else "--data DATA "
+            command = f"lpc compress {self.report.source} {data}--recipe {RECIPE_FILE} --out OTHER"
             head = f"Every option of a run; to repeat it:\n{command}"
             write_text(folder / RECIPE_FILE, recipe_text(self.options, head))
 

@@ -12,6 +12,7 @@
     │   └── UnsupportedModelError NotImplementedError the structure cannot be proven sound, so it is refused
     ├── PlanError                ValueError           the plan is malformed or belongs to another model
     ├── PluginError              RuntimeError         an entry that an installed package brings cannot be loaded
+    ├── EngineError              RuntimeError         a server that was started ended, or did not answer
     ├── OutOfMemoryError         MemoryError          a stage needs more memory than there is; says what to change
     ├── OutputError              OSError              the output could not be written
     │   └── OutputExistsError    FileExistsError      the output folder is not empty
@@ -81,6 +82,10 @@ class PlanError(LpcError, ValueError):
 
 class PluginError(LpcError, RuntimeError):
     """An entry that an installed package brings cannot be loaded; the message names both."""
+
+
+class EngineError(LpcError, RuntimeError):
+    """A server that was started ended before it served, or did not answer; the message names it and its version."""
 
 
 class OutOfMemoryError(LpcError, MemoryError):

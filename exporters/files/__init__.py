@@ -13,22 +13,30 @@ from exporters.files.folder import (
     write_text,
     write_texts,
 )
-from exporters.files.names import DECODER_FILE, ENCODER_FILE, MODEL_FILE, PACKAGE
+from exporters.files.hashes import check_files, check_seal, hashes, sealed
+from exporters.files.names import COMPANIONS, DECODER_FILE, ENCODER_FILE, GRAPHS, MODEL_FILE, PACKAGE, PROVENANCE
 from exporters.files.place import Owned, run_folder
 
 __all__ = [
+    "COMPANIONS",
     "DECODER_FILE",
     "ENCODER_FILE",
     "FILES",
+    "GRAPHS",
     "MODEL_FILE",
     "PACKAGE",
+    "PROVENANCE",
     "UPDATE",
     "Owned",
+    "check_files",
+    "check_seal",
     "claimed",
+    "hashes",
     "linked",
     "locked",
     "put_in_place",
     "run_folder",
+    "sealed",
     "sha256",
     "staged_folder",
     "updating",

@@ -8,6 +8,8 @@ from exporters.files.place import Owned
 
 MODEL_FILE, ENCODER_FILE, DECODER_FILE = "model.onnx", "encoder_model.onnx", "decoder_model.onnx"
 GRAPHS = (MODEL_FILE, ENCODER_FILE, DECODER_FILE)
+PROVENANCE = "provenance.json"
+"""Who made a package, of what, and the hashes of its files."""
 
 COMPANIONS = frozenset(
     {
@@ -38,7 +40,7 @@ def _is_package(folder: Path) -> bool:
 
 
 PACKAGE = Owned(
-    names=COMPANIONS | {name for graph in GRAPHS for name in (graph, f"{graph}.data")},
+    names=COMPANIONS | {PROVENANCE} | {name for graph in GRAPHS for name in (graph, f"{graph}.data")},
     is_made=_is_package,
 )
 """What an export owns in its output folder."""

@@ -7,6 +7,8 @@ from exporters.onnx.export_pass import ExportPass, ExportReport
 from exporters.onnx.graph import GraphBuilder
 from exporters.onnx.options import DATA_FILE, OnnxPackage
 from exporters.onnx.precision import FLOAT32, PRECISIONS, Precision, register_precision, torch_type
+from exporters.onnx.provenance import Provenance, graphs_in, plan_digest, read_provenance
+from exporters.onnx.recheck import check_configuration, check_graphs, check_parity
 from exporters.onnx.refusals import check_exportable, needs_tokenizer
 from exporters.onnx.single import trace_single
 from exporters.onnx.torch_caches import takes_positions
@@ -20,11 +22,18 @@ __all__ = [
     "GraphBuilder",
     "OnnxPackage",
     "Precision",
+    "Provenance",
     "build_decoder",
+    "check_configuration",
     "check_exportable",
+    "check_graphs",
+    "check_parity",
     "export_onnx",
+    "graphs_in",
     "has_builder",
     "needs_tokenizer",
+    "plan_digest",
+    "read_provenance",
     "register_precision",
     "takes_positions",
     "torch_type",

@@ -30,7 +30,7 @@ from exporters.onnx.options import (
     present_names,
 )
 from exporters.onnx.package import finish, write_companions
-from exporters.onnx.session import open_checked
+from exporters.onnx.session import OnnxModel, open_checked
 from exporters.onnx.torch_caches import cache_tensors, fill_cache, flat_shapes, takes_positions
 from exporters.onnx.torch_route import Tracing, trace_to_onnx
 from exporters.onnx.verify.causal import verify_onnx
@@ -87,7 +87,7 @@ def export_causal(
     write_companions(model, tokenizer, folder, options)
     generation = model.generation_config or GenerationConfig.from_model_config(copy.deepcopy(model.config))
     generation.save_pretrained(folder)
-    graph = open_checked(path, input_names(layers, positions=positions), ["logits", *present_names(layers)])
+    graph = open_decoder(model, folder)
     parity = verify_onnx(model, graph, precision_of(options).tolerance)
     kv_bytes = graph.bytes_per_token(past_names(layers))
     del graph  # its session holds the weights, as GenAI's will
@@ -102,6 +102,13 @@ def export_causal(
         no_genai=no_genai,
         parity=(*parity, *greedy),
     )
+
+
+def open_decoder(model: PreTrainedModel, folder: Path) -> OnnxModel:
+    """The graph of a written package, with the inputs and outputs that a model's has. Raises ``PostconditionError``."""
+    layers, positions = len(flat_shapes(model)) // 2, takes_positions(model)
+    inputs = input_names(layers, positions=positions)
+    return open_checked(folder / MODEL_FILE, inputs, ["logits", *present_names(layers)])
 
 
 def trace_decoder(model: PreTrainedModel, path: Path, *, opset: int, positions: bool) -> int:

@@ -13,17 +13,23 @@ from exporters.hf import Processor
 from exporters.onnx.causal import export_causal
 from exporters.onnx.options import OnnxPackage
 from exporters.onnx.package import clear
+from exporters.onnx.provenance import Provenance, write_provenance
 from exporters.onnx.refusals import check_exportable, kind_of
 from exporters.onnx.seq2seq import export_seq2seq
 from exporters.onnx.single import export_single
 from exporters.options import OnnxOptions
+from passes.graph import Plan
 from passes.models import evaluation_mode
 
 __all__ = ["OnnxOptions", "OnnxPackage", "export_onnx"]
 
 
 def export_onnx(
-    model: PreTrainedModel, processor: Processor | None, folder: Path, options: OnnxOptions | None = None
+    model: PreTrainedModel,
+    processor: Processor | None,
+    folder: Path,
+    options: OnnxOptions | None = None,
+    plan: Plan | None = None,
 ) -> OnnxPackage:
     """Write the ONNX package of a model into ``folder`` and verify it.
 
@@ -31,7 +37,7 @@ def export_onnx(
     A model that does not generate becomes ``model.onnx`` without a cache; an encoder-decoder ``encoder_model.onnx`` and
     ``decoder_model.onnx``. Beside them lie the weights, ``config.json``, and what ``processor`` (the tokenizer, or an
     image processor) saves. ``model`` is afterwards as it was; a half-precision one is exported and verified in
-    fp32.
+    fp32. Who made the package, of which model and by which ``plan``, is said in it, with the hash of every file.
 
     Raises ``UnsupportedModelError`` (no route to ONNX; the message says why), ``TokenizerError``, and
     ``PostconditionError`` when a graph or GenAI does not compute what torch computes; the message names the case, the
@@ -39,15 +45,21 @@ def export_onnx(
     """
     options, folder = options or OnnxOptions(), Path(folder)
     check_exportable(model, processor, options)
-    kind = kind_of(model)
+    provenance = Provenance.of(model, plan)
     clear(folder)
     with in_fp32(model):
-        if kind == "encoder-decoder":
-            return export_seq2seq(model, processor, folder, options)
-        if kind == "single":
-            return export_single(model, processor, folder, options)
-        assert isinstance(processor, PreTrainedTokenizerBase)
-        return export_causal(model, processor, folder, options)
+        package = _export(model, processor, folder, options)
+    return write_provenance(package, provenance)
+
+
+def _export(model: PreTrainedModel, processor: Processor | None, folder: Path, options: OnnxOptions) -> OnnxPackage:
+    kind = kind_of(model)
+    if kind == "encoder-decoder":
+        return export_seq2seq(model, processor, folder, options)
+    if kind == "single":
+        return export_single(model, processor, folder, options)
+    assert isinstance(processor, PreTrainedTokenizerBase)
+    return export_causal(model, processor, folder, options)
 
 
 @contextmanager

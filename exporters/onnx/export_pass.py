@@ -51,7 +51,7 @@ class ExportPass(Pass):
 
     def call(self, program: Program, run: RunContext) -> PassResult:
         """Export and verify."""
-        package = export_onnx(base_model(program.model), self.processor, self.folder, self.onnx)
+        package = export_onnx(base_model(program.model), self.processor, self.folder, self.onnx, program.plan)
         report = ExportReport(
             kind=package.kind,
             opset=package.opset,

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from passes.errors import PostconditionError
-from passes.models import Parity
+from passes.models import Parity, generated
 
 
-@torch.no_grad()
 def torch_greedy(model: PreTrainedModel, inputs: Mapping[str, Any], new: int, *, eos: Any) -> Any:
     """``model.generate``'s output for exactly ``new`` tokens, plain greedy whatever the generation config says.
 
@@ -33,19 +29,7 @@ def torch_greedy(model: PreTrainedModel, inputs: Mapping[str, Any], new: int, *,
         output_logits=True,
         return_dict_in_generate=True,
     )
-    with _generation_config(model, settings):
-        return model.generate(**inputs, generation_config=settings)
-
-
-@contextmanager
-def _generation_config(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
-    """``generate`` fills what a config leaves open (forced tokens, n-gram bans) from the model's own: hide that one."""
-    own = model.generation_config
-    model.generation_config = copy.deepcopy(settings)
-    try:
-        yield
-    finally:
-        model.generation_config = own
+    return generated(model, inputs, settings)
 
 
 def greedy_gap(reference: Any, got: Sequence[int]) -> float:

@@ -38,7 +38,7 @@ from exporters.onnx.torch_route import Tracing, trace_to_onnx
 from exporters.onnx.verify.seq2seq import verify_decoder, verify_encoder, verify_generation
 from exporters.options import OnnxOptions
 from passes.errors import UnsupportedModelError
-from passes.models import reason, vendor
+from passes.models import Parity, reason, vendor
 
 NO_GENAI = "onnxruntime-genai serves no text-to-text encoder-decoder"
 SAMPLE_BATCH, SAMPLE_TOKENS, SAMPLE_PAST, SAMPLE_TEXT = 2, 3, 4, 5
@@ -110,11 +110,8 @@ def export_seq2seq(
     write_companions(model, processor, folder, options)
     generation = model.generation_config or GenerationConfig.from_model_config(model.config)
     generation.save_pretrained(folder)
-    outputs = ["last_hidden_state", *cross_names(layers)]
-    encoding = open_checked(encoder, ["input_ids", "attention_mask"], outputs)
+    encoding, decoding = _open(folder, layers)
     pasts = seq2seq_past_names(layers)
-    inputs = ["input_ids", "encoder_attention_mask", *pasts]
-    decoding = open_checked(decoder, inputs, ["logits", *seq2seq_present_names(layers)])
     return finish(
         folder,
         options,
@@ -126,7 +123,19 @@ def export_seq2seq(
     )
 
 
-def _verify(model: PreTrainedModel, encoder: OnnxModel, decoder: OnnxModel, options: OnnxOptions) -> Any:
+def verify_seq2seq(model: PreTrainedModel, folder: Path, options: OnnxOptions) -> tuple[Parity, ...]:
+    """The graphs of a written package against torch. Raises ``PostconditionError``."""
+    return _verify(model, *_open(folder, len(_sample(model).past) // 4), options)
+
+
+def _open(folder: Path, layers: int) -> tuple[OnnxModel, OnnxModel]:
+    outputs = ["last_hidden_state", *cross_names(layers)]
+    encoder = open_checked(folder / ENCODER_FILE, ["input_ids", "attention_mask"], outputs)
+    inputs = ["input_ids", "encoder_attention_mask", *seq2seq_past_names(layers)]
+    return encoder, open_checked(folder / DECODER_FILE, inputs, ["logits", *seq2seq_present_names(layers)])
+
+
+def _verify(model: PreTrainedModel, encoder: OnnxModel, decoder: OnnxModel, options: OnnxOptions) -> tuple[Parity, ...]:
     parity = verify_encoder(model, encoder, precision_of(options).tolerance)
     parity += verify_decoder(model, decoder, precision_of(options).tolerance)
     if options.greedy_prompts:

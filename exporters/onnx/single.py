@@ -16,7 +16,7 @@ from exporters.files import MODEL_FILE
 from exporters.hf import Processor
 from exporters.onnx.options import BATCH, SEQUENCE, OnnxPackage, cast, precision_of
 from exporters.onnx.package import finish, write_companions
-from exporters.onnx.session import open_checked
+from exporters.onnx.session import OnnxModel, open_checked
 from exporters.onnx.torch_caches import RUN_ERRORS
 from exporters.onnx.torch_route import Tracing, trace_to_onnx
 from exporters.onnx.verify.probes import vocabulary
@@ -67,12 +67,15 @@ def export_single(
     path = folder / MODEL_FILE
     parameters = trace_single(model, path, opset=options.opset, exported=cast(options, model))
     precision_of(options).finish(path)
-    sample = sample_inputs(model)
-    inputs, outputs = tuple(sample), output_names(model, sample)
     write_companions(model, processor, folder, options)
-    graph = open_checked(path, inputs, outputs)
-    parity = verify_single(model, graph, precision_of(options).tolerance)
+    parity = verify_single(model, open_single(model, folder), precision_of(options).tolerance)
     return finish(folder, options, kind="single", parameters=parameters, parity=parity, no_genai=NO_GENAI)
+
+
+def open_single(model: PreTrainedModel, folder: Path) -> OnnxModel:
+    """The graph of a written package, with the inputs and outputs that a model's has. Raises ``PostconditionError``."""
+    sample = sample_inputs(model)
+    return open_checked(folder / MODEL_FILE, tuple(sample), output_names(model, sample))
 
 
 def trace_single(model: PreTrainedModel, path: Path, *, opset: int, exported: PreTrainedModel | None = None) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lpc import __version__
-from lpc.cli import commands, console, plans, recipe
+from lpc.cli import commands, console, plans, recipe, written
 from lpc.cli.compress import PARTS, compress
 from lpc.cli.estimate import ESTIMATE, estimate
 from lpc.cli.interruption import Commands
@@ -26,6 +26,7 @@ app = typer.Typer(
 
 MODEL = argument("model", str, "MODEL", "A model folder, or a name on the Hugging Face hub.")
 PLAN = argument("plan", Path, "PLAN", "A plan.json.")
+WRITTEN = argument("folder", Path, "DIR", "An lpc output, an ONNX package, or a checkpoint.")
 
 add_command(app, compress, [MODEL], PARTS, shared=True)
 add_command(app, estimate, [MODEL], ESTIMATE)
@@ -40,6 +41,8 @@ add_command(
     [argument("folder", Path, "DIR", "An lpc output, a checkpoint, or an ONNX folder.")],
     commands.EVALUATE,
 )
+add_command(app, written.verify, [WRITTEN], written.VERIFY)
+add_command(app, written.serve, [WRITTEN], written.SERVE)
 add_command(app, commands.compare, [argument("runs", list[Path], "RUN...", "Outputs of lpc.")], commands.COMPARE)
 add_command(app, commands.doctor, [], commands.DOCTOR)
 add_command(app, commands.demo, [], commands.DEMO)

@@ -10,7 +10,7 @@ from typing import Any
 
 from lpc.cli.output import Going, going_on, hold, hold_run, least_bytes, told_if_done
 from lpc.cli.progress import progress_shown
-from lpc.cli.words import Given, Part, required
+from lpc.cli.words import Given, Part
 from lpc.options import (
     CompressOptions,
     DataOptions,
@@ -71,9 +71,9 @@ def compress(given: Given) -> None:
     """Make MODEL smaller, prove it, and write OUT.
 
     OUT has hf, onnx, adapter, plan.json, report.html and lpc.json, which names the rest. Say how far with --ratio,
-    with one --budget or several, or with --snapshots for a model at each of several ratios.
+    with one --budget or several, or with --snapshots for a model at each of several ratios. Without data a causal
+    LM writes its own.
     """
-    required(given, InputOptions)
     model, data, output = given.arguments["model"], given.make(InputOptions).data, given.make(OutputOptions)
     options, _ = options_of(given), output.exports
     if output.benchmark and options.snapshots is None:
@@ -174,7 +174,7 @@ def _one(model: str, data: tuple[Path, ...], options: CompressOptions, output: O
 
     with progress_shown() as progress:
         more = {**going.arguments(), "export": output.exports}
-        result = run(model, list(data), **options.arguments(), **more, progress=progress)
+        result = run(model, list(data) or None, **options.arguments(), **more, progress=progress)
         result = replace(result, command=shlex.join(["lpc", *sys.argv[1:]]))
         report = result.save(output.out, export=output.exports, force=output.force, progress=progress)
     if not launched()[0]:
@@ -188,7 +188,7 @@ def _family(model: str, data: tuple[Path, ...], options: CompressOptions, output
     leaving: dict[str, Any] = {"export": output.exports, "benchmark": output.benchmark}
     with progress_shown() as progress:
         asked = {**options.arguments(), **going.arguments(), **leaving}
-        family = run(model, list(data), **asked, progress=progress)
+        family = run(model, list(data) or None, **asked, progress=progress)
         report = family.save(output.out, **leaving, force=output.force, progress=progress)
     if not launched()[0]:
         show_family(report, output.out, as_json=output.json)

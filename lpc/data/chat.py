@@ -64,15 +64,15 @@ class Chat:
 
     def _compared(self, chat: Turns) -> Marked:
         where, messages = chat.where, chat.messages
-        text = self._render(where, messages)
+        text = self.render(where, messages)
         spans = []
         for turn, message in enumerate(messages):
             if message["role"] != ASSISTANT or turn < chat.given:
                 continue
             if turn == 0:
                 raise DataError(f"{where}: the chat begins with the assistant, who has nothing to answer: remove that")
-            before = self._render(where, messages[:turn], add_generation_prompt=True)
-            through = self._render(where, messages[: turn + 1])
+            before = self.render(where, messages[:turn], add_generation_prompt=True)
+            through = self.render(where, messages[: turn + 1])
             if not (through.startswith(before) and text.startswith(through)):
                 raise DataError(
                     f"{where}: the tokenizer's chat template writes the beginning of a chat otherwise once the chat "
@@ -82,7 +82,8 @@ class Chat:
             spans.append((len(before), len(through)))
         return Marked(text, tuple(spans), bare=False)
 
-    def _render(self, where: str, messages: Sequence[Message], **options: Any) -> str:
+    def render(self, where: str, messages: Sequence[Message], **options: Any) -> str:
+        """A chat as a text. Raises DataError if the template refuses it."""
         return str(self._apply(where, messages, tokenize=False, **options))
 
     def _apply(self, where: str, messages: Sequence[Message], **options: Any) -> Any:

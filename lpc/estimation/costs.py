@@ -11,6 +11,7 @@ from lpc.estimation import memory, work
 from lpc.estimation.result import Bill, StageEstimate
 from lpc.estimation.sizes import Sizes
 from lpc.estimation.work import Load
+from lpc.generation import AT_ONCE
 from lpc.options import CompressOptions
 from lpc.pipelines import compensation_for
 from passes.graph import PruningGraph
@@ -25,7 +26,7 @@ TEXT_CONTEXT = 256
 """Tokens a sequence of text, where nothing is said."""
 MEASURES_TAKEN = 4
 """Of what is held out: dense, removed, attached or merged, pruned."""
-RANK, TUNE = "rank", "tune"
+GENERATE, RANK, TUNE = "generate", "rank", "tune"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,7 @@ class Costs:
             heldout=options.data_options.heldout_sequences,
             compensated=compensation_for(options.compensate, tune, graph) is not None,
             on_cpu=on_cpu,
+            own=options.data_options.self_sequences,
         )
         return cls(sizes=Sizes.of(graph, config), load=load, kept=_kept(options.target, graph))
 
@@ -72,6 +74,8 @@ class Costs:
         """Operations by stage."""
         return {
             "measure": MEASURES_TAKEN * work.measure(self.sizes, self.load),
+            GENERATE: work.generate(self.sizes, self.load),
+            "answer": work.answer(self.sizes, self.load),
             RANK: work.rank_units(self.sizes, self.load),
             "compensate": work.compensate(self.sizes, self.load),
             TUNE: self.load.tune.steps * work.step(self.sizes, self.load, true_gradient=true_gradient),
@@ -82,6 +86,7 @@ class Costs:
         elements, left = self.sizes.parameters, self.kept * self.sizes.parameters
         moved = {
             "load": 2.0 * self.sizes.weight_bytes,
+            GENERATE: self.load.context * -(-self.load.own // (AT_ONCE * self.load.batch)) * self.sizes.weight_bytes,
             "merge": MERGE_BYTES * self.sizes.adapted,
             "shrink": SHRINK_BYTES * elements,
             "save": SAVE_BYTES * left,

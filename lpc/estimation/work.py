@@ -20,10 +20,14 @@ SCORE_OPERATIONS = 16
 """Operations an element of a weight, beside the products of rank 2r, when LoRAPrune scores it."""
 
 
+ANSWERED = 50 * 100
+"""Tokens of the fixed prompts and their answers, about."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Load:
     """How much goes through the model. ``tune`` is settled; ``rank``: LoRA's; ``compensated``: whether projections are
-    re-solved;    ``on_cpu``: where, since batches are ranked in pieces there.
+    re-solved; ``on_cpu``: where, since batches are ranked in pieces there; ``own``: sequences that the model writes.
     """
 
     tune: TuneOptions
@@ -34,6 +38,7 @@ class Load:
     heldout: int
     compensated: bool
     on_cpu: bool
+    own: int = 0
 
     @property
     def sampled(self) -> int:
@@ -44,6 +49,16 @@ class Load:
     def step_tokens(self) -> int:
         """Tokens of a step."""
         return self.batch * self.tune.gradient_accumulation * self.context
+
+
+def generate(sizes: Sizes, load: Load) -> float:
+    """Operations of writing the model's own text, with a cache."""
+    return load.own * load.context * sizes.forward(load.context)
+
+
+def answer(sizes: Sizes, load: Load) -> float:
+    """Operations of answering the fixed prompts once."""
+    return ANSWERED * sizes.forward(load.context)
 
 
 def step(sizes: Sizes, load: Load, *, true_gradient: bool = False) -> float:

@@ -5,6 +5,7 @@ from lpc.evaluation.heldout import Quality, quality, quality_of
 from lpc.evaluation.kept import EVALUATION, Kept
 from lpc.evaluation.perplexity import token_perplexity
 from lpc.evaluation.plausible import warn_of_loss, warn_of_text
+from lpc.evaluation.replies import Replies, RepliesCompared, Reply, fixed_prompts, replies
 from lpc.evaluation.results import Evaluation
 from lpc.evaluation.tables import difference_rows, evaluation_rows, told, verdict
 
@@ -13,11 +14,16 @@ __all__ = [
     "Evaluation",
     "Kept",
     "Quality",
+    "Replies",
+    "RepliesCompared",
+    "Reply",
     "difference_rows",
     "evaluate",
     "evaluation_rows",
+    "fixed_prompts",
     "quality",
     "quality_of",
+    "replies",
     "token_perplexity",
     "told",
     "verdict",

@@ -26,6 +26,29 @@ class DataOptions:
     heldout_sequences: int = option(64, least=1, help="Sequences of text that are held out at most.")
     heldout_rows: int = option(1000, least=1, help="Rows that are held out at most.")
     samples: int | None = left_to_run("samples")
+    self_share: float | None = option(
+        None,
+        least=0,
+        most=1,
+        help="Share of the sequences to rank and tune on that the model writes itself, drawn before anything else: "
+        "chats by its chat template, else texts. By default all where no data are given, a quarter where a model with "
+        "a chat template gets plain text, else none.",
+        group=Group.DATA,
+        flag="--self-data",
+        metavar="SHARE",
+    )
+    self_sequences: int = option(
+        256,
+        least=2,
+        help="Sequences that the model writes at most; what is tuned on longer takes them repeatedly.",
+        group=Group.DATA,
+    )
+    self_seconds: float = option(
+        600.0,
+        above=0,
+        help="Seconds after which it begins no further batch of them (four of the run's batches at once).",
+        group=Group.DATA,
+    )
     instructions: InstructionFormat | None = option(
         None,
         help="How prompts and answers become rows; by default as the columns are, where data have no text.",

@@ -19,9 +19,10 @@ class InputOptions:
     """What a command reads beside the model."""
 
     data: tuple[Path, ...] = option(
+        (),
         help="What to rank, tune and measure on. A causal LM: text, or .jsonl files with text, with prompts and "
-        "answers or with messages. Any model: .jsonl files with its inputs and labels, or a folder saved by datasets' "
-        "save_to_disk.",
+        "answers or with messages; by default what it writes itself. Any model: .jsonl files with its inputs and "
+        "labels, or a folder saved by datasets' save_to_disk.",
         group=Group.DATA,
         common=True,
         repeated=True,

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from exporters.files import UPDATE, sha256, updating, write_texts
+from exporters.files import UPDATE, hashes, sealed, updating, write_texts
 from lpc.owned import MANIFEST
 from lpc.report.card import CARD, card, licence_of
 from lpc.report.page import run_page
@@ -30,8 +30,8 @@ def write_manifest(folder: Path, values: Mapping[str, Any], texts: Mapping[str, 
     """Write the reports, the model card and ``lpc.json`` for the files in the folder, and ``texts``, by name.
 
     All of them are written together: a kill in between leaves the rest to the next command. ``values`` are the
-    report's; schema version, package versions and file hashes are added. A benchmark or evaluation that lies in the
-    folder goes into the report.
+    report's; schema version, package versions, file hashes and a seal are added. A benchmark or evaluation that lies in
+    the folder goes into the report.
     """
     found = {name: texts.get(name) or _text(folder / name) for name in ("benchmark.json", "eval.json")}
     benchmark, evaluation = (_parsed(folder / name, text) for name, text in found.items())
@@ -45,7 +45,7 @@ def write_manifest(folder: Path, values: Mapping[str, Any], texts: Mapping[str, 
     found_files.pop(PAGE, None)  # of itself a page cannot say the hash
     texts[PAGE] = run_page({**values, "files": dict(sorted(found_files.items()))}, benchmark, evaluation)
     manifest = {**values, "files": dict(sorted({**found_files, **_hashes({PAGE: texts[PAGE]})}.items()))}
-    write_texts(folder, {**texts, MANIFEST: json.dumps(manifest, indent=1) + "\n"})
+    write_texts(folder, {**texts, MANIFEST: sealed(manifest)})
 
 
 def record(folder: Path, texts: Mapping[str, str] = NO_TEXTS) -> None:
@@ -62,13 +62,16 @@ def record(folder: Path, texts: Mapping[str, str] = NO_TEXTS) -> None:
 
 
 def complete(part: Path) -> None:
-    """Note in the manifest beside a part that it is not missing any more; nothing to do outside an lpc output."""
+    """Note in the manifest beside a part what it holds now, and that it is not missing; nothing to do elsewhere."""
     folder = Path(os.path.realpath(part)).parent
     values = _parsed(folder / MANIFEST, _text(folder / MANIFEST))
-    if values is None or part.name not in values.get("missing", {}):
+    if values is None or part.name not in {
+        *values.get("missing", {}),
+        *(Path(name).parts[0] for name in values["files"]),
+    }:
         return
     with updating(folder):
-        missing = {name: why for name, why in values["missing"].items() if name != part.name}
+        missing = {name: why for name, why in values.get("missing", {}).items() if name != part.name}
         write_manifest(folder, {**values, "missing": missing})
 
 
@@ -81,7 +84,7 @@ def _card(folder: Path, values: Mapping[str, Any], evaluation: Mapping[str, Any]
 def _files(folder: Path) -> dict[str, dict[str, str | int]]:
     """sha256 and size of every file that lies in the folder."""
     paths = (path for path in folder.rglob("*") if path.is_file() and path.name not in {MANIFEST, UPDATE})
-    return {str(path.relative_to(folder)): {"sha256": sha256(path), "bytes": path.stat().st_size} for path in paths}
+    return hashes(folder, (str(path.relative_to(folder)) for path in paths))
 
 
 def _hashes(texts: Mapping[str, str]) -> dict[str, dict[str, str | int]]:

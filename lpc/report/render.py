@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lpc.evaluation import difference_rows, evaluation_rows
+from lpc.report.answers import answer_rows
 from lpc.report.costs import label_of, shown
 
 
@@ -16,6 +17,7 @@ def render(
 ) -> str:
     """Markdown of ``lpc.json`` and, where they are there, ``benchmark.json`` and ``eval.json``."""
     sections = [_headline(manifest), _missing(manifest), _sizes(manifest), _untouched(manifest), _quality(manifest)]
+    sections.append(_answers(manifest))
     if evaluation:
         sections.append(_evaluation(evaluation))
     if benchmark:
@@ -136,6 +138,14 @@ def _untouched(manifest: Mapping[str, Any]) -> str:
 def _missing(manifest: Mapping[str, Any]) -> str:
     missing = manifest.get("missing")
     return "## Missing\n\n" + "\n".join(f"- {part}: {why}" for part, why in missing.items()) if missing else ""
+
+
+def _answers(manifest: Mapping[str, Any]) -> str:
+    answers = manifest.get("answers")
+    if not answers:
+        return ""
+    head = f"To {len(answers['dense'])} fixed prompts by the chat template, greedily, at most 64 tokens each."
+    return f"## Answers\n\n{head}\n\n" + table(["", "dense", "pruned"], answer_rows(answers))
 
 
 def _evaluation(evaluation: Mapping[str, Any]) -> str:

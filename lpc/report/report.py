@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lpc.evaluation import RepliesCompared
 from lpc.report.costs import Limited, limited
 from lpc.report.layers import DimensionKept, dimensions_kept
 from lpc.report.render import render
@@ -82,7 +83,8 @@ class Report:
 
     ``latency`` is there if the budget limited it. ``others``: what the dense and the pruned model cost in measures that
     the budget limited and ``Cost`` does not have. ``dimensions``: what stays of each, and how its units were ranked.
-    ``notes`` say what was done to the source before anything else.
+    ``notes`` say what was done to the source before anything else, and what the data were where the user did not.
+    ``answers`` are those of an instruction model.
     ``passes`` are the records of those that ran, ``pipeline`` the passes as they were built, ``run`` what they shared.
     """
 
@@ -104,6 +106,7 @@ class Report:
     run: RunContext | None = None
     pipeline: tuple[PassEntry, ...] = ()
     notes: tuple[str, ...] = ()
+    answers: RepliesCompared | None = None
 
     @classmethod
     def of(
@@ -159,6 +162,7 @@ class Report:
             "widths": {name: plain(widths) for name, widths in self.widths.items()},
             "untouched": dict(self.untouched),
             "heldout": plain(self.heldout),
+            "answers": plain(self.answers),
             "compatibility": [{**plain(verdict), "evidence": verdict.evidence} for verdict in self.compatibility],
             "compensated": self._changed_by("compensate", "rounds", "recompensate"),
             "recovered": self._changed_by("recover"),

@@ -5,13 +5,14 @@ from passes.graph.kept import Kept, count_of
 from passes.graph.kinds import Kind, Role
 from passes.graph.masks import Masks, full_masks
 from passes.graph.names import LANE, layer_path, layer_prefix, layerless
-from passes.graph.plan import COMPENSATED, MEANINGFUL, Plan
+from passes.graph.plan import COMPENSATED, MEANINGFUL, PLAN_FILE, Plan
 from passes.graph.renumber import Renumbering, present
 
 __all__ = [
     "COMPENSATED",
     "LANE",
     "MEANINGFUL",
+    "PLAN_FILE",
     "Cost",
     "Dimension",
     "Kept",

@@ -37,6 +37,7 @@ from passes.models.batches import Collate, Row, batches, label_count, pieces, sa
 from passes.models.declared import check_declared
 from passes.models.fingerprint import Fingerprint, fingerprint, tensors_digest
 from passes.models.fit import Misfit
+from passes.models.generation import generated
 from passes.models.head import TokenHead, label_losses, labelled, scored_logits
 from passes.models.heldout import heldout_loss
 from passes.models.lean_loss import lean_loss
@@ -117,6 +118,7 @@ __all__ = [
     "filled",
     "fingerprint",
     "full_precision",
+    "generated",
     "has_own_sizes",
     "headers",
     "heldout_loss",

@@ -11,6 +11,9 @@ from passes.options.budget import Budget
 from passes.options.check import check
 from passes.options.option import Group, option
 
+RATIO = 0.2
+"""What goes where nothing is said."""
+
 
 class Layout(StrEnum):
     """How widths relate across layers."""
@@ -36,7 +39,7 @@ class Comparison(StrEnum):
 class Target:
     """What the user asked for: the budget, or short for one of parameters the ``ratio`` of them that goes; the layout.
 
-    Either ``ratio`` or ``budget`` must be given.
+    Where neither is given, the ratio is ``RATIO``.
     """
 
     ratio: float | None = option(
@@ -44,7 +47,7 @@ class Target:
         above=0,
         below=1,
         hint="0.3 removes 30 % of the parameters",
-        help="Share of all parameters to remove; short for a budget of parameters.",
+        help=f"Share of all parameters to remove; short for a budget of parameters, and {RATIO} where there is none.",
         group=Group.REMOVE,
         common=True,
     )
@@ -98,7 +101,9 @@ class Target:
 
     def __post_init__(self) -> None:
         check(self)
-        if (self.ratio is None) == (self.budget is None):
+        if self.ratio is None and self.budget is None:
+            object.__setattr__(self, "ratio", RATIO)
+        if self.ratio is not None and self.budget is not None:
             raise OptionError(
                 "say what to reach with either ratio or budget, such as ratio=0.3 (--ratio 0.3): one of them, not both"
             )

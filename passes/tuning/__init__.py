@@ -1,6 +1,7 @@
 """All that trains: attaching adapters, tuning under masks, merging, recovering."""
 
 from passes.tuning.attach import AttachPass, DetachPass
+from passes.tuning.checkpoints import last_whole, seal
 from passes.tuning.merge import MergePass, adapted_layers, merge_into
 from passes.tuning.recall import RecallPass
 from passes.tuning.recover import RecoverPass
@@ -18,7 +19,9 @@ __all__ = [
     "TunePass",
     "UnpackPass",
     "adapted_layers",
+    "last_whole",
     "merge_into",
+    "seal",
     "settled",
     "staged_run",
 ]

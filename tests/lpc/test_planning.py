@@ -156,8 +156,7 @@ def test_an_existing_plan_file_is_not_overwritten(run: Path, tiny_model_folder: 
 def test_target_and_its_short_forms_exclude_each_other(tiny_model_folder: Path, text_file: Path) -> None:
     with pytest.raises(OptionError, match="either target or ratio"):
         lpc.compress(tiny_model_folder, text_file, 0.3, target=lpc.Target(ratio=0.3))
-    with pytest.raises(OptionError, match="either ratio or budget"):
-        lpc.compress(tiny_model_folder, text_file)
+    assert lpc.Target() == lpc.Target(ratio=0.2)
 
 
 @pytest.mark.parametrize(

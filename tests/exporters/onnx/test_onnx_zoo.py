@@ -7,6 +7,7 @@ import copy
 import functools
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from onnx_workbench import call, difference, open_session, run_onnx
 from torch import nn
 from transformers import PreTrainedModel
 
-from exporters.onnx import OnnxPackage, export_onnx
+from exporters.onnx import OnnxPackage, check_graphs, check_parity, export_onnx, read_provenance
 from exporters.onnx.session import OnnxModel
 from exporters.onnx.verify.seq2seq import verify_decoder, verify_encoder, verify_generation
 from exporters.onnx.verify.single import verify_single
@@ -97,6 +98,17 @@ def test_every_family_computes_in_onnxruntime_what_it_computes_in_torch(name: st
     assert compare(model, package, zoo.inputs(model, zoo.ZOO[name], seed=3)) < 1e-5
     assert max(each.value for each in package.parity) < 1e-5
     assert (package.no_genai is None) == (package.kind == "decoder")
+
+
+@pytest.mark.parametrize("name", ["llama", "vit", "t5"])
+def test_a_written_package_is_compared_again_as_at_the_export(name: str) -> None:
+    model, package = exported(name)
+    found, _ = read_provenance(package.folder) or pytest.fail("it says nothing of itself")
+    assert (found.kind, found.dtype, found.source) == (package.kind, "float32", found.model)
+    assert list(check_parity(model, package.folder, found.dtype))[: len(package.parity)] == list(package.parity)
+    assert check_graphs(package.folder, found).count("ai.onnx 23") == (2 if name == "t5" else 1)
+    with pytest.raises(PostconditionError, match=r"says lpc.plan = ''"):
+        check_graphs(package.folder, replace(found, plan="another"))
 
 
 @torch.no_grad()

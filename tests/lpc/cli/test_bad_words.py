@@ -35,8 +35,8 @@ WITHOUT_RATIO = ["--data", "train.txt", "--out", "new"]
 
 BAD: list[tuple[list[str], tuple[str, ...]]] = [
     # what, and for how much
-    (["compress", "model", *WITHOUT_RATIO], ("--ratio", "budget")),
-    (["compress", "model", "--ratio", "0.3"], ("--data", "missing")),
+    (["compress", "model", *OK, "--self-data", "1.5"], ("--self-data", "at most 1", "got 1.5")),
+    (["compress", "model", *OK, "--self-sequences", "1"], ("--self-sequences", "at least 2", "got 1")),
     (["compress", "model", *WITHOUT_RATIO, "--ratio", "0"], ("--ratio", "above 0", "got 0")),
     (["compress", "model", *WITHOUT_RATIO, "--ratio", "1.2"], ("--ratio", "below 1", "1.2", "30 %")),
     (["compress", "model", *WITHOUT_RATIO, "--ratio", "nan"], ("--ratio", "finite", "nan")),
@@ -108,7 +108,6 @@ BAD: list[tuple[list[str], tuple[str, ...]]] = [
     (["demo", "--out", "full"], ("full", "--force")),
     (["plan", "model", "--ratio", "0.3"], ("--importance", "scores.safetensors")),
     (["plan", "model", "--ratio", "0.3", "--importance", "absent.safetensors"], ("absent.safetensors", "--importance")),
-    (["plan", "model", "--importance", "train.txt"], ("--ratio", "budget")),
     (["plan", "model", "--ratio", "0.3", "--importance", "train.txt", "--out", "train.txt"], ("train.txt", "--force")),
     (["apply", "absent.json", "model"], ("absent.json", "plan.json")),
     (["apply", "train.txt", "model", "--adapter", "absent"], ("absent", "beside its plan")),

@@ -216,9 +216,3 @@ def test_bad_input_gives_one_message_and_code_2_and_writes_nothing(  # type: ign
     assert not inputs["new"].exists()
     assert [path.name for path in inputs["full"].iterdir()] == ["x"]
     assert not list(inputs["new"].parent.glob(".*partial*"))
-
-
-def test_missing_option_is_code_2(run, tiny_model_folder: Path) -> None:  # type: ignore[no-untyped-def]
-    code, _, stderr = run("compress", tiny_model_folder)
-    assert code == 2
-    assert "--data" in stderr

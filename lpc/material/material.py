@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -18,30 +18,31 @@ from lpc.data import (
     Data,
     Reading,
     Row,
-    RowFormat,
     Rows,
     RowsLike,
     TokenBlocks,
-    check_size,
     read_data,
     split_heldout,
     split_rows,
 )
-from lpc.evaluation import Quality, quality_of, token_perplexity, warn_of_loss, warn_of_text
+from lpc.evaluation import Quality, Replies, quality_of, token_perplexity, warn_of_loss, warn_of_text
+from lpc.generation import GeneratePass
 from lpc.options import DataOptions
 from lpc.source import Source
 from passes.errors import DataError
 from passes.models import Task, base_model, tensors_digest
 from passes.pipeline import caller_state_kept
 
-__all__ = ["AnyData", "Material", "prepare", "set_aside"]
-
+__all__ = ["Answerer", "AnyData", "Material", "Measurer", "of_data", "of_text", "set_aside"]
 AnyData: TypeAlias = "Data | RowsLike"
 """Text or instructions for a causal language model, or rows with a model's own inputs and labels for any model."""
 
 
 Measurer: TypeAlias = "Callable[[PreTrainedModel | PeftModel, int], Quality]"
 """Measures a model on what is held out, so many sequences or rows a batch."""
+
+Answerer: TypeAlias = "Callable[[PreTrainedModel | PeftModel], Replies]"
+"""Has a model answer the fixed prompts."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ class Material:
     ``measure_dense`` is the same measure for the model as it was given: a warning says so if what it gives is not
     plausible.
     ``context_length`` is the length of the sequences that text was cut into, in tokens; None for rows. ``digest`` gives
-    the sha256 of all of the data.
+    the sha256 of all of the data that the user gave. ``generate`` is the pass that draws the model's own part of it,
+    before which nothing can be read of that; ``answer`` is there for an instruction model. ``options`` are those of the
+    data, with its share settled. ``notes`` say for the report what the data are, where the user did not.
     """
 
     train: torch.utils.data.Dataset[Row]
@@ -60,31 +63,24 @@ class Material:
     measure_dense: Measurer
     context_length: int | None
     digest: Callable[[], str] = str
+    generate: GeneratePass | None = None
+    answer: Answerer | None = None
+    options: DataOptions = DataOptions()
+    notes: tuple[str, ...] = ()
 
 
 DIGESTED_ROWS = 20_000
 """Of more rows than these, so many evenly spaced ones stand for all in their digest."""
 
 
-def prepare(source: Source, data: AnyData, options: DataOptions) -> Material:
-    """Read the data for a model.
-
-    Raises DataError, MissingFileError, TokenizerError (before anything is read, for a tokenizer with more tokens than
-    the model), OptionError, and ModelError for a model that cannot be batched.
-    """
-    model = base_model(source.model)
-    reading = Reading(
-        rows=RowFormat.of(type(model), model.config),
-        tokenizer=source.tokenizer,
-        sequence_length=options.sequence_length,
-        instructions=options.instructions,
-    )
-    if source.tokenizer is not None and reading.rows.vocabulary is not None:
-        check_size(source.tokenizer, reading.rows.vocabulary)
+def of_data(
+    source: Source, data: AnyData, reading: Reading, options: DataOptions
+) -> tuple[Material, TokenBlocks | None]:
+    """What the user's data make, and the blocks of tokens where they are text. Raises what ``prepare`` raises."""
     found = read_data(data, reading)
     if isinstance(found, Rows):
-        return _of_rows(model, found, options)
-    return _of_blocks(source, found, options)
+        return _of_rows(base_model(source.model), found, options), None
+    return _of_blocks(source, found, options), found
 
 
 def _of_rows(model: PreTrainedModel, rows: Rows, options: DataOptions) -> Material:
@@ -121,22 +117,33 @@ def _of_blocks(source: Source, blocks: TokenBlocks, options: DataOptions) -> Mat
     fraction = min(options.heldout_fraction, options.heldout_sequences / len(blocks.tensor))
     train, heldout = split_heldout(blocks.tensor, fraction)
     train_labels, labels = split_heldout(blocks.labels, fraction)
+    whole = {"tokens": blocks.tensor, "labels": blocks.labels}
+    material = of_text(source, BlockDataset(train, train_labels), blocks.tensor.shape[1], lambda: (heldout, labels))
+    return replace(material, digest=lambda: tensors_digest([whole]))
+
+
+def of_text(
+    source: Source,
+    train: torch.utils.data.Dataset[Row],
+    length: int,
+    heldout: Callable[[], tuple[torch.Tensor, torch.Tensor]],
+) -> Material:
+    """Sequences of so many tokens; ``heldout`` gives tokens and labels, both ``[n, length]``, when they are there."""
 
     def measure(model: PreTrainedModel | PeftModel, batch_size: int) -> Quality:
-        found = token_perplexity(model, heldout, batch_size, labels=labels)
+        tokens, labels = heldout()
+        found = token_perplexity(model, tokens, batch_size, labels=labels)
         loss = math.log(found.value)
-        return Quality(loss=loss, accuracy=None, perplexity=found.value, rows=len(heldout), labels=found.tokens)
+        return Quality(loss=loss, accuracy=None, perplexity=found.value, rows=len(tokens), labels=found.tokens)
 
     tokenizer = source.tokenizer  # the measure must not hold the source, and with it the dense model
 
     def measure_dense(model: PreTrainedModel | PeftModel, batch_size: int) -> Quality:
         quality = measure(model, batch_size)
-        warn_of_text(model, tokenizer, heldout, quality.loss)
+        warn_of_text(model, tokenizer, heldout()[0], quality.loss)
         return quality
 
-    data = BlockDataset(train, train_labels)
-    whole = {"tokens": blocks.tensor, "labels": blocks.labels}
-    return Material(data, None, measure, measure_dense, blocks.tensor.shape[1], lambda: tensors_digest([whole]))
+    return Material(train, None, measure, measure_dense, length)
 
 
 def set_aside(
