@@ -23,15 +23,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from peft.tuners.lora import LoraModel
-from transformers import AutoModelForCausalLM, PreTrainedModel
-
-import passes.shrink.shrink
-import passes.tuning.merge
-from benchmarks.planting import (
+from planting import (
     Plant,
     Site,
     in_config,
@@ -46,6 +42,10 @@ from benchmarks.planting import (
     swap,
     wrong_graph,
 )
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import passes.shrink.shrink
+import passes.tuning.merge
 from exporters.hf import SavePass
 from passes.errors import LpcError
 from passes.graph import Plan

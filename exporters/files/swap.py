@@ -51,7 +51,7 @@ class Ready:
         """The record in a work folder; None if nothing is ready there."""
         try:
             return cls(**json.loads((work / READY).read_text(encoding="utf-8")))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, TypeError, RecursionError) as error:
             raise OutputError(

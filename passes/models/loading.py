@@ -51,6 +51,8 @@ def load_model(
         with quiet():
             arguments = {**place.arguments, "use_safetensors": place.gguf is None, "ignore_mismatched_sizes": True}
             _check_constants(kind, place.name, config)
+            if stored is not None:
+                _check_packed(place.name, stored, config)
             if place.gguf is None:
                 _check(kind, place.name, arguments, stored)
             model: PreTrainedModel
@@ -139,6 +141,16 @@ def _check(
                 "over the model that this one was quantised from, or save it dequantised"
             )
     return empty
+
+
+def _check_packed(name: str, stored: Mapping[str, StoredTensor], config: PreTrainedConfig) -> None:
+    """Raise ModelError where a configuration says that weights are packed, and the files hold dense ones."""
+    said: Any = getattr(config, "quantization_config", None)
+    if said and not dense_weights(config) and all(tensor.dtype in DTYPES for tensor in stored.values()):
+        raise ModelError(
+            f"config.json of {name} has a quantization_config, and its weights are dense: remove that entry, which was "
+            "left over, or hand over the packed weights"
+        )
 
 
 def _check_constants(kind: type[PreTrainedModel], name: str, config: PreTrainedConfig) -> None:
