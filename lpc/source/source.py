@@ -214,9 +214,10 @@ def check_generation(path: Path) -> None:
 
 def _check_saved_generation(model: PreTrainedModel) -> None:
     """Raise ModelError if transformers would refuse to write what a live model says of ``generate``."""
+    said: GenerationConfig | None = getattr(model, "generation_config", None)
     try:
-        if model.generation_config is not None:
-            model.generation_config.validate(strict=True)
+        if said is not None:
+            said.validate(strict=True)
     except ValueError as error:
         raise ModelError(f"model.generation_config cannot be saved: {reason(error)}: correct the entry") from error
 
