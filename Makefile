@@ -1,6 +1,7 @@
 # make demo   sets itself up, compresses the embedded model, exports, benchmarks, evaluates, leaves demo-out/
 # make test   sets itself up, checks style and types, passes the tests
 # make test-matrix   the tests that repeat a proof on further families and roads, which make test leaves out
+# make docs   the site, in site/
 # make test-oldest, make test-latest   the tests with every package at its lower bound, and with everything unpinned
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +15,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # Threads that spin while they wait make torch ten times slower on a machine that is shared.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-matrix test-oldest test-latest lint setup docs-test clean
+.PHONY: demo docs test test-matrix test-oldest test-latest lint setup docs-test clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "lpc needs Python 3.11 or newer; run make PYTHON=python3.11")'
@@ -40,6 +41,10 @@ test: lint
 test-matrix: $(READY)
 	$(BIN)/$(PYTEST) -m matrix
 
+docs: $(READY)
+	$(BIN)/pip $(INSTALL) -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 test-oldest:
 	$(PYTHON) -m venv --clear $(VENV)-oldest
 	$(PYTHON) scripts/oldest_pins.py --except torch > $(VENV)-oldest/pins.txt
@@ -54,4 +59,4 @@ test-latest:
 	$(VENV)-latest/bin/$(PYTEST)
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-latest demo-out lpc-out build *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-latest demo-out lpc-out build site *.egg-info

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from lpc.options import DataOptions as DataOptions
     from lpc.options import EvaluateOptions as EvaluateOptions
     from lpc.options import InstructionFormat as InstructionFormat
+    from lpc.options import SweepOptions as SweepOptions
     from lpc.planning import diff as diff
     from lpc.planning import plan as plan
     from lpc.report import Report as Report
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from lpc.source import load as load
     from lpc.speed import benchmark as benchmark
     from lpc.streaming import apply_to as apply_to
+    from lpc.sweeping import sweep as sweep
     from lpc.verifying import verify as verify
     from passes.criteria import CRITERIA as CRITERIA
     from passes.criteria import SavedScores as SavedScores
@@ -91,6 +93,7 @@ _ERRORS = (
     "PostconditionError",
     "PreconditionError",
     "RankError",
+    "StoppedError",
     "TokenizerError",
     "UnreachableBudgetError",
     "UnsupportedModelError",
@@ -131,6 +134,7 @@ _HOMES = {
     "SavedScores": "passes.criteria",
     "Schedule": "passes.options",
     "Quality": "lpc.evaluation",
+    "SweepOptions": "lpc.options",
     "Target": "passes.options",
     "TraceOptions": "passes.options",
     "TuneOptions": "passes.options",
@@ -156,6 +160,7 @@ _HOMES = {
     "register_measure": "passes.options",
     "register_precision": "exporters.onnx",
     "quality": "lpc.evaluation",
+    "sweep": "lpc.sweeping",
     "serve": "lpc.serving",
     "verify": "lpc.verifying",
     **dict.fromkeys(_ERRORS, "passes.errors"),

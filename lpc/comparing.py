@@ -11,7 +11,7 @@ from typing import Any
 
 from lpc.evaluation import told
 from lpc.owned import MANIFEST
-from lpc.report import comparison_page, show_measure
+from lpc.report import comparison_page, pareto_front, show_measure
 from passes.errors import DataError, MissingFileError, OptionError
 
 SCHEMA_VERSION = 1
@@ -49,6 +49,14 @@ class RunComparison:
         """The held-out measure that all of them have; None if there is none."""
         return next((name for name in QUALITIES if all(name in run.measures for run in self.runs)), None)
 
+    @property
+    def front(self) -> frozenset[str]:
+        """The runs that no other beats in both parameters and quality; none without a quality."""
+        quality = self.quality
+        if quality is None:
+            return frozenset()
+        return pareto_front({run.name: (run.parameters, run.measures[quality]) for run in self.runs}, quality)
+
     def rows(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows: measures down, runs across, as many as there are."""
         lines: dict[str, list[str]] = {
@@ -69,7 +77,8 @@ class RunComparison:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {"schema_version": SCHEMA_VERSION, "quality": self.quality, "runs": [asdict(run) for run in self.runs]}
+        runs = [{**asdict(run), "on_front": run.name in self.front} for run in self.runs]
+        return {"schema_version": SCHEMA_VERSION, "quality": self.quality, "runs": runs}
 
     def page(self) -> str:
         """The table and quality against each cost, as one HTML file that loads nothing."""
@@ -82,9 +91,14 @@ def compare(folders: Sequence[Path | str]) -> RunComparison:
     Raises OptionError for fewer than two or one named twice, MissingFileError for a folder that is no output, DataError
     for one whose files are broken.
     """
-    paths = [Path(folder) for folder in folders]
-    if len(paths) < 2:
+    if len(folders) < 2:
         raise OptionError("name at least two outputs of lpc to compare")
+    return beside(folders)
+
+
+def beside(folders: Sequence[Path | str]) -> RunComparison:
+    """As ``compare``, for one folder or more. Raises what that raises."""
+    paths = [Path(folder) for folder in folders]
     if len({path.resolve() for path in paths}) < len(paths):
         raise OptionError("one output is named twice: leave one out")
     manifests = [_read(path / MANIFEST) for path in paths]

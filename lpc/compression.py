@@ -16,6 +16,7 @@ from exporters.registry import Exports
 from lpc.estimation import look_ahead
 from lpc.latency import latency_for, predicted
 from lpc.material import AnyData, prepare
+from lpc.measuring import measures_of
 from lpc.opening import Keeping, asked, check_leaving, opened, tell_defaults
 from lpc.options import CompressOptions, DataOptions, Short, with_short
 from lpc.pipelines import compression_pipeline, replay_pipeline
@@ -36,7 +37,17 @@ from passes.options import (
     TraceOptions,
     TuneOptions,
 )
-from passes.pipeline import Handed, Pipeline, Program, Progress, RunContext, caller_state_kept, silent
+from passes.pipeline import (
+    Handed,
+    Pipeline,
+    Program,
+    Progress,
+    RunContext,
+    Watch,
+    caller_state_kept,
+    silent,
+    unwatched,
+)
 from passes.ranks import together
 from passes.trace import TracePass
 
@@ -65,6 +76,7 @@ def compress(
     load_in: str | None = None,
     trust_remote_code: bool = False,
     progress: Progress = silent,
+    watch: Watch = unwatched,
     **short: Unpack[Short],
 ) -> Result:
     """Make a model smaller, by ``ratio`` of all its parameters or down to a ``budget``, and prove that nothing but the
@@ -108,6 +120,9 @@ def compress(
     (docs/resume.md); without one nothing is kept. ``resume``: True, there must be something; False, begin anew; None,
     go on if there is. What is kept by a run of another model, data, seed, option or package is refused: OptionError.
 
+    ``watch`` is told what was measured on held-out data while tuning (``tune.heldout_every``); what it raises ends the
+    run.
+
     Raises LpcError: OptionError, MissingFileError, DataError, ModelError, UnsupportedModelError, TokenizerError for
     what the user gave, UnreachableBudgetError stating what can be reached, PostconditionError if a verification fails.
     """
@@ -133,7 +148,7 @@ def compress(
         material = prepare(source, data, options.data_options)
     options = replace(options, data_options=material.options)
     tell_defaults(data, material, options)
-    context = replace(context, collate=material.collate)
+    context = replace(context, collate=material.collate, heldout=measures_of(material.measure), watch=watch)
     teacher = _teacher(model, options, context)
     full = _full_precision(model, options, context)
     passes = compression_pipeline(program, material, options, context, teacher=teacher, latency=latency, source=full)

@@ -19,6 +19,7 @@ from exporters.registry import Exports, chosen
 from lpc.estimation import look_ahead
 from lpc.family_report import DENSE_ONNX, FamilyReport
 from lpc.material import AnyData, Material, prepare
+from lpc.measuring import measures_of
 from lpc.opening import Keeping, asked, opened, tell_defaults
 from lpc.options import BenchmarkOptions, CompressOptions, DataOptions, Short
 from lpc.owned import MANIFEST, output
@@ -185,7 +186,7 @@ def compress_family(
         material = prepare(source, data, options.data_options)
     options = replace(options, data_options=material.options)
     tell_defaults(data, material, options)
-    context = replace(context, collate=material.collate)
+    context = replace(context, collate=material.collate, heldout=measures_of(material.measure))
     passes = family_pipeline(material, options)
     coming = [*passes.after(TracePass.name).names, *len(snapshots.ratios) * MEMBER_NAMES]
     look_ahead(program, material, options, coming, context, ())

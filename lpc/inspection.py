@@ -11,6 +11,7 @@ from typing import Any
 from lpc.report import untouched
 from lpc.source import load_config
 from passes.budget import default_multiple, largest_ratio, reachable_counts
+from passes.discovery import describe
 from passes.graph import Cost, Dimension, Kind, PruningGraph, Width
 from passes.models import model_class, task_of
 from passes.options import TraceOptions
@@ -43,6 +44,7 @@ class Inspection:
 
     ``prunable`` is the share of all parameters that belongs to units that can go, ``largest_ratio`` what can be removed
     of all, ``multiple`` what MLP widths are rounded to, ``untouched`` why the other parts stay as they are.
+    ``discovered``: how a structure that nobody described was proven, else None.
     """
 
     model: str
@@ -55,6 +57,7 @@ class Inspection:
     largest_ratio: float
     widths: tuple[WidthSummary, ...]
     untouched: Mapping[str, str]
+    discovered: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -69,6 +72,7 @@ def inspect(model: str | Path, options: TraceOptions = TraceOptions()) -> Inspec
     """
     config = load_config(model)
     found = model_class(config)
+    family = describe(config, found)
     graph = trace(config, model_type=found, options=options)
     widths = (*(_summary(graph, width) for width in graph.widths), *(_depth_summary(graph, d) for d in graph.depth))
     fine = [width.size for width in graph.widths if width.kind.is_fine and width.kind is not Kind.HIDDEN]
@@ -83,6 +87,7 @@ def inspect(model: str | Path, options: TraceOptions = TraceOptions()) -> Inspec
         largest_ratio=largest_ratio(graph),
         widths=widths,
         untouched=untouched(graph),
+        discovered=str(family.proof) if family.proof is not None else None,
     )
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from lpc.evaluation import Quality
 from lpc.material import Measurer
-from lpc.report import BeforeAfter, HeldOut, Merging
+from lpc.report import BeforeAfter, Completed, HeldOut, Merging
 from passes.errors import OptionError, PreconditionError
 from passes.models import masked
 from passes.pipeline import Pass, PassRecord, PassResult, Program, RunContext
@@ -53,6 +54,11 @@ class MeasurePass(Pass):
         return True
 
 
+def measures_of(measurer: Measurer) -> Callable[[PreTrainedModel | PeftModel, int], Mapping[str, float]]:
+    """A measurer of which only the numbers are wanted, by name."""
+    return lambda model, batch_size: measurer(model, batch_size).measures
+
+
 @contextmanager
 def _units_gone(program: Program, *, tuned: bool) -> Iterator[None]:
     """The model under the masks; not ``tuned``: its dense weights, adapter off, what a compensation solved undone."""
@@ -72,6 +78,10 @@ def heldout_of(history: Sequence[PassRecord], context_length: int | None = None)
         return None
     between = removed.measures if isinstance(removed, Quality) else {}
     last = merged if isinstance(merged, Quality) else pruned
+    completed = tuple(
+        Completed(prompt, before, after)
+        for (prompt, before), (_, after) in zip(dense.completions, pruned.completions, strict=False)
+    )
     merging = Merging(attached.measures, last.measures) if isinstance(attached, Quality) else None
     return HeldOut(
         measures={
@@ -81,4 +91,5 @@ def heldout_of(history: Sequence[PassRecord], context_length: int | None = None)
         labels=pruned.labels,
         context_length=context_length,
         merging=merging,
+        completions=completed,
     )

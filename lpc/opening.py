@@ -22,7 +22,7 @@ from lpc.run_folder import RunFolder, running
 from lpc.source import ModelLike, Source, load_source
 from passes.errors import OptionError
 from passes.models import base_model
-from passes.options import Layout, Target, TraceOptions
+from passes.options import Layout, Target, TraceOptions, check_loggers
 from passes.pipeline import PassRecord, Pipeline, Program, Progress, RunContext, measured, silent
 from passes.ranks import join, rank, together
 from passes.trace import TracePass
@@ -91,8 +91,10 @@ def opened(
 ) -> tuple[Source, Program, RunContext]:
     """The model that a run begins with, also traced, and the context of the run, which all its processes have joined.
 
-    Raises OptionError for a device that is not there, and what loading, tracing or one of the formats refuses.
+    Raises OptionError for a device that is not there or a log that cannot be written, and what loading, tracing or one
+    of the formats refuses.
     """
+    check_loggers(options.tune.report_to)
     run = RunContext.of(options.run, logged() if progress is silent else progress)
     join(torch.device(run.device))
     run = replace(run, progress=silent) if rank() else run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -59,3 +60,11 @@ def output() -> Owned:
     if taken:
         raise OptionError(f"the exporter name {taken[0]!r} is that of another part of an output: give it another")
     return replace(OUTPUT, names=OUTPUT.names | {*EXPORTER_NAMES.known()})
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder is an output of which nothing is missing."""
+    try:
+        return not any(json.loads(each.read_text(encoding="utf-8"))["missing"] for each in manifests(folder))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False

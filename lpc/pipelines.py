@@ -75,7 +75,7 @@ def compression_pipeline(
         CompensatePass(train, solve) if solve and not first else None,
         ShrinkPass(),
         RecoverPass(train, aside, recover, teacher, tune.save_every) if recover and aside is not None else None,
-        MeasurePass(PRUNED, material.measure),
+        MeasurePass(PRUNED, material.measure_pruned),
         _asked(PRUNED, material),
     )
     return Pipeline(each for each in passes if each is not None)
@@ -150,7 +150,7 @@ def member_pipeline(
         MeasurePass(ATTACHED, material.measure) if merging_rounds(graph) else None,
         MergePass(),
         ShrinkPass(),
-        MeasurePass(PRUNED, material.measure),
+        MeasurePass(PRUNED, material.measure_pruned),
         _asked(PRUNED, material),
     )
     return Pipeline(each for each in passes if each is not None)

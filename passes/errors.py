@@ -17,6 +17,7 @@
     ├── OutputError              OSError              the output could not be written
     │   └── OutputExistsError    FileExistsError      the output folder is not empty
     │       └── FinishedError                         it holds the very result that was asked for
+    ├── StoppedError             RuntimeError         who watched the run has ended it: it was behind others
     ├── RankError                RuntimeError         another process of the same run failed, and tells why
     └── PassError                RuntimeError         a pass failed
         ├── PreconditionError                         what a pass requires does not hold
@@ -42,46 +43,82 @@ def visible(text: str) -> str:
 
 
 class LpcError(Exception):
-    """Base of every error that lpc raises on purpose. As text, it holds no control characters."""
+    """Base of every error that lpc raises on purpose. As text, it holds no control characters.
+
+    Catch it where whatever the user can mend is to be told as one message.
+    """
 
     def __str__(self) -> str:
         return visible(super().__str__())
 
 
 class OptionError(LpcError, ValueError):
-    """An option has an impossible value."""
+    """An option has an impossible value, or two options contradict one another.
+
+    The message names the option, its limits or its choices and, for a word that is almost one of them, the nearest;
+    docs/options.md has them all. Also raised for a device, a log or a package that is asked for and is not there.
+    """
 
 
 class UnreachableBudgetError(OptionError):
-    """No choice of kept units meets the budget; the message says what can be reached."""
+    """No choice of kept units meets the budget; the message says what can be reached.
+
+    Ask for less, or let more go: ``lpc inspect MODEL`` shows the share that can go and what stays whole, ``--hidden``
+    and ``--depth`` add dimensions, ``--min-heads`` and ``--min-channels`` are floors of your own.
+    """
 
 
 class MissingFileError(LpcError, FileNotFoundError):
-    """A named file or folder does not exist."""
+    """A named file or folder does not exist.
+
+    Paths are seen from the current folder. A model that is no folder is looked for on the Hugging Face hub, or in its
+    cache where there is no network.
+    """
 
 
 class DataError(LpcError, ValueError):
-    """The text or data set cannot be used."""
+    """The text or data set cannot be used: empty, too short, of another form, or broken.
+
+    The message names the file and the line. docs/evaluate.md and docs/instructions.md say which forms there are; text
+    too short for one sequence and one held-out sequence needs a smaller ``--sequence-length``, or more text.
+    """
 
 
 class ModelError(LpcError, ValueError):
-    """The model cannot be loaded or used."""
+    """The model cannot be loaded or used: weights are missing or not finite, or a configuration contradicts them.
+
+    Where a tensor is to blame, it is named. Gradients that are not finite while tuning ask for a lower
+    ``--learning-rate``, or other data.
+    """
 
 
 class TokenizerError(ModelError):
-    """The tokenizer is missing or belongs to another model."""
+    """The tokenizer is missing or belongs to another model.
+
+    Put the model's own tokenizer files beside its weights, or give ``tokenizer=`` in Python.
+    """
 
 
 class UnsupportedModelError(ModelError, NotImplementedError):
-    """The model's structure cannot be proven sound to prune, so it is refused."""
+    """The model's structure cannot be proven sound to prune, so it is refused.
+
+    docs/families.md has the model types that are known; one of your own takes a description of a few lines
+    (docs/custom-models.md). ``--custom-code`` lets heads go that no stock class can do without.
+    """
 
 
 class PlanError(LpcError, ValueError):
-    """A plan is malformed, or was made for another model."""
+    """A plan is malformed, or was made for another model, or what is given with it is not what it names.
+
+    A plan knows its model by a fingerprint and its artifacts by their sha256: take those that lie beside it.
+    """
 
 
 class PluginError(LpcError, RuntimeError):
-    """An entry that an installed package brings cannot be loaded; the message names both."""
+    """An entry that an installed package brings cannot be loaded; the message names both.
+
+    Update or remove that package (docs/extending.md says what an entry is).
+    """
 
 
 class EngineError(LpcError, RuntimeError):
@@ -89,23 +126,45 @@ class EngineError(LpcError, RuntimeError):
 
 
 class OutOfMemoryError(LpcError, MemoryError):
-    """A stage needs more memory than there is; the message says which option to change, and to what."""
+    """A stage needs more memory than there is; the message says which option to change, and to what.
+
+    ``lpc estimate MODEL --device 24GB`` says it before a run (docs/estimate.md). What was finished is kept.
+    """
 
 
 class OutputError(LpcError, OSError):
-    """The output could not be written."""
+    """The output could not be written: the disk is full or refuses, or another process is writing there.
+
+    A lock that is held names its process and host; one that a dead process left is taken over.
+    """
 
 
 class OutputExistsError(OutputError, FileExistsError):
-    """The output folder already holds something."""
+    """The output folder already holds something.
+
+    Choose another ``--out``, or replace lpc's own files there with ``--force``; files of yours are never removed.
+    """
 
 
 class FinishedError(OutputExistsError):
-    """The output is there already, whole, and made by the very recipe that was asked for."""
+    """The output is there already, whole, and made by the very recipe that was asked for.
+
+    The command says so and ends with 0. ``--fresh --force`` makes it again.
+    """
+
+
+class StoppedError(LpcError, RuntimeError):
+    """Who watched the run has ended it: it was behind others of a sweep, and its result would not be wanted.
+
+    docs/sweep.md says how cells are compared; without ``early_stopping`` all run to their ends.
+    """
 
 
 class RankError(LpcError, RuntimeError):
-    """Another process of the same run failed; the message is that one's, and ``kind`` the name of its error."""
+    """Another process of the same run failed; the message is that one's, and ``kind`` the name of its error.
+
+    The first process that failed tells what to mend.
+    """
 
     kind: str = ""
 
@@ -115,8 +174,15 @@ class PassError(LpcError, RuntimeError):
 
 
 class PreconditionError(PassError):
-    """What a pass requires of the program does not hold."""
+    """What a pass requires of the program does not hold.
+
+    Passes were put into an order that cannot be: the message names the one that must run before (docs/pipeline.md).
+    """
 
 
 class PostconditionError(PassError):
-    """What a pass ensures about its result does not hold: verification failed."""
+    """What a pass ensures about its result does not hold: verification failed, and what it made is not written.
+
+    The message names the pass, the layer and the number. It is never your fault: please report it with ``lpc.json`` or
+    the run folder. docs/trust.md says what is compared and how finely.
+    """

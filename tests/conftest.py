@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import gc
 import os
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads crawl on a busy machine
+os.environ.setdefault("LPC_CACHE", os.path.join(tempfile.gettempdir(), f"lpc-tests-{os.getuid()}"))  # not the user's
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -6,6 +6,7 @@ A snippet may count on ``model``, ``train.txt`` and ``heldout.txt``, and on what
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -14,15 +15,18 @@ from pathlib import Path
 
 import pytest
 
+import lpc
 from exporters.onnx import PRECISIONS
 from exporters.registry import EXPORTERS
 from lpc.cli import app as cli
 from passes.criteria import CRITERIA
 from passes.families import FAMILIES
 from passes.options import MEASURES
-from scripts import option_tables
+from scripts import api_page, error_page, option_tables
 
 ROOT = Path(__file__).parent.parent
+SLOW = ("docs/tutorial.md",)
+"""Run by ``make test-matrix``: minutes, on the embedded model."""
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -52,7 +56,7 @@ def _run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not stop.value.code, line
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [pytest.param(p, marks=pytest.mark.matrix if p in SLOW else ()) for p in PAGES])
 def test_snippets_run(page: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
     names: dict[str, object] = {}
@@ -89,3 +93,33 @@ def test_tables_of_options_are_those_of_the_declarations() -> None:
     assert {"Target", "TuneOptions", "DataOptions", "OnnxOptions", "EvaluateOptions"} <= {*shown}
     for page in pages:
         assert option_tables.filled(page) == page
+
+
+def test_every_error_has_an_answer_by_name() -> None:
+    """``python scripts/error_page.py`` writes the page."""
+    page = error_page.page()
+    assert page == error_page.PAGE.read_text(encoding="utf-8")
+    assert all(f"## {name}\n" in page for name in lpc._ERRORS)
+
+
+def test_python_page_has_every_public_name() -> None:
+    """``python scripts/api_page.py`` writes the page."""
+    assert api_page.page() == api_page.PAGE.read_text(encoding="utf-8")
+    shown = set(re.findall(r"^::: lpc\.(\w+)$", api_page.page(), re.MULTILINE))
+    assert {*lpc.__all__} - shown == {*lpc._ERRORS, *api_page.CONSTANTS, "__version__"}
+
+
+def test_site_shows_pages_that_are_there() -> None:
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    shown = re.findall(r"^ +- [^:]+: (\S+\.md)$", site, re.MULTILINE)
+    assert {f"docs/{each}" for each in shown} <= {*PAGES}
+
+
+@pytest.mark.matrix
+def test_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for cell in json.loads((ROOT / "examples/first_steps.ipynb").read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), "first_steps.ipynb", "exec"), names)
+    assert (tmp_path / "out" / "hf" / "config.json").is_file()

@@ -105,9 +105,9 @@ class OnnxFolder:
     @property
     def bounded(self) -> bool:
         """Whether the model has no positions beyond its context, so that it cannot run there."""
-        from passes.families import FAMILIES  # needs torch, which whoever only runs graphs does without
+        from passes.families import family_named  # needs torch, which whoever only runs graphs does without
 
-        family = FAMILIES.get(str(self.config.get("model_type")))
+        family = family_named(str(self.config.get("model_type")))
         entries = {**self.config, **(self.config.get("attn_config") or {})}
         endless = (family is not None and family.endless) or any(entries.get(key) for key in ENDLESS)
         return self.context_length is not None and not endless

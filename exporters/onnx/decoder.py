@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from exporters.onnx.graph import GraphBuilder
 from exporters.onnx.options import BATCH, PAST, SEQUENCE, TOTAL
-from passes.families import FAMILIES
+from passes.families import family_named
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose frequencies do not depend on the length of the input."""
@@ -30,7 +30,7 @@ MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 def has_builder(config: PreTrainedConfig) -> bool:
     """Whether the configuration is of such a type."""
-    family = FAMILIES.get(config.model_type)
+    family = family_named(config.model_type)
     return family is not None and family.onnx_builder
 
 
@@ -122,7 +122,8 @@ def _window(layer: Any, model: PreTrainedModel) -> int | None:
     if hasattr(layer.self_attn, "sliding_window"):
         window = layer.self_attn.sliding_window
     else:
-        entry = FAMILIES[model.config.model_type].window
+        family = family_named(model.config.model_type)
+        entry = family.window if family is not None else None
         window = getattr(model.config, entry) if entry is not None else None
     return None if window is None else int(window)
 

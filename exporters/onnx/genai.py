@@ -21,7 +21,7 @@ from exporters.onnx.torch_caches import flat_shapes, takes_positions
 from exporters.onnx.verify.probes import position_limit, probe_ids, vocabulary
 from exporters.options import OnnxOptions
 from passes.errors import LpcError
-from passes.families import FAMILIES
+from passes.families import family_named
 from passes.models import Parity, reason
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def genai_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     Sizes are those of the model's cache and embedding (of the first layer, where layers differ; GenAI reads each
     layer's own from the graph). Only a model whose logits depend on positions has the input ``position_ids``.
     """
-    family, shapes = FAMILIES.get(model.config.model_type), flat_shapes(model)
+    family, shapes = family_named(model.config.model_type), flat_shapes(model)
     kv_heads, head_size = shapes[0]
     inputs = {"input_ids": "input_ids", "attention_mask": "attention_mask"}
     if takes_positions(model):

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from exporters.hf import needs_modelling_file
 from passes.errors import LpcError, UnsupportedModelError
-from passes.families import FAMILIES, AttentionBlock, Family
+from passes.families import AttentionBlock, Family, family_named
 from passes.models import AUTO_CLASSES, Task, reason, task_of, twin_of, vendor
 
 LAYER = re.compile(r"\.(\d+)\.")
@@ -57,7 +57,7 @@ class Shape:
     @property
     def family(self) -> Family:
         """What lpc knows of the model type: nothing, where it is not described."""
-        return FAMILIES.get(self.model_type, UNDESCRIBED)
+        return family_named(self.model_type) or UNDESCRIBED
 
     @property
     def uniform(self) -> bool:
@@ -106,7 +106,7 @@ class Shape:
 def _attention(model: PreTrainedModel) -> tuple[list[AttentionBlock], tuple[str, ...]]:
     """The attention blocks that are left, and the paths of those that are not (or not whole)."""
     found, gone = list[AttentionBlock](), list[str]()
-    layouts = FAMILIES.get(model.config.model_type, UNDESCRIBED).attentions
+    layouts = (family_named(model.config.model_type) or UNDESCRIBED).attentions
     for path, module in model.named_modules():
         for layout in layouts:
             if not layout.matches(path):

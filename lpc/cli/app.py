@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lpc import __version__
-from lpc.cli import commands, console, plans, recipe, written
+from lpc.cli import commands, console, plans, recipe, sweep, written
 from lpc.cli.compress import PARTS, compress
 from lpc.cli.estimate import ESTIMATE, estimate
 from lpc.cli.interruption import Commands
@@ -19,7 +19,7 @@ app = typer.Typer(
     cls=Commands,
     help="Make a trained transformer smaller: prune heads and MLP channels while tuning, verify, export to ONNX.",
     no_args_is_help=True,
-    add_completion=False,
+    epilog="Exit codes: 0 well, 1 an error that nobody foresaw, 2 what you can mend, 130 interrupted, 143 terminated.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -44,6 +44,7 @@ add_command(
 add_command(app, written.verify, [WRITTEN], written.VERIFY)
 add_command(app, written.serve, [WRITTEN], written.SERVE)
 add_command(app, commands.compare, [argument("runs", list[Path], "RUN...", "Outputs of lpc.")], commands.COMPARE)
+add_command(app, sweep.sweep, [argument("file", Path, "FILE", "A sweep.yaml: model, data, grid.")], sweep.SWEEP)
 add_command(app, commands.doctor, [], commands.DOCTOR)
 add_command(app, commands.demo, [], commands.DEMO)
 add_command(app, plans.plan, [MODEL], plans.PLAN)

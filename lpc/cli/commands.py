@@ -50,6 +50,15 @@ class PageOptions:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """How far the demo goes."""
+
+    files: bool = option(
+        False, help="Only write the embedded model and its text into OUT, to try commands on.", group=Group.OUTPUT
+    )
+
+
 INSPECT = (Part(TraceOptions), Part(OutputOptions, ("json",)))
 EXPORT = (Part(OutputOptions, ("out", "force", "json")),)
 BENCHMARK = (Part(AgainstOptions), Part(BenchmarkOptions), Part(OutputOptions, ("json",)))
@@ -61,7 +70,10 @@ EVALUATE = (
 )
 COMPARE = (Part(PageOptions), Part(OutputOptions, ("force", "json")))
 DOCTOR = (Part(OutputOptions, ("json",)),)
-DEMO = (Part(OutputOptions, ("out", "force", "json"), {"out": Path("demo-out")}),)
+DEMO = (
+    Part(DemoOptions),
+    Part(OutputOptions, ("out", "force", "json"), {"out": Path("demo-out")}),
+)
 
 
 def inspect(given: Given) -> None:
@@ -161,6 +173,15 @@ def demo(given: Given) -> None:
     output = given.make(OutputOptions)
     with ExitStack() as tried:  # the demo holds it again, once torch is there
         hold(tried, output.out, force=output.force, reads=())
+    if given.make(DemoOptions).files:
+        from lpc.demo import write_files
+
+        write_files(output.out, force=output.force)
+        written = {"model": f"{output.out}/model", "train": f"{output.out}/train.txt"}
+        console.print_json(written) if output.json else console.print_line(
+            f"written to {output.out}: lpc compress {output.out}/model --data {output.out}/train.txt --ratio 0.3"
+        )
+        return
     from lpc.cli.tables import show_demo
     from lpc.demo import run
 

@@ -12,6 +12,7 @@ from lpc.cli.output import Going, going_on, hold, hold_run, least_bytes, told_if
 from lpc.cli.progress import progress_shown
 from lpc.cli.words import Given, Part
 from lpc.options import (
+    PRESET_RECIPES,
     CompressOptions,
     DataOptions,
     InputOptions,
@@ -31,6 +32,8 @@ from passes.options import (
     Target,
     TraceOptions,
     TuneOptions,
+    check,
+    check_loggers,
     option,
 )
 from passes.places import check_file, find_place
@@ -48,6 +51,23 @@ class RecipeOptions:
         common=True,
         metavar="NAME|FILE",
     )
+    preset: str | None = option(
+        None,
+        choices=tuple(PRESET_RECIPES),
+        help="fast: nothing is trained. best: ten times the steps. lpc estimate says what each costs here.",
+        group=Group.REMOVE,
+        common=True,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.recipe is not None and self.preset is not None:
+            raise OptionError("--preset is short for a recipe: leave it or --recipe out")
+
+    @property
+    def name(self) -> str | None:
+        """The recipe that is asked for; None if there is none."""
+        return PRESET_RECIPES[self.preset] if self.preset is not None else self.recipe
 
 
 PARTS = (
@@ -76,6 +96,7 @@ def compress(given: Given) -> None:
     """
     model, data, output = given.arguments["model"], given.make(InputOptions).data, given.make(OutputOptions)
     options, _ = options_of(given), output.exports
+    check_loggers(options.tune.report_to)
     if output.benchmark and options.snapshots is None:
         raise OptionError("--benchmark goes with --snapshots; one model is timed by lpc benchmark")
     find_place(model)
@@ -113,7 +134,7 @@ def _hold(
 
 def with_recipe(given: Given) -> Given:
     """What was said, and what the recipe says where no word does. Raises OptionError, DataError, MissingFileError."""
-    name = given.of(RecipeOptions).get("recipe")
+    name = given.make(RecipeOptions).name
     if name is None:
         return given
     found = recipe_options(read_recipe(find_recipe(name)))

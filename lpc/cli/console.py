@@ -20,6 +20,12 @@ from passes.errors import FinishedError, LpcError, RankError, visible
 from passes.ranks import is_first_to_tell, launched
 
 USER_ERROR = 2
+LIBRARIES = (
+    "torch", "peft", "datasets", "accelerate", "lm_eval", "onnxscript", "onnx_ir", "huggingface_hub", "bitsandbytes",
+)  # fmt: skip
+"""Those whose warnings advise programmers, not who types a command."""
+BORDER = 3
+"""Letters beside a cell of a table: a line and two blanks."""
 
 stdout = Console()
 stderr = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -89,13 +95,13 @@ def prepare_process() -> None:
     for name in (
         "torch",
         "peft",
-        "bitsandbytes",
         "datasets",
         "accelerate",
         "lm_eval",
         "onnxscript",
         "onnx_ir",
         "huggingface_hub",
+        "bitsandbytes",
     ):
         logging.getLogger(name).setLevel(logging.ERROR)
     # peft 0.21 asks transformers for the old name
@@ -132,13 +138,22 @@ def print_json(values: Mapping[str, Any]) -> None:
 
 
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
-    """A table: the first column is left-aligned, the others are numbers."""
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for position, name in enumerate(header):
-        table.add_column(name, justify="right" if position else "left")
-    for row in rows:
-        table.add_row(*(Text(visible(cell)) for cell in row))
-    stdout.print(table)
+    """A table: the first column is left-aligned, the others are numbers. Columns that find no room are put below."""
+    widths = [max(len(line[place]) for line in (header, *rows)) + BORDER for place in range(len(header))]
+    left = list(range(1, len(header)))
+    while True:
+        shown, room = [0], stdout.width - 1 - widths[0]
+        while left and (len(shown) == 1 or widths[left[0]] <= room):
+            room -= widths[left[0]]
+            shown.append(left.pop(0))
+        table = Table(title=title, title_justify="left", title_style="bold")
+        for place in shown:
+            table.add_column(header[place], justify="right" if place else "left")
+        for row in rows:
+            table.add_row(*(Text(visible(row[place])) for place in shown))
+        stdout.print(table)
+        if not left:
+            return
 
 
 def print_line(text: str) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from lpc.cli.compress import target_of
+from lpc.cli.compress import RecipeOptions, target_of, with_recipe
+from lpc.cli.console import print_json
 from lpc.cli.words import Given, Part
 from lpc.options import CompressOptions, DataOptions, OutputOptions
 from passes.errors import OptionError
@@ -52,6 +53,7 @@ class EstimateOptions:
 
 ESTIMATE = (
     Part(EstimateOptions),
+    Part(RecipeOptions),
     Part(Target),
     Part(Budget),
     Part(TraceOptions),
@@ -64,14 +66,26 @@ ESTIMATE = (
 
 
 def estimate(given: Given) -> None:
-    """Show what compressing MODEL will take, stage by stage. Memory, operations, time; a config.json is enough."""
+    """Show what compressing MODEL will take, stage by stage. Memory, operations, time; a config.json is enough.
+
+    Without a recipe or preset also what each preset would take.
+    """
+    plain = not given.of(RecipeOptions)
+    given = with_recipe(given)
     model, target = given.arguments["model"], target_of(given)
     tune, data, trace = given.make(TuneOptions), given.make(DataOptions), given.make(TraceOptions)
     find_place(model)
-    from lpc.cli.tables import show_estimate
+    from lpc.cli.tables import show_estimate, show_presets
     from lpc.estimation import estimate as run
+    from lpc.estimation import estimate_presets
 
-    more = {**given.of(EstimateOptions), **given.of(CompressOptions)}
-    more["run"] = given.make(RunOptions)
-    found = run(model, target=target, tune=tune, data_options=data, trace=trace, **more)
-    show_estimate(found, as_json=given.make(OutputOptions).json)
+    more = {name: value for name, value in given.of(CompressOptions).items() if name != "load_in"}
+    asked = {**more, "target": target, "tune": tune, "data_options": data, "trace": trace}
+    asked["run"] = given.make(RunOptions)
+    found = run(model, **asked, **given.of(EstimateOptions))
+    presets = estimate_presets(model, found.rate, **asked) if plain else {}
+    if given.make(OutputOptions).json:
+        print_json({**found.to_json(), "presets": {name: each.to_json() for name, each in presets.items()}})
+        return
+    show_estimate(found)
+    show_presets(presets)

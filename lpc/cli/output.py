@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporters.files import Owned, claimed, locked, put_in_place, run_folder
 from lpc.cli import console
-from lpc.owned import FAMILY, MANIFEST, RECIPE, manifests, output
+from lpc.owned import FAMILY, MANIFEST, RECIPE, is_complete, output
 from passes.errors import FinishedError, MissingFileError, OptionError
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def going_on(output: OutputOptions, tune: TuneOptions) -> Going:
     path = tune.checkpoints or run_folder(output.out)
     left = put_in_place(output.out) and not output.fresh
     kept = (path / RECIPE).is_file()
-    done = output.out if (left or (tune.resume and not kept)) and _is_complete(output.out) else None
+    done = output.out if (left or (tune.resume and not kept)) and is_complete(output.out) else None
     if tune.resume and not kept and done is None:
         raise MissingFileError(f"there is no run to go on with in {path}: leave --resume out to begin")
     resume = True if tune.resume else False if output.fresh else None
@@ -111,13 +111,6 @@ def going_on(output: OutputOptions, tune: TuneOptions) -> Going:
 def hold_run(held: ExitStack, going: Going) -> None:
     """Hold the run folder until the command's stack is left. Raises OutputError if another process has it."""
     held.enter_context(locked(going.path, f"the run folder {going.path}"))
-
-
-def _is_complete(out: Path) -> bool:
-    try:
-        return not any(json.loads(each.read_text(encoding="utf-8"))["missing"] for each in manifests(out))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return False
 
 
 @contextmanager

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lpc.cli.alike import alike, spread
 from lpc.cli.console import print_json, print_line, print_table
 from lpc.progress import clocked
-from lpc.report import Report, heldout_rows, runs_on, size_rows, speed_rows
+from lpc.report import Report, asked_words, heldout_rows, runs_on, size_rows, speed_rows
 
 if TYPE_CHECKING:
     from exporters.onnx import OnnxPackage
@@ -18,8 +21,10 @@ if TYPE_CHECKING:
     from lpc.evaluation import Evaluation
     from lpc.family_report import FamilyReport
     from lpc.inspection import Inspection
+    from lpc.options import Cell
     from lpc.planning import PlanDifference
     from lpc.speed import Benchmark
+    from lpc.sweeping import Outcome, SweepReport
     from passes.graph import Plan
 
 
@@ -30,6 +35,7 @@ def show_report(report: Report, out: Path, *, as_json: bool) -> None:
         print_json({**values, "out": str(out)})
         return
     title = f"{report.achieved_ratio:.1%} of the parameters removed"
+    print_line(f"{asked_words(values)}; {report.layout} widths")
     print_table(title, ["", "dense", "pruned", "ratio"], size_rows(values))
     for part, why in report.untouched.items():
         print_line(f"left whole: {part}: {why}")
@@ -44,13 +50,30 @@ def show_report(report: Report, out: Path, *, as_json: bool) -> None:
         f"{worst[1]['value']:.1e} of {worst[1]['tolerance']:.0e} allowed"
     )
     print_line(f"written to {out}: open {out}/report.html")
+    for command in next_commands(out, onnx=any(record.name == "export" for record in report.passes)):
+        print_line(f"next: {command}")
 
 
-def show_estimate(found: Estimate, *, as_json: bool) -> None:
-    """``lpc estimate``."""
-    if as_json:
-        print_json(found.to_json())
+def next_commands(out: Path, *, onnx: bool) -> list[str]:
+    """What people do with an output."""
+    folder = shlex.quote(str(out))
+    timed = [f"lpc benchmark {folder}"] if onnx else [f"lpc export {folder}/hf --out {folder}-onnx"]
+    return [*timed, f"lpc evaluate {folder} --tasks quick", f"lpc compare {folder} ANOTHER"]
+
+
+def show_presets(presets: Mapping[str, Estimate]) -> None:
+    """The end of ``lpc estimate``: what each preset would take."""
+    if not presets:
         return
+    rows = []
+    for name, each in presets.items():
+        way = each.method
+        rows.append([name, f"{way.peak.memory_bytes / 2**30:.2f}", f"{way.flops:.2e}", clocked(3600 * way.hours)])
+    print_table("presets", ["--preset", "GiB", "operations", "h:mm:ss"], rows)
+
+
+def show_estimate(found: Estimate) -> None:
+    """``lpc estimate``."""
     for title, way in (("the method", found.method), ("ranked by the true gradient", found.true_gradient)):
         rows = [
             [each.name, f"{each.memory_bytes / 2**30:.2f}", f"{each.flops:.2e}", clocked(each.seconds)]
@@ -72,7 +95,9 @@ def show_plan(plan: Plan, out: Path, *, as_json: bool) -> None:
     if as_json:
         print_json({**json.loads(plan.to_json()), "out": str(out), "achieved_ratio": plan.achieved_ratio})
         return
-    rows = [[name, f"{len(units):,}"] for name, units in plan.kept.items()]
+    counts = {name: len(units) for name, units in plan.kept.items()}
+    kept = list(counts.values())
+    rows = [[name, f"{kept[places[0]]:,}"] for name, places in alike(counts.items()).items()]
     print_table(f"{plan.achieved_ratio:.1%} of the parameters go", ["dimension", "units kept"], rows)
     print_line(f"written to {out}: lpc apply {out} MODEL makes the model")
 
@@ -86,7 +111,17 @@ def show_difference(difference: PlanDifference, *, as_json: bool) -> None:
         print_line("the plans are for different models")
     for name, (first, second) in difference.fields.items():
         print_line(f"{name}: {first} | {second}")
-    rows = [[d.name, f"{d.first:,}", f"{d.second:,}", f"{d.both:,}", f"{d.overlap:.3f}"] for d in difference.dimensions]
+    found = difference.dimensions
+    rows = [
+        [
+            name,
+            f"{found[places[0]].first:,}",
+            f"{found[places[0]].second:,}",
+            spread([found[place].both for place in places], "{:,}"),
+            spread([found[place].overlap for place in places], "{:.3f}"),
+        ]
+        for name, places in alike((d.name, (d.first, d.second)) for d in found).items()
+    ]
     print_table("units kept", ["dimension", "first", "second", "both", "overlap"], rows)
     first, second = difference.parameters
     same = "the same decision" if difference.is_same_decision else "different decisions"
@@ -100,6 +135,31 @@ def show_family(report: FamilyReport, out: Path, *, as_json: bool) -> None:
         return
     print_table("one run, a family of models", *report.rows())
     print_line(f"written to {out}: open {out}/report.html")
+
+
+def show_sweep(report: SweepReport, out: Path, *, as_json: bool) -> None:
+    """The end of ``lpc sweep``."""
+    if as_json:
+        print_json({**report.to_json(), "out": str(out)})
+        return
+    print_table(report.sentence(), *report.rows())
+    header, rows = report.over_seeds()
+    if rows:
+        print_table("over seeds", header, rows)
+    for cell in report.cells:
+        if cell.outcome.why:
+            print_line(f"{cell.name}: {cell.outcome.why}")
+    print_line(f"written to {out}: open {out}/report.html")
+
+
+def show_cell(cell: Cell, outcome: Outcome, out: Path, *, as_json: bool) -> bool:
+    """The end of ``lpc sweep --cell``; whether all is well."""
+    failed = outcome.state == "failed"
+    if as_json:
+        print_json({"cell": cell.name, "state": outcome.state, "why": outcome.why, "out": str(out)})
+    else:
+        print_line(f"{cell.name}: {outcome.state}" + (f": {outcome.why}" if outcome.why else f", {out}"))
+    return not failed
 
 
 def show_inspection(inspection: Inspection, *, as_json: bool) -> None:
@@ -124,6 +184,8 @@ def show_inspection(inspection: Inspection, *, as_json: bool) -> None:
             print_line(f"  {part}")
     for part, why in inspection.untouched.items():
         print_line(f"left whole: {part}: {why}")
+    if inspection.discovered is not None:
+        print_line(f"nobody described {inspection.family}: its structure was {inspection.discovered}")
     rounded = f"; MLP widths are rounded to {inspection.multiple}" if inspection.multiple else ""
     print_line(
         f"{inspection.prunable:.1%} of the parameters belong to units that can go, "

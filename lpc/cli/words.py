@@ -131,9 +131,19 @@ def _parameter(name: str, part: Part, option: Option) -> inspect.Parameter:
         show_default=False,
         metavar=None if kind is bool else facts.metavar or _metavar(option, kind),
         rich_help_panel=f"{facts.group}{'' if facts.common else ' '}",
+        autocompletion=_completing(option),
     )
     words: Any = bool | None if kind is bool else list[str] | None if facts.repeated else str | None
     return _keyword(name, Annotated[words, said], None)
+
+
+def _completing(option: Option) -> Callable[[str], list[str]]:
+    """What a shell may complete a word to, from what stands there already."""
+
+    def completed(incomplete: str) -> list[str]:
+        return [text for text in option.facts.allowed() or texts_of(option.type) if text.startswith(incomplete)]
+
+    return completed
 
 
 def _metavar(option: Option, kind: Any) -> str:

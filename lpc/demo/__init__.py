@@ -1,5 +1,5 @@
 """The demo: an embedded model and text, no network."""
 
-from lpc.demo.run import Demo, run
+from lpc.demo.run import Demo, run, write_files
 
-__all__ = ["Demo", "run"]
+__all__ = ["Demo", "run", "write_files"]

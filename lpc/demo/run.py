@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from exporters.files import claimed, write_text
+from exporters.files import Owned, claimed, staged_folder, write_text
 from lpc.compression import compress
 from lpc.demo.text import corpus
 from lpc.evaluating import evaluate
@@ -34,6 +35,27 @@ class Demo:
     evaluation: Evaluation
 
 
+DEMO_FILES = Owned(
+    names=frozenset({"model", "train.txt", "heldout.txt"}), is_made=lambda folder: (folder / "heldout.txt").is_file()
+)
+SEPARATOR = "\n<|endoftext|>\n"
+
+
+def write_files(out: Path, *, force: bool = False) -> None:
+    """Write the embedded model (``out/model``) and its text (``train.txt``, ``heldout.txt``), to try commands on.
+
+    Raises OutputExistsError, OutputError.
+    """
+    text = corpus()
+    with (
+        as_file(files("lpc") / "assets" / "demo-model") as model,
+        staged_folder(out, force=force, owned=DEMO_FILES) as stage,
+    ):
+        shutil.copytree(model, stage / "model")
+        write_text(stage / "train.txt", SEPARATOR.join(text.train) + "\n")
+        write_text(stage / "heldout.txt", SEPARATOR.join(text.heldout) + "\n")
+
+
 def run(out: Path, *, force: bool = False, progress: Progress = silent) -> Demo:
     """Compress, export, benchmark and evaluate; leaves ``out`` as ``lpc compress`` would, with all reports in it.
 
@@ -53,7 +75,7 @@ def run(out: Path, *, force: bool = False, progress: Progress = silent) -> Demo:
         )
         report = result.save(out, force=force, progress=progress)
         export(model, out / "dense-onnx", force=True)
-        write_text(out / "heldout.txt", "\n<|endoftext|>\n".join(text.heldout) + "\n")
+        write_text(out / "heldout.txt", SEPARATOR.join(text.heldout) + "\n")
         timed = benchmark(out, out / "dense-onnx", BenchmarkOptions(), progress)
         options = EvaluateOptions(text=out / "heldout.txt", limit=EVALUATED_DOCUMENTS)
         evaluation = evaluate(out, options, dense=model, progress=progress)

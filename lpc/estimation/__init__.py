@@ -2,6 +2,7 @@
 
 from lpc.estimation.costs import Costs
 from lpc.estimation.outlook import check_room, costs_of, estimate, look_ahead, probed, stages_to_come
+from lpc.estimation.presets import estimate_presets
 from lpc.estimation.result import Bill, Estimate, StageEstimate
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "check_room",
     "costs_of",
     "estimate",
+    "estimate_presets",
     "look_ahead",
     "probed",
     "stages_to_come",

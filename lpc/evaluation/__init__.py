@@ -1,5 +1,6 @@
 """How good a model is: held-out quality, perplexity, lm-eval."""
 
+from lpc.evaluation.completing import completions
 from lpc.evaluation.evaluate import evaluate
 from lpc.evaluation.heldout import Quality, quality, quality_of
 from lpc.evaluation.kept import EVALUATION, Kept
@@ -17,6 +18,7 @@ __all__ = [
     "Replies",
     "RepliesCompared",
     "Reply",
+    "completions",
     "difference_rows",
     "evaluate",
     "evaluation_rows",

@@ -40,6 +40,7 @@ class Quality:
     question answering the logits of padding are left out, so that it does not depend on the batches. ``accuracy`` is
     the share of labels that the largest logit names, for question answering of rows whose start and end are both
     right; None where labels are no classes. ``perplexity`` is exp(loss) for language models, else None.
+    ``completions``: prompts with what the model goes on with, where that was asked for.
     """
 
     loss: float
@@ -47,6 +48,7 @@ class Quality:
     perplexity: float | None
     rows: int
     labels: int
+    completions: tuple[tuple[str, str], ...] = ()
 
     @property
     def measures(self) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 from peft import PeftModel
 from torch.utils.data import Subset
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lpc.data import (
     BlockDataset,
@@ -25,7 +25,15 @@ from lpc.data import (
     split_heldout,
     split_rows,
 )
-from lpc.evaluation import Quality, Replies, quality_of, token_perplexity, warn_of_loss, warn_of_text
+from lpc.evaluation import (
+    Quality,
+    Replies,
+    completions,
+    quality_of,
+    token_perplexity,
+    warn_of_loss,
+    warn_of_text,
+)
 from lpc.generation import GeneratePass
 from lpc.options import DataOptions
 from lpc.source import Source
@@ -50,7 +58,7 @@ class Material:
     """Training data, how batches are made of it (None: as the Trainer does), and the measure on what is held out.
 
     ``measure_dense`` is the same measure for the model as it was given: a warning says so if what it gives is not
-    plausible.
+    plausible. It and ``measure_pruned`` also take down a few completions of what is held out.
     ``context_length`` is the length of the sequences that text was cut into, in tokens; None for rows. ``digest`` gives
     the sha256 of all of the data that the user gave. ``generate`` is the pass that draws the model's own part of it,
     before which nothing can be read of that; ``answer`` is there for an instruction model. ``options`` are those of the
@@ -61,6 +69,7 @@ class Material:
     collate: Callable[[list[Row]], Row] | None
     measure: Measurer
     measure_dense: Measurer
+    measure_pruned: Measurer
     context_length: int | None
     digest: Callable[[], str] = str
     generate: GeneratePass | None = None
@@ -79,11 +88,24 @@ def of_data(
     """What the user's data make, and the blocks of tokens where they are text. Raises what ``prepare`` raises."""
     found = read_data(data, reading)
     if isinstance(found, Rows):
-        return _of_rows(base_model(source.model), found, options), None
+        return _of_rows(base_model(source.model), source.tokenizer, found, options), None
     return _of_blocks(source, found, options), found
 
 
-def _of_rows(model: PreTrainedModel, rows: Rows, options: DataOptions) -> Material:
+def _speaking(
+    measure: Measurer, tokenizer: PreTrainedTokenizerBase | None, heldout: Callable[[], torch.utils.data.Dataset[Row]]
+) -> Measurer:
+    """The measure, and what a causal language model goes on with after the beginnings of what is held out."""
+
+    def spoken(model: PreTrainedModel | PeftModel, batch_size: int) -> Quality:
+        return replace(measure(model, batch_size), completions=completions(model, tokenizer, heldout()))
+
+    return spoken
+
+
+def _of_rows(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, rows: Rows, options: DataOptions
+) -> Material:
     fraction = min(options.heldout_fraction, options.heldout_rows / len(rows))
     train, heldout = split_rows(rows, fraction)
     collate = Collator.of(model.config, rows.format.task, model.dtype)
@@ -97,7 +119,8 @@ def _of_rows(model: PreTrainedModel, rows: Rows, options: DataOptions) -> Materi
             warn_of_loss(quality.loss, rows.format.vocabulary)
         return quality
 
-    return Material(train, collate, measure, measure_dense, None, lambda: _rows_digest(rows))
+    dense, pruned = (_speaking(each, tokenizer, lambda: heldout) for each in (measure_dense, measure))
+    return Material(train, collate, measure, dense, pruned, None, lambda: _rows_digest(rows))
 
 
 @caller_state_kept()
@@ -143,7 +166,8 @@ def of_text(
         warn_of_text(model, tokenizer, heldout()[0], quality.loss)
         return quality
 
-    return Material(train, None, measure, measure_dense, length)
+    dense, pruned = (_speaking(each, tokenizer, lambda: BlockDataset(*heldout())) for each in (measure_dense, measure))
+    return Material(train, None, measure, dense, pruned, length)
 
 
 def set_aside(

@@ -7,6 +7,7 @@ from lpc.options.evaluate import AUTO_BATCH, BACKENDS, PRESETS, AskedTask, Evalu
 from lpc.options.instructions import ALPACA, ALPACA_WITH_INPUT, InstructionFormat
 from lpc.options.output import InputOptions, OutputOptions
 from lpc.options.recipe import (
+    PRESET_RECIPES,
     RECIPE_FILE,
     find_recipe,
     known_recipes,
@@ -16,6 +17,7 @@ from lpc.options.recipe import (
     recipe_text,
 )
 from lpc.options.short import OWNERS, Short, check_kinds, check_short, short_names, target_from, with_short
+from lpc.options.sweep import Cell, StoppingOptions, SweepOptions
 
 __all__ = [
     "ALPACA",
@@ -24,9 +26,11 @@ __all__ = [
     "BACKENDS",
     "OWNERS",
     "PRESETS",
+    "PRESET_RECIPES",
     "RECIPE_FILE",
     "AskedTask",
     "BenchmarkOptions",
+    "Cell",
     "CompressOptions",
     "DataOptions",
     "EvaluateOptions",
@@ -35,6 +39,8 @@ __all__ = [
     "OutputOptions",
     "Preset",
     "Short",
+    "StoppingOptions",
+    "SweepOptions",
     "check_kinds",
     "check_short",
     "find_recipe",

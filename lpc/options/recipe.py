@@ -29,16 +29,21 @@ from passes.options import (
 )
 
 __all__ = [
+    "PRESET_RECIPES",
     "RECIPE_FILE",
+    "check_parts",
     "find_recipe",
     "known_recipes",
     "read_recipe",
+    "read_yaml",
     "recipe_options",
     "recipe_schema",
     "recipe_text",
 ]
 
 RECIPE_FILE = "recipe.yaml"
+PRESET_RECIPES: Mapping[str, str | None] = {"fast": "fastest", "default": None, "best": "best"}
+"""What ``--preset`` may be, by the recipe that it is short for; None: the options as they are by default."""
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 PARTS: Mapping[str, type] = {
     "target": Target,
@@ -89,19 +94,30 @@ def find_recipe(name: str | Path) -> str:
 
 def read_recipe(text: str) -> Mapping[str, Any]:
     """The values of a recipe. Raises DataError for a text that is no YAML mapping, OptionError for unknown parts."""
+    values = read_yaml(text, "recipe", "`tune: {steps: 200}`")
+    check_parts(values)
+    return values
+
+
+def read_yaml(text: str, what: str, example: str) -> Mapping[str, Any]:
+    """The mapping that a YAML text says. Raises DataError for what is none; messages say what it should be."""
     import yaml
 
     try:
         values = yaml.load(text, _loader())
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DataError(f"the recipe is no YAML: {error}") from error
+        raise DataError(f"the {what} is no YAML: {error}") from error
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
-        raise DataError(f"a recipe is a mapping of options, such as `tune: {{steps: 200}}`, got {values!r:.80}")
+        raise DataError(f"a {what} is a mapping of options, such as {example}, got {values!r:.80}")
+    return values
+
+
+def check_parts(values: Mapping[str, Any]) -> None:
+    """Raise OptionError, naming the nearest, for a part that no recipe has."""
     known = (*PARTS, *WHOLE, *PLAIN)
     for name in values:
         if name not in known:
             raise OptionError(f"unknown option {name}{nearest(name, known)}: there are {', '.join(known)}")
-    return values
 
 
 def _loader() -> Any:

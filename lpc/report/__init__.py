@@ -1,25 +1,29 @@
 """What a run tells: the report, the manifest, curves."""
 
 from lpc.report.curve import Panel, Point, draw
+from lpc.report.front import pareto_front
 from lpc.report.manifest import complete, record, write_manifest
 from lpc.report.page import comparison_page, family_page
-from lpc.report.render import heldout_rows, runs_on, show_measure, size_rows, speed_rows, table
-from lpc.report.report import BeforeAfter, HeldOut, Merging, PredictedLatency, Report
+from lpc.report.render import asked_words, heldout_rows, runs_on, show_measure, size_rows, speed_rows, table
+from lpc.report.report import BeforeAfter, Completed, HeldOut, Merging, PredictedLatency, Report
 from lpc.report.untouched import untouched
 
 __all__ = [
     "BeforeAfter",
+    "Completed",
     "HeldOut",
     "Merging",
     "Panel",
     "Point",
     "PredictedLatency",
     "Report",
+    "asked_words",
     "comparison_page",
     "complete",
     "draw",
     "family_page",
     "heldout_rows",
+    "pareto_front",
     "record",
     "runs_on",
     "show_measure",

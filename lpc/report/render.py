@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lpc.evaluation import difference_rows, evaluation_rows
 from lpc.report.answers import answer_rows
 from lpc.report.costs import label_of, shown
+from passes.errors import visible
 
 
 def render(
@@ -42,13 +43,30 @@ def _table(lines: list[list[str]]) -> str:
 
 def _headline(manifest: Mapping[str, Any]) -> str:
     source, target, achieved = manifest["source"], manifest["target"], manifest["ratio"]["achieved"]
-    asked = ", ".join(_asked(measure, amount) for measure, amount in manifest["budget"].items())
+    asked = asked_words(manifest)
     return (
         f"# {source['path'].rstrip('/').rpartition('/')[2]}, compressed by lpc\n\n"
         f"{source['parameters']:,} → {target['parameters']:,} parameters: {achieved:.1%} removed "
-        f"(asked: {asked}), {manifest['layout']} widths. Source: `{source['path']}` ({source['family']})."
+        f"({asked}), {manifest['layout']} widths. Source: `{source['path']}` ({source['family']})."
         + "".join(f"\n\nNote: {note}." for note in manifest.get("notes", ()))
     )
+
+
+NEAR = 0.0005
+"""A share that differs by less is what was asked for."""
+
+
+def asked_words(manifest: Mapping[str, Any]) -> str:
+    """What was asked for, as it was: the ratio that was typed and what rounding made of it, or the budget."""
+    ratio = manifest["ratio"]
+    if ratio["asked"] is None or len(manifest["budget"]) > 1:
+        return "asked: " + ", ".join(_asked(measure, amount) for measure, amount in manifest["budget"].items())
+    said = f"asked: a ratio of {ratio['asked']:g}"
+    if abs(ratio["achieved"] - ratio["asked"]) < NEAR:
+        return said
+    multiple = ratio.get("multiple")
+    steps = f"MLP widths in multiples of {multiple}, and whole heads," if multiple else "whole units"
+    return f"{said}, at least; {steps} make it {ratio['achieved']:.1%}"
 
 
 def _asked(measure: str, amount: float | int | str) -> str:
@@ -116,7 +134,19 @@ def _quality(manifest: Mapping[str, Any]) -> str:
         f"## Quality\n\n{what}, neither scored nor tuned on.\n\n"
         + table(["", "dense", "removed, not tuned", "pruned and tuned"], heldout_rows(heldout))
         + _merging(heldout.get("merging"))
+        + _completed(heldout.get("completions") or ())
     )
+
+
+def _completed(completions: Sequence[Mapping[str, str]]) -> str:
+    """Prompts and completions as code, in which nothing has a meaning."""
+    if not completions:
+        return ""
+    parts = ["\n\n### Completions\n\nThe most probable token each time, at most 24 of them."]
+    for each in completions:
+        lines = [f"{name}: {visible(each[name])}" for name in ("prompt", "dense", "pruned")]
+        parts.append("\n".join(f"    {line}" for text in lines for line in text.splitlines()))
+    return "\n\n".join(parts)
 
 
 def _merging(merging: Mapping[str, Any] | None) -> str:

@@ -13,7 +13,8 @@ from lpc.report.costs import Limited, limited
 from lpc.report.layers import DimensionKept, dimensions_kept
 from lpc.report.render import render
 from lpc.report.untouched import untouched
-from passes.graph import Cost, Plan, PruningGraph
+from passes.budget import default_multiple
+from passes.graph import Cost, Kind, Plan, PruningGraph
 from passes.pipeline import PassEntry, PassRecord, RunContext, plain
 
 if TYPE_CHECKING:
@@ -51,13 +52,22 @@ class Merging:
     merged: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class Completed:
+    """A prompt, and what the dense model and the pruned one go on with, greedily."""
+
+    prompt: str
+    dense: str
+    pruned: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
     """Measures on data that were neither scored nor tuned on, by name: loss, perplexity, accuracy.
 
     Taken over ``labels`` labels (tokens, in a language model) of ``rows`` rows. ``context_length``, in tokens, is that
     of the rows if they were cut from text, else None. ``merging`` is there where a trained adapter was merged into
-    weights of fewer digits than its own.
+    weights of fewer digits than its own. ``completions`` are those of a causal language model.
     """
 
     measures: Mapping[str, BeforeAfter]
@@ -65,6 +75,7 @@ class HeldOut:
     labels: int
     context_length: int | None = None
     merging: Merging | None = None
+    completions: tuple[Completed, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +95,8 @@ class Report:
     ``latency`` is there if the budget limited it. ``others``: what the dense and the pruned model cost in measures that
     the budget limited and ``Cost`` does not have. ``dimensions``: what stays of each, and how its units were ranked.
     ``notes`` say what was done to the source before anything else, and what the data were where the user did not.
-    ``answers`` are those of an instruction model.
+    ``answers`` are those of an instruction model. ``multiple``: what MLP widths are rounded to, if there are such that
+    can go.
     ``passes`` are the records of those that ran, ``pipeline`` the passes as they were built, ``run`` what they shared.
     """
 
@@ -106,6 +118,7 @@ class Report:
     run: RunContext | None = None
     pipeline: tuple[PassEntry, ...] = ()
     notes: tuple[str, ...] = ()
+    multiple: int | None = None
     answers: RepliesCompared | None = None
 
     @classmethod
@@ -136,6 +149,7 @@ class Report:
             others=tuple(limited(graph, plan)),
             dimensions=tuple(dimensions_kept(graph, plan, scores)),
             notes=notes,
+            multiple=_multiple(graph, plan),
         )
 
     @property
@@ -152,7 +166,7 @@ class Report:
             "budget": dict(self.asked),
             "layout": self.layout,
             "notes": list(self.notes),
-            "ratio": {"asked": self.asked_ratio, "achieved": self.achieved_ratio},
+            "ratio": {"asked": self.asked_ratio, "achieved": self.achieved_ratio, "multiple": self.multiple},
             "cost": {
                 "dense": plain(self.dense) | {each.measure: each.dense for each in self.others},
                 "pruned": plain(self.pruned) | {each.measure: each.pruned for each in self.others},
@@ -197,3 +211,9 @@ def _widths(graph: PruningGraph, counts: Mapping[str, int]) -> dict[str, Widths]
         if kept:
             found[width.name] = Widths(width.size, min(kept), max(kept), sum(kept) / len(kept))
     return found
+
+
+def _multiple(graph: PruningGraph, plan: Plan) -> int | None:
+    """What the widths of MLPs were rounded to; None if none of them can go."""
+    fine = [width.size for width in graph.widths if width.kind.is_fine and width.kind is not Kind.HIDDEN]
+    return plan.options.get("multiple") or (default_multiple(max(fine)) if fine else None)

@@ -24,8 +24,9 @@ from lpc.source.adapters import brings_embeddings, load_adapter, named_base, pla
 from lpc.source.handed import check_as_built, check_handed, without_hooks
 from lpc.source.placing import placed
 from lpc.source.processors import check_processor, find_processor, processor_of
+from passes.discovery import describe
 from passes.errors import LpcError, ModelError, OptionError, UnsupportedModelError
-from passes.families import family_of
+from passes.families import check_dense, family_of
 from passes.models import (
     CONFIG_FILE,
     Unloaded,
@@ -97,6 +98,7 @@ def load_source(
     check_processor(processor)
     packing = LoadIn(load_in, run or RunContext()) if load_in else None
     source = _load(model, processor, trust_remote_code, packing)
+    source = replace(source, notes=(*source.notes, *_discovered(base_model(source.model))))
     vendor.keep_layout(source.model)
     return source if run is None else replace(source, model=placed(source.model, run))
 
@@ -137,10 +139,10 @@ def find_unloaded(model: str | Path, processor: Processor | None = None) -> tupl
     if place.folder is None or place.gguf is not None or (place.folder / CONFIG_FILE).is_file():
         raise UnsupportedModelError("it is no folder of safetensors")
     config = _config_at(place, trust_remote_code=False)
-    family_of(config)
     kind = class_of(str(place.folder), config)
     check_loss(kind, config.model_type)
     check_padding(config, task_of(kind))
+    describe(config, kind)
     found = unloaded(kind, place.folder, config)
     why = found.why_whole()
     if why is not None:
@@ -249,10 +251,11 @@ def _load_plain(
     place: Place, processor: Processor | None, trust_remote_code: bool, packing: LoadIn | None = None
 ) -> Source:
     config = _config_at(place, trust_remote_code)
-    family_of(config)
+    check_dense(config)
     kind = class_of(str(place.folder or place.name), config, trust_remote_code=trust_remote_code)
     check_loss(kind, config.model_type)
     check_padding(config, task_of(kind))
+    describe(config, kind)
     loaded = load_model(kind, place, config, packing.arguments(config) if packing else None)
     _check_supported(loaded)
     return Source(loaded, processor or processor_of(place, trust_remote_code), _absolute(place.name))
@@ -282,9 +285,16 @@ def _take_template(folder: Path, processor: Processor | None) -> None:
 
 
 def _check_supported(model: PreTrainedModel) -> None:
-    family_of(model.config)
+    check_dense(model.config)
     check_loss(type(model), model.config.model_type)
     check_padding(model.config, task_of(model))
+    describe(model.config, type(model))
+
+
+def _discovered(model: PreTrainedModel) -> tuple[str, ...]:
+    """What is to be said of a structure that nobody described."""
+    proof = family_of(model.config).proof
+    return () if proof is None else (f"the structure of {model.config.model_type} was {proof}",)
 
 
 def _absolute(name: str) -> str:

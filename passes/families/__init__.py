@@ -2,8 +2,18 @@
 
 from passes.families.attention import AttentionBlock, AttentionLayout, Packing, unit_kind
 from passes.families.experts import ExpertsBlock
-from passes.families.family import Family, HeadDim, Served
-from passes.families.registry import FAMILIES, attention_blocks, family_of, register_attention
+from passes.families.family import Family, HeadDim, Proof, Served
+from passes.families.registry import (
+    FAMILIES,
+    attention_blocks,
+    check_dense,
+    family_named,
+    family_of,
+    fixed_blocks,
+    register_attention,
+    remember,
+    tried,
+)
 
 __all__ = [
     "FAMILIES",
@@ -13,9 +23,15 @@ __all__ = [
     "Family",
     "HeadDim",
     "Packing",
+    "Proof",
     "Served",
     "attention_blocks",
+    "check_dense",
+    "family_named",
     "family_of",
+    "fixed_blocks",
     "register_attention",
+    "remember",
+    "tried",
     "unit_kind",
 ]

@@ -32,13 +32,16 @@ class AttentionLayout:
     ``head_dim``: the block's attribute with the size of a head. ``shared``: norms over a single head's values, of the
     queries and of the keys, which all heads share, so they stay whole. ``query_norms`` and ``key_norms``: norms with
     weights a head, [heads, head_dim] or [heads * head_dim] applied a head. ``whole_query_norm`` and ``whole_key_norm``:
-    RMS norms over all heads together. ``bias_table``: an embedding [buckets, heads] of the first block, whose bias all
-    blocks of the stack share, so that their heads go together. ``head_inputs``: arguments of the block with an entry a
-    head (ALiBi). ``passes_on``: the argument in which all blocks get what the first one made, an entry a head, all of
-    them equal. ``attributes``: the block's attributes that must change with the heads, with ``heads``, ``groups`` or
-    ``width`` (heads * head_dim); ``config.NAME`` is one that it reads of its configuration while it runs. ``width``:
-    name of the width; ``{stack}`` is encoder or decoder. ``cross``: keys and values come from the encoder. ``expands``:
-    the block's attribute that says whether keys and values are repeated for each query head before they are cached.
+    RMS norms over all heads together. ``gates``: projections with an output for each of all heads' values, by which
+    these are multiplied; ``gated_query``: each head's queries are followed by such values in the query projection.
+    ``a_head``: parameters with an entry a head (attention sinks). ``bias_table``: an embedding [buckets, heads] of the
+    first block, whose bias all blocks of the stack share, so that their heads go together. ``head_inputs``: arguments
+    of the block with an entry a head (ALiBi). ``passes_on``: the argument in which all blocks get what the first one
+    made, an entry a head, all of them equal. ``attributes``: the block's attributes that must change with the heads,
+    with ``heads``, ``groups`` or ``width`` (heads * head_dim); ``config.NAME`` is one that it reads of its
+    configuration while it runs. ``width``: name of the width; ``{stack}`` is encoder or decoder. ``cross``: keys and
+    values come from the encoder. ``expands``: the block's attribute that says whether keys and values are repeated for
+    each query head before they are cached.
     """
 
     block: str = "self_attn"
@@ -51,6 +54,9 @@ class AttentionLayout:
     key_norms: tuple[str, ...] = ()
     whole_query_norm: str | None = None
     whole_key_norm: str | None = None
+    gates: tuple[str, ...] = ()
+    gated_query: bool = False
+    a_head: tuple[str, ...] = ()
     bias_table: str | None = None
     head_inputs: tuple[str, ...] = ()
     passes_on: str | None = None
@@ -102,6 +108,8 @@ class AttentionBlock:
             raise UnsupportedModelError(f"{path} has no {layout.head_dim}, so the size of its heads is not known")
         names = [_absolute(path, name) for name in (*layout.projections, layout.output)]
         linears = [_linear(model, name) for name in names]
+        for name in layout.gates:
+            _linear(model, _absolute(path, name))
         transposed = isinstance(linears[0], Conv1D)
         outputs = [_features(linear)[1] for linear in linears[:-1]]
         heads = _features(linears[-1])[0] // head_dim
@@ -120,7 +128,8 @@ class AttentionBlock:
     def check_sizes(self, linears: Mapping[str, nn.Module]) -> None:
         """Raise UnsupportedModelError unless every weight has the size that heads and groups give it."""
         query, both = self.heads * self.head_dim, self.groups * self.head_dim
-        wanted = [query, both, both] if self.layout.packing is Packing.SEPARATE else [query + 2 * both]
+        asked = query * (1 + self.layout.gated_query)
+        wanted = [asked, both, both] if self.layout.packing is Packing.SEPARATE else [query + 2 * both]
         if not self.groups or self.heads % self.groups:
             raise UnsupportedModelError(f"{self.path}: {self.heads} query heads do not divide among {self.groups}")
         for (name, linear), width in zip(list(linears.items())[:-1], wanted, strict=True):
@@ -148,7 +157,7 @@ class AttentionBlock:
         query, key = ((0, n * d),), ((0, d),)
         packed: list[tuple[tuple[int, int], ...]]
         if self.layout.packing is Packing.SEPARATE:
-            packed = [query, key, key]
+            packed = [((0, n * d * (1 + self.layout.gated_query)),), key, key]
         elif self.layout.packing is Packing.GROUPS:
             packed = [((0, (n + 2) * d),)]
         else:
@@ -156,28 +165,31 @@ class AttentionBlock:
             packed = [((0, n * d), (keys, d), (keys + self.groups * d, d))]
         produced = zip(self.layout.projections, packed, strict=True)
         parts = [part for name, segments in produced for part in self._produced(name, segments)]
+        parts += [part for name in self.layout.gates for part in self._produced(name, query)]
         parts += self._norms(self.layout.key_norms, 1) + self._norms(self.layout.query_norms, n)
         parts += self._whole_norm(self.layout.whole_key_norm, 1, key)
         parts += self._whole_norm(self.layout.whole_query_norm, 0, query)
-        return (*parts, *self._bias_table(n), self._consumed(query))
+        return (*parts, *self._per_head(n), *self._bias_table(n), self._consumed(query))
 
     def query_slices(self, group: int) -> tuple[Slice, ...]:
         """What goes with one query head of a group whose key and value stay."""
         n, d = self.per_group, self.head_dim
         first = group * n
         interleaved = self.layout.packing is Packing.GROUPS
-        segments = ((group * (n + 2) * d if interleaved else first * d, d),)
+        wide = d * (1 + self.layout.gated_query)
+        segments = ((group * (n + 2) * d if interleaved else first * wide, wide),)
         parts = self._produced(self.layout.projections[0], segments)
+        parts += [part for name in self.layout.gates for part in self._produced(name, ((first * d, d),))]
         parts += self._norms(self.layout.query_norms, 1, first)
         parts += self._whole_norm(self.layout.whole_query_norm, 0, ((first * d, d),))
-        return (*parts, *self._bias_table(1, first), self._consumed(((first * d, d),)))
+        return (*parts, *self._per_head(1, first), *self._bias_table(1, first), self._consumed(((first * d, d),)))
 
     def hidden_slices(self) -> tuple[Slice, ...]:
         """What reads the hidden channels (queries, keys and values), and what writes them."""
         output = _absolute(self.path, self.layout.output)
         parts = [
             Slice(f"{_absolute(self.path, name)}.weight", int(not self.transposed), role=Role.CONSUME)
-            for name in self.layout.projections
+            for name in (*self.layout.projections, *self.layout.gates)
         ]
         parts.append(Slice(f"{output}.weight", int(self.transposed), role=Role.PRODUCE))
         return (*parts, Slice(f"{output}.bias", 0)) if f"{output}.bias" in self.shapes else tuple(parts)
@@ -221,6 +233,10 @@ class AttentionBlock:
             return []
         source = _absolute(self.path, self.layout.projections[projection])
         return [Slice(f"{self.path}.{name}.weight", 0, segments, Role.NORM, source=source)]
+
+    def _per_head(self, heads: int, first: int = 0) -> Iterator[Slice]:
+        for name in self.layout.a_head:
+            yield Slice(f"{self.path}.{name}", 0, ((first, heads),))
 
     def _bias_table(self, heads: int, first: int = 0) -> Iterator[Slice]:
         name = f"{self.path}.{self.layout.bias_table}.weight"

@@ -10,30 +10,40 @@ from torch import nn
 from passes.errors import UnsupportedModelError
 from passes.graph import Dimension, Kind, Role, Slice
 
+ROUTERS = ("gate", "router", "router.gate", "router.layer", "gate.wg")
+
 
 @dataclass(frozen=True)
 class ExpertsBlock:
     """One mixture: ``gate.weight`` [E, hidden], ``experts.gate_up_proj`` [E, 2I, hidden], ``down_proj`` [E, hidden, I].
 
-    The first I rows of an expert's gate_up are its gate, the others its up projection.
+    The first I rows of an expert's gate_up are its gate, the others its up projection. ``router`` is what the gate is
+    called. What else the block may hold (shared experts) stays as it is.
     """
 
     path: str
     layer: int
     shapes: Mapping[str, tuple[int, ...]]
+    router: str = ROUTERS[0]
 
     @classmethod
-    def read(cls, model: nn.Module, path: str) -> ExpertsBlock:
-        """The mixture at a path. Raises UnsupportedModelError when it has other parameters or shapes."""
+    def read(cls, model: nn.Module, path: str, *, alone: bool = True) -> ExpertsBlock:
+        """The mixture at a path. Raises UnsupportedModelError when it has other parameters or shapes.
+
+        Unless they are to be ``alone`` there, beside the experts and their gate may lie what stays as it is.
+        """
         shapes = {f"{path}.{name}": tuple(p.shape) for name, p in model.get_submodule(path).named_parameters()}
         layer = next(int(part) for part in path.split(".") if part.isdigit())
-        block = cls(path, layer, shapes)
-        block._check()
+        router = next((name for name in ROUTERS if f"{path}.{name}.weight" in shapes), ROUTERS[0])
+        block = cls(path, layer, shapes, router)
+        block._check(alone=alone)
         return block
 
-    def _check(self) -> None:
+    def _check(self, *, alone: bool) -> None:
         names = (self._gate_up, self._down, self._router)
-        odd = sorted(set(self.shapes) ^ set(names))
+        odd = sorted(set(names) - set(self.shapes))
+        within = self.path if alone else f"{self.path}.experts"
+        odd += sorted(each for each in self.shapes if each.startswith(f"{within}.") and each not in names)
         if odd:
             raise UnsupportedModelError(
                 f"{odd[0]} with shape {self.shapes.get(odd[0])} does not belong to the known layout of experts"
@@ -54,15 +64,15 @@ class ExpertsBlock:
 
     @property
     def _router(self) -> str:
-        return f"{self.path}.gate.weight"
+        return f"{self.path}.{self.router}.weight"
 
     def hidden_slices(self) -> tuple[Slice, ...]:
         """What reads the hidden channels (gates, up projections and the router), and what writes them."""
         readers = Slice(self._gate_up, 2, role=Role.CONSUME), Slice(self._router, 1, role=Role.CONSUME)
         return (*readers, Slice(self._down, 1, role=Role.PRODUCE))
 
-    def dimensions(self) -> list[Dimension]:
-        """The experts as units, with their router rows; and the channels inside each expert."""
+    def dimensions(self, *, whole_experts: bool = True) -> list[Dimension]:
+        """The experts as units, with their router rows (``whole_experts``); and the channels inside each expert."""
         experts, _, channels = self.shapes[self._down]
         whole = (
             Slice(self._gate_up, 0, role=Role.OWN),
@@ -71,6 +81,7 @@ class ExpertsBlock:
         )
         kind = Kind.EXPERTS
         found = [Dimension(f"layers.{self.layer}.{kind}", kind, self.layer, experts, whole, str(kind))]
+        found = found if whole_experts else []
         kind = Kind.EXPERT_CHANNELS
         for expert in range(experts):
             inside = (

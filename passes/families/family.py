@@ -36,11 +36,27 @@ class Served:
     own: bool = True
 
 
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """How a family that nobody described was found to be right: on a small random model of its class.
+
+    ``worst``: the largest relative difference of the checks, which is rounding. ``checks``: their names.
+    """
+
+    worst: float
+    checks: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"discovered, proven on a twin ({', '.join(self.checks)}): worst {self.worst:.0e}"
+
+
 @dataclass(frozen=True)
 class Family:
     """One supported ``model_type``.
 
-    ``attentions``: the kinds of attention blocks it has. ``heads``, ``kv_heads``, ``head_dim`` and ``channels`` are the
+    ``attentions``: the kinds of attention blocks it has. ``fixed``: blocks that stay as they are, by the ends of their
+    paths, with the reason; ``outputs`` says how many values the blocks of a class return if not one. ``proof``: None
+    for one that was described, not discovered. ``heads``, ``kv_heads``, ``head_dim`` and ``channels`` are the
     configuration's entries that a stock class builds its sizes from, None where it has none: then a compact model of
     other sizes needs a modelling file (``passes.shrink``). ``{stack}`` in a name is encoder or decoder. ``experts`` and
     ``expert_channels`` likewise. ``epsilon`` is the entry that RMS norms build theirs from. ``refused`` maps
@@ -65,12 +81,19 @@ class Family:
     epsilon: str = "rms_norm_eps"
     refused: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     meaningful: tuple[str, ...] = ()
+    fixed: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    outputs: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    proof: Proof | None = None
     onnx_builder: bool = False
     window: str | None = None
     endless: bool = False
     genai: str | None = None
     llama_cpp: Served | None = None
     vllm: Served | None = None
+
+    def is_fixed(self, path: str) -> bool:
+        """Whether a module path names a block that stays as it is."""
+        return any(path.endswith(f".{name}") for name in self.fixed)
 
     @property
     def why_fixed_heads(self) -> str | None:

@@ -6,6 +6,7 @@ What a layout does not say is discovered: MLP channels and the residual stream b
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -264,8 +265,14 @@ def attention_blocks(model: nn.Module, family: Family) -> Iterator[AttentionBloc
     """The attention blocks of a dense model, measured. Raises UnsupportedModelError if one is not as described."""
     for path, _ in model.named_modules():
         for layout in family.attentions:
-            if layout.matches(path):
+            if layout.matches(path) and not family.is_fixed(path):
                 yield layout.read(model, path)
+
+
+def fixed_blocks(model: nn.Module, family: Family) -> list[str]:
+    """The paths of the blocks of a model that stay as they are, none inside of another."""
+    found = [path for path, _ in model.named_modules() if family.is_fixed(path)]
+    return [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
 
 
 def register_attention(model_type: str, family: Family) -> None:
@@ -278,18 +285,39 @@ def register_attention(model_type: str, family: Family) -> None:
     FAMILIES.add(model_type, family)
 
 
+_DISCOVERED: dict[str, Family] = {}
+
+
+def family_named(model_type: str) -> Family | None:
+    """The family of a model type: one that was described, or that was discovered in this process; None if neither."""
+    return FAMILIES.get(model_type) or _DISCOVERED.get(model_type)
+
+
+def remember(model_type: str, family: Family) -> None:
+    """Use a discovered family for a model type that nobody described, in place of an earlier one."""
+    _DISCOVERED[model_type] = family
+
+
+@contextmanager
+def tried(model_type: str, family: Family) -> Iterator[None]:
+    """A family is that of a model type inside the block, for finding out whether it is right."""
+    before = _DISCOVERED.get(model_type)
+    _DISCOVERED[model_type] = family
+    try:
+        yield
+    finally:
+        if before is None:
+            del _DISCOVERED[model_type]
+        else:
+            _DISCOVERED[model_type] = before
+
+
 READABLE = ("bitsandbytes", "QuantizationMethod.BITS_AND_BYTES")
 """Ways of packing weights that can be unpacked where they are looked at; by what the configuration calls them."""
 
 
-def family_of(config: Any) -> Family:
-    """The family of a model's configuration. Raises UnsupportedModelError, with the reason, when there is none."""
-    model_type = str(getattr(config, "model_type", None))
-    if model_type not in FAMILIES:
-        raise UnsupportedModelError(
-            f"model type {model_type!r} is not supported: its attention layout is not described. "
-            f"Supported: {', '.join(sorted(FAMILIES))}; describe your own with lpc.register_attention"
-        )
+def check_dense(config: Any) -> None:
+    """Raise UnsupportedModelError for packed weights that cannot be unpacked, and for layers that skip a part."""
     packing: Any = getattr(config, "quantization_config", None)
     method = packing.get("quant_method") if isinstance(packing, dict) else getattr(packing, "quant_method", "")
     if packing is not None and str(method) not in READABLE:
@@ -299,7 +327,21 @@ def family_of(config: Any) -> Family:
         )
     if any("skip" in values for values in (config.to_dict().get("per_layer_config") or {}).values()):
         raise UnsupportedModelError("its per_layer_config skips parts of layers, but transformers builds them whole")
-    family = FAMILIES[model_type]
+
+
+def family_of(config: Any) -> Family:
+    """The family of a model's configuration. Raises UnsupportedModelError, with the reason, when there is none.
+
+    One that nobody described is known once it was discovered (``passes.discovery``).
+    """
+    model_type = str(getattr(config, "model_type", None))
+    family = family_named(model_type)
+    if family is None:
+        raise UnsupportedModelError(
+            f"model type {model_type!r} is not supported: its attention layout is not described. "
+            f"Supported: {', '.join(sorted(FAMILIES))}; describe your own with lpc.register_attention"
+        )
+    check_dense(config)
     for name, value in family.refused.items():
         if getattr(config, name, None) == value:
             raise UnsupportedModelError(

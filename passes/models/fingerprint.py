@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from passes.families import FAMILIES
+from passes.families import family_named
 from passes.graph import MEANINGFUL
 from passes.models.base import base_model, plain_name
 
@@ -47,7 +47,7 @@ class Fingerprint:
 def _meaning(config: PreTrainedConfig) -> dict[str, Any]:
     """The entries of a configuration that change what the same parameters compute."""
     meaning = {name: getattr(config, name, None) for name in MEANINGFUL}
-    family = FAMILIES.get(config.model_type)
+    family = family_named(config.model_type)
     special = {name: getattr(config, name, None) for name in (family.meaningful if family else ())}
     return meaning | {name: value for name, value in special.items() if value is not None}
 

@@ -18,7 +18,7 @@ from passes.options.score import ScoreOptions
 from passes.options.snapshots import SnapshotOptions
 from passes.options.target import Comparison, Layout, Target
 from passes.options.trace import TraceOptions
-from passes.options.tune import TuneOptions
+from passes.options.tune import LOGGERS, TuneOptions, check_loggers
 from passes.options.types import alternatives, main_type, read_text, texts_of
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "COUNTS",
     "CRITERION_NAMES",
     "DTYPE_NAMES",
+    "LOGGERS",
     "MEASURES",
     "ONE_SHOT",
     "RUNTIMES",
@@ -58,6 +59,7 @@ __all__ = [
     "alternatives",
     "as_in",
     "check",
+    "check_loggers",
     "checked",
     "cubic",
     "declared",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from passes.errors import OptionError
@@ -23,6 +25,22 @@ CURVES = (
     "reduce_lr_on_plateau",
 )  # fmt: skip
 """The curves of transformers (``transformers.SchedulerType``) that need no arguments of their own."""
+
+
+LOGGERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "mlflow": ("mlflow",),
+           "trackio": ("trackio",)}  # fmt: skip
+"""Where logs may go, by the Trainer's names, and the packages that can write them, of which one is needed."""
+
+
+def check_loggers(names: Sequence[str]) -> None:
+    """Raise OptionError for a log whose package is not installed."""
+    for name in names:
+        if not any(find_spec(package) for package in LOGGERS[name]):
+            raise OptionError(f"report_to {name} (--report-to) needs {name}: pip install {name}, or leave it out")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip() not in ("", "none"))
 
 
 def _distillation(weight: float) -> DistillOptions | None:
@@ -102,6 +120,24 @@ class TuneOptions:
         True,
         help="Once all that goes is known, train the compact model in the place of the masked one; its weights, where "
         "they are cut, are in memory beside the dense ones.",
+    )
+    report_to: tuple[str, ...] = option(
+        (),
+        choices=tuple(LOGGERS),
+        help="Where to log while tuning (docs/logs.md): loss, rate, removed share, and held-out perplexity.",
+        group=Group.TUNE,
+        metavar="NAME,...",
+        words=str,
+        read=_names,
+        record=False,
+    )
+    heldout_every: int | None = option(
+        None,
+        least=1,
+        help="Steps between two measures on held-out data while tuning; by default there are ten with report_to, "
+        "else none.",
+        group=Group.TUNE,
+        record=False,
     )
     checkpoints: Path | None = option(
         None,

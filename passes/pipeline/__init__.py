@@ -13,6 +13,7 @@ from passes.pipeline.program import Program
 from passes.pipeline.records import PassRecord, measured
 from passes.pipeline.recovery import Recovery
 from passes.pipeline.snapshots import Snapshot, load_snapshots
+from passes.pipeline.watch import Watch, Watched, unwatched
 
 __all__ = [
     "WEIGHTS_FILE",
@@ -32,6 +33,8 @@ __all__ = [
     "RunContext",
     "Snapshot",
     "Solved",
+    "Watch",
+    "Watched",
     "caller_state_kept",
     "device_named",
     "digests",
@@ -42,5 +45,6 @@ __all__ = [
     "save_choice",
     "silent",
     "told",
+    "unwatched",
     "with_choice",
 ]

@@ -13,6 +13,7 @@ from passes.errors import OptionError
 from passes.models import Collate
 from passes.options import AUTO, DTYPE_NAMES, RunOptions
 from passes.pipeline.plain import plain
+from passes.pipeline.watch import HeldOutMeasures, Watch, unwatched
 from passes.ranks import launched, local_rank
 
 Progress = Callable[[str, int, int], None]
@@ -32,12 +33,15 @@ class RunContext(RunOptions):
 
     ``device`` is where the model is put when it is loaded, and stays; ``dtype`` is that of its weights. ``collate``
     makes a batch of rows (None: stack). ``checkpoints`` is the folder for what can be gone on from: in a pipeline each
-    pass has one of its own inside. A pass's own options win where they say one of these.
+    pass has one of its own inside. A pass's own options win where they say one of these. ``heldout`` measures a model
+    while it is tuned (None: there is nothing to measure it on), and ``watch`` is told.
     """
 
     progress: Progress = field(default=silent, metadata={"record": False})
     collate: Collate | None = field(default=None, metadata={"record": False})
     checkpoints: Path | None = field(default=None, metadata={"record": False})
+    heldout: HeldOutMeasures | None = field(default=None, metadata={"record": False})
+    watch: Watch = field(default=unwatched, metadata={"record": False})
 
     def __post_init__(self) -> None:
         super().__post_init__()

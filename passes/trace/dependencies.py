@@ -20,22 +20,23 @@ from transformers.pytorch_utils import Conv1D
 class Opaque(nn.Module):
     """Stands for a block in the trace: hidden states in, hidden states out.
 
-    With ``run`` the block itself runs beside, for its other outputs and for their number.
+    With ``run`` the block itself runs beside, for its other outputs and for their number; without, the others of its
+    ``outputs`` are None.
     """
 
-    def __init__(self, block: nn.Module, hidden_size: int, *, run: bool = True) -> None:
+    def __init__(self, block: nn.Module, hidden_size: int, *, run: bool = True, outputs: int = 1) -> None:
         super().__init__()
         object.__setattr__(self, "block", block)  # not a submodule: its inside is not traced
-        self.scale = nn.Parameter(torch.empty(hidden_size, device="meta"))
-        self._run = run
+        self.opaque_scale = nn.Parameter(torch.empty(hidden_size, device="meta"))
+        self._run, self._others = run, (None,) * (outputs - 1)
         self._first = next(iter(inspect.signature(block.forward).parameters))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The hidden states, scaled, in place of the block's first output."""
         hidden_states = args[0] if args else kwargs[self._first]
-        node = hidden_states * self.scale
+        node = hidden_states * self.opaque_scale
         if not self._run:
-            return node
+            return (node, *self._others) if self._others else node
         with torch.no_grad():
             outputs = self.block(*args, **kwargs)
         return (node, *outputs[1:]) if isinstance(outputs, tuple) else node

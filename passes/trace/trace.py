@@ -7,8 +7,10 @@ torch-pruning. Every parameter of a layer must be accounted for, otherwise the m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 from peft import PeftModel
@@ -17,7 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from passes.errors import UnsupportedModelError
-from passes.families import AttentionBlock, ExpertsBlock, Family, attention_blocks, family_of
+from passes.families import AttentionBlock, ExpertsBlock, Family, attention_blocks, family_of, fixed_blocks
 from passes.graph import Dimension, Kind, PruningGraph, Role, layer_path
 from passes.models import Probe, base_model, has_own_sizes, model_class, plain_name, task_of, twin_of, vendor
 from passes.options import TraceOptions
@@ -89,25 +91,31 @@ def trace(
     twin = twin_of(model_type, config).float()  # only shapes are followed, and BLOOM adds no two dtypes
     shapes = {name: tuple(parameter.shape) for name, parameter in twin.named_parameters()}
     matmuls = _matmuls(twin)
-    attention = list(attention_blocks(twin, family))
+    attention, fixed = list(attention_blocks(twin, family)), fixed_blocks(twin, family)
     experts = list(_expert_blocks(twin, family))
     finder = DimensionFinder(family, task_of(model_type), attention, options.query_heads)
-    dimensions = [*finder.attention_dimensions(), *(d for block in experts for d in block.dimensions())]
+    whole = family.experts is not None
+    dimensions = [*finder.attention_dimensions(), *(d for e in experts for d in e.dimensions(whole_experts=whole))]
     known = {name for each in attention for name in each.shapes} | {name for each in experts for name in each.shapes}
-    _hide_blocks(twin, attention, experts)
+    known |= {name for name in shapes if any(name.startswith(f"{path}.") for path in fixed)}
+    _hide_blocks(twin, attention, experts, fixed, family.outputs)
     inputs = _traceable_inputs(twin)
-    layers = {layer_path(block.path) for block in attention}
+    layers = {layer_path(path) for path in (*(block.path for block in attention), *fixed)}
     dependencies = Dependencies(twin, inputs)
     found, residual = finder.channel_dimensions(dependencies, layers)
     dimensions += found
-    _check_known(shapes, known, dimensions, residual, layers)
+    if family.proof is None:  # else the proof was that nothing is missing
+        _check_known(shapes, known, dimensions, residual, layers)
     ordered = sorted(dimensions, key=lambda d: (d.layer, d.kind))
     if options.hidden:
+        _check_nothing_fixed(fixed, family, "the hidden size has")
         ordered.append(HiddenFinder(config, shapes, attention, experts).dimension(dependencies, residual, ordered))
     graph = _graph_of(config, dtype, shapes, matmuls, ordered, finder)
     graph = find_widths(graph, family, config, model_type, finder.head_shapes(), custom_code=options.custom_code)
+    graph = replace(graph, untouched={**graph.untouched, **family.fixed})
     if options.depth is None:
         return graph
+    _check_nothing_fixed(fixed, family, "its layers have")
     fresh = twin_of(model_type, config).float()
     _hide_blocks(fresh, (), experts)
     return DepthFinder(graph, config, model_type, fresh, inputs, finder, experts).found(options.depth)
@@ -159,20 +167,36 @@ def _matmuls(twin: nn.Module) -> tuple[str, ...]:
 
 
 def _expert_blocks(twin: nn.Module, family: Family) -> Iterator[ExpertsBlock]:
-    if family.experts is not None:
+    if family.experts is not None or family.expert_channels is not None:
         for path, module in twin.named_modules():
-            if isinstance(getattr(module, "experts", None), nn.Module):
-                yield ExpertsBlock.read(twin, path)
+            if isinstance(getattr(module, "experts", None), nn.Module) and not family.is_fixed(path):
+                yield ExpertsBlock.read(twin, path, alone=family.proof is None)
 
 
-def _hide_blocks(twin: PreTrainedModel, attention: Sequence[AttentionBlock], experts: Sequence[ExpertsBlock]) -> None:
-    """Make the blocks whose inside is described opaque to the trace."""
+def _check_nothing_fixed(fixed: Sequence[str], family: Family, what: str) -> None:
+    """Raise UnsupportedModelError if there are blocks whose inside nobody knows."""
+    if fixed:
+        reason = next(why for name, why in family.fixed.items() if fixed[0].endswith(f".{name}"))
+        raise UnsupportedModelError(f"{what} to stay, since {fixed[0]} does: {reason}")
+
+
+def _hide_blocks(
+    twin: PreTrainedModel,
+    attention: Sequence[AttentionBlock],
+    experts: Sequence[ExpertsBlock],
+    fixed: Sequence[str] = (),
+    outputs: Mapping[str, int] = MappingProxyType({}),
+) -> None:
+    """Make the blocks whose inside is described, or not to be looked into, opaque to the trace."""
     hidden = twin.config.hidden_size
     for block in attention:
         twin.set_submodule(block.path, Opaque(twin.get_submodule(block.path), hidden))
         if block.output_outside is not None:  # its inputs, all heads' values, need not be as many as hidden states
             outside = twin.get_submodule(block.output_outside)
             twin.set_submodule(block.output_outside, Opaque(outside, hidden, run=False))
+    for path in fixed:
+        block = twin.get_submodule(path)
+        twin.set_submodule(path, Opaque(block, hidden, run=False, outputs=outputs.get(type(block).__name__, 1)))
     for mixture in experts:
         twin.set_submodule(mixture.path, Opaque(twin.get_submodule(mixture.path), hidden, run=False))
 
@@ -187,6 +211,7 @@ def _check_known(
     """Raise UnsupportedModelError if a layer has a parameter that nothing accounts for."""
     known = described | {part.parameter for dimension in dimensions for part in dimension.slices}
     known |= {f"{member.name}.{name}" for member in residual for name, _ in member.module.named_parameters()}
+    known |= {name for name, shape in shapes.items() if math.prod(shape) == 1}  # a number belongs to no unit
     unknown = sorted(name for name in set(shapes) - known if layer_path(name) in layers)
     if unknown:
         raise UnsupportedModelError(

@@ -131,6 +131,21 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         return self._trained
 
     @property
+    def trained(self) -> PeftModel:
+        """The model that is trained at this moment."""
+        return self._trained
+
+    @property
+    def removed(self) -> float:
+        """The share of the model's parameters that is masked."""
+        kept = {name: int(mask.sum()) for name, mask in self.state.masks.items()}
+        return 1 - self._graph.cost(kept).parameters / self._graph.cost().parameters
+
+    def is_final(self, step: int) -> bool:
+        """Whether the masks stay as they are after a step."""
+        return self._course is not None and step >= self._course.last_event
+
+    @property
     def _can_be_small(self) -> bool:
         return can_be_small(self._graph, self.state.masks)
 

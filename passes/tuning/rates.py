@@ -8,7 +8,7 @@ with. On stories260K (300 steps through 0.1, 0.2, 0.3 and 0.5) it gives the held
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,10 +40,18 @@ def stage_rates(name: str, lengths: Sequence[int]) -> list[float]:
 
 
 class RatedTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer whose learning rate is the peak times a factor given for each step, or the curve of its arguments."""
+    """A Trainer whose learning rate is the peak times a factor given for each step, or the curve of its arguments.
 
-    def __init__(self, factors: Sequence[float] | None = None, **arguments: Any) -> None:
-        self._factors = factors
+    ``seen``: what is logged beside the loss, asked for at each entry.
+    """
+
+    def __init__(
+        self,
+        factors: Sequence[float] | None = None,
+        seen: Callable[[int], Mapping[str, float]] | None = None,
+        **arguments: Any,
+    ) -> None:
+        self._factors, self._seen = factors, seen
         super().__init__(**arguments)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
@@ -55,3 +63,8 @@ class RatedTrainer(Trainer):  # type: ignore[misc]
         last = len(factors) - 1
         self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: factors[min(step, last)])
         return self.lr_scheduler
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log an entry, with what is seen at its step; the summary at the end has no loss, and stays as it is."""
+        more = self._seen(self.state.global_step) if self._seen is not None and "loss" in logs else {}
+        super().log({**logs, **more}, start_time)

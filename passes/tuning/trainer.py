@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +27,15 @@ from passes.tuning.teacher import Teacher
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """How a training went: (step, mean loss since the last entry), and seconds in all and in the teacher's passes."""
+    """How a training went: (step, mean loss since the last entry), and seconds in all and in the teacher's passes.
+
+    ``heldout``: (step, loss on held-out data), where that was measured on the way.
+    """
 
     losses: tuple[tuple[int, float], ...]
     seconds: float
     teacher_seconds: float
+    heldout: tuple[tuple[int, float], ...] = ()
 
     @property
     def teacher_share(self) -> float:
@@ -45,6 +49,7 @@ def train(
     callbacks: Sequence[TrainerCallback],
     *,
     rates: Sequence[float] | None = None,
+    seen: Callable[[int], Mapping[str, float]] | None = None,
     teacher: Teacher | None = None,
     distill: DistillOptions | None = None,
     resume_from: Path | None = None,
@@ -54,7 +59,8 @@ def train(
 ) -> TrainingRun:
     """Train with the transformers Trainer, against a teacher if there is one. ``data``: as the Trainer takes it.
 
-    ``rates``: the factor on the peak rate at each step (default: the curve that the arguments name).
+    ``rates``: the factor on the peak rate at each step (default: the curve that the arguments name). ``seen``: what is
+    logged beside the loss.
     ``resume_from``: a checkpoint to go on from; if it has all the steps, or is ``finished`` before them, the model gets
     its adapter and nothing is trained. ``recompute``: activations are computed again in the backward pass.
     """
@@ -62,7 +68,7 @@ def train(
         done = _state(resume_from)
         if finished or done.global_step >= arguments.max_steps:
             wear(model, Adapter.read(_adapter_in(resume_from, model)))
-            return TrainingRun(_losses(done), 1.0, 0.0)
+            return TrainingRun(_logged(done, "loss"), 1.0, 0.0, _logged(done, HELDOUT_LOSS))
     with ExitStack() as stack:
         stack.enter_context(_random_states_kept())
         stack.enter_context(training_on(arguments.device))
@@ -72,7 +78,14 @@ def train(
             stack.callback(setattr, model.config, "use_cache", model.config.use_cache)
         if recompute:
             stack.enter_context(_recomputing(model))
-        values = {"factors": rates, "model": model, "args": arguments, "callbacks": list(callbacks), **data}
+        values = {
+            "factors": rates,
+            "seen": seen,
+            "model": model,
+            "args": arguments,
+            "callbacks": list(callbacks),
+            **data,
+        }
         if teacher is not None and distill is not None:
             trainer = DistillTrainer(teacher=teacher, distill=distill, **values)
         else:
@@ -83,7 +96,8 @@ def train(
         start = time.perf_counter()
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
         seconds = time.perf_counter() - start
-    return TrainingRun(_losses(trainer.state), seconds, getattr(trainer, "teacher_seconds", 0.0))
+    losses, heldout = (_logged(trainer.state, name) for name in ("loss", HELDOUT_LOSS))
+    return TrainingRun(losses, seconds, getattr(trainer, "teacher_seconds", 0.0), heldout)
 
 
 @contextmanager
@@ -98,6 +112,8 @@ def _recomputing(model: PeftModel) -> Iterator[None]:
             vendor.recompute_activations(each, on=False)
 
 
+HELDOUT_LOSS = "eval_heldout_loss"
+"""What the loss on held-out data is called in logs: dashboards put what begins with ``eval_`` on a page of its own."""
 STATE = "trainer_state.json"
 """The Trainer's own file in its checkpoints."""
 
@@ -111,9 +127,10 @@ def steps_done(checkpoint: Path) -> int:
     return int(_state(checkpoint).global_step)
 
 
-def _losses(state: TrainerState) -> tuple[tuple[int, float], ...]:
+def _logged(state: TrainerState, name: str) -> tuple[tuple[int, float], ...]:
+    """(step, value) of what was logged under a name."""
     history: Sequence[dict[str, float]] = state.log_history
-    return tuple((int(row["step"]), float(row["loss"])) for row in history if "loss" in row)
+    return tuple((int(row["step"]), float(row[name])) for row in history if name in row)
 
 
 def _adapter_in(checkpoint: Path, model: PeftModel) -> Path:

@@ -42,26 +42,31 @@ from passes.tuning.recall import wear
 from passes.tuning.settle import settled
 from passes.tuning.teacher import FrozenBase
 from passes.tuning.trainer import TrainingRun, steps_done, train
+from passes.tuning.watching import WatchCallback, log_folder
 
 SKIP_BATCHES = 4
 
 
-def arguments_of(options: TuneOptions, run: RunContext, folder: Path, model: PeftModel) -> TrainingArguments:
+def arguments_of(
+    options: TuneOptions, run: RunContext, folder: Path, model: PeftModel, **more: Any
+) -> TrainingArguments:
     """The Trainer's arguments, with files in ``folder``."""
-    return training_arguments(options, run, folder, model, max_grad_norm=0.0)
+    return training_arguments(options, run, folder, model, max_grad_norm=0.0, **more)
 
 
 @dataclass(frozen=True)
 class TuneReport:
     """The course of the training: (step, mean loss in nats a token since the last entry), and the mask events.
 
-    ``teacher_share``: what part of the time the teacher's forward passes took; 0 without distillation.
+    ``teacher_share``: what part of the time the teacher's forward passes took; 0 without distillation. ``heldout``:
+    (step, loss on held-out data) where that was watched.
     """
 
     losses: tuple[tuple[int, float], ...]
     events: tuple[Event, ...]
     skipped_updates: int
     teacher_share: float = 0.0
+    heldout: tuple[tuple[int, float], ...] = ()
 
 
 class TunePass(Pass):
@@ -149,7 +154,8 @@ class TunePass(Pass):
         left = tuple(callback.state.snapshots)
         tuned = replace(program, model=model.eval(), masks=callback.state.masks, snapshots=left)
         tuned = replace(tuned, scores=callback.state.chosen_by)
-        report = TuneReport(trained.losses, tuple(callback.state.events), callback.state.skipped, trained.teacher_share)
+        events, skipped = tuple(callback.state.events), callback.state.skipped
+        report = TuneReport(trained.losses, events, skipped, trained.teacher_share, trained.heldout)
         return PassResult(tuned.expecting_itself(), modified=True, report=report)
 
     def keep(self, after: Program, folder: Path) -> bool:
@@ -206,11 +212,14 @@ class TunePass(Pass):
             if checkpoint is not None:
                 callback.restore(checkpoint)
             trained = callback.to_train(options.steps, steps_done(checkpoint) if checkpoint is not None else 0)
+            watching, names = WatchCallback.of(callback, run, options), list(options.report_to)
+            stack.enter_context(log_folder(names))
             return train(
                 trained,
-                arguments_of(options, run, folder, trained),
-                [callback, saving] if saving else [callback],
+                arguments_of(options, run, folder, trained, report_to=names or "none"),
+                [each for each in (callback, watching, saving) if each is not None],
                 rates=rates,
+                seen=watching.seen if watching else None,
                 teacher=teacher,
                 distill=options.distill,
                 recompute=options.gradient_checkpointing,

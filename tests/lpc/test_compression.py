@@ -105,7 +105,7 @@ def test_save_writes_the_contract(saved: Path, result: lpc.Result) -> None:
     assert manifest["schema_version"] == 2
     assert manifest["source"]["parameters"] == result.report.dense.parameters
     assert manifest["target"]["parameters"] == result.report.pruned.parameters
-    assert manifest["ratio"] == {"asked": 0.3, "achieved": result.plan.achieved_ratio}
+    assert manifest["ratio"] == {"asked": 0.3, "achieved": result.plan.achieved_ratio, "multiple": 8}
     names = [record["name"] for record in manifest["passes"]]
     around = ["decide", "measure", "merge", "shrink", "measure", "save"]
     assert names == ["load", "trace", "measure", "attach", "tune", *around]

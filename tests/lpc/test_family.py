@@ -63,7 +63,7 @@ def test_each_folder_is_a_complete_output(saved: Path, family: lpc.CompactFamily
     for ratio, result in zip(RATIOS, family.results, strict=True):
         folder = saved / str(ratio)
         manifest = json.loads((folder / "lpc.json").read_text())
-        assert manifest["ratio"] == {"asked": ratio, "achieved": result.plan.achieved_ratio}
+        assert manifest["ratio"] == {"asked": ratio, "achieved": result.plan.achieved_ratio, "multiple": 8}
         names = [record["name"] for record in manifest["passes"]]
         common = ["load", "trace", "measure", "attach", "tune", "recall"]
         assert names == [*common, "decide", "measure", "merge", "shrink", "measure", "save"]

@@ -9,11 +9,14 @@ from typing import Any
 
 import altair as alt
 
+from lpc.report.front import pareto_front
 from lpc.report.render import WORDS
 
 ROW_PIXELS = 13
 """Of one layer in the picture of what stays."""
 BAR_PIXELS = 20
+NAMED = 8
+"""With more points than these only those on the front bear their names."""
 
 
 @dataclass(frozen=True)
@@ -126,14 +129,11 @@ def _course(manifest: Mapping[str, Any]) -> Iterator[Chart]:
     report = next((p["report"] for p in manifest["passes"] if p["name"] == "tune" and p.get("report")), None)
     if not report or not report.get("losses"):
         return
-    losses = [{"step": step, "value": loss} for step, loss in report["losses"]]
-    line = alt.Chart(_data(losses)).mark_line(point=len(losses) < 40)
-    line = line.encode(
-        x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1)),
-        y=alt.Y("value:Q", title="training loss", scale=alt.Scale(zero=False)),
-        tooltip=[alt.Tooltip("step:Q"), alt.Tooltip("value:Q", format=".4f", title="loss")],
-    )
-    yield _chart("loss", "Training loss, in nats a token; with distillation its share is in it.", line, height=200)
+    caption = "Training loss, in nats a token; with distillation its share is in it."
+    yield _chart("loss", caption, _losses(report["losses"], "training loss"), height=200)
+    if len(report.get("heldout") or ()) > 1:
+        caption = "Loss on the held-out data while tuning."
+        yield _chart("heldout", caption, _losses(report["heldout"], "held-out loss"), height=160)
     dense = {name: width["dense"] for name, width in manifest["widths"].items()}
     gone = [
         {"step": event["step"], "width": words_of(name), "share": kept / dense[name]}
@@ -151,6 +151,17 @@ def _course(manifest: Mapping[str, Any]) -> Iterator[Chart]:
         tooltip=[alt.Tooltip("step:Q"), alt.Tooltip("width:N"), alt.Tooltip("share:Q", format=".1%")],
     )
     yield _chart("removed", "How much of each width was kept while tuning.", steps, height=160)
+
+
+def _losses(course: Sequence[Sequence[float]], title: str) -> alt.Chart:
+    """A line over steps."""
+    losses = [{"step": step, "value": loss} for step, loss in course]
+    line: alt.Chart = alt.Chart(_data(losses)).mark_line(point=len(losses) < 40)
+    return line.encode(
+        x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1)),
+        y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)),
+        tooltip=[alt.Tooltip("step:Q"), alt.Tooltip("value:Q", format=".4f", title="loss")],
+    )
 
 
 def _stages(manifest: Mapping[str, Any]) -> Iterator[Chart]:
@@ -205,6 +216,8 @@ def _trade_offs(family: Mapping[str, Any]) -> Iterator[Chart]:
     for number, (field, title, form) in enumerate(costs):
         # Vega-Lite reads dots and brackets in a field's name as a path.
         plain = [{"cost": row[field], **{k: row[k] for k in ("ratio", "name", "quality")}} for row in rows]
+        front = pareto_front({row["name"]: (row["cost"], row["quality"]) for row in plain}, quality)
+        plain = [{**row, "front": row["name"] in front} for row in plain]
         slider = alt.binding_range(min=0, max=max(r["ratio"] for r in rows), step=0.05, name="removed share up to ")
         member = alt.param(name="ratio", value=max(r["ratio"] for r in rows), bind=slider)
         base = alt.Chart(_data(plain)).encode(
@@ -219,9 +232,11 @@ def _trade_offs(family: Mapping[str, Any]) -> Iterator[Chart]:
         points = base.mark_point(filled=True, size=90).encode(
             opacity=alt.condition("datum.ratio <= ratio", alt.value(1), alt.value(0.2))
         )
-        text = base.mark_text(dy=-12).encode(text="name:N")
-        chart = alt.layer(base.mark_line(), points, text).add_params(member)
-        yield _chart(f"trade-{number}", f"Held-out {quality} against {title}.", chart, height=240)
+        line = base.mark_line().transform_filter("datum.front")
+        named = base if len(plain) <= NAMED else base.transform_filter("datum.front")
+        chart = alt.layer(line, points, named.mark_text(dy=-12).encode(text="name:N")).add_params(member)
+        caption = f"Held-out {quality} against {title}; the line joins those that no other beats in both."
+        yield _chart(f"trade-{number}", caption, chart, height=240)
 
 
 def _data(rows: Sequence[Mapping[str, Any]]) -> Any:

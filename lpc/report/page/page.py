@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SCRIPTS = ("vega.min.js", "vega-lite.min.js", "vega-embed.min.js")
 SHOWN_FILES = 40
+SHOWN_ANSWERS = 4
 
 
 def run_page(
@@ -43,9 +44,18 @@ def run_page(
         lines=lines(manifest, benchmark, evaluation),
         proofs=[(step, f"{p['value']:.1e}", f"{p['tolerance']:.0e}") for step, p in manifest["parity"].items()],
         runtimes=compatibility_rows(manifest),
+        words=_words(manifest),
         files=list((manifest.get("files") or {}).items())[:SHOWN_FILES],
         options=json.dumps(manifest.get("pipeline") or [], indent=1, default=str),
     )
+
+
+def _words(manifest: Mapping[str, Any]) -> list[Mapping[str, str]]:
+    """Completions of held-out text, and the first answers of an instruction model."""
+    answers = manifest.get("answers") or {"dense": [], "pruned": []}
+    both = list(zip(answers["dense"], answers["pruned"], strict=True))[:SHOWN_ANSWERS]
+    said = [{"prompt": dense["prompt"], "dense": dense["text"], "pruned": pruned["text"]} for dense, pruned in both]
+    return [*((manifest.get("heldout") or {}).get("completions") or ()), *said]
 
 
 def family_page(family: Mapping[str, Any], header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -67,8 +77,17 @@ def family_page(family: Mapping[str, Any], header: Sequence[str], rows: Sequence
     )
 
 
-def comparison_page(comparison: Mapping[str, Any], header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A page of runs side by side: their table and, where all measured one quality, that against each cost."""
+def comparison_page(
+    comparison: Mapping[str, Any],
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    sentence: str = "Runs side by side; nothing was measured for this page.",
+    links: Mapping[str, str] | None = None,
+) -> str:
+    """A page of runs side by side: their table and, where all measured one quality, that against each cost.
+
+    ``links`` are those of rows, by their first cell.
+    """
     from lpc.report.page.charts import trade_offs
 
     runs, quality = comparison["runs"], comparison["quality"]
@@ -82,10 +101,10 @@ def comparison_page(comparison: Mapping[str, Any], header: Sequence[str], rows: 
         title=f"{', '.join(sources)}: runs compared by lpc",
         name=", ".join(sources),
         family={"source": ", ".join(dict.fromkeys(run["source"] for run in runs)), "family": f"{len(runs)} models"},
-        sentence="Runs side by side; nothing was measured for this page.",
+        sentence=sentence,
         header=header,
         rows=rows,
-        links={},
+        links=links or {},
     )
 
 

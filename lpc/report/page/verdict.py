@@ -8,7 +8,7 @@ from typing import Any
 
 from lpc.evaluation import told, verdict
 from lpc.report.costs import label_of
-from lpc.report.render import heldout_rows, show_measure, speed_rows
+from lpc.report.render import asked_words, heldout_rows, show_measure, speed_rows
 
 LOWER_IS_BETTER = ("perplexity", "loss", "word_perplexity", "byte_perplexity", "token_perplexity", "bits_per_byte")
 SIZES = ("parameters", "weight_bytes", "kv_cache_bytes", "macs")
@@ -28,7 +28,7 @@ class Line:
 def sentence(manifest: Mapping[str, Any]) -> str:
     """What was done, what it cost, and whether it was proven, in plain words."""
     achieved = manifest["ratio"]["achieved"]
-    parts = [f"{achieved:.1%} of the parameters are gone"]
+    parts = [f"{achieved:.1%} of the parameters are gone ({asked_words(manifest)})"]
     kv = _ratio(manifest, "kv_cache_bytes")
     if kv is not None and kv < 1:
         parts[0] += f", the KV cache of a token is {kv:.0%} of what it was"

@@ -55,6 +55,14 @@ def made(*words: object) -> CompressOptions:
     return found[0]
 
 
+def test_presets_are_recipes() -> None:
+    assert made("--ratio", 0.3, "--preset", "fast") == made("--ratio", 0.3, "--recipe", "fastest")
+    assert made("--ratio", 0.3, "--preset", "default") == made("--ratio", 0.3)
+    assert made("--ratio", 0.3, "--preset", "best", "--steps", 7).tune.steps == 7
+    with pytest.raises(OptionError, match="did you mean 'fast'"):
+        made("--ratio", 0.3, "--preset", "fasst")
+
+
 ODD = [
     CompressOptions(target=Target(ratio=0.3)),
     CompressOptions(

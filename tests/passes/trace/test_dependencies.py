@@ -145,7 +145,8 @@ def test_an_opaque_block_keeps_the_number_of_outputs_and_the_attributes() -> Non
     assert (node.shape, beside) == ((2, 4), "beside")
     assert [tuple(out.shape) for out in opaque(hidden_states=states)[:1]] == [(2, 4)]
     assert opaque.attribute == 7
-    assert [name for name, _ in opaque.named_parameters()] == ["scale"]
+    assert [name for name, _ in opaque.named_parameters()] == ["opaque_scale"]
+    assert Opaque(Block(), 4, run=False, outputs=3)(states)[1:] == (None, None)
     with pytest.raises(AttributeError, match="nothing"):
         _ = opaque.nothing
 

@@ -128,6 +128,8 @@ def test_a_page_loads_nothing_from_anywhere(which: str, manifest: dict[str, Any]
 def test_strings_of_a_model_stay_text(manifest: dict[str, Any]) -> None:
     manifest["source"]["path"] = f"/models/{HOSTILE.replace('/', '')}"
     manifest["notes"] = [HOSTILE]
+    manifest["heldout"] = {**(manifest["heldout"] or {"measures": {}, "rows": 1, "labels": 1, "context_length": None})}
+    manifest["heldout"]["completions"] = [{"prompt": HOSTILE, "dense": HOSTILE, "pruned": HOSTILE}]
     manifest["missing"] = {HOSTILE: HOSTILE}
     manifest["untouched"] = {HOSTILE: HOSTILE}
     manifest["passes"][0]["name"] = HOSTILE

@@ -1,0 +1,72 @@
+"""A few completions: what a language model goes on with, greedily, after prompts that it was not tuned on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from peft import PeftModel
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from passes.models import Task, base_model, evaluation_mode, task_of
+from passes.ranks import sharded
+
+__all__ = ["completions", "prompts_in"]
+
+PROMPTS = 3
+"""So many held-out rows are begun and gone on with."""
+BEGINNING = 24
+"""Tokens of a text that are its prompt; at most half of it."""
+LONGEST = 192
+"""A prompt of more tokens is left out."""
+NEW_TOKENS = 24
+
+UNLABELLED = -100
+
+
+def prompts_in(rows: Dataset[dict[str, torch.Tensor]]) -> Iterator[list[int]]:
+    """The prompts of some rows, evenly spaced: what stands before the first label, or the beginning of a text."""
+    last = len(rows) - 1  # type: ignore[arg-type]
+    for place in dict.fromkeys(round(number * last / (PROMPTS - 1)) for number in range(PROMPTS)):
+        row = rows[place]
+        ids, labels = row["input_ids"].tolist(), row.get("labels", row["input_ids"]).tolist()
+        masked = next((at for at, label in enumerate(labels) if label != UNLABELLED), len(labels))
+        count = masked if masked > 1 else min(BEGINNING, len(ids) // 2)
+        if 0 < count < len(ids) and count <= LONGEST:
+            yield ids[:count]
+
+
+def completions(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    rows: Dataset[dict[str, torch.Tensor]],
+) -> tuple[tuple[str, str], ...]:
+    """Prompts in some rows, and what the model goes on with, as texts; none for what is no causal language model or has
+    no tokenizer.
+
+    The most probable token each time, at most ``NEW_TOKENS``, up to the end that the tokenizer knows. All tokens are
+    run anew for each, as any ``forward`` can: prompts are short, and that is little beside one held-out measure.
+    Sharded weights (FSDP) are there only for all processes together: nothing is completed.
+    """
+    if tokenizer is None or task_of(base_model(model)) is not Task.CAUSAL_LM or sharded():
+        return ()
+    with torch.no_grad(), evaluation_mode(model):
+        begun = [(ids, _greedy(model, tokenizer, ids)) for ids in prompts_in(rows)]
+    return tuple((_text(tokenizer, prompt), _text(tokenizer, said)) for prompt, said in begun)
+
+
+def _greedy(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> list[int]:
+    ids, device = torch.tensor([list(prompt)]), next(model.parameters()).device
+    ids = ids.to(device)
+    for _ in range(NEW_TOKENS):
+        best = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -1].argmax()
+        if int(best) == tokenizer.eos_token_id:
+            break
+        ids = torch.cat([ids, best.view(1, 1)], dim=1)
+    found: list[int] = ids[0, len(prompt) :].tolist()
+    return found
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True))

@@ -1,0 +1,163 @@
+"""sweep(): every cell in a process of its own, as many at once as there is room for; then the report."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from lpc.options import Cell, SweepOptions
+from lpc.sweeping.cell import SETTLED
+from lpc.sweeping.early import check_early_stopping
+from lpc.sweeping.folder import DECLARATION, Outcome, State, SweepFolder
+from lpc.sweeping.report import SweepReport
+from passes.errors import OptionError
+from passes.options import check_loggers, from_dict
+from passes.pipeline import Progress, silent
+from passes.places import check_file, find_place
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.2
+GRACE_SECONDS = 60.0
+"""A process that is asked to end has so long to keep what it has done."""
+STAGE = "cells"
+
+
+def sweep(
+    declaration: SweepOptions | Mapping[str, object] | str | Path,
+    out: str | Path = "sweep-out",
+    *,
+    jobs: int = 1,
+    gather: bool = False,
+    progress: Progress = silent,
+) -> SweepReport:
+    """Run every cell of a sweep that is not finished, ``jobs`` at once, and write the report of all into ``out``.
+
+    ``declaration`` is that of ``docs/sweep.md``, as a file, as plain values or as ``SweepOptions``. With ``gather``
+    nothing is run: the report is of what is there. A cell that fails is told there, and does not end the sweep.
+
+    Raises OptionError, MissingFileError and DataError before any work for what the declaration says, OutputError for a
+    folder that cannot be written.
+    """
+    if jobs < 1:
+        raise OptionError(f"jobs must be at least 1, got {jobs}")
+    asked, folder = declared(declaration), SweepFolder(path=Path(out))
+    begun(asked, folder)
+    if not gather:
+        _run_all(asked, folder, jobs, progress)
+    report = SweepReport.of(asked, folder)
+    report.write(folder.path)
+    return report
+
+
+def declared(declaration: SweepOptions | Mapping[str, object] | str | Path) -> SweepOptions:
+    """The declaration, read if it is a file."""
+    if isinstance(declaration, SweepOptions):
+        return declaration
+    return from_dict(SweepOptions, declaration) if isinstance(declaration, Mapping) else SweepOptions.read(declaration)
+
+
+def begun(asked: SweepOptions, folder: SweepFolder) -> None:
+    """Begin a sweep, or go on with it. Raises, before anything is written, for what no cell could be run with."""
+    check_early_stopping(asked.early_stopping)
+    for cell in asked.cells:
+        check_loggers(cell.options.tune.report_to)
+    find_place(asked.model)
+    for each in asked.data:
+        check_file(each, "a text, a .jsonl file or a saved data set under data")
+    folder.begin(asked)
+
+
+def _run_all(asked: SweepOptions, folder: SweepFolder, jobs: int, progress: Progress) -> None:
+    waiting = [cell for cell in asked.cells if folder.outcome(cell).state not in SETTLED]
+    total = len(asked.cells)
+    with processes(folder, jobs) as running:
+        while waiting or running.cells:
+            progress(STAGE, total - len(waiting) - len(running.cells), total)
+            while waiting and len(running.cells) < jobs:
+                running.start(waiting.pop(0))
+            running.wait()
+    progress(STAGE, total, total)
+
+
+class _Processes:
+    """The processes at work, by the place that each has: 0 to one less than the jobs."""
+
+    def __init__(self, folder: SweepFolder, jobs: int, words: Callable[[SweepFolder, Cell], list[str]]) -> None:
+        self._folder, self._jobs, self._words = folder, jobs, words
+        self.cells: dict[int, tuple[Cell, subprocess.Popen[bytes]]] = {}
+
+    def start(self, cell: Cell) -> None:
+        """Start the process of a cell."""
+        place = next(number for number in range(self._jobs) if number not in self.cells)
+        with self._folder.beside(cell, ".log").open("ab") as log:
+            started = subprocess.Popen(
+                self._words(self._folder, cell),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **_room(place, self._jobs)},
+                start_new_session=True,
+            )
+        self.cells[place] = cell, started
+
+    def wait(self) -> None:
+        """Wait for one to end; one that says nothing of its outcome has failed."""
+        while not (ended := [place for place, (_, each) in self.cells.items() if each.poll() is not None]):
+            time.sleep(POLL_SECONDS)
+        for place in ended:
+            cell, process = self.cells.pop(place)
+            found = self._folder.outcome(cell)
+            if found.state is State.OPEN:
+                found = Outcome(state=State.FAILED, why=f"its process ended with {process.returncode}")
+                self._folder.note(cell, found)
+            if found.state is State.FAILED:
+                log = self._folder.beside(cell, ".log")
+                logger.warning("the cell %s failed, and the sweep goes on: %s (%s)", cell.name, found.why, log)
+
+    def end(self) -> None:
+        """Ask all to end, and let them keep what they have done."""
+        for _, process in self.cells.values():
+            process.terminate()
+        for _, process in self.cells.values():
+            try:
+                process.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _words(folder: SweepFolder, cell: Cell) -> list[str]:
+    """The command that runs a cell."""
+    place = str(folder.path)
+    return [sys.executable, "-m", "lpc", "sweep", f"{place}/{DECLARATION}", "--out", place, "--cell", cell.name]
+
+
+@contextmanager
+def processes(
+    folder: SweepFolder, jobs: int, words: Callable[[SweepFolder, Cell], list[str]] = _words
+) -> Iterator[_Processes]:
+    """Processes that are all at their end when the block is; ``words`` are the command of a cell."""
+    running = _Processes(folder, jobs, words)
+    try:
+        yield running
+    finally:
+        running.end()
+
+
+def _room(place: int, jobs: int) -> dict[str, str]:
+    """What a process gets of the machine: its share of the cores, and of several GPUs one, unless that was said."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
+    seen = torch.cuda.device_count()
+    if seen > 1:
+        names = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(seen)))).split(",")
+        found["CUDA_VISIBLE_DEVICES"] = names[place % len(names)]
+    return found

@@ -1,0 +1,146 @@
+"""Model types that nobody described: found, proven on a twin, kept; or refused with the first check that failed."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+import zoo
+
+from passes.discovery import describe, discover, random_model, small_config
+from passes.discovery.layouts import attention_kinds
+from passes.discovery.proof import prove
+from passes.errors import UnsupportedModelError
+from passes.families import FAMILIES, AttentionLayout, Family, Packing, family_named, tried
+from passes.models import twin_of
+from passes.trace import trace
+
+SIZES = {**zoo.GQA, "num_hidden_layers": 2}
+
+
+@pytest.fixture
+def undescribed() -> Iterator[None]:
+    """As if nobody had described any of lpc's own families."""
+    with FAMILIES.restored():
+        FAMILIES._entries.clear()
+        yield
+
+
+def olmo3() -> hf.Olmo3Config:
+    return hf.Olmo3Config(**SIZES, layer_types=["sliding_attention", "full_attention"], sliding_window=6)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["llama", "qwen3", "olmo2", "cohere-qk-norm", "phi-qk-layernorm", "stablelm", "opt", "gptj", "gpt2", "phi3",
+     "bert", "distilbert", "modernbert", "vit", "mixtral"],
+)  # fmt: skip
+def test_the_likeliest_layout_is_the_described_one(name: str) -> None:
+    case = zoo.ZOO[name]
+    kinds = attention_kinds(twin_of(case.model_class, case.config()), stacks=False)
+    described = FAMILIES[case.family].attentions
+    assert len(kinds) == len(described) == 1
+    found = [replace(each, attributes={}) for each in kinds[0].layouts]
+    blank = replace(described[0], attributes={}, block=kinds[0].name)
+    if name == "phi-qk-layernorm":
+        assert found[0] == blank
+    else:
+        assert replace(found[0], shared=()) == replace(blank, shared=())
+    assert described[0].block.endswith(kinds[0].name)
+
+
+def test_a_family_that_nobody_described_is_discovered_and_used(tmp_path: Path) -> None:
+    family = describe(olmo3(), hf.Olmo3ForCausalLM, cache=tmp_path)
+    assert family.proof is not None
+    assert family.proof.worst < 5e-5
+    assert family.proof.checks == ("masked against cut", "with a cache", "reload")
+    assert (family.heads, family.kv_heads, family.channels) == (
+        "num_attention_heads", "num_key_value_heads", "intermediate_size",
+    )  # fmt: skip
+    graph = trace(olmo3(), model_type=hf.Olmo3ForCausalLM)
+    assert {w.name: w.stock[0] for w in graph.widths} == {"kv_groups": 1, "mlp_channels": 1}
+    assert "sliding_window" in family.meaningful
+
+
+def test_what_was_discovered_is_read_again_and_a_broken_file_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("passes.discovery.search.IN_PROCESS", {})
+    first = describe(olmo3(), hf.Olmo3ForCausalLM, cache=tmp_path)
+    (file,) = tmp_path.iterdir()
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps({**values, "heads": "read_from_the_file"}))
+    monkeypatch.setattr("passes.discovery.search.IN_PROCESS", {})
+    assert describe(olmo3(), hf.Olmo3ForCausalLM, cache=tmp_path) == replace(first, heads="read_from_the_file")
+    file.write_text("{")
+    monkeypatch.setattr("passes.discovery.search.IN_PROCESS", {})
+    with caplog.at_level(logging.WARNING):
+        assert describe(olmo3(), hf.Olmo3ForCausalLM, cache=tmp_path) == first
+    assert "cannot be read" in caplog.text
+
+
+def test_a_wrong_layout_is_refused_with_the_check_that_failed(undescribed: None) -> None:
+    case = zoo.ZOO["gpt_neox"]
+    layout = FAMILIES_OF["gpt_neox"].attentions[0]
+    model = random_model(case.model_class, small_config(case.model_class, case.config()))
+    wrong = replace(FAMILIES_OF["gpt_neox"], attentions=(replace(layout, packing=Packing.PARTS),))
+    with tried("gpt_neox", wrong), pytest.raises(UnsupportedModelError, match="masked against cut"):
+        prove(model)
+    with tried("gpt_neox", FAMILIES_OF["gpt_neox"]):
+        assert prove(model)[0].worst < 5e-5
+    assert family_named("gpt_neox") is None
+
+
+FAMILIES_OF: dict[str, Family] = dict(FAMILIES)
+
+
+def test_attention_that_fits_no_layout_stays_with_the_reason() -> None:
+    config = hf.DiffLlamaConfig(**{**SIZES, "hidden_size": 128})
+    family = discover(config, hf.DiffLlamaForCausalLM)
+    assert family.attentions == ()
+    assert "DiffLlamaAttention fit none of the known attention layouts (it holds lambda_q1" in family.fixed["self_attn"]
+    with tried("diffllama", family):
+        graph = trace(config, model_type=hf.DiffLlamaForCausalLM)
+    assert graph.untouched["self_attn"] == family.fixed["self_attn"]
+    assert [width.name for width in graph.widths] == ["mlp_channels"]
+
+
+def test_several_models_in_one_are_refused_by_the_names_of_the_parts() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"several models in one \(.*vision_config"):
+        discover(hf.PaliGemmaConfig(), hf.PaliGemmaForConditionalGeneration)
+
+
+def test_a_small_model_has_each_kind_of_layer_and_the_size_of_the_heads() -> None:
+    config = hf.Gemma2Config(num_hidden_layers=26, layer_types=["sliding_attention"] * 3 + ["full_attention"] * 23)
+    small = small_config(hf.Gemma2ForCausalLM, config)
+    assert small.num_hidden_layers == 4
+    assert small.layer_types == ["sliding_attention"] * 3 + ["full_attention"]
+    assert (small.num_attention_heads, small.num_key_value_heads, small.head_dim) == (4, 2, 256)
+    assert small.vocab_size < 1000
+
+
+def test_gates_go_with_their_heads() -> None:
+    class Gated(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head_dim = 4
+            self.q_proj, self.o_proj = torch.nn.Linear(16, 32), torch.nn.Linear(16, 16)
+            self.k_proj, self.v_proj = torch.nn.Linear(16, 8), torch.nn.Linear(16, 8)
+            self.gate_proj = torch.nn.Linear(16, 16)
+
+    model = torch.nn.Sequential()
+    model.add_module("attn", Gated())
+    model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([model])})  # type: ignore[assignment]
+    (kind,) = attention_kinds(model, stacks=False)
+    layout: AttentionLayout = kind.layouts[0]
+    assert (layout.gates, layout.gated_query, layout.output) == (("gate_proj",), True, "o_proj")
+    slices = {part.parameter.rpartition("attn.")[2]: part.indices([1]) for part in layout.read(
+        model, kind.paths[0]).group_slices()}  # fmt: skip
+    assert slices["q_proj.weight"] == list(range(16, 32))
+    assert slices["gate_proj.weight"] == slices["o_proj.weight"] == list(range(8, 16))
