@@ -1,6 +1,7 @@
 # make demo   sets itself up, compresses the embedded model, exports, benchmarks, evaluates, leaves demo-out/
 # make test   sets itself up, checks style and types, passes the tests
 # make test-matrix   the tests that repeat a proof on further families and roads, which make test leaves out
+# make test-servers  installs real servers into .venv-servers (npm too), sends them prompts, compares with torch
 # make docs   the site, in site/
 # make test-oldest, make test-latest   the tests with every package at its lower bound, and with everything unpinned
 PYTHON ?= python3
@@ -15,7 +16,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # Threads that spin while they wait make torch ten times slower on a machine that is shared.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo docs test test-matrix test-oldest test-latest lint setup docs-test clean
+.PHONY: demo docs test test-matrix test-servers test-oldest test-latest lint setup docs-test clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "lpc needs Python 3.11 or newer; run make PYTHON=python3.11")'
@@ -41,6 +42,18 @@ test: lint
 test-matrix: $(READY)
 	$(BIN)/$(PYTEST) -m matrix
 
+SERVERS := $(VENV)-servers
+$(SERVERS)/.ready: tests/servers/requirements.txt tests/servers/package.json
+	$(PYTHON) -m venv $(SERVERS)
+	$(SERVERS)/bin/pip $(INSTALL) $(TORCH)
+	$(SERVERS)/bin/pip $(INSTALL) $(TORCH) -r tests/servers/requirements.txt
+	mkdir -p $(SERVERS)/node && cp tests/servers/package.json $(SERVERS)/node/
+	npm --prefix $(SERVERS)/node install --ignore-scripts --no-audit --no-fund --silent
+	touch $@
+
+test-servers: $(READY) $(SERVERS)/.ready
+	$(BIN)/python tests/servers/run.py --servers $(SERVERS)
+
 docs: $(READY)
 	$(BIN)/pip $(INSTALL) -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -59,4 +72,4 @@ test-latest:
 	$(VENV)-latest/bin/$(PYTEST)
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-latest demo-out lpc-out build site *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-latest $(SERVERS) servers-work demo-out lpc-out build site *.egg-info

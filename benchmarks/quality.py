@@ -8,7 +8,7 @@ Held-out text is never scored or tuned on (``corpora.load`` checks it); what is 
 text than what the tables report. Finished cells are read back from ``benchmarks/out/quality-MODEL.jsonl``, to which
 several processes may write at once; the same recipe by two names is run once. ``--table`` runs nothing. The tables go
 to ``benchmarks/out/quality-SET-MODEL.md``; copied into ``benchmarks/results``, ``python benchmarks/tables_in_docs.py``
-puts them into the documentation.
+puts them into the documentation. For ``--models smollm2``, a really pretrained one, see ``quality_real.py``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import quality_real
 import torch
 from corpora import CORPORA, Loaded, load
 from quality_cells import EVALUATED_AT_ONCE, Recipe, cell
@@ -48,12 +49,17 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--steps", type=int, help="optimizer steps (default: the corpus's own)")
     parser.add_argument("--only", default="", help="recipes whose name matches this regular expression")
+    parser.add_argument("--rows", type=int, default=300, help="rows a task, of a really pretrained model")
+    parser.add_argument("--samples", type=int, default=128, help="sequences ranked, of a really pretrained model")
     parser.add_argument("--table", action="store_true", help="run nothing, write the tables")
     arguments = parser.parse_args()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     OUT.mkdir(exist_ok=True)
     for name in arguments.models.split(","):
+        if name not in CORPORA:
+            quality_real.main(name, arguments)
+            continue
         path, usual = OUT / f"quality-{name}.jsonl", CORPORA[name].steps
         steps = arguments.steps or usual
         if not arguments.table:

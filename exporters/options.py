@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from passes.options import Names, check, option
+from passes.errors import OptionError
+from passes.options import AUTO, Group, Names, check, option
 
 MAX_OPSET = 23
 
 EXPORTER_NAMES = Names(("hf", "onnx"), "lpc.exporters")
-PRECISION_NAMES = Names(("float32", "float16"), "lpc.precisions")
+PRECISION_NAMES = Names(("fp32", "fp16", "bf16", "fp16-weights", "int8", "int4"), "lpc.precisions")
 
 DEFAULT_EXPORTS = ("hf", "onnx")
+
+
+def names_in(text: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +33,45 @@ class OnnxOptions:
         hint="it has Attention and RMSNormalization, and is where torch's exporter ends",
         help="The ONNX opset: the one that measured best.",
     )
-    dtype: str = option(
-        "float32",
-        noun="ONNX dtype",
-        choices=PRECISION_NAMES.known,
-        help="The precision of the graph; float32 is the right one on CPU.",
+    precision: tuple[str, ...] = option(
+        (AUTO,),
+        choices=lambda: (AUTO, *PRECISION_NAMES.known()),
+        help="How weights are stored and computed with; auto keeps what the source is stored in. Of several each has a "
+        "folder of its own.",
+        group=Group.OUTPUT,
+        common=True,
+        metavar="NAME,...",
+        words=str,
+        read=names_in,
+    )
+    block: int = option(
+        32,
+        least=16,
+        most=256,
+        help="int4 and int8: weights that share a scale; 16, 32, 64, 128 or 256.",
+        group=Group.OUTPUT,
+    )
+    symmetric: bool = option(True, help="int4 and int8 without zero points: smaller, and on SmolLM2 no worse.")
+    rounding: str = option(
+        "nearest",
+        choices=("nearest", "search"),
+        help="int4 and int8: the nearest code in a block's whole range, or in the range with the least squared error.",
+        group=Group.OUTPUT,
+    )
+    calibration: Path | None = option(
+        None,
+        help="int4 of a causal language model: a text on which GPTQ chooses codes, instead of the nearest.",
+        group=Group.OUTPUT,
+        metavar="FILE",
+    )
+    head: str = option(
+        "int8",
+        choices=("int4", "int8", "float"),
+        help="How int4 stores the head, and the embedding that it is tied to.",
+        group=Group.OUTPUT,
+    )
+    embedding: str | None = option(
+        None, choices=("int4", "int8", "float"), help="How int4 stores the embedding; by default as the head."
     )
     route: str = option(
         "auto",
@@ -49,3 +90,7 @@ class OnnxOptions:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.block & (self.block - 1):
+            raise OptionError(f"block must be a power of two from 16 to 256, got {self.block}")
+        if not self.precision or len(set(self.precision)) < len(self.precision):
+            raise OptionError(f"name each precision once, and at least one: got {', '.join(self.precision) or 'none'}")

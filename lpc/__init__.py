@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lpc.evaluation import Quality as Quality
     from lpc.evaluation import quality as quality
     from lpc.exporting import export as export
+    from lpc.exporting import export_each as export_each
     from lpc.family import CompactFamily as CompactFamily
     from lpc.family import compress_family as compress_family
     from lpc.inspection import inspect as inspect
@@ -151,6 +152,7 @@ _HOMES = {
     "doctor": "lpc.checkup",
     "evaluate": "lpc.evaluating",
     "export": "lpc.exporting",
+    "export_each": "lpc.exporting",
     "inspect": "lpc.inspection",
     "load": "lpc.source",
     "plan": "lpc.planning",

@@ -17,7 +17,7 @@ from lpc.estimation import look_ahead
 from lpc.latency import latency_for, predicted
 from lpc.material import AnyData, prepare
 from lpc.measuring import measures_of
-from lpc.opening import Keeping, asked, check_leaving, opened, tell_defaults
+from lpc.opening import Keeping, asked, check_leaving, in_whole_blocks, opened, tell_defaults
 from lpc.options import CompressOptions, DataOptions, Short, with_short
 from lpc.pipelines import compression_pipeline, replay_pipeline
 from lpc.replay import check_adapter_files, check_worn, plan_and_weights
@@ -140,7 +140,7 @@ def compress(
         load_in=load_in,
         trust_remote_code=trust_remote_code,
     )
-    keeping, options = Keeping.of(options, run_folder, resume)
+    keeping, options = Keeping.of(in_whole_blocks(options, export), run_folder, resume)
     source, program, context = opened(model, tokenizer, options, export, progress)
     latency = latency_for(program.model, program.traced, options.target.wanted, progress)
     with together():
@@ -162,7 +162,8 @@ def compress(
         program = passes.after(TracePass.name).run(handed, context).program
     result = Result.of(program, name, processor, context, passes, material.context_length, notes)
     told = predicted(latency, options.target.wanted, result.plan)
-    return replace(result, recipe=recipe, options=options, report=replace(result.report, latency=told))
+    report = replace(result.report, latency=told)
+    return replace(result, recipe=recipe, options=options, report=report, judge=material.measure_package)
 
 
 def _teacher(model: ModelLike, options: CompressOptions, run: RunContext) -> Callable[[], torch.nn.Module] | None:

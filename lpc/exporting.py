@@ -9,12 +9,12 @@ from pathlib import Path
 from peft import PeftModel
 
 from exporters.files import PACKAGE, staged_folder
-from exporters.onnx import OnnxPackage, export_onnx, needs_tokenizer
+from exporters.onnx import OnnxPackage, export_packages, needs_tokenizer
 from exporters.options import OnnxOptions
 from lpc.owned import MANIFEST
 from lpc.report import complete
 from lpc.source import load_source
-from passes.errors import MissingFileError, TokenizerError
+from passes.errors import MissingFileError, OptionError, TokenizerError
 from passes.graph import PLAN_FILE, Plan
 from passes.models import base_model, check_finite
 
@@ -22,7 +22,18 @@ from passes.models import base_model, check_finite
 def export(
     model: str | Path, out: str | Path, options: OnnxOptions | None = None, *, force: bool = False
 ) -> OnnxPackage:
+    """As ``export_each``, for one precision. Raises OptionError if the options name more."""
+    if options is not None and len(options.precision) > 1:
+        raise OptionError(f"export writes one precision, got {', '.join(options.precision)}: see lpc.export_each")
+    return export_each(model, out, options, force=force)[0]
+
+
+def export_each(
+    model: str | Path, out: str | Path, options: OnnxOptions | None = None, *, force: bool = False
+) -> tuple[OnnxPackage, ...]:
     """Write the ONNX package of a checkpoint folder into ``out``, verified; the folder appears whole or not at all.
+
+    Of several precisions each has a folder of its name there.
 
     A causal language model, an encoder with a head, an image classifier, or an encoder-decoder; the first needs its
     tokenizer beside it, the others' tokenizer or image processor is taken along where there is one.
@@ -42,9 +53,10 @@ def export(
     if source.tokenizer is None and needs_tokenizer(plain):
         raise TokenizerError(f"there is no tokenizer in {model}, and an ONNX package needs one: save it there first")
     with staged_folder(Path(out), force=force, owned=PACKAGE, reads=(model,)) as stage:
-        package = export_onnx(plain, source.processor, stage, options, plan_of(Path(model)))
+        found = export_packages(plain, source.processor, stage, options, plan_of(Path(model)))
+        places = [Path(out) / each.folder.relative_to(stage) for each in found]
     complete(Path(out))
-    return replace(package, folder=Path(out))
+    return tuple(replace(each, folder=place) for each, place in zip(found, places, strict=True))
 
 
 def plan_of(checkpoint: Path) -> Plan | None:

@@ -20,7 +20,7 @@ from lpc.estimation import look_ahead
 from lpc.family_report import DENSE_ONNX, FamilyReport
 from lpc.material import AnyData, Material, prepare
 from lpc.measuring import measures_of
-from lpc.opening import Keeping, asked, opened, tell_defaults
+from lpc.opening import Keeping, asked, in_whole_blocks, opened, tell_defaults
 from lpc.options import BenchmarkOptions, CompressOptions, DataOptions, Short
 from lpc.owned import MANIFEST, output
 from lpc.pipelines import MEMBER_NAMES, choices, family_pipeline, member_pipeline
@@ -174,7 +174,7 @@ def compress_family(
         snapshots=snapshots,
         trust_remote_code=trust_remote_code,
     )
-    keeping, options = Keeping.of(options, run_folder, resume)
+    keeping, options = Keeping.of(in_whole_blocks(options, export), run_folder, resume)
     schedule = options.tune.schedule or Schedule()
     options = replace(options, tune=settled(replace(options.tune, schedule=schedule)))
     source, program, context = opened(model, tokenizer, options, export, progress)
@@ -225,13 +225,15 @@ class _Training:
         found = Result.of(
             done, source.name, source.processor, context, whole, length, source.notes + self.material.notes
         )
-        return replace(found, recipe=self.recipe, options=self.options)
+        return replace(found, recipe=self.recipe, options=self.options, judge=self.material.measure_package)
 
 
 def check_timeable(model: PreTrainedModel, export: Exports) -> None:
     """Raise OptionError if there is no graph to time, UnsupportedModelError if there are two."""
     if "onnx" not in export:
         raise OptionError("latency is measured on the ONNX packages: export onnx too, or leave benchmark off")
+    if len(chosen(export)["onnx"].precision) > 1:
+        raise OptionError("a family is timed in one precision: name one, or leave benchmark off")
     if task_of(model) is Task.SEQ2SEQ_LM:
         raise UnsupportedModelError("the benchmark times models in one graph, not encoder-decoders: leave it off")
 

@@ -13,7 +13,8 @@ import psutil
 import torch
 
 from exporters.hf import Processor
-from exporters.registry import Exports, check_exports
+from exporters.onnx import PRECISIONS
+from exporters.registry import Exports, check_exports, chosen
 from lpc.material import Material
 from lpc.options import CompressOptions, Short, check_kinds, check_short, target_from, with_short
 from lpc.progress import logged
@@ -22,7 +23,7 @@ from lpc.run_folder import RunFolder, running
 from lpc.source import ModelLike, Source, load_source
 from passes.errors import OptionError
 from passes.models import base_model
-from passes.options import Layout, Target, TraceOptions, check_loggers
+from passes.options import AUTO, Layout, Target, TraceOptions, check_loggers
 from passes.pipeline import PassRecord, Pipeline, Program, Progress, RunContext, measured, silent
 from passes.ranks import join, rank, together
 from passes.trace import TracePass
@@ -51,6 +52,18 @@ def asked(
             owners["run"] = replace(owners["run"], samples=samples)
         owners["data_options"] = replace(owners["data_options"], samples=None)
     return CompressOptions(target=target, trace=trace, **owners, **more)
+
+
+def in_whole_blocks(options: CompressOptions, export: Exports) -> CompressOptions:
+    """The options with widths that are multiples of the blocks in which a precision stores weights, if one does.
+
+    A ``multiple`` that was said stays. Raises OptionError for a format that there is not.
+    """
+    named = tuple(export) if not isinstance(export, Mapping) else export
+    onnx = chosen(named).get("onnx") if named and options.target.multiple is None else None
+    if onnx is None or not any(PRECISIONS.named(name).blocks for name in onnx.precision if name != AUTO):
+        return options
+    return replace(options, target=replace(options.target, multiple=onnx.block))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,24 +5,26 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from exporters.files import sha256, staged_folder, write_text
+from exporters.files import MODEL_FILE, sha256, staged_folder, write_text
 from exporters.hf import Processor
+from exporters.onnx import ExportReport
 from exporters.options import DEFAULT_EXPORTS
 from exporters.registry import EXPORTERS, Exports, chosen
 from exporters.runtimes import compatibility
 from lpc.answering import answers_of
+from lpc.evaluation import Quality
 from lpc.measuring import heldout_of
 from lpc.options import RECIPE_FILE, CompressOptions, recipe_text
 from lpc.owned import output
 from lpc.recipe import Recipe
-from lpc.report import Report, write_manifest
+from lpc.report import PackageCost, Report, write_manifest
 from lpc.run_folder import EXPORTS, RunFolder, kept_if_stopped
 from passes.errors import LpcError, OptionError
 from passes.graph import Plan
@@ -32,6 +34,8 @@ from passes.ranks import on_first
 
 logger = logging.getLogger(__name__)
 
+ONNX_FOLDER = "onnx"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
@@ -39,7 +43,8 @@ class Result:
 
     ``report`` holds the numbers so far; saving adds those of the checkpoint and of the ONNX package. ``recipe`` is
     there if the run kept what it had done, in the folder ``report.run.checkpoints``; ``options`` are those of the run,
-    for ``recipe.yaml``; ``command`` is what was typed.
+    for ``recipe.yaml``; ``command`` is what was typed; ``judge`` measures an ONNX folder on what
+    was held out.
     """
 
     program: Program
@@ -48,6 +53,7 @@ class Result:
     recipe: Recipe | None = None
     options: CompressOptions | None = None
     command: str | None = None
+    judge: Callable[[Path], Quality] | None = None
 
     @classmethod
     def of(
@@ -152,6 +158,7 @@ class Result:
             done = self._run(stage, exports, progress)
             verdicts = compatibility(self.model, done.program.history)
             report = replace(self.report, passes=done.program.history, compatibility=verdicts)
+            report = replace(report, packages=self._packages(stage, done.program))
             report = replace(report, pipeline=(*self.report.pipeline, *Pipeline(done.steps).entries))
             recipe = asdict(self.recipe) if self.recipe else None
             write_manifest(
@@ -164,6 +171,31 @@ class Result:
             raise done.error
         logger.info("wrote %s", folder)
         return report
+
+    def _packages(self, stage: Path, program: Program) -> tuple[PackageCost, ...]:
+        """What each ONNX package costs, and how good it is."""
+        found: list[PackageCost] = []
+        for written in (record.report for record in program.history if isinstance(record.report, ExportReport)):
+            for each in written.packages:
+                place = Path(ONNX_FOLDER) / each.folder
+                measures = self._measures(stage / place) if each.rounds else self._pruned
+                told = PackageCost(
+                    precision=each.precision, folder=place.as_posix(), file_bytes=each.file_bytes, measures=measures
+                )
+                found.append(told)
+        return tuple(found)
+
+    @property
+    def _pruned(self) -> Mapping[str, float]:
+        """The checkpoint's measures."""
+        heldout = self.report.heldout
+        return {name: each.pruned for name, each in heldout.measures.items()} if heldout else {}
+
+    def _measures(self, package: Path) -> Mapping[str, float]:
+        """Those of a package, if it can be measured: of two graphs lpc measures none."""
+        if self.judge is None or not (package / MODEL_FILE).is_file():
+            return {}
+        return self.judge(package).measures
 
     def save_recipe(self, folder: Path) -> None:
         """Write ``recipe.yaml``, with every option of the run, if they are known. Raises OutputError."""

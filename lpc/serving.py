@@ -191,15 +191,17 @@ def _refusal(folder: Path, engine: Engine) -> str | None:
 
 
 def _installed(engine: Engine) -> tuple[Path, str] | None:
-    """The engine's program, in this environment or on the path, and its version; None without what it needs."""
-    places = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
-    program = shutil.which(engine.program, path=places)
-    if program is None:
-        return None
-    python = shutil.which("python", path=str(Path(program).parent)) or sys.executable
-    asked = [python, "-c", INSTALLED, engine.name, *engine.needs]
-    answer = subprocess.run(asked, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    return (Path(program), answer.stdout.strip()) if answer.returncode == 0 else None
+    """The engine's program and version, in this environment or else on the path, where it has what it needs."""
+    for place in (str(Path(sys.executable).parent), *os.environ.get("PATH", os.defpath).split(os.pathsep)):
+        program = shutil.which(engine.program, path=place)
+        if program is None:
+            continue
+        python = shutil.which("python", path=place) or sys.executable
+        asked = [python, "-c", INSTALLED, engine.name, *engine.needs]
+        answer = subprocess.run(asked, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        if answer.returncode == 0:
+            return Path(program), answer.stdout.strip()
+    return None
 
 
 def _free(port: int) -> int:

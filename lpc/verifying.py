@@ -25,6 +25,9 @@ from passes.graph import PLAN_FILE, Plan
 from passes.models import base_model, check_finite, fingerprint, read_json
 
 CHECKPOINT = "hf"
+PRECISION_OF = {"torch.float32": "fp32", "torch.float16": "fp16"}
+"""Of packages that do not say it: an older lpc wrote them."""
+
 READ_BY_LOADERS = ("*.safetensors", "*.safetensors.index.json", "*.py", "*.onnx", "*.onnx.data", *sorted(COMPANIONS))
 """Files that whoever loads a folder would read, whether or not they were written with it."""
 
@@ -115,9 +118,11 @@ class Parts:
     @classmethod
     def of(cls, folder: Path) -> Parts:
         """Those of an output, of one of its parts, or of a folder of its own."""
-        inside = [folder] if _has_graphs(folder) else sorted(each for each in folder.iterdir() if _has_graphs(each))
+        places = [folder] if _has_graphs(folder) else [*folder.iterdir(), *folder.glob("onnx/*")]
+        inside = sorted(each for each in places if _has_graphs(each))
         output = next((each for each in (folder, folder.resolve().parent) if (each / MANIFEST).is_file()), None)
-        homes = (folder, folder / CHECKPOINT, folder.resolve().parent / CHECKPOINT)
+        above = folder.resolve().parents[:2]  # of one precision among several: OUT/onnx/int4
+        homes = (folder, folder / CHECKPOINT, *(each / CHECKPOINT for each in above))
         return cls(folder, output, tuple(inside), next((each for each in homes if _has_weights(each)), None))
 
     @property
@@ -207,8 +212,8 @@ class Parts:
             raise PostconditionError(
                 f"it was made of {found.model[:12]}, and {self.checkpoint} is {fingerprint(model)[:12]}"
             )
-        dtype = found.dtype if found is not None else str(load_config(package).dtype).removeprefix("torch.")
-        for each in check_parity(model, package, dtype):
+        precision = found.precision if found is not None else PRECISION_OF[str(load_config(package).dtype)]
+        for each in check_parity(model, package, precision):
             yield str(each)
 
 

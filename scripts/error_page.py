@@ -23,7 +23,7 @@ and finished work is kept ([resume.md](resume.md)). This page is made of the doc
 | exit code | when |
 |---|---|
 | 0 | all is well; also where the output that was asked for is there already |
-| 1 | an error that nobody foresaw, with its traceback: please report it |
+| 1 | `lpc verify` found something wrong; else an error that nobody foresaw, with its traceback: please report it |
 | 2 | an `LpcError`, unknown words, a cell of a sweep that failed, or something that `lpc doctor` misses |
 | 130 | interrupted (Ctrl-C); what is kept is told, and the same command goes on |
 | 143 | terminated (SIGTERM), likewise |

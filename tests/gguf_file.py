@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
-from gguf import GGUFWriter
-from transformers import PreTrainedModel
+from gguf import GGUFWriter, TokenType
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 NAMES = {
     "self_attn.q_proj": "attn_q",
@@ -23,8 +24,8 @@ NAMES = {
 OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
-def write_gguf(model: PreTrainedModel, path: Path, tokens: list[str] | None = None) -> Path:
-    """Write the weights in float32, with a byte-level vocabulary without merges where ``tokens`` are given."""
+def write_gguf(model: PreTrainedModel, path: Path, tokenizer: PreTrainedTokenizerFast | None = None) -> Path:
+    """Write the weights in float32, with a byte-level BPE tokenizer where that is given."""
     config = model.config
     writer = GGUFWriter(str(path), "llama")
     writer.add_context_length(config.max_position_embeddings)
@@ -33,16 +34,13 @@ def write_gguf(model: PreTrainedModel, path: Path, tokens: list[str] | None = No
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
+    for add in (writer.add_key_length, writer.add_value_length, writer.add_rope_dimension_count):
+        add(config.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
-    if tokens is not None:
-        writer.add_tokenizer_model("gpt2")
-        writer.add_token_list(tokens)
-        writer.add_token_types([1] * len(tokens))
-        writer.add_token_merges([])
-        writer.add_bos_token_id(256)
-        writer.add_eos_token_id(257)
+    if tokenizer is not None:
+        _add_tokenizer(writer, tokenizer, config.vocab_size)
     for name, tensor in model.state_dict().items():
         writer.add_tensor(_gguf_name(name), _values(name, tensor, model))
     writer.write_header_to_file()
@@ -50,6 +48,19 @@ def write_gguf(model: PreTrainedModel, path: Path, tokens: list[str] | None = No
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast, vocabulary: int) -> None:
+    special = set(tokenizer.all_special_ids)
+    kinds = [TokenType.CONTROL if each in special else TokenType.NORMAL for each in range(vocabulary)]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokenizer.convert_ids_to_tokens(list(range(vocabulary))))
+    writer.add_token_types(kinds)
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    writer.add_token_merges([each if isinstance(each, str) else " ".join(each) for each in merges])
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
 
 
 def _gguf_name(name: str) -> str:

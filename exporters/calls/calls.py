@@ -81,6 +81,7 @@ class OnnxFolder:
         path = next((place for place in places if place.is_file()), None)
         if path is None:
             _refuse_encoder_decoder([place.with_name("encoder_model.onnx") for place in places])
+            _refuse_several([place.parent for place in places])
             raise MissingFileError(
                 f"no ONNX model in {folder}: neither onnx/model.onnx nor model.onnx is there; make one with lpc export"
             )
@@ -133,6 +134,15 @@ def _refuse_encoder_decoder(places: list[Path]) -> None:
         raise UnsupportedModelError(
             "the benchmark times models in one graph, model.onnx; this one is an encoder-decoder in two, "
             "encoder_model.onnx and decoder_model.onnx"
+        )
+
+
+def _refuse_several(folders: list[Path]) -> None:
+    found = [each.parent for folder in folders for each in sorted(folder.glob("*/model.onnx"))]
+    if found and found[0].name != "onnx":
+        names = ", ".join(each.name for each in found)
+        raise MissingFileError(
+            f"{found[0].parent} holds packages of several precisions ({names}): name one, {found[0]}"
         )
 
 

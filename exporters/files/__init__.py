@@ -14,7 +14,16 @@ from exporters.files.folder import (
     write_texts,
 )
 from exporters.files.hashes import check_files, check_seal, hashes, sealed
-from exporters.files.names import COMPANIONS, DECODER_FILE, ENCODER_FILE, GRAPHS, MODEL_FILE, PACKAGE, PROVENANCE
+from exporters.files.names import (
+    COMPANIONS,
+    DECODER_FILE,
+    ENCODER_FILE,
+    GRAPHS,
+    MODEL_FILE,
+    PACKAGE,
+    PRECISION_ENTRY,
+    PROVENANCE,
+)
 from exporters.files.place import Owned, run_folder
 
 __all__ = [
@@ -25,6 +34,7 @@ __all__ = [
     "GRAPHS",
     "MODEL_FILE",
     "PACKAGE",
+    "PRECISION_ENTRY",
     "PROVENANCE",
     "UPDATE",
     "Owned",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from exporters.files.place import Owned
 
 MODEL_FILE, ENCODER_FILE, DECODER_FILE = "model.onnx", "encoder_model.onnx", "decoder_model.onnx"
+PRECISION_ENTRY = "onnx_precision"
+"""The entry of ``config.json`` that names a package's precision."""
+
 GRAPHS = (MODEL_FILE, ENCODER_FILE, DECODER_FILE)
 PROVENANCE = "provenance.json"
 """Who made a package, of what, and the hashes of its files."""
@@ -39,8 +43,18 @@ def _is_package(folder: Path) -> bool:
     return any((folder / graph).is_file() for graph in GRAPHS) and not any(folder.glob("model*.safetensors"))
 
 
+def _is_precision(entry: Path) -> bool:
+    """Whether an entry is the package of one precision among several, which its configuration says."""
+    try:
+        said = json.loads((entry / "config.json").read_text(encoding="utf-8")).get(PRECISION_ENTRY)
+    except (OSError, ValueError, AttributeError):
+        return False
+    return said == entry.name and _is_package(entry)
+
+
 PACKAGE = Owned(
     names=COMPANIONS | {PROVENANCE} | {name for graph in GRAPHS for name in (graph, f"{graph}.data")},
     is_made=_is_package,
+    is_member=_is_precision,
 )
 """What an export owns in its output folder."""

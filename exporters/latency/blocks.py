@@ -19,7 +19,7 @@ from exporters.latency.curve import Curve
 from exporters.latency.specimens import Key, Specimen, Terms, blocks_for, channel_counts, head_counts
 from exporters.latency.table import ATTENTION
 from exporters.onnx import DATA_FILE, GraphBuilder, Precision, build_decoder
-from exporters.options import MAX_OPSET
+from exporters.options import MAX_OPSET, OnnxOptions
 from passes.errors import UnsupportedModelError
 from passes.graph import Kind, PruningGraph, Width
 from passes.models import twin_of
@@ -139,7 +139,7 @@ class BlockRoute:
         graph = GraphBuilder(self.precision)
         decoder = build_decoder(model, graph)
         graph.save(folder / MODEL_FILE, decoder.inputs, decoder.outputs, opset=MAX_OPSET, data_file=DATA_FILE)
-        self.precision.finish(folder / MODEL_FILE)
+        self.precision.finish(OnnxOptions(), folder / MODEL_FILE)
 
     def _layer(self, name: str, kept: Mapping[str, int]) -> nn.Module:
         layer: nn.Module = copy.deepcopy(cast(Any, self.twin).model.layers[0])

@@ -117,9 +117,7 @@ def _route(
             return BlockRoute.of(model_type, config, graph, precision, machine.cache_bytes)
         logger.info("latency: timing the stock class: %s", reason)
     if precision is not FLOAT32:
-        raise UnsupportedModelError(
-            f"latency in {precision.name} is timed for what the graph builder writes; use float32"
-        )
+        raise UnsupportedModelError(f"latency in {precision.name} is timed for what the graph builder writes; use fp32")
     return StockRoute(model_type, config, graph, machine.cache_bytes)
 
 

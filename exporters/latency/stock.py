@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -19,7 +17,7 @@ from exporters.onnx import takes_positions, trace_decoder, trace_single
 from exporters.options import MAX_OPSET
 from passes.errors import UnsupportedModelError
 from passes.graph import Kind, PruningGraph, Width, layer_path
-from passes.models import Task, task_of, vendor
+from passes.models import Task, shallow, task_of, vendor
 from passes.options import TraceOptions
 from passes.shrink import build_compact
 from passes.trace import trace
@@ -134,16 +132,6 @@ class StockRoute:
 
 def _nearest(counts: Sequence[int], wanted: int) -> int:
     return min(counts, key=lambda count: abs(count - wanted))
-
-
-def shallow(config: PreTrainedConfig, layers: int, wanted: int) -> PreTrainedConfig:
-    """The configuration with another number of layers; entries with an element a layer are cut, or repeated."""
-    values: dict[str, Any] = copy.deepcopy(config.to_dict())
-    for name, value in values.items():
-        if isinstance(value, list) and len(value) == layers:
-            values[name] = (value * wanted)[:wanted]
-    values[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = wanted
-    return type(config).from_dict(values)
 
 
 def _saved_by_all(saved: Mapping[int, float]) -> float:

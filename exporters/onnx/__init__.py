@@ -2,14 +2,15 @@
 
 from exporters.onnx.causal import trace_decoder
 from exporters.onnx.decoder import build_decoder, has_builder, why_not_builder
-from exporters.onnx.export import export_onnx
-from exporters.onnx.export_pass import ExportPass, ExportReport
+from exporters.onnx.export import export_onnx, export_packages, parities
+from exporters.onnx.export_pass import ExportPass, ExportReport, WrittenPackage
 from exporters.onnx.graph import GraphBuilder
 from exporters.onnx.options import DATA_FILE, OnnxPackage
-from exporters.onnx.precision import FLOAT32, PRECISIONS, Precision, register_precision, torch_type
+from exporters.onnx.precision import FLOAT32, PRECISIONS, Precision, register_precision
 from exporters.onnx.provenance import Provenance, graphs_in, plan_digest, read_provenance
 from exporters.onnx.recheck import check_configuration, check_graphs, check_parity
 from exporters.onnx.refusals import check_exportable, needs_tokenizer
+from exporters.onnx.session import torch_type
 from exporters.onnx.single import trace_single
 from exporters.onnx.torch_caches import takes_positions
 
@@ -23,15 +24,18 @@ __all__ = [
     "OnnxPackage",
     "Precision",
     "Provenance",
+    "WrittenPackage",
     "build_decoder",
     "check_configuration",
     "check_exportable",
     "check_graphs",
     "check_parity",
     "export_onnx",
+    "export_packages",
     "graphs_in",
     "has_builder",
     "needs_tokenizer",
+    "parities",
     "plan_digest",
     "read_provenance",
     "register_precision",

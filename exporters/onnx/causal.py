@@ -30,7 +30,9 @@ from exporters.onnx.options import (
     present_names,
 )
 from exporters.onnx.package import finish, write_companions
+from exporters.onnx.precision import Precision
 from exporters.onnx.session import OnnxModel, open_checked
+from exporters.onnx.stages import finished
 from exporters.onnx.torch_caches import cache_tensors, fill_cache, flat_shapes, takes_positions
 from exporters.onnx.torch_route import Tracing, trace_to_onnx
 from exporters.onnx.verify.causal import verify_onnx
@@ -83,14 +85,18 @@ def export_causal(
         parameters = trace_decoder(cast(options, model), path, opset=options.opset, positions=positions)
     else:
         parameters = _build(model, path, options)
-    precision_of(options).finish(path)
     write_companions(model, tokenizer, folder, options)
     generation = model.generation_config or GenerationConfig.from_model_config(copy.deepcopy(model.config))
     generation.save_pretrained(folder)
-    graph = open_decoder(model, folder)
-    parity = verify_onnx(model, graph, precision_of(options).tolerance)
-    kv_bytes = graph.bytes_per_token(past_names(layers))
-    del graph  # its session holds the weights, as GenAI's will
+    kv_bytes = 0
+
+    def verify(precision: Precision) -> tuple[Parity, ...]:
+        nonlocal kv_bytes
+        graph = open_decoder(model, folder)
+        kv_bytes = graph.bytes_per_token(past_names(layers))
+        return verify_onnx(model, graph, precision.tolerance)
+
+    parity = finished(options, verify, path)  # no session is left, each of which holds the weights, as GenAI's will
     no_genai, greedy = _genai_side(model, tokenizer, folder, options)
     return finish(
         folder,

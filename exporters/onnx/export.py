@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,17 +12,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from exporters.hf import Processor
 from exporters.onnx.causal import export_causal
-from exporters.onnx.options import OnnxPackage
+from exporters.onnx.options import OnnxPackage, settled
 from exporters.onnx.package import clear
 from exporters.onnx.provenance import Provenance, write_provenance
 from exporters.onnx.refusals import check_exportable, kind_of
 from exporters.onnx.seq2seq import export_seq2seq
 from exporters.onnx.single import export_single
 from exporters.options import OnnxOptions
+from passes.errors import OptionError
 from passes.graph import Plan
-from passes.models import evaluation_mode
+from passes.models import Parity, evaluation_mode
 
-__all__ = ["OnnxOptions", "OnnxPackage", "export_onnx"]
+__all__ = ["OnnxOptions", "OnnxPackage", "export_onnx", "export_packages", "parities"]
 
 
 def export_onnx(
@@ -45,7 +47,10 @@ def export_onnx(
     """
     options, folder = options or OnnxOptions(), Path(folder)
     check_exportable(model, processor, options)
-    provenance = Provenance.of(model, plan)
+    asked = settled(options, model)
+    if len(asked) > 1:
+        raise OptionError(f"one package has one precision, got {', '.join(options.precision)}: see export_packages")
+    options, provenance = asked[0], Provenance.of(model, plan)
     clear(folder)
     with in_fp32(model):
         package = _export(model, processor, folder, options)
@@ -60,6 +65,28 @@ def _export(model: PreTrainedModel, processor: Processor | None, folder: Path, o
         return export_single(model, processor, folder, options)
     assert isinstance(processor, PreTrainedTokenizerBase)
     return export_causal(model, processor, folder, options)
+
+
+def export_packages(
+    model: PreTrainedModel,
+    processor: Processor | None,
+    folder: Path,
+    options: OnnxOptions | None = None,
+    plan: Plan | None = None,
+) -> tuple[OnnxPackage, ...]:
+    """As ``export_onnx``, for one precision or several, each of which then has a folder of its name in ``folder``."""
+    options = options or OnnxOptions()
+    asked = settled(options, model)
+    if len(asked) == 1:
+        return (export_onnx(model, processor, folder, asked[0], plan),)
+    return tuple(export_onnx(model, processor, Path(folder) / each.precision[0], each, plan) for each in asked)
+
+
+def parities(packages: Sequence[OnnxPackage]) -> tuple[Parity, ...]:
+    """What was compared, of several packages with the precision in each name."""
+    if len(packages) == 1:
+        return packages[0].parity
+    return tuple(replace(each, name=f"{of.precision}: {each.name}") for of in packages for each in of.parity)
 
 
 @contextmanager

@@ -9,25 +9,40 @@ from typing import Any
 
 from exporters.files import FILES, linked
 from exporters.hf import Processor
-from exporters.onnx.export import export_onnx
+from exporters.onnx.export import export_packages, parities
+from exporters.onnx.precision import FLOAT32, STORED
 from exporters.options import OnnxOptions
 from passes.models import base_model
 from passes.pipeline import Pass, PassRecord, PassResult, Program, RunContext, plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenPackage:
+    """One precision: its folder in the exporter's (``.`` where it is alone), and what its graphs take on disk.
+
+    ``rounds``: whether its numbers are others than those of the model.
+    """
+
+    precision: str
+    folder: str
+    file_bytes: int
+    rounds: bool
 
 
 @dataclass(frozen=True)
 class ExportReport:
     """How the graphs were made, and what one token of one sequence adds to the cache, in bytes (0 without one).
 
-    ``no_genai``: why onnxruntime-genai cannot serve them, or None if it can.
+    ``no_genai``: why onnxruntime-genai cannot serve them, or None if it can. Of several packages it is the first one
+    that this is said of.
     """
 
     kind: str
     opset: int
-    dtype: str
     route: str
     kv_bytes_per_token: int
     no_genai: str | None
+    packages: tuple[WrittenPackage, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,16 +66,26 @@ class ExportPass(Pass):
 
     def call(self, program: Program, run: RunContext) -> PassResult:
         """Export and verify."""
-        package = export_onnx(base_model(program.model), self.processor, self.folder, self.onnx, program.plan)
+        model = base_model(program.model)
+        found = export_packages(model, self.processor, self.folder, self.onnx, program.plan)
+        package, exact = found[0], (FLOAT32.name, STORED.get(model.dtype))
         report = ExportReport(
             kind=package.kind,
             opset=package.opset,
-            dtype=package.dtype,
             route=package.route,
             kv_bytes_per_token=package.kv_bytes_per_token,
             no_genai=package.no_genai,
+            packages=tuple(
+                WrittenPackage(
+                    precision=each.precision,
+                    folder=each.folder.relative_to(self.folder).as_posix(),
+                    file_bytes=each.file_bytes,
+                    rounds=each.precision not in exact,
+                )
+                for each in found
+            ),
         )
-        return PassResult(program, modified=False, report=report, parity=package.parity)
+        return PassResult(program, modified=False, report=report, parity=parities(found))
 
     def keep(self, after: Program, folder: Path) -> bool:
         """The files that were written and verified."""

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from exporters.onnx.precision import FLOAT32, Precision
+from exporters.onnx.rewrite import EXTERNAL_FROM_BYTES
 
 IR_VERSION = 11
-EXTERNAL_FROM_BYTES = 1024
 
 
 class GraphBuilder:

@@ -1,12 +1,16 @@
-"""Greedy generation with torch, and how far another engine's tokens are from it."""
+"""Greedy generation with torch and with a graph, and how far another engine's tokens are from it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from exporters.onnx.session import OnnxModel
+from exporters.onnx.verify.causal import ProbeStep, onnx_answer
 from passes.errors import PostconditionError
 from passes.models import Parity, generated
 
@@ -30,6 +34,28 @@ def torch_greedy(model: PreTrainedModel, inputs: Mapping[str, Any], new: int, *,
         return_dict_in_generate=True,
     )
     return generated(model, inputs, settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuation:
+    """What a graph goes on with, as ``generate`` says it: ``sequences`` (1, tokens), and ``logits`` of each new one."""
+
+    sequences: torch.Tensor
+    logits: tuple[torch.Tensor, ...]
+
+
+def graph_greedy(graph: OnnxModel, prompt: torch.Tensor, new: int, *, eos: Any) -> Continuation:
+    """A decoder's graph in onnxruntime, greedy for exactly ``new`` tokens; ``eos`` is suppressed until then."""
+    ids, logits = prompt[None], list[torch.Tensor]()
+    past: tuple[torch.Tensor, ...] = ()
+    banned = torch.tensor([eos] if isinstance(eos, int) else list(eos or ()), dtype=torch.int64)
+    for _ in range(new):
+        fresh = ids[:, len(prompt) - 1 + len(logits) :] if logits else ids
+        answer = onnx_answer(graph, ProbeStep(ids=fresh, mask=torch.ones_like(ids), past=past))
+        past = tuple(answer.values())[1:]
+        logits.append(answer["logits"][:, -1])
+        ids = torch.cat((ids, logits[-1].index_fill(-1, banned, -torch.inf).argmax(-1, keepdim=True)), dim=1)
+    return Continuation(sequences=ids, logits=tuple(logits))
 
 
 def greedy_gap(reference: Any, got: Sequence[int]) -> float:

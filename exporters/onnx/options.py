@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 from exporters.files import DECODER_FILE as DECODER_FILE
 from exporters.files import ENCODER_FILE as ENCODER_FILE
 from exporters.files import MODEL_FILE as MODEL_FILE
-from exporters.onnx.precision import PRECISIONS, Precision
+from exporters.onnx.precision import FLOAT32, PRECISIONS, STORED, Precision
 from exporters.options import OnnxOptions
 from passes.models import Parity
+from passes.options import AUTO
 
 DATA_FILE = f"{MODEL_FILE}.data"
 
@@ -58,9 +59,17 @@ def seq2seq_present_names(layers: int) -> list[str]:
     return [f"present.{layer}.decoder.{part}" for layer in range(layers) for part in ("key", "value")]
 
 
+def settled(options: OnnxOptions, model: PreTrainedModel) -> tuple[OnnxOptions, ...]:
+    """The options of each package that is asked for, one precision each: ``auto`` is what the model is stored in."""
+    stored = STORED.get(model.dtype, FLOAT32.name)
+    names = dict.fromkeys(stored if name == AUTO else name for name in options.precision)
+    return tuple(replace(options, precision=(name,)) for name in names)
+
+
 def precision_of(options: OnnxOptions) -> Precision:
-    """The precision that the options name. Raises OptionError, PluginError."""
-    return PRECISIONS.named(options.dtype)
+    """The one precision of settled options. Raises OptionError, PluginError."""
+    (name,) = options.precision
+    return PRECISIONS.named(name)
 
 
 def cast(options: OnnxOptions, model: PreTrainedModel) -> PreTrainedModel:
@@ -76,6 +85,7 @@ class OnnxPackage:
     ``kind``: ``decoder`` (one graph with a cache), ``single`` (one graph without) or ``encoder-decoder`` (two graphs).
     ``files`` are names relative to ``folder``; ``parameters`` counts the weights stored in the graphs (a tied embedding
     once a graph); ``kv_bytes_per_token`` is what one token of one sequence adds to the decoder's cache.
+    ``precision`` is its name; ``file_bytes`` what the graphs and their weights take on disk.
     ``no_genai``: why there is no ``genai_config.json``, or None if there is one.
     """
 
@@ -83,9 +93,10 @@ class OnnxPackage:
     kind: GraphKind
     files: tuple[str, ...]
     opset: int
-    dtype: str
+    precision: str
     route: Literal["builder", "torch"]
     parameters: int
+    file_bytes: int
     kv_bytes_per_token: int
     no_genai: str | None
     parity: tuple[Parity, ...] = field(default=())

@@ -8,7 +8,7 @@ from typing import Literal
 
 from transformers import PreTrainedModel
 
-from exporters.files import DECODER_FILE, ENCODER_FILE, MODEL_FILE
+from exporters.files import DECODER_FILE, ENCODER_FILE, MODEL_FILE, PRECISION_ENTRY
 from exporters.hf import Processor
 from exporters.onnx.options import GraphKind, OnnxPackage, precision_of
 from exporters.options import OnnxOptions
@@ -27,6 +27,7 @@ def write_companions(model: PreTrainedModel, processor: Processor | None, folder
     """``config.json``, and the tokenizer or image processor if there is one."""
     config = copy.deepcopy(model.config)
     config.dtype = str(precision_of(options).torch_dtype).removeprefix("torch.")
+    setattr(config, PRECISION_ENTRY, precision_of(options).name)
     vars(config).pop("auto_map", None)  # the file that it names lies beside the weights
     config.save_pretrained(folder)
     if processor is not None:
@@ -50,9 +51,10 @@ def finish(
         kind=kind,
         files=tuple(sorted(each.name for each in folder.iterdir() if each.is_file())),
         opset=options.opset,
-        dtype=options.dtype,
+        precision=precision_of(options).name,
         route=route,
         parameters=parameters,
+        file_bytes=sum(path.stat().st_size for path in folder.glob("*.onnx*")),
         kv_bytes_per_token=kv_bytes_per_token,
         no_genai=no_genai,
         parity=parity,

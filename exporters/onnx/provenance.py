@@ -25,8 +25,8 @@ class Provenance:
     """What a package says of itself.
 
     ``model`` is the fingerprint of the model that was exported, ``source`` that of the dense one, ``plan`` the digest
-    of the plan between them (empty where there was none, and then both are the same). ``dtype`` and ``kind`` are as in
-    ``OnnxPackage``.
+    of the plan between them (empty where there was none, and then both are the same). ``precision`` and ``kind`` are
+    as in ``OnnxPackage``.
     """
 
     lpc: str
@@ -34,14 +34,14 @@ class Provenance:
     source: str
     plan: str
     kind: str
-    dtype: str
+    precision: str
 
     @classmethod
     def of(cls, model: PreTrainedModel, plan: Plan | None) -> Provenance:
-        """That of a model as it stands; its package's kind and dtype come with ``write_provenance``."""
+        """That of a model as it stands; its package's kind and precision come with ``write_provenance``."""
         own = fingerprint(model)
         digest = plan_digest(plan) if plan is not None else ""
-        return cls(lpc=_version(), model=own, source=plan.source if plan else own, plan=digest, kind="", dtype="")
+        return cls(lpc=_version(), model=own, source=plan.source if plan else own, plan=digest, kind="", precision="")
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -59,7 +59,7 @@ def write_provenance(package: OnnxPackage, found: Provenance) -> OnnxPackage:
 
     A protobuf message goes on in what is appended to it, so not a byte of a verified graph is written anew.
     """
-    found = replace(found, kind=package.kind, dtype=package.dtype)
+    found = replace(found, kind=package.kind, precision=package.precision)
     for path in graphs_in(package.folder):
         with path.open("ab") as file:
             file.write(_message(found))

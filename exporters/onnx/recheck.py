@@ -65,9 +65,9 @@ def check_configuration(folder: Path) -> str:
     return f"{CONFIG} and {GENAI_CONFIG} fit the graph's {len(shapes)} inputs and outputs"
 
 
-def check_parity(model: PreTrainedModel, folder: Path, dtype: str) -> Iterator[Parity]:
-    """The graphs against torch, as at the export; ``dtype`` is the package's. Raises ``PostconditionError``."""
-    options, kind = OnnxOptions(dtype=dtype), kind_of(model)
+def check_parity(model: PreTrainedModel, folder: Path, precision: str) -> Iterator[Parity]:
+    """The graphs against torch, as at the export; ``precision`` is the package's. Raises ``PostconditionError``."""
+    options, kind = OnnxOptions(precision=(precision,)), kind_of(model)
     tolerance = precision_of(options).tolerance
     with in_fp32(model):
         if kind == "encoder-decoder":

@@ -37,6 +37,8 @@ def check_exportable(model: PreTrainedModel, processor: Processor | None, option
     where no route to a graph exists. Reads no weights.
     """
     kind = kind_of(model)
+    if options.calibration is not None and kind != "decoder":
+        raise UnsupportedModelError(f"int4 is calibrated for causal language models, not {type(model).__name__}")
     _check_tokenizer(model, processor)
     _check_inputs(model)
     if "dynamic" in " ".join(rope_types(model.config)):

@@ -7,7 +7,7 @@ step, and the cross-attention projections run once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,9 @@ from exporters.onnx.options import (
     seq2seq_present_names,
 )
 from exporters.onnx.package import finish, write_companions
+from exporters.onnx.precision import Precision
 from exporters.onnx.session import OnnxModel, open_checked
+from exporters.onnx.stages import finished
 from exporters.onnx.torch_caches import RUN_ERRORS, cache_tensors, fill_cross_cache, plain_shapes
 from exporters.onnx.torch_route import Tracing, trace_to_onnx
 from exporters.onnx.verify.seq2seq import verify_decoder, verify_encoder, verify_generation
@@ -106,26 +108,33 @@ def export_seq2seq(
     parameters = trace_to_onnx(exported, TracedEncoder(exported), _encoder(sample), encoder, opset=options.opset)
     parameters += trace_to_onnx(exported, TracedDecoder(exported), _decoder(sample), decoder, opset=options.opset)
     del exported  # a copy, if the graphs are in half precision
-    precision_of(options).finish(encoder, decoder)
     write_companions(model, processor, folder, options)
     generation = model.generation_config or GenerationConfig.from_model_config(model.config)
     generation.save_pretrained(folder)
-    encoding, decoding = _open(folder, layers)
     pasts = seq2seq_past_names(layers)
+    kv_bytes = 0
+
+    def verify(precision: Precision) -> tuple[Parity, ...]:
+        nonlocal kv_bytes
+        encoding, decoding = _open(folder, layers)
+        kv_bytes = decoding.bytes_per_token([name for name in pasts if ".decoder." in name])
+        return _verify(model, encoding, decoding, options, precision)
+
+    parity = finished(options, verify, encoder, decoder)
     return finish(
         folder,
         options,
         kind="encoder-decoder",
         parameters=parameters,
-        kv_bytes_per_token=decoding.bytes_per_token([name for name in pasts if ".decoder." in name]),
-        parity=_verify(model, encoding, decoding, options),
+        kv_bytes_per_token=kv_bytes,
+        parity=parity,
         no_genai=NO_GENAI,
     )
 
 
 def verify_seq2seq(model: PreTrainedModel, folder: Path, options: OnnxOptions) -> tuple[Parity, ...]:
     """The graphs of a written package against torch. Raises ``PostconditionError``."""
-    return _verify(model, *_open(folder, len(_sample(model).past) // 4), options)
+    return _verify(model, *_open(folder, len(_sample(model).past) // 4), options, precision_of(options))
 
 
 def _open(folder: Path, layers: int) -> tuple[OnnxModel, OnnxModel]:
@@ -135,11 +144,14 @@ def _open(folder: Path, layers: int) -> tuple[OnnxModel, OnnxModel]:
     return encoder, open_checked(folder / DECODER_FILE, inputs, ["logits", *seq2seq_present_names(layers)])
 
 
-def _verify(model: PreTrainedModel, encoder: OnnxModel, decoder: OnnxModel, options: OnnxOptions) -> tuple[Parity, ...]:
-    parity = verify_encoder(model, encoder, precision_of(options).tolerance)
-    parity += verify_decoder(model, decoder, precision_of(options).tolerance)
-    if options.greedy_prompts:
-        parity += (verify_generation(model, encoder, decoder, options),)
+def _verify(
+    model: PreTrainedModel, encoder: OnnxModel, decoder: OnnxModel, options: OnnxOptions, precision: Precision
+) -> tuple[Parity, ...]:
+    """What is said token by token must be torch's, but for a precision that was written in another one first."""
+    parity = verify_encoder(model, encoder, precision.tolerance)
+    parity += verify_decoder(model, decoder, precision.tolerance)
+    if options.greedy_prompts and precision.first is None:
+        parity += (verify_generation(model, encoder, decoder, replace(options, precision=(precision.name,))),)
     return parity
 
 

@@ -9,9 +9,16 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
+from onnx_ir.tensor_adapters import to_torch_dtype
 
-from exporters.onnx.precision import torch_type
+from exporters.calls import element_type
 from passes.errors import PostconditionError, UnsupportedModelError
+
+
+def torch_type(named: str) -> torch.dtype:
+    """The type that onnxruntime calls ``tensor(float16)`` and the like."""
+    dtype: torch.dtype = to_torch_dtype(element_type(named))
+    return dtype
 
 
 class OnnxModel:

@@ -14,16 +14,18 @@ from transformers import PreTrainedModel
 
 from exporters.files import MODEL_FILE
 from exporters.hf import Processor
-from exporters.onnx.options import BATCH, SEQUENCE, OnnxPackage, cast, precision_of
+from exporters.onnx.options import BATCH, SEQUENCE, OnnxPackage, cast
 from exporters.onnx.package import finish, write_companions
+from exporters.onnx.precision import Precision
 from exporters.onnx.session import OnnxModel, open_checked
+from exporters.onnx.stages import finished
 from exporters.onnx.torch_caches import RUN_ERRORS
 from exporters.onnx.torch_route import Tracing, trace_to_onnx
 from exporters.onnx.verify.probes import vocabulary
 from exporters.onnx.verify.single import verify_single
 from exporters.options import OnnxOptions
 from passes.errors import UnsupportedModelError
-from passes.models import reason
+from passes.models import Parity, reason
 
 NO_GENAI = "onnxruntime-genai serves models that generate text"
 SAMPLE_BATCH, SAMPLE_TOKENS = 2, 5
@@ -66,9 +68,12 @@ def export_single(
     """
     path = folder / MODEL_FILE
     parameters = trace_single(model, path, opset=options.opset, exported=cast(options, model))
-    precision_of(options).finish(path)
     write_companions(model, processor, folder, options)
-    parity = verify_single(model, open_single(model, folder), precision_of(options).tolerance)
+
+    def verify(precision: Precision) -> tuple[Parity, ...]:
+        return verify_single(model, open_single(model, folder), precision.tolerance)
+
+    parity = finished(options, verify, path)
     return finish(folder, options, kind="single", parameters=parameters, parity=parity, no_genai=NO_GENAI)
 
 

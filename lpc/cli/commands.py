@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporters.files import PACKAGE, write_text
+from exporters.options import OnnxOptions
 from lpc.cli import console
 from lpc.cli.output import asked_for, hold, told_if_done
 from lpc.cli.progress import progress_shown
@@ -60,7 +61,7 @@ class DemoOptions:
 
 
 INSPECT = (Part(TraceOptions), Part(OutputOptions, ("json",)))
-EXPORT = (Part(OutputOptions, ("out", "force", "json")),)
+EXPORT = (Part(OnnxOptions), Part(OutputOptions, ("out", "force", "json")))
 BENCHMARK = (Part(AgainstOptions), Part(BenchmarkOptions), Part(OutputOptions, ("json",)))
 EVALUATE = (
     Part(EvaluateOptions),
@@ -90,17 +91,17 @@ def inspect(given: Given) -> None:
 
 def export(given: Given) -> None:
     """Write the ONNX package of a checkpoint, and verify it. Any that lpc or transformers can load."""
-    folder, output = given.arguments["folder"], given.make(OutputOptions)
+    folder, options, output = given.arguments["folder"], given.make(OnnxOptions), given.make(OutputOptions)
     check_file(folder, "the folder of a checkpoint")
     with told_if_done(output.out, as_json=output.json):
         asked = asked_for(given, (folder,))
         hold(given.held, output.out, force=output.force, reads=(folder,), owned=PACKAGE, asked=asked)
-    from lpc.cli.tables import show_package
-    from lpc.exporting import export as run
+    from lpc.cli.tables import show_packages
+    from lpc.exporting import export_each as run
 
     with progress_shown():
-        package = run(folder, output.out, force=output.force)
-    show_package(package, output.out, as_json=output.json)
+        packages = run(folder, output.out, options, force=output.force)
+    show_packages(packages, output.out, as_json=output.json)
 
 
 def benchmark(given: Given) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from exporters.options import OnnxOptions
 from lpc.cli.output import Going, going_on, hold, hold_run, least_bytes, told_if_done
 from lpc.cli.progress import progress_shown
 from lpc.cli.words import Given, Part
@@ -83,6 +85,7 @@ PARTS = (
     Part(InputOptions),
     Part(DataOptions),
     Part(InstructionFormat, if_asked=True),
+    Part(OnnxOptions),
     Part(OutputOptions),
 )
 
@@ -105,8 +108,15 @@ def compress(given: Given) -> None:
     going = going_on(output, options.tune)
     _hold(given, model, data, options, output, going)
     run = _one if options.snapshots is None else _family
+    exports = leaving(given, output.exports)
     with told_if_done(going.done, as_json=output.json):
-        run(model, data, options, output, going)
+        run(model, data, options, output, going, exports)
+
+
+def leaving(given: Given, names: Sequence[str]) -> dict[str, Any]:
+    """The formats to write, with the options of those that have words for them. Raises OptionError."""
+    onnx = given.make(OnnxOptions)
+    return {name: onnx if name == "onnx" else None for name in names}
 
 
 def _hold(
@@ -189,24 +199,38 @@ def _snapshots(given: Given) -> SnapshotOptions | None:
     return given.make(SnapshotOptions) if said else None
 
 
-def _one(model: str, data: tuple[Path, ...], options: CompressOptions, output: OutputOptions, going: Going) -> None:
+def _one(
+    model: str,
+    data: tuple[Path, ...],
+    options: CompressOptions,
+    output: OutputOptions,
+    going: Going,
+    exports: dict[str, Any],
+) -> None:
     from lpc.cli.tables import show_report
     from lpc.compression import compress as run
 
     with progress_shown() as progress:
-        more = {**going.arguments(), "export": output.exports}
+        more = {**going.arguments(), "export": exports}
         result = run(model, list(data) or None, **options.arguments(), **more, progress=progress)
         result = replace(result, command=shlex.join(["lpc", *sys.argv[1:]]))
-        report = result.save(output.out, export=output.exports, force=output.force, progress=progress)
+        report = result.save(output.out, export=exports, force=output.force, progress=progress)
     if not launched()[0]:
         show_report(report, output.out, as_json=output.json)
 
 
-def _family(model: str, data: tuple[Path, ...], options: CompressOptions, output: OutputOptions, going: Going) -> None:
+def _family(
+    model: str,
+    data: tuple[Path, ...],
+    options: CompressOptions,
+    output: OutputOptions,
+    going: Going,
+    exports: dict[str, Any],
+) -> None:
     from lpc.cli.tables import show_family
     from lpc.family import compress_family as run
 
-    leaving: dict[str, Any] = {"export": output.exports, "benchmark": output.benchmark}
+    leaving: dict[str, Any] = {"export": exports, "benchmark": output.benchmark}
     with progress_shown() as progress:
         asked = {**options.arguments(), **going.arguments(), **leaving}
         family = run(model, list(data) or None, **asked, progress=progress)

@@ -92,17 +92,7 @@ def prepare_process() -> None:
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    for name in (
-        "torch",
-        "peft",
-        "datasets",
-        "accelerate",
-        "lm_eval",
-        "onnxscript",
-        "onnx_ir",
-        "huggingface_hub",
-        "bitsandbytes",
-    ):
+    for name in LIBRARIES:
         logging.getLogger(name).setLevel(logging.ERROR)
     # peft 0.21 asks transformers for the old name
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning, "transformers")

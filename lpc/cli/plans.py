@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporters.files import write_text
-from lpc.cli.compress import target_of
+from exporters.options import OnnxOptions
+from lpc.cli.compress import leaving, target_of
 from lpc.cli.output import asked_for, hold, told_if_done
 from lpc.cli.progress import progress_shown
 from lpc.cli.words import Given, Part, required
@@ -52,6 +53,7 @@ PLAN = (
 APPLY = (
     Part(ReplayOptions),
     Part(OutputOptions, ("out", "export", "onnx", "force", "json"), {"export": ("hf",)}),
+    Part(OnnxOptions),
     Part(RunOptions, ("device",)),
     Part(CompressOptions, ("trust_remote_code",)),
 )
@@ -100,7 +102,7 @@ def apply(given: Given) -> None:
     from lpc.streaming import apply_to as run
 
     with progress_shown() as progress:
-        more = {**vars(replay), **given.of(RunOptions), **given.of(CompressOptions), "export": exports}
+        more = {**vars(replay), **given.of(RunOptions), **given.of(CompressOptions), "export": leaving(given, exports)}
         report = run(plan, model, output.out, **more, force=output.force, progress=progress)
     show_report(report, output.out, as_json=output.json)
 

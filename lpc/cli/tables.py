@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -193,15 +193,24 @@ def show_inspection(inspection: Inspection, *, as_json: bool) -> None:
     )
 
 
-def show_package(package: OnnxPackage, out: Path, *, as_json: bool) -> None:
+def show_packages(packages: Sequence[OnnxPackage], out: Path, *, as_json: bool) -> None:
     """``lpc export``."""
-    parity = {p.name: {"value": p.value, "tolerance": p.tolerance} for p in package.parity}
+    from exporters.onnx import parities
+
+    found = parities(packages)
     if as_json:
-        print_json({"out": str(out), "files": package.files, "opset": package.opset, "parity": parity})
+        parity = {p.name: {"value": p.value, "tolerance": p.tolerance} for p in found}
+        written = {
+            each.precision: {"folder": str(each.folder), "files": each.files, "file_bytes": each.file_bytes}
+            for each in packages
+        }
+        first = packages[0]
+        print_json({"out": str(out), "files": first.files, "opset": first.opset, "packages": written, "parity": parity})
         return
-    rows = [[p.name, f"{p.value:.1e}", f"{p.tolerance:.0e}"] for p in package.parity]
+    rows = [[p.name, f"{p.value:.1e}", f"{p.tolerance:.0e}"] for p in found]
     print_table("onnxruntime against torch", ["step", "difference", "allowed"], rows)
-    print_line(f"written to {out}: {', '.join(package.files)}")
+    for each in packages:
+        print_line(f"{each.precision}, {each.file_bytes:,} bytes, written to {each.folder}: {', '.join(each.files)}")
 
 
 def show_benchmark(benchmark: Benchmark, *, as_json: bool) -> None:

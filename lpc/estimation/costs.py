@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from transformers import PreTrainedConfig
 
 from lpc.estimation import memory, work
+from lpc.estimation.pace import Pace
 from lpc.estimation.result import Bill, StageEstimate
 from lpc.estimation.sizes import Sizes
 from lpc.estimation.work import Load
 from lpc.generation import AT_ONCE
 from lpc.options import CompressOptions
 from lpc.pipelines import compensation_for
+from passes.criteria import Needs, criterion_named
 from passes.graph import PruningGraph
 from passes.options import MEASURES, Target
 from passes.tuning import settled
@@ -26,6 +28,10 @@ TEXT_CONTEXT = 256
 """Tokens a sequence of text, where nothing is said."""
 MEASURES_TAKEN = 4
 """Of what is held out: dense, removed, attached or merged, pruned."""
+GUARDED = 4
+"""Batches that the guard of a compensation looks at, at least."""
+PROVEN = 10
+"""Runs of each layer on one row, by which a compensation finds out what it is made of."""
 GENERATE, RANK, TUNE = "generate", "rank", "tune"
 
 
@@ -55,34 +61,49 @@ class Costs:
         )
         return cls(sizes=Sizes.of(graph, config), load=load, kept=_kept(options.target, graph))
 
-    def way(self, rate: float, *, true_gradient: bool = False) -> Bill:
-        """The stages at a rate."""
+    def even(self, rate: float) -> Pace:
+        """The pace of a device that gets through so many operations a second, whatever they are."""
+        return Pace.even(self.sizes, self.load, rate)
+
+    def way(self, pace: Pace, *, true_gradient: bool = False) -> Bill:
+        """The stages at a pace."""
         held = memory.stages(self.sizes, self.load, self.kept)
         if true_gradient and TUNE in held:
             held[TUNE] += self.sizes.adapted * self.sizes.itemsize
         flops = self.flops(true_gradient=true_gradient)
         stages = tuple(
             StageEstimate(
-                name=name, memory_bytes=int(size), flops=flops.get(name, 0.0), seconds=self.seconds(name, flops, rate)
+                name=name,
+                memory_bytes=int(size),
+                flops=flops.get(name, 0.0),
+                seconds=self.seconds(name, pace, true_gradient=true_gradient),
             )
             for name, size in held.items()
         )
-        step = work.step(self.sizes, self.load, true_gradient=true_gradient)
-        return Bill(stages=stages, step_flops=step, step_seconds=step / rate)
+        step = work.step(self.sizes, self.load, share=self.share(true_gradient), true_gradient=true_gradient)
+        return Bill(stages=stages, step_flops=step, step_seconds=self.step_seconds(pace, true_gradient=true_gradient))
+
+    def share(self, true_gradient: bool = False) -> float:
+        """The share of the layers' weights that is trained: the compact model's where all goes before tuning."""
+        tune, head = self.load.tune, self.sizes.vocabulary * self.sizes.hidden
+        if true_gradient or not (tune.one_shot and tune.small):
+            return 1.0
+        return max(0.0, 1 - (1 - self.kept) * self.sizes.parameters / max(1, self.sizes.parameters - head))
 
     def flops(self, *, true_gradient: bool = False) -> dict[str, float]:
         """Operations by stage."""
+        step = work.step(self.sizes, self.load, share=self.share(true_gradient), true_gradient=true_gradient)
         return {
             "measure": MEASURES_TAKEN * work.measure(self.sizes, self.load),
             GENERATE: work.generate(self.sizes, self.load),
             "answer": work.answer(self.sizes, self.load),
             RANK: work.rank_units(self.sizes, self.load),
             "compensate": work.compensate(self.sizes, self.load),
-            TUNE: self.load.tune.steps * work.step(self.sizes, self.load, true_gradient=true_gradient),
+            TUNE: self.load.tune.steps * step,
         }
 
-    def seconds(self, name: str, flops: Mapping[str, float], rate: float) -> float:
-        """Seconds of a stage: what it computes at the rate, and the bytes that it moves."""
+    def seconds(self, name: str, pace: Pace, *, true_gradient: bool = False) -> float:
+        """Seconds of a stage: what it computes at a pace, and the bytes that it moves."""
         elements, left = self.sizes.parameters, self.kept * self.sizes.parameters
         moved = {
             "load": 2.0 * self.sizes.weight_bytes,
@@ -92,7 +113,52 @@ class Costs:
             "save": SAVE_BYTES * left,
             "export": EXPORT_BYTES * left,
         }
-        return flops.get(name, 0.0) / rate + moved.get(name, 0.0) / NOMINAL_BYTES
+        computed: dict[str, Callable[[Pace], float]] = {
+            "measure": self._measuring,
+            GENERATE: lambda pace: work.generate(self.sizes, self.load) / self._operations(pace),
+            "answer": lambda pace: work.answer(self.sizes, self.load) / self._operations(pace),
+            RANK: self._ranking,
+            "compensate": self._compensating,
+            TUNE: lambda pace: self.load.tune.steps * self.step_seconds(pace, true_gradient=true_gradient),
+        }
+        return (computed[name](pace) if name in computed else 0.0) + moved.get(name, 0.0) / NOMINAL_BYTES
+
+    def step_seconds(self, pace: Pace, *, true_gradient: bool = False) -> float:
+        """Seconds of a step of tuning."""
+        load, sizes = self.load, self.sizes
+        token = self.share(true_gradient) * pace.trained + pace.head_trained
+        token += pace.forward + pace.head if load.tune.distill is not None else 0
+        token += pace.forward + pace.head if true_gradient else 0
+        scored = work.scoring(sizes, load) if not true_gradient else 0.0
+        return token * load.step_tokens + scored / pace.product
+
+    def _operations(self, pace: Pace) -> float:
+        """Operations a second of a forward pass."""
+        return self.sizes.forward(self.load.context) / (pace.forward + pace.head)
+
+    def _measuring(self, pace: Pace) -> float:
+        """All that is measured on what is held out: dense and removed, once with the adapter, and compact."""
+        load = self.load
+        layers = (2 + self.share()) * pace.forward + pace.worn
+        return load.heldout * load.context * (layers + MEASURES_TAKEN * pace.head)
+
+    def _ranking(self, pace: Pace) -> float:
+        load, entry = self.load, criterion_named(self.load.tune.criterion)
+        if entry.needs is Needs.WEIGHTS:
+            return 0.0
+        graded, both = entry.graded(load.samples), pace.trained if entry.needs is Needs.ADAPTER else pace.frozen
+        token = graded * (both + pace.head_trained) + (1 - graded) * pace.forward
+        token += pace.head if entry.needs is Needs.ACTIVATIONS else 0
+        if load.tune.criterion == "obs":
+            token += work.seen(self.sizes, load) / pace.product
+            return load.sampled * token + work.eliminated(self.sizes) / pace.solve
+        return load.sampled * token
+
+    def _compensating(self, pace: Pace) -> float:
+        load, token = self.load, 2 * pace.forward + work.solving(self.sizes) / pace.product
+        guarded = min(load.sampled, GUARDED * load.batch * load.context)
+        found = load.sampled * token + guarded * (2 * pace.head + pace.forward) + PROVEN * load.context * pace.forward
+        return found + work.solved(self.sizes) / pace.solve
 
     def peak(self) -> float:
         """Bytes of the stage that holds most."""

@@ -9,16 +9,16 @@ from __future__ import annotations
 from lpc.estimation.sizes import Sizes
 from lpc.estimation.work import Load
 from passes.criteria import Needs, criterion_named
+from passes.models import HOST_TOKENS
 
 FP32 = 4
 STATISTICS = 8 * 2**30
 """What the statistics of a ranking take at most; the rest is ranked in portions."""
-PIECE_TOKENS = 1024
-"""Tokens of a batch that are scored at a time on a processor."""
 DOUBLE_COLUMNS = 2048
 """Up to so many inputs products of fp32 are kept in fp64."""
-LOGIT_COPIES = 3.0
-"""Logits of a training step: the model's, their gradients, the teacher's."""
+LOGIT_BYTES, CHUNK_LOGITS = 28.0, 1 << 23
+"""Of each logit that is there in a training step, and how many there are at a time: the model's and the teacher's, and
+what their loss and its gradient make of them in fp32."""
 
 
 def adapter(sizes: Sizes, load: Load) -> int:
@@ -67,8 +67,11 @@ def stages(sizes: Sizes, load: Load, kept: float) -> dict[str, float]:
         found["compensate"] = adapted + 2 * solved + _compensating(sizes, load)
     if load.tune.steps:
         states = 3 * own  # gradients and Adam's two moments
-        kept_of_pass = tokens * (trained_activations(sizes, load) + distilled(sizes, load)) + LOGIT_COPIES * logits
-        found["tune"] = adapted + 2 * solved + states + kept_of_pass
+        run = max(load.context, min(tokens, HOST_TOKENS)) if load.on_cpu else tokens
+        kept_of_pass = run * (trained_activations(sizes, load) + distilled(sizes, load))
+        chunk = LOGIT_BYTES * min(run * sizes.vocabulary, CHUNK_LOGITS)
+        compact = kept * sizes.adapted * sizes.itemsize if load.tune.small else 0.0
+        found["tune"] = adapted + 2 * solved + compact + states + kept_of_pass + chunk
     found["merge"] = weights + own + solved + _largest(sizes) * 3 * 8
     found["shrink"] = weights * (1 + kept) + solved
     found["save"] = 2 * kept * weights + solved
@@ -82,7 +85,7 @@ def _ranking(sizes: Sizes, load: Load) -> float:
     if entry.needs is Needs.WEIGHTS:
         return 0.0
     tokens = load.batch * load.context
-    tokens = min(tokens, PIECE_TOKENS) if load.on_cpu and entry.additive else tokens
+    tokens = min(tokens, HOST_TOKENS) if load.on_cpu and entry.additive else tokens
     held = sum(a * a * _kept(sizes, a) + b * b * _kept(sizes, b) for a, b in sizes.consumers) if entry.held else 0
     logits = 2.0 * tokens * sizes.vocabulary * sizes.itemsize
     kept = frozen_activations(sizes) if entry.needs is not Needs.ACTIVATIONS else 0.0

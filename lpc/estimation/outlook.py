@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence, Sized
+import time
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Unpack, cast
@@ -12,6 +13,7 @@ import torch
 
 from lpc.estimation import memory
 from lpc.estimation.costs import MEASURES_TAKEN, RANK, Costs
+from lpc.estimation.pace import Pace
 from lpc.estimation.rate import measured_rate
 from lpc.estimation.result import Estimate
 from lpc.estimation.sizes import Sizes
@@ -51,13 +53,15 @@ def estimate(
     trace: TraceOptions = TraceOptions(),
     compensate: CompensateOptions | bool | None = None,
     trust_remote_code: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
     **short: Unpack[Short],
 ) -> Estimate:
     """What ``compress`` with these options will cost. ``model``: a folder (its config.json is enough) or a hub name.
 
     ``device_bytes``: the memory that there is. ``flops``: operations a second that the machine gets through; by default
-    products of the model's own shapes are timed for two seconds, here on ``device``. Raises what ``compress`` raises
-    for the model and the options.
+    one layer of the model and its head are timed here on ``device`` by the ``clock`` (``time.process_time`` where
+    others use the machine too), or products of the model's own shapes where that layer is too large for a trial. Raises
+    what ``compress`` raises for the model and the options.
     """
     options = asked(
         target, ratio, short, trace, run=run, lora=lora, tune=tune, data_options=data_options, compensate=compensate
@@ -66,7 +70,9 @@ def estimate(
     graph = traced(config, dtype_named(options.run.dtype), model_type=model_class(config), options=options.trace)
     costs = Costs.of(graph, config, options, on_cpu=device_bytes is None and device.type == "cpu")
     rate = flops or probed(costs.sizes, graph.dtype, device)
-    method = costs.way(rate)
+    tried = None if flops else Pace.measured(config, costs.sizes, costs.load, graph.dtype, device, clock)
+    pace = tried or costs.even(rate)
+    method = costs.way(pace)
     short_of = device_bytes is not None and method.peak.memory_bytes > device_bytes
     return Estimate(
         model=str(model),
@@ -76,7 +82,7 @@ def estimate(
         measured=flops is None,
         device_bytes=device_bytes,
         method=method,
-        true_gradient=costs.way(rate, true_gradient=True),
+        true_gradient=costs.way(pace, true_gradient=True),
         remedy=costs.remedy(device_bytes) if short_of and device_bytes is not None else None,
     )
 
@@ -118,17 +124,13 @@ def look_ahead(
     check_room(costs, device, already=costs.sizes.weight_bytes)
     rate = probed(costs.sizes, program.traced.dtype, device, PROBE_SECONDS)
     leaving = [LEAVING[name] for name in export if name in LEAVING]
-    expect(run.progress, stages_to_come([*names, *leaving], costs, rate))
+    expect(run.progress, stages_to_come([*names, *leaving], costs, costs.even(rate)))
 
 
-def stages_to_come(names: Sequence[str], costs: Costs, rate: float) -> list[Leg]:
-    """What is to come of passes of these names, at a rate, as their progress will tell it."""
-    flops = costs.flops()
-    each_measure = flops["measure"] / MEASURES_TAKEN / rate
-    return [
-        Leg(name, each_measure if name == "measure" else costs.seconds(NAMES.get(name, name), flops, rate))
-        for name in names
-    ]
+def stages_to_come(names: Sequence[str], costs: Costs, pace: Pace) -> list[Leg]:
+    """What is to come of passes of these names, at a pace, as their progress will tell it."""
+    seconds = {name: costs.seconds(NAMES.get(name, name), pace) for name in names}
+    return [Leg(name, seconds[name] / (MEASURES_TAKEN if name == "measure" else 1)) for name in names]
 
 
 def check_room(costs: Costs, device: torch.device, already: int) -> None:

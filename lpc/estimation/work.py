@@ -61,39 +61,65 @@ def answer(sizes: Sizes, load: Load) -> float:
     return ANSWERED * sizes.forward(load.context)
 
 
-def step(sizes: Sizes, load: Load, *, true_gradient: bool = False) -> float:
-    """Operations of a step of tuning."""
+def step(sizes: Sizes, load: Load, *, share: float = 1.0, true_gradient: bool = False) -> float:
+    """Operations of a step of tuning, of a model that has this share of its layers' weights left."""
     frozen, rank = sizes.forward(load.context), load.rank
     adapter = sizes.forward(load.context, rank) - frozen
-    token = 2 * frozen + 3 * adapter
+    token = share * (2 * (frozen - sizes.head) + 3 * adapter) + 2 * sizes.head
     token += frozen if load.tune.distill is not None else 0
     token += frozen if true_gradient else 0
-    work = token * load.step_tokens
-    if not load.tune.one_shot and not true_gradient and criterion_named(load.tune.criterion).needs is Needs.ADAPTER:
-        work += sizes.adapted * (4 * rank + SCORE_OPERATIONS)
-    return work
+    return token * load.step_tokens + (0.0 if true_gradient else scoring(sizes, load))
+
+
+def scoring(sizes: Sizes, load: Load) -> float:
+    """Of the scores that are read at a step of tuning, from an adapter's gradients."""
+    asked = not load.tune.one_shot and criterion_named(load.tune.criterion).needs is Needs.ADAPTER
+    return float(sizes.adapted * (4 * load.rank + SCORE_OPERATIONS)) if asked else 0.0
 
 
 def rank_units(sizes: Sizes, load: Load) -> float:
     """Operations of ranking on the calibration sample."""
-    needs = criterion_named(load.tune.criterion).needs
-    if needs is Needs.WEIGHTS:
+    entry = criterion_named(load.tune.criterion)
+    if entry.needs is Needs.WEIGHTS:
         return 0.0
-    passes = 1 if needs is Needs.ACTIVATIONS else 2
-    work = passes * sizes.forward(load.context, load.rank) * load.sampled
+    passes = 1 + entry.graded(load.samples)
+    work = passes * sizes.forward(load.context, load.rank if entry.needs is Needs.ADAPTER else 0) * load.sampled
     if load.tune.criterion == "obs":
-        work += load.sampled * sum(2.0 * (read**2 + written**2) for read, written in sizes.consumers)
-        work += sum(ELIMINATION * read**3 + 2.0 * read * written**2 for read, written in sizes.consumers)
+        work += load.sampled * seen(sizes, load) + eliminated(sizes)
     return work
+
+
+def seen(sizes: Sizes, load: Load) -> float:
+    """Of a token, by ``obs``: the products of what the projections that read units read, and of gradients."""
+    graded = criterion_named(load.tune.criterion).graded(load.samples)
+    return sum(2.0 * (read**2 + graded * written**2) for read, written in sizes.consumers)
+
+
+def eliminating(read: int, written: int) -> float:
+    """Of the units of one projection, until none is left."""
+    return ELIMINATION * read**3 + 2.0 * read * written**2
+
+
+def eliminated(sizes: Sizes) -> float:
+    """Of the units of all projections."""
+    return sum(eliminating(read, written) for read, written in sizes.consumers)
 
 
 def compensate(sizes: Sizes, load: Load) -> float:
     """Operations of a compensation at most: its guard, each layer once on both sides, the normal equations."""
-    forward = sizes.forward(load.context, load.rank)
+    forward = sizes.forward(load.context)
     layers = forward - sizes.head
-    token = forward + sizes.head + 2 * layers
-    token += sum(2.0 * read * (read + written) for read, written in sizes.consumers)
-    return token * load.sampled
+    return (forward + sizes.head + 2 * layers + solving(sizes)) * load.sampled + solved(sizes)
+
+
+def solved(sizes: Sizes) -> float:
+    """Of the solutions themselves: a factor, the step, and the errors before and after it."""
+    return sum(read**3 / 3 + 4.0 * read**2 * written for read, written in sizes.consumers)
+
+
+def solving(sizes: Sizes) -> float:
+    """Of a token: what it adds to the normal equations."""
+    return sum(2.0 * read * (read + written) for read, written in sizes.consumers)
 
 
 def measure(sizes: Sizes, load: Load) -> float:

@@ -10,7 +10,7 @@ import torch
 from lpc.evaluation.gathered import Scored
 from lpc.evaluation.paired import SLACK, Difference, compared, value_of
 from lpc.evaluation.results import Agreement
-from lpc.evaluation.subjects import Subject, weight_dtype
+from lpc.evaluation.subjects import Subject, tolerance_of, weight_dtype
 from passes.errors import DataError, PostconditionError
 from passes.models import rounding_tolerance
 
@@ -90,6 +90,7 @@ def agreements(answers: Sequence[Answers]) -> Iterator[Agreement]:
             actual = each.likelihoods[task]
             if len(actual) != len(expected):
                 raise DataError(f"task {task} has other requests for {each.subject.backend}: it is not deterministic")
+            dtype = getattr(torch, weight_dtype(each.subject), torch.float32)
             gaps = [abs(a - b) for a, b in zip(actual, expected, strict=True)]
             yield Agreement(
                 model=each.subject.model,
@@ -99,7 +100,7 @@ def agreements(answers: Sequence[Answers]) -> Iterator[Agreement]:
                 requests=len(expected),
                 total=abs(sum(actual) - sum(expected)) / max(abs(sum(expected)), 1.0),
                 worst=max(gap / max(abs(value), 1.0) for gap, value in zip(gaps, expected, strict=True)),
-                tolerance=max(TOLERANCE, rounding_tolerance(getattr(torch, weight_dtype(each.subject), torch.float32))),
+                tolerance=max(TOLERANCE, rounding_tolerance(dtype), tolerance_of(each.subject)),
             )
 
 

@@ -118,10 +118,13 @@ def _quality_onnx(folder: Path, data: RowsLike, batch_size: int) -> Quality:
         raise ModelError(f"onnxruntime cannot load {folder / 'model.onnx'}: {error}") from error
     inputs, names = [each.name for each in session.get_inputs()], [each.name for each in session.get_outputs()]
 
+    caches = {each.name: each for each in session.get_inputs() if each.name.startswith("past_key_values")}
+
     def run(batch: Row) -> Judged:
+        batch = {**_past_of(caches, len(batch["input_ids"])), **_places(batch)} if caches else batch
         if "token_type_ids" in inputs and "token_type_ids" not in batch:  # the model itself takes zeros then
             batch = {**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])}
-        _check_inputs(folder, task, inputs, batch)
+        _check_inputs(folder, inputs, batch)
         found = session.run(None, {name: batch[name].numpy() for name in inputs})
         outputs = {name: torch.from_numpy(value) for name, value in zip(names, found, strict=True)}
         if task is Task.QUESTION_ANSWERING:
@@ -132,6 +135,22 @@ def _quality_onnx(folder: Path, data: RowsLike, batch_size: int) -> Quality:
     return _total(run, _batches(rows, collate, batch_size), rows.format, len(rows))
 
 
+def _past_of(caches: Mapping[str, Any], batch: int) -> Row:
+    """A decoder's caches of length zero."""
+    from exporters.onnx import torch_type
+
+    return {
+        name: torch.zeros(batch, each.shape[1], 0, each.shape[3], dtype=torch_type(each.type))
+        for name, each in caches.items()
+    }
+
+
+def _places(batch: Row) -> Row:
+    """A batch of texts with the mask and the positions that a decoder's graph takes."""
+    mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+    return {**batch, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp_min(0)}
+
+
 def _image_dtype(session: Any) -> torch.dtype:
     from exporters.onnx import torch_type
 
@@ -139,12 +158,8 @@ def _image_dtype(session: Any) -> torch.dtype:
     return torch_type(types["pixel_values"]) if "pixel_values" in types else torch.float32
 
 
-def _check_inputs(folder: Path, task: Task, wanted: Iterable[str], batch: Row) -> None:
+def _check_inputs(folder: Path, wanted: Iterable[str], batch: Row) -> None:
     missing = [name for name in wanted if name not in batch]
-    if any(name.startswith("past_key_values") for name in missing):
-        raise UnsupportedModelError(
-            f"{folder} holds a decoder with a cache ({task}), which lpc.quality does not run: use lpc evaluate for it"
-        )
     if missing:
         raise DataError(f"the graph in {folder} wants {', '.join(missing)}, which the rows do not have")
 
@@ -164,6 +179,9 @@ def _loss(task: Task, config: PreTrainedConfig, outputs: Outputs, batch: Row) ->
         value = vendor.loss_named("ForQuestionAnswering")(outputs["start_logits"], outputs["end_logits"], *ends)
     elif task in (Task.SEQUENCE_CLASSIFICATION, Task.IMAGE_CLASSIFICATION):
         value = vendor.loss_named("ForSequenceClassification")(batch["labels"], outputs["logits"].float(), config)
+    elif task is Task.CAUSAL_LM:
+        logits, labels = outputs["logits"][:, :-1].float(), batch["labels"][:, 1:]
+        value = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
     elif task is Task.TOKEN_CLASSIFICATION:
         value = vendor.loss_named("ForTokenClassification")(outputs["logits"], batch["labels"], config)
     else:

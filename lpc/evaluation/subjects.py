@@ -9,12 +9,13 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from exporters.files import PRECISION_ENTRY
 from lpc.options import BACKENDS
 from lpc.source import load_config
 from passes.errors import DataError, MissingFileError, OptionError, UnsupportedModelError
 from passes.models import Task, model_class, task_of
 
-__all__ = ["Subject", "context_limit", "find_subjects", "weight_dtype"]
+__all__ = ["Subject", "context_limit", "find_subjects", "tolerance_of", "weight_dtype"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,14 @@ def weight_dtype(subject: Subject) -> str:
     """The dtype a package was exported in, from its config.json (float32 if that does not say)."""
     config = _read_json(subject.folder / "config.json") or {}
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
+def tolerance_of(subject: Subject) -> float:
+    """How far a package's precision lets it be from torch, relative to the largest value; 0 if it names none here."""
+    from exporters.onnx import PRECISIONS
+
+    name = str((_read_json(subject.folder / "config.json") or {}).get(PRECISION_ENTRY))
+    return PRECISIONS[name].tolerance if name in PRECISIONS else 0.0
 
 
 def _dense(dense: Path | PreTrainedModel | None, tokenizer_folder: Path) -> tuple[Subject, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeAlias
 
 import torch
@@ -29,6 +30,7 @@ from lpc.evaluation import (
     Quality,
     Replies,
     completions,
+    quality,
     quality_of,
     token_perplexity,
     warn_of_loss,
@@ -59,6 +61,7 @@ class Material:
 
     ``measure_dense`` is the same measure for the model as it was given: a warning says so if what it gives is not
     plausible. It and ``measure_pruned`` also take down a few completions of what is held out.
+    ``measure_package`` is the measure for an ONNX folder, in onnxruntime.
     ``context_length`` is the length of the sequences that text was cut into, in tokens; None for rows. ``digest`` gives
     the sha256 of all of the data that the user gave. ``generate`` is the pass that draws the model's own part of it,
     before which nothing can be read of that; ``answer`` is there for an instruction model. ``options`` are those of the
@@ -71,6 +74,7 @@ class Material:
     measure_dense: Measurer
     measure_pruned: Measurer
     context_length: int | None
+    measure_package: Callable[[Path], Quality]
     digest: Callable[[], str] = str
     generate: GeneratePass | None = None
     answer: Answerer | None = None
@@ -114,13 +118,16 @@ def _of_rows(
         return quality_of(model, heldout, batch_size=batch_size)
 
     def measure_dense(model: PreTrainedModel | PeftModel, batch_size: int) -> Quality:
-        quality = measure(model, batch_size)
+        found = measure(model, batch_size)
         if rows.format.task in (Task.CAUSAL_LM, Task.MASKED_LM, Task.SEQ2SEQ_LM):
-            warn_of_loss(quality.loss, rows.format.vocabulary)
-        return quality
+            warn_of_loss(found.loss, rows.format.vocabulary)
+        return found
+
+    def measure_package(folder: Path) -> Quality:
+        return quality(folder, heldout, batch_size=1)
 
     dense, pruned = (_speaking(each, tokenizer, lambda: heldout) for each in (measure_dense, measure))
-    return Material(train, collate, measure, dense, pruned, None, lambda: _rows_digest(rows))
+    return Material(train, collate, measure, dense, pruned, None, measure_package, lambda: _rows_digest(rows))
 
 
 @caller_state_kept()
@@ -162,12 +169,16 @@ def of_text(
     tokenizer = source.tokenizer  # the measure must not hold the source, and with it the dense model
 
     def measure_dense(model: PreTrainedModel | PeftModel, batch_size: int) -> Quality:
-        quality = measure(model, batch_size)
-        warn_of_text(model, tokenizer, heldout()[0], quality.loss)
-        return quality
+        found = measure(model, batch_size)
+        warn_of_text(model, tokenizer, heldout()[0], found.loss)
+        return found
+
+    def measure_package(folder: Path) -> Quality:
+        texts = [{"input_ids": ids, "labels": each} for ids, each in zip(*heldout(), strict=True)]
+        return quality(folder, texts, batch_size=1)
 
     dense, pruned = (_speaking(each, tokenizer, lambda: BlockDataset(*heldout())) for each in (measure_dense, measure))
-    return Material(train, None, measure, dense, pruned, length)
+    return Material(train, None, measure, dense, pruned, length, measure_package)
 
 
 def set_aside(

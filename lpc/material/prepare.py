@@ -16,6 +16,7 @@ from lpc.options import DataOptions
 from lpc.source import Source
 from passes.errors import DataError, OptionError
 from passes.models import base_model
+from passes.ranks import sharded
 
 __all__ = ["prepare"]
 
@@ -42,8 +43,8 @@ def prepare(source: Source, data: AnyData | None, options: DataOptions) -> Mater
         check_size(source.tokenizer, reading.rows.vocabulary)
     material = _material(source, data, reading, options)
     tokenizer = source.tokenizer
-    if not reading.is_causal or tokenizer is None or tokenizer.chat_template is None:
-        return material
+    if not reading.is_causal or tokenizer is None or tokenizer.chat_template is None or sharded():
+        return material  # sharded weights (FSDP) are there only for all processes together
     return replace(material, answer=lambda answering: replies(answering, tokenizer))
 
 
@@ -88,9 +89,9 @@ def _with_own(source: Source, material: Material, blocks: TokenBlocks, options: 
     count = min(options.self_sequences, count)
     if forgets:
         logger.warning(
-            "the tokenizer has a chat template and the data are plain text, by which a model forgets how to answer: "
-            "%.0f %% of what is tuned on are chats of its own making (--self-data); chats as data are best",
-            100 * share,
+            "the tokenizer has a chat template and the data are plain text, by which a model may forget how to answer: "
+            "%s of what is tuned on are chats of its own making (--self-data); chats as data are best",
+            f"{share:.0%}" if share else "none",
         )
         notes = ("a model with a chat template was given plain text, by which it may forget how to answer",)
     if not count:

@@ -5,13 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporters.options import DEFAULT_EXPORTS, EXPORTER_NAMES
+from exporters.options import DEFAULT_EXPORTS, EXPORTER_NAMES, names_in
 from passes.errors import OptionError
 from passes.options import Group, check, option
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +40,7 @@ class OutputOptions:
         group=Group.OUTPUT,
         metavar="NAME,...",
         words=str,
-        read=_names,
+        read=names_in,
     )
     onnx: bool = option(
         True,

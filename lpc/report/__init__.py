@@ -4,8 +4,17 @@ from lpc.report.curve import Panel, Point, draw
 from lpc.report.front import pareto_front
 from lpc.report.manifest import complete, record, write_manifest
 from lpc.report.page import comparison_page, family_page
-from lpc.report.render import asked_words, heldout_rows, runs_on, show_measure, size_rows, speed_rows, table
-from lpc.report.report import BeforeAfter, Completed, HeldOut, Merging, PredictedLatency, Report
+from lpc.report.render import (
+    asked_words,
+    heldout_rows,
+    package_rows,
+    runs_on,
+    show_measure,
+    size_rows,
+    speed_rows,
+    table,
+)
+from lpc.report.report import BeforeAfter, Completed, HeldOut, Merging, PackageCost, PredictedLatency, Report
 from lpc.report.untouched import untouched
 
 __all__ = [
@@ -13,6 +22,7 @@ __all__ = [
     "Completed",
     "HeldOut",
     "Merging",
+    "PackageCost",
     "Panel",
     "Point",
     "PredictedLatency",
@@ -23,6 +33,7 @@ __all__ = [
     "draw",
     "family_page",
     "heldout_rows",
+    "package_rows",
     "pareto_front",
     "record",
     "runs_on",

@@ -18,7 +18,7 @@ def render(
 ) -> str:
     """Markdown of ``lpc.json`` and, where they are there, ``benchmark.json`` and ``eval.json``."""
     sections = [_headline(manifest), _missing(manifest), _sizes(manifest), _untouched(manifest), _quality(manifest)]
-    sections.append(_answers(manifest))
+    sections += [_answers(manifest), _packages(manifest)]
     if evaluation:
         sections.append(_evaluation(evaluation))
     if benchmark:
@@ -65,8 +65,8 @@ def asked_words(manifest: Mapping[str, Any]) -> str:
     if abs(ratio["achieved"] - ratio["asked"]) < NEAR:
         return said
     multiple = ratio.get("multiple")
-    steps = f"MLP widths in multiples of {multiple}, and whole heads," if multiple else "whole units"
-    return f"{said}, at least; {steps} make it {ratio['achieved']:.1%}"
+    steps = f"MLP widths go in multiples of {multiple}, heads whole" if multiple else "units go whole"
+    return f"{said}, rounded up: {steps}"
 
 
 def _asked(measure: str, amount: float | int | str) -> str:
@@ -112,6 +112,27 @@ def heldout_rows(heldout: Mapping[str, Any]) -> list[list[str]]:
         [name, *("n/a" if m[at] is None else show_measure(name, m[at]) for at in ("dense", "removed", "pruned"))]
         for name, m in heldout["measures"].items()
     ]
+
+
+def package_rows(manifest: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the ONNX packages: precision, megabytes, and what was measured of them."""
+    found = manifest.get("packages") or []
+    names = list(dict.fromkeys(name for each in found for name in each["measures"]))
+    rows = [
+        [
+            each["precision"],
+            f"{each['file_bytes'] / 1e6:,.1f}",
+            *(show_measure(name, each["measures"][name]) if name in each["measures"] else "–" for name in names),
+        ]
+        for each in found
+    ]
+    return ["precision", "MB", *names], rows
+
+
+def _packages(manifest: Mapping[str, Any]) -> str:
+    header, rows = package_rows(manifest)
+    what = "The graph with its weights, and held-out quality in onnxruntime."
+    return f"## ONNX\n\n{what}\n\n{table(header, rows)}" if rows else ""
 
 
 def show_measure(name: str, value: float) -> str:

@@ -79,6 +79,20 @@ class HeldOut:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PackageCost:
+    """What one ONNX package takes on disk, and how good it is.
+
+    ``folder`` is that in the output. ``measures`` are those of the held-out data, by name: measured in onnxruntime
+    where the precision rounds, else the checkpoint's, whose numbers are the same; empty without held-out data.
+    """
+
+    precision: str
+    folder: str
+    file_bytes: int
+    measures: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class PredictedLatency:
     """Seconds that a workload (``BATCHxPREFILL+DECODE``) takes in a runtime, as the latency table predicts them."""
 
@@ -95,8 +109,8 @@ class Report:
     ``latency`` is there if the budget limited it. ``others``: what the dense and the pruned model cost in measures that
     the budget limited and ``Cost`` does not have. ``dimensions``: what stays of each, and how its units were ranked.
     ``notes`` say what was done to the source before anything else, and what the data were where the user did not.
-    ``answers`` are those of an instruction model. ``multiple``: what MLP widths are rounded to, if there are such that
-    can go.
+    ``answers`` are those of an instruction model; ``packages`` are those of ONNX. ``multiple``: what MLP widths are
+    rounded to, if there are such that can go.
     ``passes`` are the records of those that ran, ``pipeline`` the passes as they were built, ``run`` what they shared.
     """
 
@@ -120,6 +134,7 @@ class Report:
     notes: tuple[str, ...] = ()
     multiple: int | None = None
     answers: RepliesCompared | None = None
+    packages: tuple[PackageCost, ...] = ()
 
     @classmethod
     def of(
@@ -177,6 +192,7 @@ class Report:
             "untouched": dict(self.untouched),
             "heldout": plain(self.heldout),
             "answers": plain(self.answers),
+            "packages": [plain(each) for each in self.packages],
             "compatibility": [{**plain(verdict), "evidence": verdict.evidence} for verdict in self.compatibility],
             "compensated": self._changed_by("compensate", "rounds", "recompensate"),
             "recovered": self._changed_by("recover"),

@@ -25,6 +25,7 @@ from passes.models import (
     batches,
     evaluation_mode,
     fingerprint,
+    idle_adapter_off,
     masked,
     parameter_at,
     rounding_tolerance,
@@ -125,7 +126,7 @@ class CompensatePass(Pass):
         model, graph, source = program.model, program.traced, fingerprint(program.model)
         run = run.narrowed(self._options)
         options = run.told(self.options)
-        with masked(model, graph, program.masks) as hooks, evaluation_mode(model):
+        with masked(model, graph, program.masks) as hooks, evaluation_mode(model), idle_adapter_off(model):
             labelled = calibration_batches(model, self._data, run)
             guard = self._options.guard and set(task_of(base_model(model)).label_names) <= set(labelled[0])
             sides, rows = Sides(model, hooks, {}), unlabelled(model, labelled)

@@ -58,6 +58,8 @@ class Obs(InputReader[Inputs]):
     counts. The scores of one observation ascend in the order of removal. Dimensions are ranked each by itself, also
     where one projection reads several. W = W0 + sBA. The loss of a step is a mean over its tokens.
 
+    G is of all that passes by, F of what is run with gradients; a sample may be run so in part.
+
     Inputs are read as the masks let them through: what stays must stand for what is masked already. Of a unit that is
     masked nothing is let through, and its score is 0.
 
@@ -72,6 +74,8 @@ class Obs(InputReader[Inputs]):
         self._felt: dict[str, Gram] = {}
         self._gradients: dict[str, torch.Tensor] = {}
         """The products of all gradients, while they are looked at."""
+        self._graded: dict[str, torch.Tensor] = {}
+        """How many inputs were seen of whose outputs the gradients are."""
 
     def begin(self, model: AnyModel) -> None:
         """Watch the inputs, and the gradients of the outputs."""
@@ -83,7 +87,13 @@ class Obs(InputReader[Inputs]):
     def end(self, model: AnyModel) -> None:
         """Watch them no longer."""
         super().end(model)
-        self._felt, self._gradients = {}, {}
+        self._felt, self._gradients, self._graded = {}, {}, {}
+
+    def _see(self, name: str, module: nn.Module, inputs: Any) -> None:
+        before = self._seen[name].count.clone() if name in self._seen else 0.0
+        super()._see(name, module, inputs)
+        if torch.is_grad_enabled():
+            self._graded[name] = self._graded.get(name, 0.0) + self._seen[name].count - before
 
     def _after(self, name: str, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
         if not torch.is_grad_enabled():
@@ -112,7 +122,7 @@ class Obs(InputReader[Inputs]):
         for module in self._consumers:
             gram, felt = self._seen[module], self._felt.pop(module).products
             # The loss is a mean over n tokens; so n Σ (∂L/∂y / n)² is the mean of the squares.
-            self._gradients[module] = mean_square_over_ranks(felt.mul_(1 / loss_scale**2), gram.count)
+            self._gradients[module] = mean_square_over_ranks(felt.mul_(1 / loss_scale**2), self._graded.pop(module))
             self._seen[module] = gram.over_ranks()
         places: dict[str, list[tuple[Dimension, Slice]]] = {}
         for found in self._consumers.values():

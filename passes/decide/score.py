@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,9 +20,12 @@ from passes.criteria import AnyModel, Criterion, Needs, criterion_named, make_cr
 from passes.errors import DataError, ModelError, PreconditionError
 from passes.graph import PruningGraph
 from passes.models import (
+    HOST_TOKENS,
     Row,
+    Task,
     base_model,
     batches,
+    idle_adapter_off,
     label_count,
     lean_loss,
     masked,
@@ -31,16 +35,14 @@ from passes.models import (
     task_of,
 )
 from passes.options import ScoreOptions, Target
-from passes.pipeline import Pass, PassRecord, PassResult, Program, RunContext, plain, save_choice, with_choice
+from passes.pipeline import Pass, PassRecord, PassResult, Program, Progress, RunContext, plain, save_choice, with_choice
 from passes.ranks import Share, from_first
-
-HOST_TOKENS = 1024
-"""So many tokens are looked at at a time on a processor, where that is as fast as more and takes less memory."""
 
 
 @dataclass(frozen=True)
 class ScoreReport:
-    """How many rows were scored, in how many batches, the model's mean loss on them, and in how many portions.
+    """How many rows were scored, in how many batches, the model's mean loss on those that it was computed of (all, or
+    where a criterion needs gradients in part, these), and in how many portions.
 
     Rows and batches are 0, and the loss None, for a criterion that looks at the weights alone.
     """
@@ -49,6 +51,27 @@ class ScoreReport:
     batches: int
     loss: float | None
     portions: int = 1
+
+
+@dataclass
+class _Course:
+    """How far it is: the sample's rows for each portion, and the dimensions ``to_rank`` once these were seen."""
+
+    progress: Progress
+    portions: int
+    to_rank: int
+    gone: int = 0
+    rows: int = 0
+
+    def tell(self, rows: int) -> None:
+        """So many rows of the portion at hand are seen."""
+        self.progress("score", self.gone + rows, self.portions * self.rows + self.to_rank)
+
+    def ranked(self, dimensions: int) -> None:
+        """The portion is done, with so many dimensions."""
+        self.gone += self.rows + (dimensions if self.to_rank else 0)
+        if self.rows:
+            self.tell(0)
 
 
 class ScorePass(Pass):
@@ -93,10 +116,19 @@ class ScorePass(Pass):
         parts = self._portions(graph, next(model.parameters()).device)
         scores: dict[str, torch.Tensor] = {}
         masks = masked(model, graph, program.masks) if program.masks is not None else nullcontext()
-        with _as_it_was(model, frozen=self._needs is not Needs.ADAPTER), masks, lean_loss(model):
-            for number, part in enumerate(parts):
-                found, report = self._look(model, part, number, len(parts), run.narrowed(self._options))
+        reads_adapter = self._needs is Needs.ADAPTER
+        with ExitStack() as stack:
+            stack.enter_context(_as_it_was(model, frozen=not reads_adapter))
+            if not reads_adapter:
+                stack.enter_context(idle_adapter_off(model))
+            stack.enter_context(masks)
+            stack.enter_context(lean_loss(model))
+            ranks = criterion_named(self._options.criterion).held is not None
+            course = _Course(run.progress, len(parts), len(graph.dimensions) if ranks else 0)
+            for part in parts:
+                found, report = self._look(model, part, course, run.narrowed(self._options))
                 scores |= found
+                course.ranked(len(part.dimensions))
         report = replace(report, portions=len(parts))
         scores = from_first(scores)
         scored = replace(program, masks=from_first(solver.masks(scores)), scores=scores).expecting_itself()
@@ -118,15 +150,15 @@ class ScorePass(Pass):
         return portions(graph, partial(held, graph), self._options.statistics_bytes or room_on(device))
 
     def _look(
-        self, model: AnyModel, graph: PruningGraph, number: int, of: int, run: RunContext
+        self, model: AnyModel, graph: PruningGraph, course: _Course, run: RunContext
     ) -> tuple[dict[str, torch.Tensor], ScoreReport]:
-        """The scores of one portion of the graph, which is the ``number``th ``of`` so many."""
+        """The scores of one portion of the graph."""
         options = self._options
         importance = replace(options.importance, smoothing=0.0)
         criterion = make_criterion(options.criterion, graph, importance, run.seed)
         try:
             criterion.begin(model)
-            report = self._run(model, number, of, run)
+            report = self._run(model, course, run)
             self._observe(criterion, model)
         finally:
             criterion.end(model)
@@ -139,7 +171,7 @@ class ScorePass(Pass):
                 "model in fp32 or bf16"
             )
 
-    def _run(self, model: AnyModel, number: int, of: int, run: RunContext) -> ScoreReport:
+    def _run(self, model: AnyModel, course: _Course, run: RunContext) -> ScoreReport:
         """The forward and, where the criterion needs them, the backward passes over the sample."""
         if self._needs is Needs.WEIGHTS:
             return ScoreReport(0, 0, None)
@@ -147,25 +179,47 @@ class ScorePass(Pass):
         rows = sample_rows(count, run.samples, run.seed)
         if not rows:
             raise DataError("the calibration data has no row")
+        course.rows = len(rows)
         device, task = next(model.parameters()).device, task_of(base_model(model))
-        backward = self._needs is not Needs.ACTIVATIONS
-        quiet = {"use_cache": False} if takes(base_model(model), "use_cache") else {}
-        sample = list(batches(self._data, rows, run.batch_size, run.collate, device))
-        if device.type == "cpu" and criterion_named(self._options.criterion).additive:
-            sample = [piece for batch in sample for piece in pieces(batch, task, HOST_TOKENS)]
-        labels = [label_count(task, batch) for batch in sample]
-        share, losses, done = Share.of(list(zip(sample, labels, strict=True))), list[torch.Tensor](), 0
-        for batch, count in share.mine:
-            with torch.set_grad_enabled(backward):
-                # each label has the same weight, whatever the batches; criteria take the mean over ranks
-                loss = model(**batch, **quiet).loss * (share.ranks * count / max(sum(labels), 1))
-            if backward:
-                loss.backward()
-            losses.append(loss.detach())
+        backward, entry = self._needs is not Needs.ACTIVATIONS, criterion_named(self._options.criterion)
+        whole = list(batches(self._data, rows, run.batch_size, run.collate, device))
+        graded = set(sample_rows(len(whole), math.ceil(entry.graded(len(rows)) * len(whole)), run.seed))
+        divided = device.type == "cpu" and entry.additive
+        sample = [
+            (piece, label_count(task, piece), number in graded)
+            for number, batch in enumerate(whole)
+            for piece in (pieces(batch, task, HOST_TOKENS) if divided else [batch])
+        ]
+        counted = max(1, sum(count for _, count, with_gradient in sample if with_gradient or not backward))
+        share, losses, done = Share.of(sample), [torch.zeros(())], 0
+        for batch, count, with_gradient in share.mine:
+            if with_gradient or not backward:
+                with torch.set_grad_enabled(with_gradient):
+                    # each label has the same weight, whatever the batches; criteria take the mean over ranks
+                    loss = model(**batch, **_quiet(model)).loss * (share.ranks * count / counted)
+                if with_gradient:
+                    loss.backward()
+                losses.append(loss.detach().cpu())
+            else:
+                _pass_by(model, batch, task)
             done += share.ranks * len(next(iter(batch.values())))
-            run.progress("score", number * len(rows) + min(done, len(rows)), of * len(rows))
+            course.tell(min(done, len(rows)))
         total = share.sum(sum(torch.stack(losses).tolist()))[0] / share.ranks
         return ScoreReport(len(rows), -(-len(rows) // run.batch_size), total)
+
+
+@torch.no_grad()
+def _pass_by(model: AnyModel, batch: Row, task: Task) -> None:
+    """A forward pass of which only what goes on inside is wanted."""
+    if task is Task.CAUSAL_LM and takes(base_model(model), "logits_to_keep"):
+        batch = {name: value for name, value in batch.items() if name not in task.label_names}
+        model(**batch, **_quiet(model), logits_to_keep=1)
+    else:
+        model(**batch, **_quiet(model))
+
+
+def _quiet(model: AnyModel) -> dict[str, bool]:
+    return {"use_cache": False} if takes(base_model(model), "use_cache") else {}
 
 
 @contextmanager

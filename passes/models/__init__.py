@@ -13,6 +13,7 @@ from passes.models.adapter import (
     beyond_lora,
     check_adapter,
     check_adapter_folder,
+    idle_adapter_off,
     lora_config,
     lora_layers,
     lora_weights,
@@ -33,7 +34,7 @@ from passes.models.base import (
     plain_name,
     takes,
 )
-from passes.models.batches import Collate, Row, batches, label_count, pieces, sample_rows
+from passes.models.batches import HOST_TOKENS, Collate, Row, batches, label_count, pieces, sample_rows
 from passes.models.declared import check_declared
 from passes.models.fingerprint import Fingerprint, fingerprint, tensors_digest
 from passes.models.fit import Misfit
@@ -43,7 +44,7 @@ from passes.models.heldout import heldout_loss
 from passes.models.lean_loss import lean_loss
 from passes.models.loading import dense_weights, keep_own_head, load_model, quiet, unloaded, unreadable
 from passes.models.masks import MaskedModel, masked
-from passes.models.memory import memory_advice, ran_out, smaller_batches
+from passes.models.memory import memory_advice, ran_out, return_free_memory, smaller_batches
 from passes.models.packed import full_precision, is_packed, packed_weights, packing_of
 from passes.models.parameters import replaced, swapped
 from passes.models.parity import Parity, relative_difference, rounding_tolerance
@@ -60,7 +61,7 @@ from passes.models.probe import OUTPUTS, Probe, Response, positions, respond
 from passes.models.reasons import reason
 from passes.models.resized import FILE, PREFIX, compact_class, has_own_sizes
 from passes.models.routing import routers, routing
-from passes.models.stock import build_stock, filled, rope_types, shell, stock_class, twin_of, weightless
+from passes.models.stock import build_stock, filled, rope_types, shallow, shell, stock_class, twin_of, weightless
 from passes.models.stored import DTYPES, StoredTensor, check_fetched, headers, read_json
 from passes.models.tasks import AUTO_CLASSES, Task, check_loss, check_padding, model_class, task_of
 from passes.models.unloaded import Unloaded
@@ -75,6 +76,7 @@ __all__ = [
     "DTYPES",
     "FILE",
     "GRADIENT",
+    "HOST_TOKENS",
     "OUTPUTS",
     "PREFIX",
     "WIDE",
@@ -122,6 +124,7 @@ __all__ = [
     "has_own_sizes",
     "headers",
     "heldout_loss",
+    "idle_adapter_off",
     "is_packed",
     "keep_own_head",
     "label_count",
@@ -153,6 +156,7 @@ __all__ = [
     "relative_difference",
     "replaced",
     "respond",
+    "return_free_memory",
     "rope_types",
     "rounding_tolerance",
     "routers",
@@ -160,6 +164,7 @@ __all__ = [
     "sample_rows",
     "scored_by",
     "scored_logits",
+    "shallow",
     "shell",
     "smaller_batches",
     "stated_scaling",

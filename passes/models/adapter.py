@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, TypeGuard
@@ -191,6 +192,19 @@ def _is_known(layer: nn.Module) -> TypeGuard[LoraLinear | ParamWrapper]:
     """Whether it adds BA to a matrix; layers on packed weights are of classes that peft has beside bitsandbytes."""
     packed = isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), nn.Linear)
     return packed or isinstance(layer, LoraLinear | ParamWrapper)
+
+
+@contextmanager
+def idle_adapter_off(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """An adapter whose products are all zero, as a new one's, is not computed inside the block: the same outputs and
+    gradients, and of a half-precision model half of the time.
+    """
+    worn = lora_weights(model).values() if isinstance(model, PeftModel) else ()
+    if not isinstance(model, PeftModel) or any(bool(each.left.any() and each.right.any()) for each in worn):
+        yield
+        return
+    with model.disable_adapter():
+        yield
 
 
 LoraLayers: TypeAlias = "Mapping[str, LoraLinear | ParamWrapper]"

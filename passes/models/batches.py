@@ -16,6 +16,10 @@ Collate = Callable[[list[Row]], Row]
 """Makes one batch of items."""
 
 
+HOST_TOKENS = 1024
+"""So many tokens are looked at at a time on a processor, where that is as fast as more and takes less memory."""
+
+
 def sample_rows(count: int, samples: int, seed: int) -> tuple[int, ...]:
     """Which of ``count`` rows to take, ``samples`` of them or all if there are fewer: ascending, none twice.
 

@@ -1,7 +1,9 @@
-"""Running out of memory: how it shows, and the one error that it becomes."""
+"""Memory: giving back what is free, and running out of it: how that shows, and the one error that it becomes."""
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -18,6 +20,17 @@ def ran_out(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(word in said for word in WORDS)):
         return True
     return error.__cause__ is not None and ran_out(error.__cause__)
+
+
+def return_free_memory() -> None:
+    """Give the system what was freed and the C library keeps in its arenas (glibc; elsewhere nothing is done).
+
+    Of SmolLM2-135M that was 1.4 GiB after ranking, and 3.5 GiB after tuning.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 @contextmanager

@@ -64,6 +64,16 @@ def _valueless(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
+def shallow(config: PreTrainedConfig, layers: int, wanted: int) -> PreTrainedConfig:
+    """The configuration with another number of layers; entries with an element a layer are cut, or repeated."""
+    values: dict[str, Any] = copy.deepcopy(config.to_dict())
+    for name, value in values.items():
+        if isinstance(value, list) and len(value) == layers:
+            values[name] = (value * wanted)[:wanted]
+    values[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = wanted
+    return type(config).from_dict(values)
+
+
 def stock_class(model_type: type[PreTrainedModel], config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The class that a compact configuration is for: the source's own, or Mistral's in place of Llama's."""
     if isinstance(config, MistralConfig) and model_type.__name__.startswith("Llama"):

@@ -30,6 +30,7 @@ class RecoverOptions:
     gradient_accumulation: int = as_in(TuneOptions, "gradient_accumulation")
     gradient_checkpointing: bool = as_in(TuneOptions, "gradient_checkpointing")
     learning_rate: float | None = as_in(TuneOptions, "learning_rate")
+    optimizer: str = as_in(TuneOptions, "optimizer")
     lr_scheduler: str = as_in(TuneOptions, "lr_scheduler")
     max_grad_norm: float = as_in(TuneOptions, "max_grad_norm")
     bf16: bool = as_in(TuneOptions, "bf16")

@@ -20,6 +20,8 @@ from passes.options.target import Layout, Target
 MOST_STEPS = 10**9
 MOST_RATE = 1.0
 
+OPTIMIZERS = ("adamw", "muon")
+
 CURVES = (
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
     "reduce_lr_on_plateau",
@@ -72,6 +74,12 @@ class TuneOptions:
         help="Peak learning rate; by default 0.64 / hidden size, at most 0.01.",
         group=Group.TUNE,
         common=True,
+    )
+    optimizer: str = option(
+        "adamw",
+        choices=OPTIMIZERS,
+        help="adamw, or muon: steps of A and B as wholes, orthogonalised, of AdamW's size (docs/method.md).",
+        group=Group.TUNE,
     )
     lr_scheduler: str = option("cosine", choices=CURVES, help="The curve of the learning rate, by transformers' names.")
     max_grad_norm: float = option(1.0, least=0, help="Gradients are clipped to this norm; 0: not clipped.")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from passes.errors import LpcError, PassError, PostconditionError, PreconditionError
-from passes.models import Parity, memory_advice, reason, smaller_batches
+from passes.models import Parity, memory_advice, reason, return_free_memory, smaller_batches
 from passes.pipeline.context import DEFAULT_RUN, RunContext
 from passes.pipeline.plain import plain
 from passes.pipeline.program import Program
@@ -81,6 +81,7 @@ class Pass(ABC):
     def __call__(self, program: Program, run: RunContext = DEFAULT_RUN) -> PassResult:
         """Check, run, verify and record. Raises LpcError; anything else becomes a PassError that names the pass."""
         parities: tuple[Parity, ...] = ()
+        return_free_memory()
         with measured() as measurement:
             try:
                 with memory_advice(f"pass {self.name!r}", lambda: self.with_less_memory(run)):

@@ -3,6 +3,7 @@
 from passes.tuning.attach import AttachPass, DetachPass
 from passes.tuning.checkpoints import last_whole, seal
 from passes.tuning.merge import MergePass, adapted_layers, merge_into
+from passes.tuning.positions import Mixture, Side, summed_loss
 from passes.tuning.recall import RecallPass
 from passes.tuning.recover import RecoverPass
 from passes.tuning.settle import settled
@@ -14,8 +15,10 @@ __all__ = [
     "AttachPass",
     "DetachPass",
     "MergePass",
+    "Mixture",
     "RecallPass",
     "RecoverPass",
+    "Side",
     "TunePass",
     "UnpackPass",
     "adapted_layers",
@@ -24,4 +27,5 @@ __all__ = [
     "seal",
     "settled",
     "staged_run",
+    "summed_loss",
 ]

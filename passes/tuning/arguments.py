@@ -39,6 +39,10 @@ class Training(Protocol):
         """The peak; None: by width."""
 
     @property
+    def optimizer(self) -> str:
+        """Which optimizer takes the steps."""
+
+    @property
     def lr_scheduler(self) -> str:
         """The curve down from it."""
 
@@ -51,10 +55,11 @@ class Training(Protocol):
 class PlacedArguments(TrainingArguments):  # type: ignore[misc]
     """Arguments under which the Trainer leaves the model where it is, and uses no other device.
 
-    By itself it moves the model to the first accelerator, and wraps it to use all of them.
+    By itself it moves the model to the first accelerator, and wraps it to use all of them. ``by``: the optimizer.
     """
 
     at: str = "cpu"
+    by: str = "adamw"
 
     @property
     def device(self) -> torch.device:
@@ -84,6 +89,7 @@ def training_arguments(
         "per_device_train_batch_size": run.batch_size,
         "gradient_accumulation_steps": options.gradient_accumulation,
         "learning_rate": options.learning_rate or width_scaled_rate(base_model(model).config.hidden_size),
+        "by": options.optimizer,
         "lr_scheduler_type": options.lr_scheduler,
         "bf16": options.bf16,
         "use_cpu": device.type == "cpu",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from passes.models import TokenHead, base_model, labelled, lean_loss, task_of
-from passes.ranks import sharded
+from passes.models import HOST_TOKENS, TokenHead, base_model, labelled, lean_loss, pieces, task_of
+from passes.ranks import count, sharded
 from passes.tuning.positions import Logits, Mixture, Side, summed_loss
 from passes.tuning.rates import RatedTrainer
 
@@ -37,10 +38,15 @@ def labelled_states(
 
 
 class LeanTrainer(RatedTrainer):
-    """A Trainer that computes the loss of a language model from hidden states, some positions at a time."""
+    """A Trainer that computes the loss of a language model from hidden states, some positions at a time.
 
-    def __init__(self, **arguments: Any) -> None:
+    ``in_pieces``: on a processor a batch is run ``HOST_TOKENS`` at a time, where its loss is that of each position by
+    itself: as fast, with the activations of a piece in memory in place of the batch's.
+    """
+
+    def __init__(self, *, in_pieces: bool = True, **arguments: Any) -> None:
         super().__init__(**arguments)
+        self._in_pieces = in_pieces
         self._heads: dict[int, TokenHead | None] = {}
 
     def head_of(self, model: PreTrainedModel | PeftModel) -> TokenHead | None:
@@ -67,6 +73,22 @@ class LeanTrainer(RatedTrainer):
     def side(self, head: TokenHead, hidden: torch.Tensor) -> Side:
         """Hidden states with their head."""
         return Side(hidden=hidden, logits=self.logits_of(head), chunk=head.chunk)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Forward and backward of a batch; its loss."""
+        parts = self._pieces(inputs) if num_items_in_batch is not None else [inputs]
+        step = partial(super().training_step, model, num_items_in_batch=num_items_in_batch)
+        return torch.stack([step(inputs=part) for part in parts]).sum()
+
+    def _pieces(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+        """The batch in what is run at a time: whole, but where the sum over the pieces is what it gives."""
+        base = base_model(self.model)
+        divided = self._in_pieces and self.args.device.type == "cpu" and count() == 1 and self.model_accepts_loss_kwargs
+        head = self.head_of(base) if divided else None
+        fits = head is not None and head.divides and has_labels(head, inputs)
+        return pieces(inputs, task_of(base), HOST_TOKENS) if fits else [inputs]
 
     def compute_loss(
         self,

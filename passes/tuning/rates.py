@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, get_scheduler
 
 from passes.errors import OptionError
+from passes.ranks import sharded
 
 RESTART = 0.7
 """The peak of every stage but the first, as a fraction of the first's."""
@@ -39,6 +40,18 @@ def stage_rates(name: str, lengths: Sequence[int]) -> list[float]:
     return factors
 
 
+def muon(trained: Sequence[torch.Tensor], rate: float) -> torch.optim.Optimizer:
+    """Muon (Jordan et al., 2024) without weight decay, its steps scaled to AdamW's (Liu et al., arXiv 2502.16982).
+
+    Raises OptionError for weights that are no matrices, and for sharded ones.
+    """
+    odd = next((each for each in trained if each.ndim != 2), None)
+    if odd is not None or sharded():
+        what = "sharded weights (FSDP)" if odd is None else f"a weight of the shape {tuple(odd.shape)}"
+        raise OptionError(f"optimizer (--optimizer) muon trains whole matrices, not {what}: choose adamw")
+    return torch.optim.Muon(trained, lr=rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+
+
 class RatedTrainer(Trainer):  # type: ignore[misc]
     """A Trainer whose learning rate is the peak times a factor given for each step, or the curve of its arguments.
 
@@ -53,6 +66,14 @@ class RatedTrainer(Trainer):  # type: ignore[misc]
     ) -> None:
         self._factors, self._seen = factors, seen
         super().__init__(**arguments)
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer that the arguments name. Raises OptionError if it cannot train these weights."""
+        if getattr(self.args, "by", "adamw") == "muon" and vars(self).get("optimizer") is None:
+            trained = [each for each in self.model.parameters() if each.requires_grad]
+            self.optimizer = muon(trained, self.args.learning_rate)
+        made: torch.optim.Optimizer = super().create_optimizer(model)
+        return made
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
         """The schedule of the given factors."""

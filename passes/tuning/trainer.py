@@ -19,7 +19,7 @@ from passes.models import Adapter, active_adapter, base_model, vendor
 from passes.options import DistillOptions
 from passes.tuning.arguments import training_on
 from passes.tuning.distill import DistillTrainer
-from passes.tuning.rates import RatedTrainer
+from passes.tuning.lean import LeanTrainer
 from passes.tuning.recall import wear
 from passes.tuning.sharded import whole_afterwards
 from passes.tuning.teacher import Teacher
@@ -55,6 +55,7 @@ def train(
     resume_from: Path | None = None,
     recompute: bool = False,
     finished: bool = False,
+    in_pieces: bool = True,
     **data: Any,
 ) -> TrainingRun:
     """Train with the transformers Trainer, against a teacher if there is one. ``data``: as the Trainer takes it.
@@ -63,6 +64,7 @@ def train(
     logged beside the loss.
     ``resume_from``: a checkpoint to go on from; if it has all the steps, or is ``finished`` before them, the model gets
     its adapter and nothing is trained. ``recompute``: activations are computed again in the backward pass.
+    ``in_pieces``: as for ``LeanTrainer``.
     """
     if resume_from is not None:
         done = _state(resume_from)
@@ -84,12 +86,13 @@ def train(
             "model": model,
             "args": arguments,
             "callbacks": list(callbacks),
+            "in_pieces": in_pieces,
             **data,
         }
         if teacher is not None and distill is not None:
             trainer = DistillTrainer(teacher=teacher, distill=distill, **values)
         else:
-            trainer = RatedTrainer(**values)
+            trainer = LeanTrainer(**values)
         trainer.remove_callback(PrinterCallback)
         if trainer.is_fsdp_enabled:
             stack.enter_context(whole_afterwards(model))

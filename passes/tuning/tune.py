@@ -224,6 +224,7 @@ class TunePass(Pass):
                 distill=options.distill,
                 recompute=options.gradient_checkpointing,
                 resume_from=checkpoint,
+                in_pieces=options.one_shot or criterion_named(options.criterion).additive,
                 train_dataset=self._data,
                 data_collator=run.collate,
             )

@@ -106,12 +106,12 @@ def test_what_a_step_keeps_is_what_autograd_keeps(dtype: torch.dtype) -> None:
 
 
 def test_the_true_gradient_costs_a_forward_pass_and_the_weights_once_more() -> None:
-    found = costs(build_model("llama", **SIZES))
-    method, true = found.way(1e12), found.way(1e12, true_gradient=True)
+    found = costs(build_model("llama", **SIZES), small=False)
+    method, true = found.way(found.even(1e12)), found.way(found.even(1e12), true_gradient=True)
     assert true.step_flops - method.step_flops == pytest.approx(found.sizes.forward(CONTEXT) * BATCH * CONTEXT)
     tune, same = ({each.name: each for each in way.stages}["tune"] for way in (method, true))
     assert same.memory_bytes - tune.memory_bytes == pytest.approx(found.sizes.adapted * 4, abs=2)
-    assert method.step_seconds == method.step_flops / 1e12
+    assert method.step_seconds == pytest.approx(method.step_flops / 1e12)
 
 
 def test_the_adapter_and_the_solved_weights_are_counted_exactly() -> None:
@@ -137,7 +137,7 @@ def test_an_8b_model_is_estimated_from_its_configuration_alone(tmp_path: Path) -
     assert found.parameters == 8_030_261_248
     assert not found.measured
     tokens = 8 * 256
-    assert found.method.step_flops == pytest.approx(3 * 2 * 7.5e9 * tokens, rel=0.1)
+    assert found.method.step_flops == pytest.approx((1 + 2 * 0.78) * 2 * 7.5e9 * tokens, rel=0.1)
     assert found.method.peak.memory_bytes > 16 * 10**9
     values = json.loads(json.dumps(found.to_json()))
     assert values["method"]["hours"] == pytest.approx(found.method.hours)

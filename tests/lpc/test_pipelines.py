@@ -43,7 +43,8 @@ def program() -> Program:
 def pipeline_of(program: Program, run: dict[str, object]) -> Pipeline:
     rows = [{"input_ids": torch.arange(8)} for _ in range(20)]
     measure = lambda model, batch_size: None  # noqa: E731
-    material = Material(rows, None, measure, measure, measure, None)  # type: ignore[arg-type]
+    unmeasured = lambda folder: None  # noqa: E731
+    material = Material(rows, None, measure, measure, measure, None, unmeasured)  # type: ignore[arg-type]
     options = lpc.CompressOptions(target=lpc.Target(ratio=0.3), **run)  # type: ignore[arg-type]
     return compression_pipeline(program, material, options, RunContext())
 

@@ -81,6 +81,16 @@ def test_the_first_engine_that_is_installed_serves_its_part(output: Path, instal
         best(output)
 
 
+def test_an_engine_that_lacks_something_here_may_be_whole_elsewhere(
+    output: Path, installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "own/python", "#!/bin/sh\nexit 1")
+    server(tmp_path / "own/onnx-genai")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "own/python"))
+    server(installed / "onnx-genai")
+    assert best(output).program == installed / "onnx-genai"
+
+
 def test_an_engine_that_would_refuse_the_model_is_passed_over(output: Path, installed: Path) -> None:
     server(installed / "vllm")
     assert best(output).engine.name == "vllm"

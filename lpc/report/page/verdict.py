@@ -8,7 +8,7 @@ from typing import Any
 
 from lpc.evaluation import told, verdict
 from lpc.report.costs import label_of
-from lpc.report.render import asked_words, heldout_rows, show_measure, speed_rows
+from lpc.report.render import asked_words, heldout_rows, package_rows, show_measure, speed_rows
 
 LOWER_IS_BETTER = ("perplexity", "loss", "word_perplexity", "byte_perplexity", "token_perplexity", "bits_per_byte")
 SIZES = ("parameters", "weight_bytes", "kv_cache_bytes", "macs")
@@ -51,7 +51,7 @@ def lines(
     manifest: Mapping[str, Any], benchmark: Mapping[str, Any] | None, evaluation: Mapping[str, Any] | None
 ) -> list[Line]:
     """Size, cache, speed, quality: a row each."""
-    return [*_sizes(manifest), *_speed(benchmark), *_heldout(manifest), *_evaluated(evaluation)]
+    return [*_sizes(manifest), *_speed(benchmark), *_heldout(manifest), *_packages(manifest), *_evaluated(evaluation)]
 
 
 def _ratio(manifest: Mapping[str, Any], cost: str) -> float | None:
@@ -95,6 +95,14 @@ def _heldout(manifest: Mapping[str, Any]) -> Iterator[Line]:
         return
     for (name, dense, _, pruned), values in zip(heldout_rows(heldout), heldout["measures"].values(), strict=True):
         yield Line(f"held-out {name}", dense, pruned, *_change(name, values["dense"], values["pruned"]))
+
+
+def _packages(manifest: Mapping[str, Any]) -> Iterator[Line]:
+    """The ONNX packages: what each takes on disk, and its quality."""
+    header, rows = package_rows(manifest)
+    for precision, size, *measures in rows:
+        told = ", ".join(f"{name} {value}" for name, value in zip(header[2:], measures, strict=True))
+        yield Line(f"ONNX in {precision}", "–", f"{size} MB", told or "–")
 
 
 def _change(name: str, dense: float, pruned: float) -> tuple[str, bool | None]:

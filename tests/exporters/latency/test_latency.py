@@ -255,7 +255,7 @@ CHANGES: dict[str, Change] = {
     "cores": _machine(cores=99),
     "processor's cache": _machine(cache_bytes=1),
     "threads": lambda _: {"threads": 2},
-    "dtype": lambda _: {"dtype": "float16"},
+    "dtype": lambda _: {"dtype": "fp16"},
     "batch": lambda _: {"workload": Workload(batch=2, prefill=4, decode=0)},
     "prefill": lambda _: {"workload": Workload(prefill=5, decode=0)},
     "decode": lambda _: {"workload": Workload(prefill=4, decode=1)},

@@ -112,7 +112,7 @@ def test_export_leaves_a_training_bfloat16_model_as_it_was(
 
 def test_float16_package_agrees_to_half_precision(tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     package = export_onnx(
-        build_model("llama"), tiny_tokenizer, tmp_path, OnnxOptions(dtype="float16", greedy_prompts=0)
+        build_model("llama"), tiny_tokenizer, tmp_path, OnnxOptions(precision=("fp16",), greedy_prompts=0)
     )
     assert {parity.tolerance for parity in package.parity} == {1e-2}
     assert 1e-5 < max(parity.value for parity in package.parity) < 1e-2
@@ -166,7 +166,16 @@ def test_builder_refuses_what_it_does_not_know(tiny_tokenizer: PreTrainedTokeniz
 
 
 @pytest.mark.parametrize(
-    "options", [{"opset": 17}, {"dtype": "int3"}, {"route": "magic"}, {"greedy_prompts": -1}, {"greedy_tokens": 0}]
+    "options",
+    [
+        {"opset": 17},
+        {"precision": ("int3",)},
+        {"precision": ()},
+        {"block": 48},
+        {"route": "magic"},
+        {"greedy_prompts": -1},
+        {"greedy_tokens": 0},
+    ],
 )
 def test_options_refuse_impossible_values(options: dict[str, object]) -> None:
     with pytest.raises(OptionError):

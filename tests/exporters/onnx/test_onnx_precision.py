@@ -15,7 +15,7 @@ from plugins import installed
 from exporters.onnx import FLOAT32, PRECISIONS, export_onnx, register_precision
 from exporters.options import OnnxOptions
 from passes.errors import OptionError, PostconditionError
-from passes.models import rounding_tolerance
+from passes.models import Parity, rounding_tolerance
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def _as_before() -> Iterator[None]:
         yield
 
 
-def rounded(path: Path) -> None:
+def rounded(path: Path, options: OnnxOptions) -> tuple[Parity, ...]:
     """Stores the nearest half-precision number of every weight, still in float32."""
     model = ir.load(path)
     for value in model.graph.initializers.values():
@@ -32,6 +32,7 @@ def rounded(path: Path) -> None:
             numbers = value.const_value.numpy().astype(np.float16).astype(np.float32)
             value.const_value = ir.tensor(numbers, name=value.name)
     ir.save(model, path, external_data=f"{path.name}.data")
+    return ()
 
 
 ROUNDED = replace(FLOAT32, name="rounded", tolerance=1e-2, tie=1e-2, writer=rounded)
@@ -48,10 +49,10 @@ ONE_LAYER = {
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert", pytest.param("t5", marks=pytest.mark.matrix)])
 def test_a_precision_of_the_user_s_own_is_written_by_its_writer_and_verified(name: str, tmp_path: Path) -> None:
     register_precision(ROUNDED)
-    options = OnnxOptions(dtype="rounded", greedy_prompts=1, greedy_tokens=2)
+    options = OnnxOptions(precision=("rounded",), greedy_prompts=1, greedy_tokens=2)
     model = zoo.build(name, **ONE_LAYER[name])
     package = export_onnx(model, build_tokenizer() if name in ("llama", "gpt2") else None, tmp_path, options)
-    assert package.dtype == "rounded"
+    assert package.precision == "rounded"
     assert 1e-6 < max(parity.value for parity in package.parity) < 1e-2
     graph = ir.load(next(path for path in tmp_path.glob("*.onnx"))).graph
     weights = [each.const_value.numpy() for each in graph.initializers.values() if len(each.shape) > 1]
@@ -62,20 +63,24 @@ def test_a_precision_of_the_user_s_own_is_written_by_its_writer_and_verified(nam
 def test_its_tolerance_is_what_the_graph_is_held_to(tmp_path: Path) -> None:
     register_precision(replace(ROUNDED, tolerance=1e-6))
     with pytest.raises(PostconditionError, match="1e-06"):
-        export_onnx(build_model("llama"), build_tokenizer(), tmp_path, OnnxOptions(dtype="rounded", greedy_prompts=0))
+        export_onnx(
+            build_model("llama"), build_tokenizer(), tmp_path, OnnxOptions(precision=("rounded",), greedy_prompts=0)
+        )
 
 
 def test_an_unknown_precision_is_refused_with_the_names() -> None:
-    with pytest.raises(OptionError, match="unknown ONNX dtype 'int3': choose one of float32, float16"):
-        OnnxOptions(dtype="int3")
+    with pytest.raises(OptionError, match="unknown precision 'int3': choose one of auto, fp32, fp16, bf16"):
+        OnnxOptions(precision=("int3",))
 
 
 def test_the_rows_are_what_they_were() -> None:
-    assert {name: (row.torch_dtype, row.tolerance, row.masked) for name, row in PRECISIONS.items()} == {
-        "float32": (torch.float32, 1e-4, -1e30),
-        "float16": (torch.float16, 1e-2, -3e4),
-    }
-    assert all(row.tie == rounding_tolerance(row.torch_dtype) for row in PRECISIONS.values())
+    rows = {name: (row.torch_dtype, row.tolerance, row.masked) for name, row in PRECISIONS.items()}
+    assert rows["fp32"] == (torch.float32, 1e-4, -1e30)
+    assert rows["fp16"] == (torch.float16, 1e-2, -3e4)
+    assert [PRECISIONS[name].tie for name in ("fp32", "fp16")] == [
+        rounding_tolerance(torch.float32),
+        rounding_tolerance(torch.float16),
+    ]
 
 
 def test_a_package_brings_a_precision(tmp_path: Path) -> None:
@@ -83,6 +88,6 @@ def test_a_package_brings_a_precision(tmp_path: Path) -> None:
     with installed(tmp_path, "loose_package", "lpc.precisions", {"loose": "loose_package:ROW"}, code) as run:
         said = (
             "import lpc; from exporters.onnx.options import precision_of; "
-            "print(precision_of(lpc.OnnxOptions(dtype='loose')).tolerance)"
+            "print(precision_of(lpc.OnnxOptions(precision=('loose',))).tolerance)"
         )
         assert run(said) == "0.0001"

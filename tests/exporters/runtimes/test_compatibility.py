@@ -34,7 +34,7 @@ from passes.pipeline import PassRecord, Pipeline, Program
 from passes.shrink import build_compact
 from passes.trace import trace
 
-DECODER = ExportReport(kind="decoder", opset=23, dtype="float32", route="builder", kv_bytes_per_token=64, no_genai=None)
+DECODER = ExportReport(kind="decoder", opset=23, route="builder", kv_bytes_per_token=64, no_genai=None)
 GREEDY = Parity("genai greedy tokens", 0.0, 0.01)
 PREFILL = Parity("onnx prefill", 1e-7, 1e-4)
 EXPORTED = Evidence(saved=True, export=DECODER, parity=(PREFILL, GREEDY))

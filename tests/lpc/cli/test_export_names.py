@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from exporters.options import names_in
 from lpc.cli import app as cli
 from lpc.options import OutputOptions
-from lpc.options.output import _names
 from passes.errors import OptionError
 
 
@@ -24,14 +24,14 @@ from passes.errors import OptionError
     ],
 )
 def test_formats_are_named_or_left_out(names: str | None, onnx: bool, expected: tuple[str, ...]) -> None:
-    said: dict[str, Any] = {} if names is None else {"export": _names(names)}
+    said: dict[str, Any] = {} if names is None else {"export": names_in(names)}
     assert OutputOptions(onnx=onnx, **said).exports == expected
 
 
 @pytest.mark.parametrize(("names", "onnx"), [("", True), ("onnx", False)])
 def test_no_format_at_all_is_refused(names: str, onnx: bool) -> None:
     with pytest.raises(OptionError, match="at least one format"):
-        _ = OutputOptions(export=_names(names), onnx=onnx).exports
+        _ = OutputOptions(export=names_in(names), onnx=onnx).exports
 
 
 @pytest.mark.parametrize(

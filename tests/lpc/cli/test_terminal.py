@@ -53,9 +53,13 @@ def test_uniform_plans_and_their_difference_have_a_row_a_width(capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("ratio", "budget", "said"),
     [
-        ({"asked": 0.2, "achieved": 0.2138, "multiple": 64}, BUDGET, "multiples of 64, and whole heads, make it 21.4%"),
+        (
+            {"asked": 0.2, "achieved": 0.2138, "multiple": 64},
+            BUDGET,
+            "rounded up: MLP widths go in multiples of 64, heads whole",
+        ),
         ({"asked": 0.2, "achieved": 0.2001, "multiple": 8}, BUDGET, "asked: a ratio of 0.2"),
-        ({"asked": 0.2, "achieved": 0.25, "multiple": None}, BUDGET, "whole units make it 25.0%"),
+        ({"asked": 0.2, "achieved": 0.25, "multiple": None}, BUDGET, "units go whole"),
         ({"asked": None, "achieved": 0.25, "multiple": 8}, {"macs": 0.5}, "asked: at most 50.0% of the MACs a token"),
     ],
 )

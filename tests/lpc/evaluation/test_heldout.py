@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import zoo
-from onnx import TensorProto, helper, save
+from conftest import build_model, build_tokenizer
 from torch.nn.functional import cross_entropy
 
+from exporters.onnx import export_onnx
+from exporters.options import OnnxOptions
 from lpc.evaluation import quality
 from passes.errors import DataError, MissingFileError, ModelError, OptionError, UnsupportedModelError
 
@@ -179,15 +181,14 @@ def test_a_checkpoint_scores_as_its_model(tmp_path: Path) -> None:
     assert quality(str(tmp_path), rows) == quality(model, rows)
 
 
-def test_a_decoder_with_a_cache_is_refused(tmp_path: Path) -> None:
-    past = helper.make_tensor_value_info("past_key_values.0.key", TensorProto.FLOAT, [1])
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1])
-    node = helper.make_node("Identity", ["past_key_values.0.key"], ["logits"])
-    graph = helper.make_model(helper.make_graph([node], "decoder", [past], [logits]), ir_version=10)
-    save(graph, str(tmp_path / "model.onnx"))
-    zoo.ZOO["qwen2"].config(architectures=["Qwen2ForCausalLM"]).save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModelError, match="use lpc evaluate"):
-        quality(tmp_path, _rows("qwen2"))
+def test_a_decoder_s_graph_with_a_cache_scores_as_its_model(tmp_path: Path) -> None:
+    model = build_model("llama")
+    export_onnx(model, build_tokenizer(), tmp_path, OnnxOptions(greedy_prompts=0))
+    ids = torch.randint(0, 250, (3, 9), generator=torch.Generator().manual_seed(0))
+    rows = [{"input_ids": each, "labels": each} for each in ids]
+    expected, found = quality(model, rows), quality(tmp_path, rows, batch_size=2)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert (found.labels, found.perplexity) == (expected.labels, pytest.approx(expected.perplexity, rel=1e-4))
 
 
 def test_what_cannot_be_scored_is_refused(tmp_path: Path) -> None:

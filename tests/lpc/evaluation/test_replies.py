@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from chatting import chatting
 from conftest import build_model
-from test_own_script import chatting
 from transformers import GenerationConfig
 
 from lpc.evaluation import Replies, RepliesCompared, Reply, fixed_prompts, replies

@@ -4,28 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from chatting import BRACKETS, chatting
 from conftest import build_model, build_tokenizer
-from transformers import PreTrainedTokenizerBase
 
 from lpc.generation import Script
 from lpc.generation.script import Turn
 from passes.errors import DataError
-
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-BRACKETS = (
-    "{% for m in messages %}{% if m['role'] == 'user' %}[Q] {{ m['content'] }} [A] "
-    "{% else %}{{ m['content'] }} {% endif %}{% endfor %}"
-)
-
-
-def chatting(template: str = CHATML) -> PreTrainedTokenizerBase:
-    tokenizer = build_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    tokenizer.chat_template = template
-    return tokenizer
 
 
 def test_a_chat_is_what_the_template_writes_around_what_is_said() -> None:

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from chatting import chatting
 from conftest import build_model
-from test_own_script import chatting
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -46,7 +46,7 @@ def test_plain_text_for_a_model_that_chats_gets_chats_and_is_told(caplog: pytest
     found = made(chatting())
     assert isinstance(found.train, Mixed)
     assert found.options.self_share == 0.25
-    assert "forgets how to answer" in caplog.text
+    assert "may forget how to answer: 25% of" in caplog.text
     assert "may forget how to answer" in found.notes[0]
     assert "25%" in found.notes[1]
     assert "chats of 32 tokens" in found.notes[1]

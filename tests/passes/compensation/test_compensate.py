@@ -28,7 +28,7 @@ from passes.pipeline import Compensation, PassResult, Program, Solved
 from passes.ranks import Share
 from passes.shrink import ShrinkPass
 from passes.trace import TracePass, trace
-from passes.tuning import MergePass
+from passes.tuning import AttachPass, MergePass
 
 
 class Padded(Dataset[dict[str, torch.Tensor]]):
@@ -296,6 +296,19 @@ def test_with_an_adapter_on_the_target_is_the_base_and_merging_gives_the_same() 
         with masked(merged, program.traced, result.program.masks):
             _, actual = gathered(merged, solved.projection)
         assert solved.after == pytest.approx(float((target - actual).norm() / target.norm()), rel=1e-4)
+
+
+def test_a_new_adapter_changes_nothing_and_is_not_run() -> None:
+    bare, worn = traced(build_model("llama").bfloat16()), AttachPass()(traced(build_model("llama").bfloat16())).program
+    kept = random_kept(bare.traced, 2, 24, seed=3)
+    ran: list[str] = []
+    layer = worn.model.get_submodule("base_model.model.model.layers.0.mlp.up_proj.lora_A").default
+    found = planned(worn, kept)
+    layer.register_forward_hook(lambda *_: ran.append("A"))
+    weights, expected = (compensated(each).program.compensation.weights for each in (found, planned(bare, kept)))
+    assert len(ran) == 1  # the framework looks what the model answers after the pass
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], each) for name, each in expected.items())
 
 
 def test_all_is_taken_back_if_the_loss_rises(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,7 +10,7 @@ import zoo
 from handmade import relative
 from peft import PeftModel
 from torch.utils.data import Dataset
-from workbench import Blocks, build_model, traced
+from workbench import Blocks, build_model, randomise_adapter, traced
 
 from passes.budget import Solver
 from passes.criteria import CRITERIA, Needs, make_criterion
@@ -18,7 +18,7 @@ from passes.decide import DecidePass, ScorePass
 from passes.errors import DataError, ModelError, OptionError, PassError, PreconditionError
 from passes.models import Task, batches, count_parameters, masked, pieces, sample_rows
 from passes.options import ImportanceOptions, ScoreOptions, Target
-from passes.pipeline import Pipeline, Program
+from passes.pipeline import Pipeline, Program, RunContext
 from passes.shrink import ShrinkPass
 from passes.tuning import AttachPass, DetachPass, MergePass
 
@@ -263,13 +263,45 @@ def test_batches_are_collated_in_order_and_the_last_may_be_smaller() -> None:
     assert own[0]["x"].tolist() == [6]
 
 
-@pytest.mark.parametrize("name", ["obs", "wanda", "flap"])
+@pytest.mark.parametrize("name", ["obs", "wanda", "flap", "taylor", "loraprune"])
 def test_how_many_tokens_are_looked_at_at_a_time_changes_no_score(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     assert CRITERIA[name].additive
     whole = score(program_for(name), criterion=name, batch_size=6).scores
     monkeypatch.setattr("passes.decide.score.HOST_TOKENS", 40)
     for key, expected in whole.items():
         assert relative(score(program_for(name), criterion=name, batch_size=6).scores[key], expected) < 1e-4
+
+
+@pytest.mark.parametrize(("name", "times"), [("obs", 1), ("loraprune", 4)])
+def test_a_new_adapter_is_run_only_by_a_criterion_that_reads_it(name: str, times: int) -> None:
+    """Once it is run by the framework, which looks what the model answers after the pass."""
+    bare, worn = traced(build_model("llama").bfloat16()), AttachPass()(traced(build_model("llama").bfloat16())).program
+    ran: list[str] = []
+    layer = worn.model.get_submodule("base_model.model.model.layers.1.mlp.up_proj.lora_A")
+    layer.default.register_forward_hook(lambda *_: ran.append("A"))
+    found = score(worn, criterion=name, batch_size=4)
+    assert len(ran) == times
+    assert all(parameter.requires_grad == (".lora_" in name) for name, parameter in worn.model.named_parameters())
+    if name == "obs":
+        assert all(
+            torch.equal(found.scores[key], each)
+            for key, each in score(bare, criterion=name, batch_size=4).scores.items()
+        )
+        randomise_adapter(worn.model)
+        score(worn, criterion=name, batch_size=4)
+        assert len(ran) == 1 + 4
+
+
+@pytest.mark.parametrize("room", [None, 1])
+def test_the_ranking_behind_the_rows_is_told_as_well(room: int | None) -> None:
+    told: list[tuple[int, int]] = []
+    run = RunContext(progress=lambda stage, done, total: told.append((done, total)))
+    options = ScoreOptions(criterion="obs", samples=4, batch_size=2, statistics_bytes=room)
+    ScorePass(TARGET, Blocks(), options)(traced(build_model("llama")), run)
+    portions = 4 if room else 1
+    assert {total for _, total in told} == {4 * portions + 4}
+    assert [done for done, _ in told[-2:]] == [told[-1][1] - (1 if room else 4), told[-1][1]]
+    assert told == sorted(told)
 
 
 def test_pieces_are_whole_rows_and_each_has_labels() -> None:
@@ -281,3 +313,33 @@ def test_pieces_are_whole_rows_and_each_has_labels() -> None:
     assert len(pieces(batch, Task.CAUSAL_LM, 3)) == 5
     without = {"input_ids": ids, "labels": ids.index_fill(0, torch.tensor([4]), -100)}
     assert pieces(without, Task.CAUSAL_LM, 17) == [without]
+
+
+@pytest.mark.parametrize(("samples", "share"), [(32, 1.0), (64, 0.5), (128, 0.25)])
+def test_obs_takes_the_gradients_of_a_quarter_of_the_sample_but_of_enough_rows(samples: int, share: float) -> None:
+    program, ran = traced(build_model("llama")), list[bool]()
+    program.model.register_forward_hook(lambda *_: ran.append(torch.is_grad_enabled()))
+    score(program, Blocks(128), criterion="obs", samples=samples, batch_size=4)
+    assert ran.count(True) == share * samples / 4
+    assert ran.count(False) == (1 - share) * samples / 4 + 1  # the framework looks what the model answers
+
+
+def test_where_gradients_are_of_a_part_inputs_are_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: the part with gradients, then the rest without; and a loss that is the mean over the part."""
+    monkeypatch.setattr("passes.criteria.registry.LEAST_GRADED", 4)
+    program = traced(build_model("llama"))
+    graph, model = program.traced, build_model("llama")
+    criterion = make_criterion("obs", graph, ONCE, 0)
+    ids = Blocks(16).ids
+    number = sample_rows(4, 1, 0)[0]
+    part = ids[number * 4 : number * 4 + 4]
+    criterion.begin(model)
+    loss = model(input_ids=part, labels=part).loss
+    loss.backward()
+    with torch.no_grad():
+        model(input_ids=torch.cat([ids[: number * 4], ids[number * 4 + 4 :]]))
+    assert criterion.observe(model)
+    found = score(program, Blocks(16), criterion="obs", seed=0, samples=16, batch_size=4)
+    assert found.history[-1].report.loss == pytest.approx(loss.item(), rel=1e-5)
+    for key, expected in criterion.scores.items():
+        assert relative(found.scores[key], expected) < 1e-5

@@ -89,7 +89,6 @@ HOMONYMS = {
     "cooldown": "a schedule's share of the steps; steps at each snapshot",
     "criterion": "of a run, where auto may stand; of one ranking, which is past that",
     "distill": "tuning distils by default; a recovery only when asked, as that loads the dense model once more",
-    "dtype": "of the weights; of the ONNX graph",
     "every": "steps between two events of a schedule; between two looks of a recovery",
     "lora": "the adapter of a run; that of a recovery",
     "steps": "of tuning, which may be none; of a recovery",

@@ -127,6 +127,31 @@ def test_a_whole_batch_of_logits_is_never_there(tmp_path: Path) -> None:
     assert max(seen) == 5
 
 
+@pytest.mark.parametrize(("allowed", "times"), [(True, 3), (False, 1)])
+def test_a_batch_in_pieces_gives_the_whole_ones_loss_and_gradients(
+    allowed: bool, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = adapted(build_model("llama")).model
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    ids = Blocks(3).ids
+    labels = ids.clone()
+    labels[1, :9] = -100
+    batch, items = {"input_ids": ids, "labels": labels}, (labels != -100).sum()
+    found = []
+    for tokens in (1024, ids.shape[1]):
+        monkeypatch.setattr("passes.tuning.lean.HOST_TOKENS", tokens)
+        trainer = LeanTrainer(in_pieces=allowed, model=model, args=args, train_dataset=Blocks())
+        trainer.head_of(model.get_base_model())  # which is found by running the model
+        seen: list[int] = []
+        handle = model.register_forward_pre_hook(lambda *_, seen=seen: seen.append(1))
+        loss = trainer.training_step(model, dict(batch), items)
+        handle.remove()
+        found.append([loss, *(p.grad for p in model.parameters() if p.requires_grad)])
+        model.zero_grad()
+    assert len(seen) == times
+    assert all(relative(one, other) < 1e-5 for one, other in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize("name", ["qwen3", "bert"])
 def test_a_micro_batch_without_labels_counts_as_the_model_has_it(name: str, tmp_path: Path) -> None:
     """Whole, the sum over no label is 0 of all labels of the batch; a mean over no label is nan."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import zoo
@@ -13,7 +15,7 @@ from workbench import Blocks, traced
 
 from passes.decide import ScorePass
 from passes.errors import LpcError, OptionError, OutOfMemoryError
-from passes.models import memory_advice, ran_out
+from passes.models import memory_advice, ran_out, return_free_memory
 from passes.options import LoraOptions, ScoreOptions, Target, TuneOptions
 from passes.pipeline import Program, RunContext
 from passes.tuning import AttachPass, MergePass, TunePass
@@ -97,3 +99,16 @@ def test_a_class_that_cannot_compute_activations_again_is_refused_before_work() 
 def test_a_pass_without_batches_does_not_speak_of_them() -> None:
     assert "batch" not in MergePass().with_less_memory(RunContext(batch_size=8))
     assert "batch_size=4" in ScorePass(Target(ratio=0.3), Blocks()).with_less_memory(RunContext(batch_size=8))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the C library of Linux")
+def test_what_was_freed_between_what_is_alive_goes_back_to_the_system() -> None:
+    process, size = psutil.Process(), 2**18
+    large = [torch.ones(size) for _ in range(8)]
+    large.clear()  # from here on so large a block is not mapped by itself
+    gone, alive = zip(*((torch.ones(size // 8), torch.ones(64)) for _ in range(1000)), strict=True)
+    full = process.memory_info().rss
+    del gone
+    return_free_memory()
+    assert process.memory_info().rss < full - 80 * 2**20
+    assert len(alive) == 1000

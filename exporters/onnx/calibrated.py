@@ -1,0 +1,121 @@
+"""GPTQ: codes chosen column by column, the error of each made good by the columns behind it, as a text weighs them.
+
+Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (2023), with the
+scale of a block taken from its weights as they are when its first column is reached. The inputs of every product come
+from the graph itself, run in onnxruntime on the text.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from transformers import AutoTokenizer
+
+from exporters.onnx.blockwise import Blocks, coded, ranges_of
+from exporters.onnx.rewrite import rewritten
+from exporters.onnx.session import OnnxModel
+from passes.errors import DataError
+
+WINDOWS, TOKENS = 16, 512
+"""So many windows of so many tokens are read of the text, evenly spaced."""
+
+DAMPING = 0.01
+"""Of the mean of the diagonal, added to it: columns that the text hardly moves must not be moved without limit."""
+
+LAZY = 128
+"""Columns whose errors are made good at once in those behind them."""
+
+
+def grams(path: Path, names: Iterable[str], text: Path) -> dict[str, torch.Tensor]:
+    """X^T X (inputs, inputs) of the values of these names, X being all rows that the graph gives them on the text.
+
+    Raises DataError for a text that is too short for one window.
+    """
+    wanted = tuple(dict.fromkeys(names))
+
+    def shown(model: ir.Model) -> None:
+        values = {value.name: value for node in model.graph for value in node.outputs}
+        for name in wanted:
+            values[name].type = ir.TensorType(ir.DataType.FLOAT)
+            model.graph.outputs.append(values[name])
+
+    stage = rewritten(path, shown)
+    try:
+        graph = OnnxModel(stage)
+        found: dict[str, torch.Tensor] = {}
+        for window in windows(path.parent, text):
+            answer = graph(_feeds(graph, window))
+            for name in wanted:
+                rows = answer[name].flatten(0, -2)
+                found[name] = found.get(name, 0) + rows.T @ rows
+        return found
+    finally:
+        shutil.rmtree(stage.parent)
+
+
+def _feeds(graph: OnnxModel, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """One text (1, tokens) on an empty cache."""
+    positions = torch.arange(ids.shape[1])[None]
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": positions}
+    caches = [name for name in graph.shapes if name.startswith("past_key_values")]
+    return {name: each for name, each in given.items() if name in graph.shapes} | graph.empty(caches, 1)
+
+
+def windows(folder: Path, text: Path) -> Iterator[torch.Tensor]:
+    """Token ids (1, tokens) of the text, by the tokenizer that lies in the folder."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = torch.tensor(tokenizer(text.read_text(encoding="utf-8"), verbose=False).input_ids)
+    if len(ids) < 2:
+        raise DataError(f"{text} has {len(ids)} tokens, and quantisation is calibrated on windows of {TOKENS}")
+    tokens = min(TOKENS, len(ids))
+    starts = np.linspace(0, len(ids) - tokens, min(WINDOWS, len(ids) // tokens)).astype(int)
+    for start in starts:
+        yield ids[None, start : start + tokens]
+
+
+def solved(weight: torch.Tensor, gram: torch.Tensor, bits: int, block: int, *, symmetric: bool) -> Blocks:
+    """The matrix (rows, columns) in codes that leave its products on the text as they were, as well as they can."""
+    rows, columns = weight.shape
+    spare = -columns % block
+    left = torch.nn.functional.pad(weight.float(), (0, spare)).clone()
+    factor = _factor(torch.nn.functional.pad(gram, (0, spare, 0, spare)))
+    count = left.shape[1] // block
+    codes = torch.empty(rows, count, block)
+    scales, zeros = torch.empty(rows, count), torch.empty(rows, count)
+    step = max(block, LAZY)
+    for start in range(0, left.shape[1], step):
+        end = min(start + step, left.shape[1])
+        errors = torch.zeros(rows, end - start)
+        for column in range(start, end):
+            at, within = divmod(column, block)
+            if not within:
+                scale, zero = ranges_of(left[:, column : column + block], bits, symmetric=symmetric)
+                scales[:, at], zeros[:, at] = scale[:, 0], zero[:, 0]
+            code = coded(left[:, column], bits, scales[:, at], zeros[:, at])
+            codes[:, at, within] = code
+            error = (left[:, column] - (code - zeros[:, at]) * scales[:, at]) / factor[column, column]
+            left[:, column + 1 : end] -= error[:, None] * factor[column, column + 1 : end]
+            errors[:, column - start] = error
+        left[:, end:] -= errors @ factor[start:end, end:]
+    return Blocks(
+        codes=codes.to(torch.uint8),
+        scales=scales,
+        zeros=None if symmetric else zeros.to(torch.uint8),
+        bits=bits,
+        columns=columns,
+    )
+
+
+def _factor(gram: torch.Tensor) -> torch.Tensor:
+    """The upper Cholesky factor of the damped inverse; a column that the text never moves stands for itself."""
+    damped = gram.double().clone()
+    diagonal = damped.diagonal()
+    diagonal += torch.where(diagonal == 0, 1.0, DAMPING * diagonal.mean())
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    upper: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return upper.float()

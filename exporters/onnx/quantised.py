@@ -1,0 +1,200 @@
+"""Weights in 4 or 8 bits: onnxruntime's MatMulNBits and GatherBlockQuantized in the places of MatMul and Gather."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import onnx_ir as ir
+import torch
+
+from exporters.onnx.blockwise import Blocks, in_blocks
+from exporters.onnx.calibrated import grams, solved
+from exporters.onnx.quantised_proof import compare
+from exporters.onnx.rewrite import CONTRIB, matrices, put_in_place, rewritten, tensor_of
+from exporters.options import OnnxOptions
+from passes.models import Parity
+
+Kind = Literal["weight", "head", "embedding"]
+
+INT8_PRODUCTS = 4
+"""The accuracy level of MatMulNBits whose products are of int8: the fast one on CPU."""
+
+BEHIND_THE_HEAD = ("Add", "Mul", "Div", "Tanh", "Cast", "Identity")
+
+
+def quantise(path: Path, options: OnnxOptions, *, bits: int) -> tuple[Parity, ...]:
+    """Store the weights of a graph in ``bits``, the head and the embedding as the options say for 4 bits.
+
+    Proven, of every one of them: each block is near what it was, and onnxruntime computes what its numbers give.
+    """
+    known: Mapping[str, torch.Tensor] = {}
+    if bits == 4 and options.calibration is not None:
+        wanted = [reader.input for reader in readers(ir.load(path).graph) if reader.kind == "weight"]
+        known = grams(path, wanted, options.calibration)
+    new = rewritten(path, partial(_quantise, options=options, bits=bits, known=known))
+    proof = compare(path, new, bits)
+    put_in_place(new, path)
+    return proof
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightUse:
+    """A node that reads a matrix of weights: ``node`` a MatMul or a Gather. ``rows_first``: as (outputs, inputs)."""
+
+    node: ir.Node
+    weight: ir.Value
+    rows_first: bool
+    kind: Kind
+
+    @property
+    def input(self) -> str:
+        """The name of what the node multiplies with the weights."""
+        return str(self.node.inputs[0].name) if self.node.inputs[0] is not None else ""
+
+    def matrix(self) -> torch.Tensor:
+        """The weights, fp32 (outputs or tokens, inputs or hidden)."""
+        numbers = tensor_of(self.weight)
+        return (numbers if self.rows_first else numbers.T).contiguous()
+
+
+def readers(graph: ir.Graph) -> Iterator[WeightUse]:
+    """All of them, in order."""
+    found = {value.name for value in matrices(graph)}
+    for node in graph:
+        reader = _reader(node)
+        if reader is not None and reader.weight.name in found:
+            yield reader
+
+
+def _reader(node: ir.Node) -> WeightUse | None:
+    if node.domain:
+        return None
+    if node.op_type == "Gather" and node.inputs[0] is not None and node.attributes.get_int("axis", 0) == 0:
+        return WeightUse(node=node, weight=node.inputs[0], rows_first=True, kind="embedding")
+    weight = node.inputs[1] if node.op_type == "MatMul" else None
+    if weight is None:
+        return None
+    kind: Kind = "head" if _is_head(node) else "weight"
+    before = weight.producer()
+    if before is None:
+        return WeightUse(node=node, weight=weight, rows_first=False, kind=kind)
+    if before.op_type == "Transpose" and before.inputs[0] is not None:
+        return WeightUse(node=node, weight=before.inputs[0], rows_first=True, kind=kind)
+    return None
+
+
+def _is_head(node: ir.Node) -> bool:
+    """Whether nothing but arithmetic stands between the product and the logits."""
+    value = node.outputs[0]
+    while not value.is_graph_output():
+        users = [user for user, _ in value.uses()]
+        if len(users) != 1 or users[0].op_type not in BEHIND_THE_HEAD:
+            return False
+        value = users[0].outputs[0]
+    return bool(value.name == "logits")
+
+
+@dataclass(kw_only=True)
+class _Rewriting:
+    """One graph on its way to fewer bits; a matrix that several nodes read in the same bits is stored once."""
+
+    graph: ir.Graph
+    options: OnnxOptions
+    grams: Mapping[str, torch.Tensor]
+    done: dict[tuple[str, int], tuple[Blocks, list[ir.Value]]] = field(default_factory=dict)
+
+    def quantise(self, reader: WeightUse, bits: int) -> None:
+        """Put the quantised node in the place of the old one."""
+        blocks, stored = self._stored(reader, bits)
+        shape = {"bits": bits, "block_size": self.options.block}
+        if reader.kind == "embedding":
+            self._replace(reader.node, self._gather(reader.node, blocks, stored, shape))
+            return
+        rows = blocks.codes.shape[0]
+        attributes = {"K": blocks.columns, "N": rows, **shape, "accuracy_level": INT8_PRODUCTS}
+        product = ir.node("MatMulNBits", [reader.node.inputs[0], *stored], attributes, domain=CONTRIB)
+        self._replace(reader.node, [product])
+
+    def _gather(self, node: ir.Node, blocks: Blocks, stored: list[ir.Value], shape: dict[str, int]) -> list[ir.Node]:
+        """Rows of the table; what pads its last block is cut off again."""
+        codes, *others = stored
+        flat = ir.node("Reshape", [codes, self._ints(f"{codes.name}.shape", blocks.codes.shape[0], -1)])
+        attributes = {"gather_axis": 0, "quantize_axis": 1, **shape}
+        rows = ir.node("GatherBlockQuantized", [flat.outputs[0], node.inputs[1], *others], attributes, domain=CONTRIB)
+        if blocks.columns == blocks.codes.shape[1] * self.options.block:
+            return [flat, rows]
+        ends = [self._ints(f"{codes.name}.{name}", n) for name, n in (("0", 0), ("end", blocks.columns), ("axis", -1))]
+        return [flat, rows, ir.node("Slice", [rows.outputs[0], *ends])]
+
+    def _stored(self, reader: WeightUse, bits: int) -> tuple[Blocks, list[ir.Value]]:
+        name = str(reader.weight.name)
+        if (name, bits) not in self.done:
+            blocks = self._blocks(reader, bits)
+            parts = {"codes": blocks.packed(), "scales": blocks.scales.numpy(), "zeros": blocks.packed_zeros()}
+            values = [
+                self._initializer(ir.tensor(array, name=f"{name}.int{bits}.{part}"))
+                for part, array in parts.items()
+                if array is not None
+            ]
+            self.done[name, bits] = (blocks, values)
+        return self.done[name, bits]
+
+    def _blocks(self, reader: WeightUse, bits: int) -> Blocks:
+        """Calibrated where the inputs are known, which those of the head and the embedding need not be."""
+        block, symmetric, gram = self.options.block, self.options.symmetric, self.grams.get(reader.input)
+        if gram is not None and reader.kind == "weight":
+            return solved(reader.matrix(), gram, bits, block, symmetric=symmetric)
+        return in_blocks(reader.matrix(), bits, block, symmetric=symmetric, search=self.options.rounding == "search")
+
+    def _ints(self, name: str, *numbers: int) -> ir.Value:
+        known = self.graph.initializers.get(name)
+        return known or self._initializer(ir.tensor(list(numbers), ir.DataType.INT64, name=name))
+
+    def _initializer(self, tensor: ir.TensorProtocol) -> ir.Value:
+        value = ir.Value(
+            name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
+        )
+        self.graph.register_initializer(value)
+        return value
+
+    def _replace(self, old: ir.Node, new: list[ir.Node]) -> None:
+        """The last of the new nodes gives what the old one gave, under its name."""
+        given, gives = old.outputs[0], new[-1].outputs[0]
+        name = given.name
+        gives.type, gives.shape = given.type, given.shape
+        self.graph.insert_before(old, new)
+        for user, index in list(given.uses()):
+            user.replace_input_with(index, gives)
+        for index, output in enumerate(self.graph.outputs):
+            if output is given:
+                self.graph.outputs[index] = gives
+        self.graph.remove(old, safe=True)
+        gives.name = name
+
+
+def _quantise(model: ir.Model, options: OnnxOptions, bits: int, known: Mapping[str, torch.Tensor]) -> None:
+    graph = model.graph
+    rewriting = _Rewriting(graph=graph, options=options, grams=known)
+    for reader in list(readers(graph)):
+        wanted = _bits(reader.kind, options, bits)
+        if wanted is not None:
+            rewriting.quantise(reader, wanted)
+    for node in list(graph):
+        if node.op_type == "Transpose" and not list(node.outputs[0].uses()) and not node.outputs[0].is_graph_output():
+            graph.remove(node, safe=True)
+    for value in list(matrices(graph)):
+        if not list(value.uses()):
+            del graph.initializers[value.name]
+    graph.opset_imports[CONTRIB] = 1
+
+
+def _bits(kind: Kind, options: OnnxOptions, bits: int) -> int | None:
+    """In how many bits the matrix of a reader is stored; None where it stays as it is."""
+    if bits == 8 or kind == "weight":
+        return bits
+    asked = options.head if kind == "head" else options.embedding or options.head
+    return None if asked == "float" else int(asked.removeprefix("int"))

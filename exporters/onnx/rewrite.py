@@ -1,0 +1,55 @@
+"""Rewriting the file of a graph: tensors are read from the old file while the new one is written, one at a time."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from onnx_ir.tensor_adapters import TorchTensor
+
+CONTRIB = "com.microsoft"
+EXTERNAL_FROM_BYTES = 1024
+"""Smaller tensors are stored in the graph's own file."""
+
+
+def rewritten(path: Path, change: Callable[[ir.Model], None]) -> Path:
+    """Write the changed graph, with its data file, into a folder beside ``path``; the path of the new one there."""
+    model = ir.load(path)
+    change(model)
+    stage = path.parent / f".{path.name}.new"
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir()
+    ir.save(model, stage / path.name, external_data=f"{path.name}.data", size_threshold_bytes=EXTERNAL_FROM_BYTES)
+    return stage / path.name
+
+
+def put_in_place(new: Path, path: Path) -> None:
+    """Replace a graph and its data by the rewritten ones."""
+    for name in (f"{path.name}.data", path.name):
+        if (new.parent / name).exists():
+            (new.parent / name).replace(path.parent / name)
+        else:
+            (path.parent / name).unlink(missing_ok=True)
+    new.parent.rmdir()
+
+
+def matrices(graph: ir.Graph) -> Iterator[ir.Value]:
+    """The initializers that are matrices of floating-point numbers."""
+    for value in graph.initializers.values():
+        if value.dtype is not None and value.dtype.is_floating_point() and len(value.shape or ()) == 2:
+            yield value
+
+
+def tensor_of(value: ir.Value) -> torch.Tensor:
+    """The numbers of an initializer; a copy, since the file under it may go."""
+    assert value.const_value is not None
+    return torch.tensor(value.const_value.numpy())
+
+
+def lazily(name: str, make: Callable[[], torch.Tensor], dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
+    """An initializer that is made while the file is written."""
+    tensor = ir.LazyTensor(lambda: TorchTensor(make(), name=name), dtype=dtype, shape=ir.Shape(shape), name=name)
+    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=tensor)

@@ -1,0 +1,51 @@
+"""Weights stored in half precision and computed in fp32: half the file, and onnxruntime widens them as it loads."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from onnx_ir.tensor_adapters import from_torch_dtype
+
+from exporters.onnx.rewrite import lazily, matrices, put_in_place, rewritten, tensor_of
+from exporters.options import OnnxOptions
+from passes.errors import PostconditionError
+from passes.models import Parity
+
+
+def store(path: Path, options: OnnxOptions, *, dtype: torch.dtype) -> tuple[Parity, ...]:
+    """Store every matrix of the graph in ``dtype``, with a ``Cast`` behind it. Proven: to rounding, bit for bit."""
+    new = rewritten(path, partial(_narrow, dtype=dtype))
+    parity = _compare(path, new, dtype)
+    put_in_place(new, path)
+    return (parity,)
+
+
+def _narrow(model: ir.Model, dtype: torch.dtype) -> None:
+    graph, kind = model.graph, from_torch_dtype(dtype)
+    for value in list(matrices(graph)):
+        narrow = lazily(f"{value.name}.stored", partial(_rounded, value, dtype), kind, value.shape.numpy())
+        cast = ir.node("Cast", [narrow], {"to": value.dtype.value}, name=f"{value.name}.widened")
+        wide = cast.outputs[0]
+        wide.name, wide.type, wide.shape = f"{value.name}.wide", ir.TensorType(value.dtype), value.shape
+        for user, index in list(value.uses()):
+            user.replace_input_with(index, wide)
+        graph.insert_before(graph[0], cast)
+        del graph.initializers[value.name]
+        graph.initializers[narrow.name] = narrow
+
+
+def _rounded(value: ir.Value, dtype: torch.dtype) -> torch.Tensor:
+    return tensor_of(value).to(dtype)
+
+
+def _compare(path: Path, new: Path, dtype: torch.dtype) -> Parity:
+    """The stored numbers are the old ones, rounded."""
+    stored = ir.load(new).graph.initializers
+    for value in matrices(ir.load(path).graph):
+        found = torch.from_numpy(stored[f"{value.name}.stored"].const_value.numpy().view("int16").copy()).view(dtype)
+        if not torch.equal(found, _rounded(value, dtype)):
+            raise PostconditionError(f"export: {value.name} in {new.name} is not what it was, rounded to {dtype}")
+    return Parity(f"onnx weights rounded to {str(dtype).removeprefix('torch.')}", 0.0, 0.0)
