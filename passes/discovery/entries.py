@@ -13,7 +13,7 @@ from passes.discovery.small import CHANNELS, EXPERT_ENTRIES, HEAD_ENTRIES, KV_EN
 from passes.families import AttentionBlock, Family
 from passes.models import twin_of
 
-HEAD_DIM_ENTRIES = ("head_dim", "d_kv", "kv_channels", "attention_head_dim", "attention_head_size", "qkv_head_dim")
+HEAD_DIM_ENTRIES = ("head_dim", "d_kv", "kv_channels", "attention_head_dim", "attention_head_size", "dim_head")
 EPSILONS = ("rms_norm_eps", "norm_eps", "layer_norm_eps", "layernorm_epsilon", "norm_epsilon")
 BOOKKEEPING = ("dropout", "initializer", "use_cache", "token_id", "_name", "tie_", "router_aux", "output_", "pdrop")
 """Parts of names of entries that change nothing in what the same parameters compute in evaluation mode."""

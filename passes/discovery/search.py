@@ -140,6 +140,7 @@ class _Search:
 
     def proven(self) -> Family:
         """The first candidate that is proven. Raises the first one's error if none is."""
+        self._check_runs()
         failures: list[LpcError] = []
         for candidate in self.candidates():
             try:
@@ -148,16 +149,7 @@ class _Search:
                     proof, _ = prove(self.model)
             except LpcError as error:
                 failures.append(error)
-            except (
-                RuntimeError,
-                ValueError,
-                TypeError,
-                AttributeError,
-                KeyError,
-                IndexError,
-                AssertionError,
-                NotImplementedError,
-            ) as error:
+            except Exception as error:  # noqa: BLE001 - whatever a class raises for what it was not made for
                 failures.append(UnsupportedModelError(f"{type(error).__name__}: {error}"))
             else:
                 logger.info("%s is %s", self.config.model_type, proof)
@@ -166,8 +158,28 @@ class _Search:
         why = _first_line(failures[0]) if failures else "it has no layers that are understood"
         raise UnsupportedModelError(
             f"the structure of {self.kind.__name__} ({self.config.model_type}) was looked for, and could not be proven "
-            f"on a small random model of it: {why}. Describe it with lpc.register_attention (docs/custom-models.md)"
+            f"on a small random model of it: {why}. To describe it (docs/custom-models.md): {self._sketch()}"
         )
+
+    def _check_runs(self) -> None:
+        """Raise UnsupportedModelError if the small model cannot be asked anything."""
+        try:
+            respond(self.model, Probe.of(self.model))
+        except LpcError:
+            raise
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"a small random {self.kind.__name__} does not run on a padded batch of {self.model.main_input_name} "
+                f"alone ({type(error).__name__}: {_first_line(error)}), so nothing of it can be proven"
+            ) from error
+
+    def _sketch(self) -> str:
+        """The lines that would describe the model type, as far as they were found."""
+        layouts = next(self.candidates()).attentions
+        shown = ("block", "projections", "output", "head_dim")
+        said = [", ".join(f"{name}={getattr(each, name)!r}" for name in shown) for each in layouts]
+        inside = ", ".join(f"lpc.AttentionLayout({each})" for each in said) or "lpc.AttentionLayout(block=..., ...)"
+        return f"lpc.register_attention({self.config.model_type!r}, lpc.Family(({inside},)))"
 
     def candidates(self) -> Iterator[Family]:
         """Families from the one that lets most go to those where attention, then experts, stay."""

@@ -17,10 +17,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from passes.errors import UnsupportedModelError
-from passes.models import twin_of, vendor
+from passes.models import has_own_sizes, twin_of, vendor
 
 HEADS, EXPERTS, EXPERTS_PER_TOKEN, VOCABULARY, POSITIONS, PATCHES = 4, 4, 2, 160, 512, 4
-USUAL_HEAD = 64
+USUAL_HEAD, LEAST_CHANNELS = 64, 16
 MOST_LAYERS = 12
 GAIN = 0.5
 """What random matrices multiply the size of their inputs by: with more, deep models blow up every rounding."""
@@ -67,7 +67,12 @@ def small_config(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTr
 
 
 def _check_one_model(config: PreTrainedConfig) -> None:
-    """Raise UnsupportedModelError for a configuration that holds those of several models."""
+    """Raise UnsupportedModelError for a configuration of several models, or of layers with sizes of their own."""
+    if has_own_sizes(config):
+        raise UnsupportedModelError(
+            f"the layers of this {config.model_type} have sizes of their own (per_layer_config), and lpc prunes models "
+            "whose layers are alike"
+        )
     parts = [name for name in config.sub_configs if _is_model(getattr(config, name, None))]
     if parts:
         raise UnsupportedModelError(
@@ -183,7 +188,9 @@ def _without_experts(config: PreTrainedConfig) -> dict[str, Any]:
     for name, value in _numbers(config, HIDDEN_ENTRIES):
         wide, odd = divmod(value * few, dense)
         found[name] = few * (size or value // dense or USUAL_HEAD) if odd or value % dense else wide
-    wide_entries = [name for name, value in config.to_dict().items() if CHANNELS.search(name) and _is_number(value)]
+    values = config.to_dict()
+    wide_entries = [name for name, value in values.items() if CHANNELS.search(name) and _is_number(value)]
+    wide_entries = [name for name in wide_entries if values[name] >= LEAST_CHANNELS]
     found |= {name: 48 + 16 * place for place, name in enumerate(wide_entries) if name not in found}
     return {**found, **_layers_only(config)}
 

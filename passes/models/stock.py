@@ -28,7 +28,7 @@ def twin_of(model_type: type[PreTrainedModel], config: PreTrainedConfig) -> PreT
     Its forward pass reads no values, which meta tensors do not have: it is for following shapes, not for numbers.
     """
     twin = weightless(model_type, _valueless(config))
-    twin.config.pad_token_id = None  # or GPT-2 looks for it in the values of its input
+    vars(twin.config)["pad_token_id"] = None  # or GPT-2 looks for it in its inputs; some classes forbid to say so
     return twin
 
 

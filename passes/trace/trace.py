@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from passes.errors import UnsupportedModelError
 from passes.families import AttentionBlock, ExpertsBlock, Family, attention_blocks, family_of, fixed_blocks
 from passes.graph import Dimension, Kind, PruningGraph, Role, layer_path
-from passes.models import Probe, base_model, has_own_sizes, model_class, plain_name, task_of, twin_of, vendor
+from passes.models import Probe, Task, base_model, has_own_sizes, model_class, plain_name, task_of, twin_of, vendor
 from passes.options import TraceOptions
 from passes.pipeline import Pass, PassResult, Program, RunContext
 from passes.trace.dependencies import CoupledModule, Dependencies, Opaque
@@ -88,7 +88,7 @@ def trace(
     """
     family, model_type = family_of(config), model_type or model_class(config)
     _check_dense(config)
-    twin = twin_of(model_type, config)
+    twin = twin_of(model_type, config).float()  # only shapes are followed, and BLOOM adds no two dtypes
     shapes = {name: tuple(parameter.shape) for name, parameter in twin.named_parameters()}
     matmuls = _matmuls(twin)
     attention, fixed = list(attention_blocks(twin, family)), fixed_blocks(twin, family)
@@ -100,6 +100,8 @@ def trace(
     known |= {name for name in shapes if any(name.startswith(f"{path}.") for path in fixed)}
     _hide_blocks(twin, attention, experts, fixed, family.outputs)
     inputs = _traceable_inputs(twin)
+    if family.proof is not None:
+        inputs = _with_mask(twin, inputs)
     layers = {layer_path(path) for path in (*(block.path for block in attention), *fixed)}
     dependencies = Dependencies(twin, inputs)
     found, residual = finder.channel_dimensions(dependencies, layers)
@@ -112,11 +114,11 @@ def trace(
         ordered.append(HiddenFinder(config, shapes, attention, experts).dimension(dependencies, residual, ordered))
     graph = _graph_of(config, dtype, shapes, matmuls, ordered, finder)
     graph = find_widths(graph, family, config, model_type, finder.head_shapes(), custom_code=options.custom_code)
-    graph = replace(graph, untouched={**graph.untouched, **family.fixed})
+    graph = replace(graph, untouched={**graph.untouched, **family.fixed, **_uncounted(finder, layers)})
     if options.depth is None:
         return graph
     _check_nothing_fixed(fixed, family, "its layers have")
-    fresh = twin_of(model_type, config)
+    fresh = twin_of(model_type, config).float()
     _hide_blocks(fresh, (), experts)
     return DepthFinder(graph, config, model_type, fresh, inputs, finder, experts).found(options.depth)
 
@@ -158,6 +160,21 @@ def _traceable_inputs(twin: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {name: value[:1].to("meta") for name, value in probe.items() if name not in UNTRACEABLE_INPUTS}
 
 
+def _with_mask(twin: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The inputs, with a mask [1, 1, tokens, tokens] where the model makes one of its own and looks into its values."""
+    if "input_ids" not in inputs:
+        return inputs
+    try:
+        with torch.no_grad():
+            twin(**inputs)
+    except RuntimeError as error:
+        if "meta tensors" not in str(error):
+            raise
+        tokens = inputs["input_ids"].shape[1]
+        return {**inputs, "attention_mask": torch.zeros(1, 1, tokens, tokens, device="meta")}
+    return inputs
+
+
 def _matmuls(twin: nn.Module) -> tuple[str, ...]:
     """The weights that multiply activations: those of linear layers and stacks of experts; routers are to be added."""
     names = {id(parameter): name for name, parameter in twin.named_parameters()}
@@ -171,6 +188,14 @@ def _expert_blocks(twin: nn.Module, family: Family) -> Iterator[ExpertsBlock]:
         for path, module in twin.named_modules():
             if isinstance(getattr(module, "experts", None), nn.Module) and not family.is_fixed(path):
                 yield ExpertsBlock.read(twin, path, alone=family.proof is None)
+
+
+def _uncounted(finder: DimensionFinder, layers: set[str]) -> dict[str, str]:
+    """What the costs leave out: the cache of decoder layers of whose attention nothing is known."""
+    known = {layer_path(block.path) for block in finder.attention}
+    if finder.task is not Task.CAUSAL_LM or not layers - known:
+        return {}
+    return {"KV cache": f"what {len(layers - known)} layers keep of past tokens is not known, and not in the costs"}
 
 
 def _check_nothing_fixed(fixed: Sequence[str], family: Family, what: str) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import resource
 import sys
 import tempfile
@@ -30,11 +29,12 @@ for place in (ROOT, ROOT / "tests", ROOT / "tests" / "passes", ROOT / "tests" / 
 
 import torch
 import transformers
+from matrix_page import page
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from passes.discovery import describe, random_model, small_config
-from passes.errors import LpcError
+from passes.errors import LpcError, UnsupportedModelError
 from passes.families import FAMILIES, Family
 from passes.graph import PruningGraph
 from passes.models import Probe, count_parameters, masked, respond, twin_of, vendor
@@ -44,6 +44,8 @@ from passes.trace import trace
 
 OUT = ROOT / "benchmarks" / "out" / "all_models.json"
 RESULTS = ROOT / "benchmarks" / "results" / "all_models.json"
+FAMILIES_RESULTS = ROOT / "benchmarks" / "results" / "families.json"
+FAMILIES_PAGE = ROOT / "docs" / "families.md"
 PLANS, SEED, TOLERANCE = 4, 17, 5e-5
 
 MAPPINGS = {
@@ -54,18 +56,6 @@ MAPPINGS = {
     "image-classification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING",
     "feature-extraction": "MODEL_MAPPING",
 }
-
-REASONS = (
-    ("several models in one", r"is several models in one"),
-    ("no task", r"has no task"),
-    ("takes neither text nor images alone", r"takes neither input_ids|no image_size"),
-    ("the default configuration builds no model", r"cannot be built from this configuration|no small model"),
-    ("nothing that can go", r"nothing of .* can go"),
-    ("layers of unlike widths", r"has other heads|differ in width"),
-    ("a parameter that the trace does not account for", r"coupled with|accounts for"),
-    ("the proof found a difference", r"differs by|changes the outputs"),
-    ("the model does not run on the probe", r"Error:"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +91,8 @@ def outcome(mapping: str, model_type: str, name: str) -> Outcome:
     start = time.monotonic()
     known: dict[str, Any] = {"mapping": mapping, "model_type": model_type, "model_class": name}
     try:
-        kind, config = getattr(transformers, name), CONFIG_MAPPING[model_type]()
-        config = completed(kind, config if isinstance(config, kind.config_class) else kind.config_class())
+        kind = getattr(transformers, name)
+        config = completed(kind, default_config(kind, model_type))
         tiny = small_config(kind, config)
         family = describe(tiny, kind)
         worst, graph = checked(random_model(kind, tiny, seed=SEED))
@@ -121,15 +111,22 @@ def outcome(mapping: str, model_type: str, name: str) -> Outcome:
     )
 
 
+def default_config(kind: type[PreTrainedModel], model_type: str) -> PreTrainedConfig:
+    """The configuration that a class has by default. Raises UnsupportedModelError if that is none."""
+    try:
+        config: PreTrainedConfig = CONFIG_MAPPING[model_type]()
+        wanted: Any = kind.config_class
+        return config if isinstance(config, wanted) else wanted()
+    except Exception as error:
+        raise UnsupportedModelError(f"{kind.__name__} cannot be built from this configuration: {error}") from error
+
+
 def completed(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedConfig:
     """A default configuration with what it leaves open, where no model can be built without."""
     heads = getattr(config, "num_attention_heads", None)
-    for more in (
-        {},
-        {"num_key_value_heads": heads},
-        {"pad_token_id": 0},
-        {"num_key_value_heads": heads, "pad_token_id": 0},
-    ):
+    size = getattr(config, "hidden_size", 0) // (heads or 1)
+    kv, pad = {"num_key_value_heads": heads}, {"pad_token_id": 0}
+    for more in ({}, kv, pad, {**kv, **pad}, {**kv, **pad, "head_dim": size}):
         found = type(config).from_dict({**config.to_dict(), **more})
         try:
             twin_of(kind, found)
@@ -205,9 +202,12 @@ def apart(mapping: str, model_type: str, name: str, seconds: int) -> Outcome:
     return Outcome(**json.loads(text))
 
 
-def kind_of_reason(reason: str) -> str:
-    """The kind of a refusal's reason."""
-    return next((kind for kind, pattern in REASONS if re.search(pattern, reason)), "other")
+def finish(done: dict[str, Any]) -> None:
+    """Write the results, in the order of the mappings, and the page."""
+    ordered = [f"{mapping} {model_type}" for mapping, model_type, _ in classes()]
+    results = {key: done[key] for key in ordered if key in done}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    FAMILIES_PAGE.write_text(page(json.loads(FAMILIES_RESULTS.read_text()), results))
 
 
 def main() -> None:
@@ -238,6 +238,7 @@ def main() -> None:
         OUT.write_text(json.dumps(done, indent=1))
         text = f"worst {found.worst:.0e} {found.goes} {found.fixed}" if found.state == "right" else found.reason
         print(f"{key} {found.state} {found.seconds:.0f}s: {text}"[:400], flush=True)
+    finish(done)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ from passes.tuning import AttachPass
 
 OUT = ROOT / "benchmarks" / "out" / "families.json"
 RESULTS = ROOT / "benchmarks" / "results" / "families.json"
+ALL_MODELS = ROOT / "benchmarks" / "results" / "all_models.json"
 PAGE = ROOT / "docs" / "families.md"
 PACKAGES = ("torch", "transformers", "peft", "onnxruntime", "onnxruntime-genai")
 
@@ -230,7 +231,7 @@ def finish() -> None:
     versions = {package: version(package) for package in PACKAGES}
     results = {"sizes": state["sizes"], "versions": versions, "rows": [state["rows"][name] for name in zoo.ZOO]}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    PAGE.write_text(page(results))
+    PAGE.write_text(page(results, json.loads(ALL_MODELS.read_text())))
 
 
 def main() -> None:

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from typing import Any
+
+REASONS = (
+    ("several models in one", r"is several models in one"),
+    ("the default configuration builds no model", r"cannot be built from this configuration"),
+    ("no small model can be built", r"no small model"),
+    ("no task that lpc knows", r"has no task"),
+    ("nothing that can go: no part is understood", r"nothing of .* can go"),
+    ("a small model does not run on a padded batch", r"does not run on"),
+    ("took too long", r"took more than"),
+    ("a part that the trace does not account for", r"coupled with|accounts for"),
+    ("the proof found a difference", r"differs by|changes the outputs|is not what was saved"),
+)
+"""Kinds of reasons of refusals, each with what its messages say."""
 
 HEAD = """# Families
 
@@ -30,14 +45,54 @@ Measured with {versions}.
 |---|---|---|---:|---:|---:|---:|---:|---|---|
 """
 
+PLANS = 4
+"""Of the outcomes of ``tests/matrix/all_models.py``."""
 
-def page(results: dict[str, Any]) -> str:
-    """The page's text."""
+
+def page(results: dict[str, Any], models: dict[str, Any]) -> str:
+    """The page's text; ``models`` are the outcomes of ``tests/matrix/all_models.py``."""
     rows = results["rows"]
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     text = HEAD.format(plans=min(row["plans"] for row in rows), versions=versions)
     text += "".join(_line(row) for row in rows)
-    return text + _reasons(rows) + _refused(rows) + _sizes(results["sizes"])
+    return text + _all_models(list(models.values())) + _reasons(rows) + _refused(rows) + _sizes(results["sizes"])
+
+
+def _all_models(outcomes: list[dict[str, Any]]) -> str:
+    """Every model type that was tried, right ones with what goes, refused ones counted by reason."""
+    right = [each for each in outcomes if each["state"] == "right"]
+    states, types = Counter(each["state"] for each in outcomes), len({each["model_type"] for each in right})
+    text = f"""
+## Every model type
+
+What is not in the table above is discovered (docs/custom-models.md) and proven on a small random model before anything
+is done. `python tests/matrix/all_models.py` does that with a tiny model of the default configuration of each class in
+transformers' mappings, cuts it by {PLANS} other random plans, and holds it against the masked model. Of {len(outcomes)}
+classes {len(right)} are right ({types} model types), {states["refused"]} refused, {states["wrong"]} wrong.
+
+| model type | class | what goes, dense → least | worst | stays as it is |
+|---|---|---|---:|---|
+"""
+    text += "".join(_model_line(each) for each in right)
+    counts = Counter(_kind_of_reason(each["reason"]) for each in outcomes if each["state"] != "right")
+    text += "\n| why a class is refused | classes | for example |\n|---|---:|---|\n"
+    for kind, count in counts.most_common():
+        of_kind = [each["model_type"] for each in outcomes if _kind_of_reason(each["reason"]) == kind]
+        text += f"| {kind} | {count} | {', '.join(dict.fromkeys(of_kind[:8]))} |\n"
+    return text
+
+
+def _model_line(each: dict[str, Any]) -> str:
+    goes = ", ".join(f"{name} {dense} → {least}" for name, (dense, least) in each["goes"].items())
+    stays = ", ".join(f"`{name}`" for name in each["fixed"]) or "–"
+    mark = "" if each["discovered"] else " (described)"
+    cells = [each["model_type"] + mark, f"`{each['model_class']}`", goes, _number(each["worst"]), stays]
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _kind_of_reason(reason: str) -> str:
+    found = next((kind for kind, pattern in REASONS if re.search(pattern, reason)), None)
+    return found or ("" if not reason else "other")
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -11,11 +11,14 @@ from matrix_page import page
 ROOT = Path(__file__).parents[2]
 
 
-RESULTS = json.loads((ROOT / "benchmarks" / "results" / "families.json").read_text(encoding="utf-8"))
+RESULTS, MODELS = (
+    json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    for name in ("families", "all_models")
+)
 
 
 def test_the_page_is_generated_from_the_results() -> None:
-    assert (ROOT / "docs" / "families.md").read_text(encoding="utf-8") == page(RESULTS)
+    assert (ROOT / "docs" / "families.md").read_text(encoding="utf-8") == page(RESULTS, MODELS)
 
 
 def test_every_family_has_a_row_within_the_tolerances() -> None:
@@ -36,4 +39,13 @@ def test_every_family_has_a_row_within_the_tolerances() -> None:
 
 def test_a_row_that_is_not_like_the_results_changes_the_page() -> None:
     changed = {**RESULTS, "rows": [{**RESULTS["rows"][0], "shrink": 0.5}, *RESULTS["rows"][1:]]}
-    assert page(changed) != page(RESULTS)
+    assert page(changed, MODELS) != page(RESULTS, MODELS)
+
+
+def test_of_all_model_types_none_is_wrong() -> None:
+    outcomes = list(MODELS.values())
+    assert not [each["model_class"] for each in outcomes if each["state"] not in ("right", "refused")]
+    right = [each for each in outcomes if each["state"] == "right"]
+    assert len({each["model_type"] for each in right}) >= 80
+    assert all(each["worst"] < 5e-5 and each["goes"] for each in right)
+    assert all(each["reason"] for each in outcomes if each["state"] == "refused")

@@ -109,6 +109,12 @@ def test_attention_that_fits_no_layout_stays_with_the_reason() -> None:
         graph = trace(config, model_type=hf.DiffLlamaForCausalLM)
     assert graph.untouched["self_attn"] == family.fixed["self_attn"]
     assert [width.name for width in graph.widths] == ["mlp_channels"]
+    assert graph.untouched["KV cache"].startswith("what 2 layers keep of past tokens is not known")
+
+
+def test_what_cannot_be_proven_is_refused_with_the_reason_and_the_lines_to_describe_it() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"nothing of Mamba.* can go.*lpc\.register_attention\('mamba'"):
+        discover(hf.MambaConfig(hidden_size=16, num_hidden_layers=2), hf.MambaForCausalLM)
 
 
 def test_several_models_in_one_are_refused_by_the_names_of_the_parts() -> None:
