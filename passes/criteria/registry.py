@@ -174,7 +174,6 @@ _add(
     widths_only=True,
     one_shot=True,
     held=held_bytes,
-    backward_share=0.25,
     additive=True,
 )
 _add(

@@ -315,8 +315,16 @@ def test_pieces_are_whole_rows_and_each_has_labels() -> None:
     assert pieces(without, Task.CAUSAL_LM, 17) == [without]
 
 
+def want_a_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = replace(CRITERIA["obs"], backward_share=0.25)
+    monkeypatch.setitem(CRITERIA._entries, "obs", entry)
+
+
 @pytest.mark.parametrize(("samples", "share"), [(32, 1.0), (64, 0.5), (128, 0.25)])
-def test_obs_takes_the_gradients_of_a_quarter_of_the_sample_but_of_enough_rows(samples: int, share: float) -> None:
+def test_gradients_are_of_the_share_that_a_criterion_wants_but_of_enough_rows(
+    monkeypatch: pytest.MonkeyPatch, samples: int, share: float
+) -> None:
+    want_a_quarter(monkeypatch)
     program, ran = traced(build_model("llama")), list[bool]()
     program.model.register_forward_hook(lambda *_: ran.append(torch.is_grad_enabled()))
     score(program, Blocks(128), criterion="obs", samples=samples, batch_size=4)
@@ -327,6 +335,7 @@ def test_obs_takes_the_gradients_of_a_quarter_of_the_sample_but_of_enough_rows(s
 def test_where_gradients_are_of_a_part_inputs_are_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand: the part with gradients, then the rest without; and a loss that is the mean over the part."""
     monkeypatch.setattr("passes.criteria.registry.LEAST_GRADED", 4)
+    want_a_quarter(monkeypatch)
     program = traced(build_model("llama"))
     graph, model = program.traced, build_model("llama")
     criterion = make_criterion("obs", graph, ONCE, 0)
