@@ -7,7 +7,8 @@ folders appear. Then, round after round, the same command is killed (SIGKILL) wh
 while later, started again, killed again further on, and at last left to end. What it wrote must be, file by file, what
 the undisturbed run wrote, ``lpc.json`` and the reports apart, which hold seconds; and nothing may be left beside it.
 Writes JSON, and prints a table: kills by stage, and how many of their runs ended the same. Exits 1 if one did not.
-A round is drawn by its number alone and written when it is over, so benchmarks that were stopped go on.
+A round is drawn by its number alone and written when it is over, into ``benchmarks/results/kills.json``, so benchmarks
+that were stopped go on, in another checkout too; the table is written when all kills are done.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=LPC / "benchmarks" / "out" / "kills.json")
+    parser.add_argument("--out", type=Path, default=LPC / "benchmarks" / "results" / "kills.json")
     parser.add_argument("--fresh", action="store_true", help="forget the rounds that are done")
     asked = parser.parse_args()
     rounds = [] if asked.fresh else kept(asked.out, asked.seed)
@@ -70,6 +71,7 @@ def main() -> int:
             how = "same" if last.same else f"{last.error} {last.different}"
             write(asked.out, rounds, asked.seed)
             print(f"round {len(rounds)}: {', '.join(last.kills) or 'no kill'}: {how}", file=sys.stderr, flush=True)
+    asked.out.with_suffix(".md").write_text(table(rounds))
     print(table(rounds))
     return int(not all(each.same for each in rounds))
 
@@ -81,12 +83,11 @@ def kept(file: Path, seed: int) -> list[Round]:
 
 
 def write(file: Path, rounds: list[Round], seed: int) -> None:
-    """The rounds so far, and their table."""
+    """The rounds so far."""
     file.parent.mkdir(parents=True, exist_ok=True)
     kills = sum(len(each.kills) for each in rounds)
     found = {"kills": kills, "seed": seed, "rounds": [asdict(each) for each in rounds]}
     file.write_text(json.dumps(found, indent=1) + "\n")
-    file.with_suffix(".md").write_text(table(rounds))
 
 
 def build(folder: Path) -> None:

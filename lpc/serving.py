@@ -172,10 +172,15 @@ def best(folder: Path, name: str | None = None) -> Chosen:
 
 
 def _home(folder: Path, engine: Engine) -> Path | None:
-    """The folder that an engine would be given."""
-    homes = (each for each in (folder, folder / engine.part) if (each / engine.sign).is_file())
+    """The folder that an engine would be given. Raises OptionError where there is one of several precisions."""
     weights = "*.onnx" if engine.part == "onnx" else "*.safetensors"
-    return next((each for each in homes if any(each.glob(weights))), None)
+    for homes in ([folder], [folder / engine.part], sorted(folder.glob(f"{engine.part}/*")), sorted(folder.glob("*"))):
+        found = [each for each in homes if (each / engine.sign).is_file() and any(each.glob(weights))]
+        if len(found) > 1:
+            raise OptionError(f"{folder} holds several to serve: name one, such as {found[0]}")
+        if found:
+            return found[0]
+    return None
 
 
 def _refusal(folder: Path, engine: Engine) -> str | None:

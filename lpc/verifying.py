@@ -104,6 +104,8 @@ def _looks(folder: Path, parity: bool) -> Iterator[Look]:
         raise MissingFileError(f"{folder} is no output of lpc, holds no ONNX package and no checkpoint")
     for each in outputs:
         yield from each.looks(parity)
+    if members:
+        yield "files", folder, partial(_unchecked, f"{FAMILY} and what is drawn of it have no hashes, its models have")
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,10 @@ class Parts:
         precision = found.precision if found is not None else PRECISION_OF[str(load_config(package).dtype)]
         for each in check_parity(model, package, precision):
             yield str(each)
+
+
+def _unchecked(why: str) -> Iterator[str]:
+    raise UncheckedError(why)
 
 
 def _package_files(package: Path) -> Iterator[str]:

@@ -12,11 +12,12 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from exporters.files.lock import Lock, acquire
 from exporters.files.place import Owned, check_apart, check_place, resolved, run_folder, work_folder
-from exporters.files.swap import NEW, READY, RUN, make_ready, remove, settle, write_whole
-from passes.errors import LpcError, OutputError, OutputExistsError
+from exporters.files.swap import NEW, READY, RUN, Ready, make_ready, remove, settle, write_whole
+from passes.errors import FinishedError, LpcError, OutputError, OutputExistsError
 
 __all__ = ["Owned", "check_output", "claimed", "sha256", "staged_folder", "write_text", "write_texts"]
 
@@ -29,8 +30,8 @@ UPDATE = ".lpc-update.json"
 FILES = "files"
 """The folder in which a pass that writes a format keeps what it wrote."""
 
-_claims: dict[Path, int] = {}
-"""The places that this process holds, with its number: a fork does not inherit them."""
+_claims: dict[Path, tuple[int, str]] = {}
+"""The places that this process holds, with its number, as a fork does not inherit them, and what was asked for."""
 
 
 def check_output(
@@ -72,16 +73,19 @@ def claimed(
     reads: Sequence[str | Path] = (),
     writes: Sequence[Path] = (),
     needs_bytes: int = 0,
+    asked: str = "",
 ) -> Iterator[Path]:
     """Hold an output's place, from before the first step to the end: no other run can write there.
 
     What a dead run left beside it is settled first: a finished output is put in its place, an unfinished one removed.
     Checks what ``check_output`` checks, before and after that. A place that this process holds already stays held.
-    Yields the place. Raises OutputError, with the holder's name if another process has it.
+    ``asked`` says what is to be written there. Yields the place. Raises OutputError, with the holder's name if another
+    process has it, and FinishedError if what a dead run left is what is ``asked`` for.
     """
-    left = has_ready(resolved(Path(folder)))
-    place = check_output(folder, force=force or left, owned=owned, reads=reads, writes=writes, needs_bytes=needs_bytes)
-    if _claims.get(place) == os.getpid():
+    left = Ready.read(work_folder(resolved(Path(folder))))
+    more: dict[str, Any] = {"owned": owned, "reads": reads, "writes": writes, "needs_bytes": needs_bytes}
+    place = check_output(folder, force=force or left is not None, **more)
+    if _is_held(place):
         yield place
         return
     work = work_folder(place)
@@ -90,12 +94,14 @@ def claimed(
         lock = None
         try:
             lock = _settled_lock(work, place)
-            _claims[place] = os.getpid()
-            check_output(folder, force=force, owned=owned, reads=reads, writes=writes, needs_bytes=needs_bytes)
+            _claims[place] = os.getpid(), asked
+            check_output(folder, force=force, **more)
         except BaseException as error:
-            if left and isinstance(error, OutputExistsError):
-                error.add_note("what lies there was finished by a run that died, and is put in its place by now")
             _let_go(place, lock, made)
+            if left is not None and isinstance(error, OutputExistsError):
+                if asked and asked == left.asked:
+                    raise FinishedError(f"{folder} is finished, by this very command: nothing is left to do") from None
+                error.add_note("what lies there was finished by a run that died, and is put in its place by now")
             raise
     try:
         yield place
@@ -127,7 +133,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     with the holder's name if another process has it.
     """
     place = Path(os.path.realpath(folder))
-    if _claims.get(place) == os.getpid():
+    if _is_held(place):
         yield
         return
     with _as_output_errors(place):
@@ -139,7 +145,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         except BaseException:
             _let_go(place, lock, made)
             raise
-        _claims[place] = os.getpid()
+        _claims[place] = os.getpid(), ""
     try:
         yield
     finally:
@@ -173,11 +179,16 @@ def staged_folder(
         try:
             yield new
             ends_run = run is not None and os.path.realpath(run) == str(run_folder(place))
-            make_ready(work, place, _goes(new, place, owned), force=force, ends_run=ends_run)
+            goes, asked = _goes(new, place, owned), _claims[place][1]
+            make_ready(work, place, goes, force=force, ends_run=ends_run, asked=asked)
         except BaseException:
             remove(new)
             raise
         settle(work, place)
+
+
+def _is_held(place: Path) -> bool:
+    return place in _claims and _claims[place][0] == os.getpid()
 
 
 def _goes(new: Path, place: Path, owned: Owned | None) -> frozenset[str]:

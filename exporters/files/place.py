@@ -75,6 +75,12 @@ def check_place(place: Path, needs_bytes: int) -> None:
     if not place.name:
         raise OutputError(f"{place} cannot be replaced as a whole: name a folder inside it")
     _check_whole(place)
+    try:
+        str(place).encode()
+    except UnicodeEncodeError as error:
+        raise OutputError(
+            f"{str(place)!r} is no UTF-8, which weights cannot be written to: choose another name"
+        ) from error
     parent = next(path for path in place.parents if os.path.exists(path))
     if not parent.is_dir():
         raise OutputError(f"{parent} is a file, so there can be no {place}; choose another folder")

@@ -35,7 +35,8 @@ Marks = list[list[str | int]]
 class Ready:
     """A finished ``new``: the marks of what it holds, those of the entries that it replaces, and their names.
 
-    ``ends_run``: it is what the run that is kept beside it was to make, which therefore goes.
+    ``ends_run``: it is what the run that is kept beside it was to make, which therefore goes. ``asked``: what was asked
+    for, for the same to be told from another; empty if nobody said.
     """
 
     made: Marks
@@ -43,13 +44,14 @@ class Ready:
     names: list[str]
     force: bool
     ends_run: bool = False
+    asked: str = ""
 
     @classmethod
     def read(cls, work: Path) -> Ready | None:
         """The record in a work folder; None if nothing is ready there."""
         try:
             return cls(**json.loads((work / READY).read_text(encoding="utf-8")))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, TypeError, RecursionError) as error:
             raise OutputError(
@@ -57,7 +59,9 @@ class Ready:
             ) from error
 
 
-def make_ready(work: Path, place: Path, goes: frozenset[str], *, force: bool, ends_run: bool = False) -> None:
+def make_ready(
+    work: Path, place: Path, goes: frozenset[str], *, force: bool, ends_run: bool = False, asked: str = ""
+) -> None:
     """Record that ``new`` is whole, once it is on the disk. ``goes`` are the names in ``place`` that it may replace."""
     new = work / NEW
     _open_to_readers(new)
@@ -66,7 +70,8 @@ def make_ready(work: Path, place: Path, goes: frozenset[str], *, force: bool, en
             sync(path)
     made = marks(new)
     names = sorted(goes)
-    ready = Ready(made=made, replaced=marks(place, names), names=names, force=force, ends_run=ends_run)
+    replaced = marks(place, names)
+    ready = Ready(made=made, replaced=replaced, names=names, force=force, ends_run=ends_run, asked=asked)
     write_whole(work / READY, json.dumps(asdict(ready)).encode())
 
 

@@ -23,7 +23,7 @@ from exporters.onnx.verify.probes import position_limit, probe_ids, vocabulary
 from exporters.options import OnnxOptions
 from passes.errors import LpcError
 from passes.families import family_named
-from passes.models import Parity
+from passes.models import Parity, reason
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ def _genai_answers(folder: Path, prompts: list[torch.Tensor], new: int) -> list[
         genai = onnxruntime_genai.Model(str(folder))
         return [_genai_greedy(genai, prompt, new) for prompt in prompts]
     except RuntimeError as error:
-        raise GenaiRefusedError(str(error).strip().split("\n")[0]) from error
+        raise GenaiRefusedError(reason(error)) from error
 
 
 def _genai_greedy(genai: Any, prompt: torch.Tensor, new: int) -> list[int]:

@@ -32,11 +32,13 @@ def quantise(path: Path, options: OnnxOptions, *, bits: int) -> tuple[Parity, ..
     Proven, of every one of them: each block is near what it was, and onnxruntime computes what its numbers give.
     """
     known: Mapping[str, torch.Tensor] = {}
+    solved_for: dict[str, torch.Tensor] = {}
     if bits == 4 and options.calibration is not None:
-        wanted = [reader.input for reader in readers(ir.load(path).graph) if reader.kind == "weight"]
-        known = grams(path, wanted, options.calibration)
+        calibrated = [reader for reader in readers(ir.load(path).graph) if reader.kind == "weight"]
+        known = grams(path, [each.input for each in calibrated], options.calibration)
+        solved_for = {str(each.node.outputs[0].name): known[each.input] for each in calibrated}
     new = rewritten(path, partial(_quantise, options=options, bits=bits, known=known))
-    proof = compare(path, new, bits)
+    proof = compare(path, new, bits, solved_for)
     put_in_place(new, path)
     return proof
 

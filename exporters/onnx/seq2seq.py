@@ -40,7 +40,7 @@ from exporters.onnx.torch_route import Tracing, trace_to_onnx
 from exporters.onnx.verify.seq2seq import verify_decoder, verify_encoder, verify_generation
 from exporters.options import OnnxOptions
 from passes.errors import UnsupportedModelError
-from passes.models import Parity, vendor
+from passes.models import Parity, reason, vendor
 
 NO_GENAI = "onnxruntime-genai serves no text-to-text encoder-decoder"
 SAMPLE_BATCH, SAMPLE_TOKENS, SAMPLE_PAST, SAMPLE_TEXT = 2, 3, 4, 5
@@ -177,7 +177,9 @@ def _sample(model: PreTrainedModel) -> _Sample:
             model(input_ids=text, attention_mask=mask, decoder_input_ids=start, use_cache=True, **given)
         )
     except RUN_ERRORS as error:
-        raise UnsupportedModelError(f"{type(model).__name__} does not run with a plain cache: {error}") from error
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not run with a plain cache: {reason(error)}"
+        ) from error
     if type(returned) is not EncoderDecoderCache:
         raise UnsupportedModelError(f"{type(model).__name__} keeps {type(returned).__name__}, not two plain caches")
     sides = (returned.self_attention_cache, returned.cross_attention_cache)

@@ -25,7 +25,7 @@ from exporters.onnx.verify.probes import vocabulary
 from exporters.onnx.verify.single import verify_single
 from exporters.options import OnnxOptions
 from passes.errors import UnsupportedModelError
-from passes.models import Parity
+from passes.models import Parity, reason
 
 NO_GENAI = "onnxruntime-genai serves models that generate text"
 SAMPLE_BATCH, SAMPLE_TOKENS = 2, 5
@@ -120,7 +120,9 @@ def output_names(model: PreTrainedModel, sample: Mapping[str, torch.Tensor]) -> 
         with torch.no_grad():
             output = model(**sample)
     except RUN_ERRORS as error:
-        raise UnsupportedModelError(f"{type(model).__name__} does not run on a padded batch: {error}") from error
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not run on a padded batch: {reason(error)}"
+        ) from error
     return tuple(name for name, value in output.items() if isinstance(value, torch.Tensor))
 
 

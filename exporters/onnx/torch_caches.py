@@ -11,7 +11,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from passes.errors import UnsupportedModelError
-from passes.models import vendor
+from passes.models import reason, vendor
 
 RUN_ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 """What a model's forward may raise on inputs or a cache that it was not made for."""
@@ -50,7 +50,7 @@ def flat_shapes(model: PreTrainedModel) -> tuple[tuple[int, int], ...]:
         with torch.no_grad():
             returned = vendor.cache_of(model(input_ids=ids, use_cache=True, **vendor.with_cache(model, cache)))
     except RUN_ERRORS as error:
-        raise UnsupportedModelError(f"{_kind(model)} does not run with a plain cache: {error}") from error
+        raise UnsupportedModelError(f"{_kind(model)} does not run with a plain cache: {reason(error)}") from error
     return plain_shapes(model, returned)
 
 

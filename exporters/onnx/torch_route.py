@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from exporters.onnx import vendor
 from exporters.onnx.experts import traceable_experts
 from exporters.onnx.torch_caches import RUN_ERRORS
 from passes.errors import UnsupportedModelError
+from passes.models import reason
 
 WIDENED = ("Add", "Div", "Mul", "Pow", "Sub")
 """Arithmetic that onnxruntime cannot do in bfloat16 on CPU."""
@@ -122,8 +123,7 @@ def _widen_bfloat16(graph: ir.Graph) -> None:
 
 
 def _root(error: BaseException) -> str:
-    """The first line of the error at the bottom; the exporter's own message is a page of advice."""
+    """What the error at the bottom says; the exporter's own message is a page of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines: Sequence[str] = str(error).strip().split("\n")
-    return f"{type(error).__name__}: {lines[0]}"
+    return f"{type(error).__name__}: {reason(error)}"

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from exporters.hf import needs_modelling_file
 from passes.errors import LpcError, UnsupportedModelError
 from passes.families import AttentionBlock, Family, family_named
-from passes.models import AUTO_CLASSES, Task, task_of, twin_of, vendor
+from passes.models import AUTO_CLASSES, Task, reason, task_of, twin_of, vendor
 
 LAYER = re.compile(r"\.(\d+)\.")
 
@@ -171,7 +171,7 @@ def _stock_shapes(model: PreTrainedModel, task: Task) -> tuple[Shapes | None, st
     try:
         shapes = _shapes(twin_of(stock, config))
     except (LpcError, AttributeError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
-        return None, f"{stock.__name__} cannot be built from the configuration: {str(error).strip().splitlines()[0]}"
+        return None, f"{stock.__name__} cannot be built from the configuration: {reason(error)}"
     if stock.__name__ != type(model).__name__ and not needs_modelling_file(model):
         return shapes, f"{type(model).__name__} is a class of its own; {auto} takes {stock.__name__}"
     mine = _shapes(model)

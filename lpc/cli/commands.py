@@ -10,7 +10,7 @@ from pathlib import Path
 from exporters.files import PACKAGE, write_text
 from exporters.options import OnnxOptions
 from lpc.cli import console
-from lpc.cli.output import hold
+from lpc.cli.output import asked_for, hold, told_if_done
 from lpc.cli.progress import progress_shown
 from lpc.cli.words import Given, Part
 from lpc.options import BenchmarkOptions, EvaluateOptions, OutputOptions
@@ -93,7 +93,9 @@ def export(given: Given) -> None:
     """Write the ONNX package of a checkpoint, and verify it. Any that lpc or transformers can load."""
     folder, options, output = given.arguments["folder"], given.make(OnnxOptions), given.make(OutputOptions)
     check_file(folder, "the folder of a checkpoint")
-    hold(given.held, output.out, force=output.force, reads=(folder,), owned=PACKAGE)
+    with told_if_done(output.out, as_json=output.json):
+        asked = asked_for(given, (folder,))
+        hold(given.held, output.out, force=output.force, reads=(folder,), owned=PACKAGE, asked=asked)
     from lpc.cli.tables import show_packages
     from lpc.exporting import export_each as run
 

@@ -109,7 +109,7 @@ def compress(given: Given) -> None:
     _hold(given, model, data, options, output, going)
     run = _one if options.snapshots is None else _family
     exports = leaving(given, output.exports)
-    with told_if_done(going, as_json=output.json):
+    with told_if_done(going.done, as_json=output.json):
         run(model, data, options, output, going, exports)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from lpc.owned import FAMILY, MANIFEST, RECIPE, is_complete, output
 from passes.errors import FinishedError, MissingFileError, OptionError
 
 if TYPE_CHECKING:
+    from lpc.cli.words import Given
     from lpc.options import OutputOptions
     from lpc.run_folder import RunFolder
     from passes.options import TuneOptions
@@ -30,12 +32,30 @@ def hold(
     writes: Sequence[Path | None] = (),
     owned: Owned | None = None,
     needs_bytes: int = 0,
+    asked: str = "",
 ) -> None:
-    """Hold ``out`` (by default lpc's own) until the command's stack is left. Raises OutputError if it cannot be."""
+    """Hold ``out`` (by default lpc's own) until the command's stack is left. Raises OutputError if it cannot be, and
+    FinishedError if a run that died has left there what is ``asked`` for.
+    """
     owned = owned or output()
     inputs = [each for each in reads if each is not None]
     others = [each for each in writes if each is not None]
-    held.enter_context(claimed(out, force=force, owned=owned, reads=inputs, writes=others, needs_bytes=needs_bytes))
+    said: dict[str, Any] = {"force": force, "owned": owned, "needs_bytes": needs_bytes, "asked": asked}
+    held.enter_context(claimed(out, reads=inputs, writes=others, **said))
+
+
+def asked_for(given: Given, reads: Sequence[str | Path | None]) -> str:
+    """What a command was asked for, to be known again: its words, and what the files that it reads look like."""
+    said = ((kind.__name__, *item) for kind, values in given.options.items() for item in values.items())
+    words = sorted(repr(each) for each in said if each[1] not in ("force", "json"))
+    files = [(str(each), _look(Path(each))) for each in reads if each is not None]
+    return hashlib.sha256(repr((sorted(given.arguments.items()), words, files)).encode()).hexdigest()
+
+
+def _look(path: Path) -> list[tuple[str, int, int]]:
+    """Name, time of last change and size of a file, or of a folder's entries; nothing for what is not here."""
+    entries = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
+    return [(each.name, each.stat().st_mtime_ns, each.stat().st_size) for each in entries if each.exists()]
 
 
 def least_bytes(model: str | Path, ratio: float | None, *, onnx: bool) -> int:
@@ -94,14 +114,15 @@ def hold_run(held: ExitStack, going: Going) -> None:
 
 
 @contextmanager
-def told_if_done(going: Going, *, as_json: bool) -> Iterator[None]:
+def told_if_done(done: Path | None, *, as_json: bool) -> Iterator[None]:
     """An output that is there already is told, and the command ends well."""
     try:
         yield
     except FinishedError as finished:
-        if as_json and going.done is not None:
-            file = next(going.done / name for name in (MANIFEST, FAMILY) if (going.done / name).is_file())
-            console.print_json(json.loads(file.read_text(encoding="utf-8")))
+        if as_json and done is not None:
+            file = next((done / name for name in (MANIFEST, FAMILY) if (done / name).is_file()), None)
+            package = {"out": str(done), "files": sorted(path.name for path in done.iterdir())}
+            console.print_json(json.loads(file.read_text(encoding="utf-8")) if file else package)
         else:
             console.print_line(str(finished))
         sys.exit(0)

@@ -8,7 +8,7 @@ from pathlib import Path
 from exporters.files import write_text
 from exporters.options import OnnxOptions
 from lpc.cli.compress import leaving, target_of
-from lpc.cli.output import hold
+from lpc.cli.output import asked_for, hold, told_if_done
 from lpc.cli.progress import progress_shown
 from lpc.cli.words import Given, Part, required
 from lpc.options import CompressOptions, OutputOptions
@@ -96,7 +96,8 @@ def apply(given: Given) -> None:
         if each is not None:
             check_file(each, "what the run wrote beside its plan")
     reads = (plan, model, replay.adapter, replay.compensation)
-    hold(given.held, output.out, force=output.force, reads=reads)
+    with told_if_done(output.out, as_json=output.json):
+        hold(given.held, output.out, force=output.force, reads=reads, asked=asked_for(given, reads))
     from lpc.cli.tables import show_report
     from lpc.streaming import apply_to as run
 

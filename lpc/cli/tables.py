@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from lpc.cli.alike import alike, spread
 from lpc.cli.console import print_json, print_line, print_table
-from lpc.evaluation import difference_rows, evaluation_rows
 from lpc.progress import clocked
 from lpc.report import Report, asked_words, heldout_rows, runs_on, size_rows, speed_rows
 
@@ -233,6 +232,8 @@ def show_benchmark(benchmark: Benchmark, *, as_json: bool) -> None:
 
 def show_evaluation(evaluation: Evaluation, out: Path | None, *, as_json: bool) -> None:
     """``lpc evaluate``."""
+    from lpc.evaluation import difference_rows, evaluation_rows
+
     values = evaluation.to_json()
     if as_json:
         print_json(values)

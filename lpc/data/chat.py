@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from lpc.data.answers import Marked, TokenRow, token_rows
 from lpc.data.messages import ASSISTANT, Message
 from passes.errors import DataError, TokenizerError
+from passes.models import reason
 
 __all__ = ["Chat", "Turns"]
 
@@ -89,4 +90,4 @@ class Chat:
         try:
             return self._tokenizer.apply_chat_template(list(messages), **options)
         except Exception as error:  # a template may raise anything
-            raise DataError(f"{where}: the tokenizer's chat template refuses the chat: {error}") from error
+            raise DataError(f"{where}: the tokenizer's chat template refuses the chat: {reason(error)}") from error

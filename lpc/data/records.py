@@ -10,14 +10,17 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 import torch
 
 from lpc.data.documents import checked_text, listed, read_jsonl, read_text, refuse_other_formats
 from passes.errors import DataError, MissingFileError
+from passes.models import reason
+
+if TYPE_CHECKING:
+    import datasets
 
 __all__ = ["Records", "load_folder", "open_records"]
 
@@ -61,6 +64,8 @@ class Records:
 
     def column(self, name: str) -> Iterator[Any]:
         """One field of every record that is a mapping, and the others as they are. Raises DataError if it lacks."""
+        import datasets  # here, as commands that read no data are not to wait for it
+
         is_plain = isinstance(self.source, datasets.Dataset) and self.source.format["type"] != "custom"
         if is_plain and name in self.source.column_names:
             yield from self.source.with_format(None)[name]
@@ -157,12 +162,14 @@ def _file(path: Path) -> Iterator[tuple[int | None, Any]]:
 
 def load_folder(path: Path) -> datasets.Dataset:
     """A data set that ``datasets`` saved, one split. Raises DataError."""
+    import datasets
+
     if not any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
         raise DataError(f"{path} is a folder: name the files in it, or a folder that datasets' save_to_disk wrote")
     try:
         found = datasets.load_from_disk(str(path))
     except Exception as error:  # datasets' errors share no other base class
-        raise DataError(f"{path} cannot be loaded as a saved data set: {error}") from error
+        raise DataError(f"{path} cannot be loaded as a saved data set: {reason(error)}") from error
     if not isinstance(found, datasets.Dataset):
         raise DataError(
             f"{path} holds several splits ({', '.join(found)}): name the folder of one, such as {path}/train"

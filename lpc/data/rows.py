@@ -6,9 +6,8 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import datasets
 import numpy as np
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -19,6 +18,9 @@ from lpc.data.numbers import TOKENS, as_tensor
 from lpc.data.records import Records, open_records
 from passes.errors import DataError, MissingFileError
 from passes.models import Task, task_of
+
+if TYPE_CHECKING:
+    import datasets
 
 __all__ = ["IGNORED", "Row", "RowFormat", "Rows", "RowsLike", "open_rows", "rows_of", "split_rows"]
 
@@ -159,6 +161,8 @@ def open_rows(data: RowsLike, row_format: RowFormat) -> Rows:
 
 def rows_of(records: Records, row_format: RowFormat) -> Rows:
     """Records as rows of a model; the first is read. Raises DataError, and MissingFileError for names of no file."""
+    import datasets
+
     if isinstance(records.first, str):
         if records.remark:  # strings in a list: no model but a causal one takes texts
             raise MissingFileError(f"no such file or folder: {records.first[:60]}")

@@ -10,9 +10,8 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-import datasets
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -22,6 +21,9 @@ from lpc.data.frame import TextFrame, check_size, highest_id
 from lpc.data.labels import IGNORED, LABEL_ALIASES
 from lpc.data.records import Records, open_records
 from passes.errors import DataError, OptionError, TokenizerError
+
+if TYPE_CHECKING:
+    import datasets
 
 __all__ = [
     "BlockDataset",

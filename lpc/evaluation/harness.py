@@ -33,6 +33,7 @@ from lpc.options import AUTO_BATCH
 from lpc.source import find_tokenizer
 from passes import models
 from passes.errors import DataError, LpcError, ModelError, OptionError, TokenizerError
+from passes.models import reason
 
 __all__ = [
     "check_fewshot",
@@ -91,7 +92,7 @@ def open_backend(
     except LpcError:
         raise
     except Exception as error:
-        raise ModelError(f"{subject.folder} cannot be loaded for backend {subject.backend}: {error}") from error
+        raise ModelError(f"{subject.folder} cannot be loaded for backend {subject.backend}: {reason(error)}") from error
     backend.told = told
     return backend
 
@@ -155,7 +156,7 @@ def _load(manager: TaskManager, name: str, is_local: bool) -> list[Task | Group]
         loaded = manager.load([name])
     except Exception as error:
         remedy = "check its files" if is_local else "lm-eval's own tasks are downloaded: is the network there?"
-        raise DataError(f"the data of task {name} cannot be loaded ({error}); {remedy}") from error
+        raise DataError(f"the data of task {name} cannot be loaded ({reason(error)}); {remedy}") from error
     groups = loaded.get("groups", {})
     return [groups[name]] if name in groups else list(loaded["tasks"].values())
 

@@ -67,7 +67,9 @@ class SweepOptions:
     """What a sweep's file says. ``grid`` has the keys of a recipe, with a list of values where a recipe has one."""
 
     model: str = option(help="A model folder, or a name on the Hugging Face hub.")
-    data: tuple[Path, ...] = option(help="What to rank, tune and measure on, as for --data.")
+    data: tuple[Path, ...] = option(
+        (), help="What to rank, tune and measure on, as for --data; without any a causal LM writes its own."
+    )
     recipe: str | None = option(None, help="The recipe that all cells share: a name, a file or an output.")
     options: Mapping[str, Any] = option(factory=dict, help="Options that all cells share, as a recipe has them.")
     grid: Mapping[str, Any] = option(help="Options as a recipe has them, each with a list of values to try.")
@@ -76,8 +78,6 @@ class SweepOptions:
 
     def __post_init__(self) -> None:
         check(self)
-        if not self.data:
-            raise OptionError("data is empty: name at least one file")
         if not self.export:
             raise OptionError("export is empty: name at least one format")
         for name in ("options", "grid"):

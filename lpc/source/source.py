@@ -173,6 +173,10 @@ def _config_at(place: Place, trust_remote_code: bool) -> PreTrainedConfig:
         values = read_json(place.folder / "config.json")
         check_declared(values, str(place.folder / "config.json"))
         check_generation(place.folder / "generation_config.json")
+        if not isinstance(values.get("model_type", ""), str):
+            raise ModelError(
+                f"{place.folder / 'config.json'} says model_type = {values['model_type']!r:.60}: write one name, a text"
+            )
         if isinstance(values.get("architectures"), str):
             raise ModelError(
                 f"{place.folder / 'config.json'} says architectures = {values['architectures'][:60]!r}, a text: write "
@@ -197,15 +201,27 @@ def _config_at(place: Place, trust_remote_code: bool) -> PreTrainedConfig:
 
 
 def check_generation(path: Path) -> None:
-    """Raise ModelError if the file of what ``generate`` does is there and cannot be read, which would leave it out."""
+    """Raise ModelError if the file of what ``generate`` does is there and cannot be read, which would leave it out, or
+    not be written again.
+    """
     if not path.is_file():
         return
     values = read_json(path)
     try:
         with quiet():
-            GenerationConfig.from_dict(values)
+            GenerationConfig.from_dict(values).validate(strict=True)
     except Exception as error:
         raise ModelError(f"{path} cannot be loaded: {reason(error)}: correct it, or remove the file") from error
+
+
+def _check_saved_generation(model: PreTrainedModel) -> None:
+    """Raise ModelError if transformers would refuse to write what a live model says of ``generate``."""
+    said: GenerationConfig | None = getattr(model, "generation_config", None)
+    try:
+        if said is not None:
+            said.validate(strict=True)
+    except ValueError as error:
+        raise ModelError(f"model.generation_config cannot be saved: {reason(error)}: correct the entry") from error
 
 
 def _copied(model: PreTrainedModel | PeftModel, processor: Processor | None) -> Source:
@@ -214,6 +230,7 @@ def _copied(model: PreTrainedModel | PeftModel, processor: Processor | None) -> 
     if not dense_weights(base.config):
         _check_supported(base)
     check_as_built(base)
+    _check_saved_generation(base)
     name = str(base.config.name_or_path or type(base).__name__)
     folder = Path(name) if is_there(Path(name), "is_dir") else None
     found = processor or (find_processor(folder) if folder else None)

@@ -45,6 +45,6 @@ def _compress(sweep: SweepOptions, cell: Cell, folder: SweepFolder, progress: Pr
     with nullcontext(unwatched) if asked is None else judged(folder.trials, cell, asked) as watch:
         more: dict[str, Any] = {"run_folder": run_folder(place), "progress": progress, "watch": watch}
         more |= {"export": sweep.export, **cell.options.arguments()}
-        result = compress(sweep.model, list(sweep.data), **more)
+        result = compress(sweep.model, list(sweep.data) or None, **more)
         result = replace(result, command=folder.command(sweep, cell))
         result.save(place, export=sweep.export, force=True, progress=progress)

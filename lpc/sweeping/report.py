@@ -65,12 +65,12 @@ class SweepReport:
         """Header and rows: the dense model and a row a cell, in the order of the grid."""
         runs, quality = self.runs, self.quality
         best = self.comparison.front if self.comparison is not None else frozenset[str]()
-        header = ["cell", "removed", "parameters", f"held-out {quality or 'quality'}", "state"]
+        header = ["cell", "removed", "parameters", quality or "quality", "state"]
         told = [(cell.name, str(cell.outcome.state)) for cell in self.cells]
         rows = []
         for name, state in [("dense", ""), *told] if "dense" in runs else told:
             run = runs.get(name)
-            where = "on the front" if run is not None and run.name in best else state
+            where = "front" if run is not None and run.name in best else state
             rows.append([name, *(_numbers(run, quality) if run is not None else ["–"] * 3), where])
         return header, rows
 
@@ -94,7 +94,7 @@ class SweepReport:
         """How many cells there are of each state."""
         counts = {state: sum(cell.outcome.state is state for cell in self.cells) for state in State}
         told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-        return f"{len(self.cells)} cells of one grid: {told}."
+        return f"{len(self.cells)} cells of one grid: {told}; quality on held-out data."
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``sweep.json``."""

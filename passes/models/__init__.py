@@ -42,7 +42,7 @@ from passes.models.generation import generated
 from passes.models.head import TokenHead, label_losses, labelled, scored_logits
 from passes.models.heldout import heldout_loss
 from passes.models.lean_loss import lean_loss
-from passes.models.loading import dense_weights, keep_own_head, load_model, quiet, reason, unloaded, unreadable
+from passes.models.loading import dense_weights, keep_own_head, load_model, quiet, unloaded, unreadable
 from passes.models.masks import MaskedModel, masked
 from passes.models.memory import memory_advice, ran_out, return_free_memory, smaller_batches
 from passes.models.packed import full_precision, is_packed, packed_weights, packing_of
@@ -58,6 +58,7 @@ from passes.models.precision import (
     widened,
 )
 from passes.models.probe import OUTPUTS, Probe, Response, positions, respond
+from passes.models.reasons import reason
 from passes.models.resized import FILE, PREFIX, compact_class, has_own_sizes
 from passes.models.routing import routers, routing
 from passes.models.stock import build_stock, filled, rope_types, shallow, shell, stock_class, twin_of, weightless

@@ -111,6 +111,9 @@ PLAIN: Mapping[str, Any] = {
 }
 """The entries of peft's configuration that make an adapter more than A and B, and their values where it is not."""
 
+CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Ways to begin an adapter that take from the weights under it what they give to it, so that it fits no other ones."""
+
 
 def beyond_lora(model: PeftModel) -> str | None:
     """What the active adapters are beside one plain LoRA, as the start of a sentence; None if they are one."""
@@ -120,6 +123,9 @@ def beyond_lora(model: PeftModel) -> str | None:
     config: Any = model.peft_config[names[0]] if names else None
     if config is not None and not isinstance(config, LoraConfig):
         return f"the adapter is of the kind {type(config).__name__}"
+    init = getattr(config, "init_lora_weights", None)
+    if isinstance(init, str) and init.lower().startswith(CHANGE_BASE):
+        return f"the adapter sets init_lora_weights={init!r}, which changes the base model"
     for name, value in PLAIN.items():
         if (getattr(config, name, value) or value) != value:
             return f"the adapter sets {name}={getattr(config, name)!r}"

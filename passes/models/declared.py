@@ -71,6 +71,8 @@ def _check_least(values: Any, where: str) -> None:
 def _why_not(name: str, value: Any) -> str | None:
     """What the value of an entry must be, or None if it is that, or if nothing is known of the entry."""
     counts, above, least, share = (bool(each.search(name)) for each in (COUNTS, ABOVE_ZERO, NOT_NEGATIVE, SHARES))
+    if name == "return_dict" and value is False:
+        return "true: no output has a name without it"
     if name in ("dtype", "torch_dtype") and isinstance(value, str) and value.removeprefix("torch.") not in STORED_AS:
         return f"one of {', '.join(STORED_AS)}"
     if value is None or not (counts or above or least or share):

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from passes.errors import LpcError, ModelError
 from passes.models import vendor
 from passes.models.fit import Misfit
+from passes.models.reasons import reason
 from passes.models.stock import twin_of
 from passes.models.stored import DTYPES, StoredTensor, stored_files, stored_tensors
 from passes.models.unloaded import Unloaded
@@ -50,6 +51,8 @@ def load_model(
         with quiet():
             arguments = {**place.arguments, "use_safetensors": place.gguf is None, "ignore_mismatched_sizes": True}
             _check_constants(kind, place.name, config)
+            if stored is not None:
+                _check_packed(place.name, stored, config)
             if place.gguf is None:
                 _check(kind, place.name, arguments, stored)
             model: PreTrainedModel
@@ -109,19 +112,6 @@ def _entry_in(error: Exception, values: Mapping[str, Any]) -> str:
     return ""
 
 
-def reason(error: Exception) -> str:
-    """What an error of another library says, on one line, up to where it gets lengthy; never a line that ends open."""
-    if isinstance(error, KeyError):
-        return f"{error} is not known"
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    for line in lines[1:]:
-        if not text.endswith(":") and len(text) > 40:
-            break
-        text += f" {line}"
-    return text[:500]
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """transformers' loading report and bars off inside the block, and as they were after it."""
@@ -151,6 +141,16 @@ def _check(
                 "over the model that this one was quantised from, or save it dequantised"
             )
     return empty
+
+
+def _check_packed(name: str, stored: Mapping[str, StoredTensor], config: PreTrainedConfig) -> None:
+    """Raise ModelError where a configuration says that weights are packed, and the files hold dense ones."""
+    said: Any = getattr(config, "quantization_config", None)
+    if said and not dense_weights(config) and all(tensor.dtype in DTYPES for tensor in stored.values()):
+        raise ModelError(
+            f"config.json of {name} has a quantization_config, and its weights are dense: remove that entry, which was "
+            "left over, or hand over the packed weights"
+        )
 
 
 def _check_constants(kind: type[PreTrainedModel], name: str, config: PreTrainedConfig) -> None:

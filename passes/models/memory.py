@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from passes.errors import OutOfMemoryError
+from passes.models.reasons import reason
 
 WORDS = ("out of memory", "not enough memory", "can't allocate memory")
 """What torch's allocators say in a RuntimeError: of accelerators, and of the CPU on Windows and elsewhere."""
@@ -42,8 +43,7 @@ def memory_advice(what: str, advice: Callable[[], str]) -> Iterator[None]:
     except Exception as error:
         if not ran_out(error):
             raise
-        said = str(error).strip().split("\n")[0][:160]
-        raise OutOfMemoryError(f"{what} ran out of memory ({said}): {advice()}") from error
+        raise OutOfMemoryError(f"{what} ran out of memory ({reason(error)[:160]}): {advice()}") from error
 
 
 def smaller_batches(batch_size: int) -> str:

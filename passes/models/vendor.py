@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from importlib import import_module
 from typing import Any, TypeVar, cast
@@ -32,6 +33,7 @@ from transformers.loss import loss_utils
 from transformers.modeling_utils import LoadStateDictConfig, remove_tied_weights_from_state_dict
 from transformers.models.auto import modeling_auto
 from transformers.utils import cached_file
+from transformers.utils.loading_report import LoadStateDictInfo
 
 Built = TypeVar("Built", bound=PreTrainedModel)
 
@@ -219,6 +221,19 @@ def loaded_as(model: PreTrainedModel, stored: Iterable[str]) -> dict[str, tuple[
             target, pattern = name, None
         found.setdefault(target, ([], pattern is not None))[0].append(name)
     return found
+
+
+def loading_faults(error: BaseException) -> list[str]:
+    """transformers: what did not fit in a load that failed; its error only points to a table that it logs."""
+    places = [frame.f_locals.get("loading_info") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    found = next((place for place in reversed(places) if isinstance(place, LoadStateDictInfo)), None)
+    if found is None:
+        return []
+    said = {name: text.strip().splitlines()[-2:] for name, text in found.conversion_errors.items()}
+    return [
+        *(f"{name}: {'; '.join(line.strip() for line in lines)}" for name, lines in said.items()),
+        *(f"{name} is {tuple(a)} in the file, {tuple(b)} in the class" for name, a, b in sorted(found.mismatched_keys)),
+    ]
 
 
 def load_some(model: PreTrainedModel, stored: Mapping[str, Any]) -> None:

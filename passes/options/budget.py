@@ -105,7 +105,7 @@ class Budget:
             raise OptionError(
                 f"ratio must lie strictly between 0 and 1, got {ratio}: 0.3 removes 30 % of the parameters"
             )
-        return cls(parameters=1 - ratio)
+        return cls(parameters=1 - float(ratio))
 
     @classmethod
     def parse(cls, texts: Iterable[str], at: Workload = Workload(), runtime: str = RUNTIMES[0]) -> Budget:

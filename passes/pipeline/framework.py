@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from passes.errors import LpcError, PassError, PostconditionError, PreconditionError
-from passes.models import Parity, memory_advice, return_free_memory, smaller_batches
+from passes.models import Parity, memory_advice, reason, return_free_memory, smaller_batches
 from passes.pipeline.context import DEFAULT_RUN, RunContext
 from passes.pipeline.plain import plain
 from passes.pipeline.program import Program
@@ -91,7 +91,7 @@ class Pass(ABC):
             except LpcError:
                 raise
             except Exception as error:
-                raise PassError(f"pass {self.name!r} failed: {type(error).__name__}: {error}") from error
+                raise PassError(f"pass {self.name!r} failed: {type(error).__name__}: {reason(error)}") from error
         check_parities(self.name, parities)
         record = PassRecord(
             name=self.name,

@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from passes.errors import LpcError, ModelError
 from passes.graph import Masks, Plan, PruningGraph, present
 from passes.models import (
     Adapter,
@@ -19,7 +20,9 @@ from passes.models import (
     check_adapter,
     check_finite,
     masked,
+    memory_advice,
     positions,
+    reason,
     respond,
     routers,
     routing,
@@ -62,13 +65,25 @@ class Program:
     def start(cls, model: PreTrainedModel | PeftModel) -> Program:
         """The program of a working copy, ready for the first pass.
 
-        Raises ModelError if a weight or what it computes is not finite, UnsupportedModelError if it wears anything
-        but one plain LoRA.
+        Raises ModelError if it does not run, or if a weight or what it computes is not finite, UnsupportedModelError if
+        it wears anything but one plain LoRA, OutOfMemoryError.
         """
         if isinstance(model, PeftModel):
             check_adapter(model)
         check_finite(model)
-        program = cls(model, Probe.of(base_model(model))).expecting_itself()
+        name, batch = type(base_model(model)).__name__, Probe.of(base_model(model))
+        try:
+            with memory_advice(
+                f"a first batch through {name}", lambda: "it needs a device or machine with more memory"
+            ):
+                program = cls(model, batch).expecting_itself()
+        except LpcError:
+            raise
+        except Exception as error:
+            why = f"{type(error).__name__}: {reason(error)}"
+            raise ModelError(
+                f"this {name} does not run on a small batch of its inputs ({why}): see that it runs by itself first"
+            ) from error
         assert program.expected is not None
         program.expected.check_finite(str(base_model(model).dtype))
         return program

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from passes.errors import UnsupportedModelError
 from passes.graph import PruningGraph, Renumbering
-from passes.models import filled, shell, twin_of
+from passes.models import filled, reason, shell, twin_of
 
 LAYER_LISTS = ("layer_types", "no_rope_layers")
 """Configuration entries with an element a layer."""
@@ -68,7 +68,7 @@ def why_another_model(
     try:
         smaller = twin_of(model_type, layer_config(config, renumbering.stay))
     except (ValueError, RuntimeError, TypeError, IndexError) as error:
-        return f"the stock class cannot be built with fewer layers: {error}"
+        return f"the stock class cannot be built with fewer layers: {reason(error)}"
     wanted = renumbering.mapping(dict(dense.named_modules()))
     found = dict(smaller.named_modules())
     odd = sorted(wanted.keys() ^ found.keys())

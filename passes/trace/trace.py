@@ -88,7 +88,7 @@ def trace(
     """
     family, model_type = family_of(config), model_type or model_class(config)
     _check_dense(config)
-    twin = twin_of(model_type, config)
+    twin = twin_of(model_type, config).float()  # only shapes are followed, and BLOOM adds no two dtypes
     shapes = {name: tuple(parameter.shape) for name, parameter in twin.named_parameters()}
     matmuls = _matmuls(twin)
     attention, fixed = list(attention_blocks(twin, family)), fixed_blocks(twin, family)
@@ -118,7 +118,7 @@ def trace(
     if options.depth is None:
         return graph
     _check_nothing_fixed(fixed, family, "its layers have")
-    fresh = twin_of(model_type, config)
+    fresh = twin_of(model_type, config).float()
     _hide_blocks(fresh, (), experts)
     return DepthFinder(graph, config, model_type, fresh, inputs, finder, experts).found(options.depth)
 

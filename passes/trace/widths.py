@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from passes.errors import LpcError
 from passes.families import Family
 from passes.graph import Kind, PruningGraph, Width
-from passes.models import stock_class, twin_of
+from passes.models import reason, stock_class, twin_of
 from passes.shrink import compact_config
 from passes.trace.norms import odd_constant
 
@@ -153,7 +153,7 @@ def _mismatch(
         smaller = compact_config(config, graph, {width.name: count})
         twin = twin_of(stock_class(model_type, smaller), smaller)
     except (ValueError, RuntimeError, ZeroDivisionError) as error:
-        return f"the stock class cannot be built with {count} {width.kind}: {error}"
+        return f"the stock class cannot be built with {count} {width.kind}: {reason(error)}"
     shapes = {name: tuple(parameter.shape) for name, parameter in twin.named_parameters()}
     for name in sorted({*shapes, *graph.shapes}):
         wanted = graph.shape(name, kept) if name in graph.shapes else None

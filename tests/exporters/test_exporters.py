@@ -128,3 +128,34 @@ def test_a_package_brings_an_exporter(tmp_path: Path) -> None:
     with installed(tmp_path, "dust_package", "lpc.exporters", {"dust": "dust_package:E"}, code) as run:
         said = "from lpc.options import OutputOptions; print(OutputOptions(export=['dust', 'hf']).exports)"
         assert run(said) == "('dust', 'hf')"
+
+
+def test_each_precision_has_its_bytes_and_its_held_out_quality_in_the_report(
+    result: lpc.Result, tmp_path: Path
+) -> None:
+    asked = OnnxOptions(precision=("auto", "int4"), greedy_prompts=0)
+    report = result.save(tmp_path / "out", export={"onnx": asked})
+    exact, rounded = report.packages
+    assert [(each.precision, each.folder) for each in report.packages] == [("fp32", "onnx/fp32"), ("int4", "onnx/int4")]
+    assert report.heldout is not None
+    assert exact.measures["perplexity"] == report.heldout.measures["perplexity"].pruned
+    assert rounded.measures["perplexity"] == pytest.approx(exact.measures["perplexity"], rel=0.2)
+    assert rounded.measures["perplexity"] != exact.measures["perplexity"]
+    assert rounded.file_bytes < exact.file_bytes
+    manifest = json.loads((tmp_path / "out" / "lpc.json").read_text(encoding="utf-8"))
+    assert manifest["packages"][1]["file_bytes"] == rounded.file_bytes
+    assert "int4: int4 against torch in fp32" in manifest["parity"]
+    assert f"| int4 | {rounded.file_bytes / 1e6:,.1f} |" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "ONNX in int4" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_widths_are_multiples_of_the_blocks_that_are_asked_for(tiny_model_folder: Path) -> None:
+    asked = {"onnx": OnnxOptions(precision=("int8", "fp32"), block=16)}
+    data = ["one two three four"] * 200
+    model = {"ratio": 0.2, "steps": 0, "criterion": "magnitude", "export": asked}
+    made = lpc.compress(tiny_model_folder, data=data, **model)
+    assert {layer.mlp.down_proj.in_features % 16 for layer in made.model.model.layers} == {0}
+    told = lpc.compress(tiny_model_folder, data=data, **model, multiple=8)
+    assert {layer.mlp.down_proj.in_features for layer in told.model.model.layers} != {
+        layer.mlp.down_proj.in_features for layer in made.model.model.layers
+    }

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import lpc
 from lpc.cli.app import app
 from lpc.estimation import Costs, check_room, memory, work
+from lpc.estimation.pace import Pace
 from lpc.estimation.rate import measured_rate
 from lpc.opening import check_loads
 from passes.errors import OptionError
@@ -229,3 +230,23 @@ def test_weights_that_are_packed_while_they_are_loaded_are_not_measured_by_their
     with pytest.raises(OptionError, match="GiB of weights"):
         check_loads(tiny_model_folder, run)
     check_loads(tiny_model_folder, run, load_in="4bit")
+
+
+def test_a_pace_is_that_of_one_layer_in_all_of_them_and_of_the_head() -> None:
+    """By a clock that ticks once a look: each trial takes a tick, whatever it does."""
+    model = build_model("llama", **SIZES)
+    found, ticks = costs(model), iter(range(1000))
+    clock = lambda: float(next(ticks))  # noqa: E731
+    pace = Pace.measured(model.config, found.sizes, found.load, model.dtype, torch.device("cpu"), clock)
+    assert pace is not None
+    tokens = 1024 // CONTEXT * CONTEXT
+    assert pace.forward == pace.worn == pace.frozen == pace.trained == pytest.approx(2 / tokens / 3)  # two layers
+    assert pace.head == pace.head_trained == pytest.approx(1 / 256 / 3)
+    assert pace.solve == pytest.approx(work.eliminating(256, 64))
+
+
+def test_what_is_too_large_or_no_single_layer_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model("llama", **SIZES)
+    found = costs(model)
+    monkeypatch.setattr("lpc.estimation.pace.MOST_BYTES", 1000)
+    assert Pace.measured(model.config, found.sizes, found.load, model.dtype, torch.device("cpu")) is None

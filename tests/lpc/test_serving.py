@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,6 +110,20 @@ def test_what_cannot_be_served_is_refused(output: Path, tmp_path: Path, installe
     (tmp_path / "empty").mkdir()
     with pytest.raises(lpc.MissingFileError, match="neither an ONNX package"):
         best(tmp_path / "empty")
+
+
+def test_one_precision_among_several_is_to_be_named(output: Path, installed: Path) -> None:
+    server(installed / "onnx-genai")
+    for name in ("fp32", "int4"):
+        (output / "onnx" / name).mkdir()
+        for file in ("model.onnx", "genai_config.json"):
+            (output / "onnx" / name / file).write_text("{}")
+    (output / "onnx/model.onnx").unlink()
+    with pytest.raises(lpc.OptionError, match=r"holds several to serve: name one, such as .*/onnx/fp32"):
+        best(output)
+    assert best(output / "onnx/int4").folder == output / "onnx/int4"
+    shutil.rmtree(output / "onnx/fp32")
+    assert best(output).folder == best(output / "onnx").folder == output / "onnx/int4"
 
 
 def test_it_answers_on_loopback_while_the_block_runs(output: Path, installed: Path) -> None:

@@ -15,6 +15,7 @@ from lpc.report.render import WORDS
 ROW_PIXELS = 13
 """Of one layer in the picture of what stays."""
 BAR_PIXELS = 20
+SLIDE = 0.05
 NAMED = 8
 """With more points than these only those on the front bear their names."""
 
@@ -218,11 +219,12 @@ def _trade_offs(family: Mapping[str, Any]) -> Iterator[Chart]:
         plain = [{"cost": row[field], **{k: row[k] for k in ("ratio", "name", "quality")}} for row in rows]
         front = pareto_front({row["name"]: (row["cost"], row["quality"]) for row in plain}, quality)
         plain = [{**row, "front": row["name"] in front} for row in plain]
-        slider = alt.binding_range(min=0, max=max(r["ratio"] for r in rows), step=0.05, name="removed share up to ")
-        member = alt.param(name="ratio", value=max(r["ratio"] for r in rows), bind=slider)
+        most = math.ceil(max(row["ratio"] for row in rows) / SLIDE) * SLIDE
+        slider = alt.binding_range(min=0, max=round(most, 2), step=SLIDE, name="removed share up to ")
+        member = alt.param(name="ratio", value=round(most, 2), bind=slider)
         base = alt.Chart(_data(plain)).encode(
             x=alt.X("cost:Q", title=title, axis=alt.Axis(format=form), scale=alt.Scale(zero=False, padding=20)),
-            y=alt.Y("quality:Q", title=f"held-out {quality}", scale=alt.Scale(zero=False)),
+            y=alt.Y("quality:Q", title=f"held-out {quality}", scale=alt.Scale(zero=False, padding=20)),
             tooltip=[
                 alt.Tooltip("name:N", title="member"),
                 alt.Tooltip("cost:Q", title=title, format=",.4~g"),

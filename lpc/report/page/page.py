@@ -6,13 +6,15 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FunctionLoader
 
-from lpc.report.page.charts import Chart, run_charts, trade_offs
 from lpc.report.page.verdict import lines, sentence
 from lpc.report.render import compatibility_rows
+
+if TYPE_CHECKING:
+    from lpc.report.page.charts import Chart
 
 SCRIPTS = ("vega.min.js", "vega-lite.min.js", "vega-embed.min.js")
 SHOWN_FILES = 40
@@ -29,6 +31,8 @@ def run_page(
     It loads nothing: style, scripts and data are inside. Every string that comes from a model or from data is escaped,
     by the template and, inside the data of pictures, as JSON that cannot end a script.
     """
+    from lpc.report.page.charts import run_charts  # Altair takes a second, which no other command is to wait for
+
     name = _name(manifest["source"]["path"])
     return _page(
         "run.html.jinja",
@@ -56,6 +60,8 @@ def _words(manifest: Mapping[str, Any]) -> list[Mapping[str, str]]:
 
 def family_page(family: Mapping[str, Any], header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """``report.html`` of a family: its table, a row a model, and quality against each cost."""
+    from lpc.report.page.charts import trade_offs
+
     name, members = _name(family["source"]), family["members"]
     ratios = ", ".join(f"{each['ratio']:g}" for each in members if each["ratio"])
     return _page(
@@ -82,6 +88,8 @@ def comparison_page(
 
     ``links`` are those of rows, by their first cell.
     """
+    from lpc.report.page.charts import trade_offs
+
     runs, quality = comparison["runs"], comparison["quality"]
     shared = [name for name in runs[0]["latency_ms"] if all(name in run["latency_ms"] for run in runs)]
     members = [{**run, "latency_ms": {name: run["latency_ms"][name] for name in shared}} for run in runs]

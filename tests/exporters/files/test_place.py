@@ -62,6 +62,11 @@ def test_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
         check_output(tmp_path.joinpath(*["x" * 200] * 20), force=True)
 
 
+def test_name_that_is_no_utf_8_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"\\udcff' is no UTF-8"):
+        check_output(tmp_path / os.fsdecode(b"\xff"), force=False)
+
+
 def test_more_than_the_free_space_is_refused(tmp_path: Path) -> None:
     check_output(tmp_path / "out", force=False, needs_bytes=1)
     with pytest.raises(OutputError, match=r"needs about 1,000,000,000,000,000,000 bytes, and there are .* free"):
@@ -90,6 +95,8 @@ def test_file_above_is_named(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("1")
     with pytest.raises(OutputError, match=r"x is a file, so there can be no .*out"):
         check_output(tmp_path / "x" / "out", force=True)
+    with pytest.raises(OutputError, match="is a file"), claimed(tmp_path / "x" / "out"):
+        pass
     with pytest.raises(OutputExistsError, match="is a file"):
         check_output(tmp_path / "x", force=True)
 

@@ -7,6 +7,7 @@ from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor
 
 from exporters.onnx.blockwise import in_blocks, pack, unpack
 from exporters.onnx.calibrated import solved
+from exporters.onnx.quantised_proof import FARTHEST_ROW, _farthest_row
 
 
 def _weights(rows: int = 6, columns: int = 64) -> torch.Tensor:
@@ -88,6 +89,15 @@ def test_calibrated_codes_leave_products_nearer_than_the_nearest_codes() -> None
     ):
         errors.append(float((inputs @ (found.values - weights).T).norm()))
     assert errors[1] < 0.8 * errors[0]
+
+
+def test_a_calibrated_row_is_near_on_its_text_and_another_one_is_not() -> None:
+    weights = _weights(24, 96)
+    inputs = torch.randn(500, 96, generator=torch.Generator().manual_seed(0)) * torch.linspace(0, 2, 96)
+    gram = inputs.T @ inputs
+    found = solved(weights, gram, 4, 32, symmetric=True).values
+    assert _farthest_row(weights, found, gram) < 0.3
+    assert _farthest_row(weights, found.roll(1, dims=0), gram) > FARTHEST_ROW
 
 
 def test_calibration_without_correlation_gives_the_nearest_codes() -> None:

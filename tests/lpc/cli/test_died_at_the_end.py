@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,15 +95,42 @@ def test_another_command_is_refused_or_replaces_it_when_forced(
     assert (sha256(tmp_path / "out" / "plan.json") == finished) is not force
 
 
-def test_an_export_is_told_that_its_output_is_there_by_now(
-    run: Run, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_same_export_ends_well_and_another_is_told_what_lies_there(
+    run: Run, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, as_json: bool
 ) -> None:
     words = ["export", tiny_model_folder, "--out", tmp_path / "onnx"]
     die_before_the_exchange(words, monkeypatch)
+    code, out, err = run(*words, *(["--json"] if as_json else []))
+    assert (code, err) == (0, "")
+    assert ("model.onnx" in json.loads(out)["files"]) if as_json else ("by this very command" in " ".join(out.split()))
+    assert (tmp_path / "onnx" / "model.onnx").is_file()
+    assert run(*words)[0] == 2  # by now it is an output like any other
+
+
+def test_an_export_of_something_else_is_told_that_an_output_is_there_by_now(
+    run: Run, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_model_folder, tmp_path / "model")
+    words = ["export", tmp_path / "model", "--out", tmp_path / "onnx"]
+    die_before_the_exchange(words, monkeypatch)
+    (tmp_path / "model" / "config.json").touch()
     code, _, err = run(*words)
     assert code == 2
     assert "what lies there was finished by a run that died, and is put in its place by now" in " ".join(err.split())
-    assert (tmp_path / "onnx" / "model.onnx").is_file()
+
+
+def test_the_same_application_of_a_plan_ends_well(
+    run: Run, words: Words, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(*words())[0] == 0
+    again = ["apply", tmp_path / "out" / "plan.json", tiny_model_folder, "--out", tmp_path / "again"]
+    die_before_the_exchange(again, monkeypatch)
+    code, out, err = run(*again)
+    assert (code, err) == (0, "")
+    assert "by this very command" in " ".join(out.split())
+    weights = [tmp_path / name / "hf" / "model.safetensors" for name in ("out", "again")]
+    assert sha256(weights[0]) == sha256(weights[1])
 
 
 def test_a_run_folder_of_one_s_own_is_held_goes_with_the_output_and_keeps_what_is_not_lpc_s(

@@ -214,6 +214,18 @@ def signed(folder: Path) -> Path:
     return folder
 
 
+def test_verify_of_a_family_looks_at_each_model(copy: Path, tmp_path: Path) -> None:
+    family = tmp_path / "family"
+    for ratio in ("0.3", "0.5"):
+        shutil.copytree(copy, family / ratio)
+    (family / "family.json").write_text("{}")
+    found = lpc.verify(family, parity=False)
+    assert {each.part for each in found.checks if each.check == "manifest"} == {"0.3", "0.5"}
+    assert [each.part for each in found.checks if each.outcome == "not checked"] == ["."]
+    flip(family / "0.5/hf/config.json")
+    assert failure(family)[:2] == ("files", "0.5")
+
+
 def test_verify_says_what_an_older_lpc_left_unchecked(copy: Path) -> None:
     (copy / "onnx/provenance.json").unlink()
     values = json.loads((copy / "lpc.json").read_text())

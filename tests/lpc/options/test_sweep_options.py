@@ -90,7 +90,6 @@ def test_file_is_read_as_the_options_say_it(tmp_path: Path) -> None:
         ({"grid": {"tune": {"steps": [1]}}}, "cell steps-1: target is missing"),
         ({"grid": {"target": {"ratio": list(range(200))}, "run": {"seed": list(range(200))}}}, "more than 10,000"),
         ({"options": {"snapshots": {"ratios": [0.3]}}}, "snapshots make a family"),
-        ({"data": []}, "data is empty"),
         ({"data": "text.txt"}, "data must be a list"),
         ({"export": ["hff"]}, "did you mean 'hf'"),
     ],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -166,6 +167,19 @@ def test_an_option_that_is_no_number_is_named(make: Any, said: str) -> None:
 
 def test_numbers_of_numpy_are_numbers() -> None:
     assert lpc.TuneOptions(steps=np.int64(3), learning_rate=np.float32(0.1)).steps == 3  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ratio", [np.float32(0.25), Fraction(1, 4)])
+def test_a_ratio_of_another_kind_of_number_is_that_ratio(ratio: Any) -> None:
+    assert lpc.Target(ratio=ratio).wanted.parameters == 0.75
+
+
+def test_inference_mode_is_left_inside_and_is_there_again_afterwards() -> None:
+    with torch.inference_mode():
+        with caller_state_kept():
+            assert torch.is_grad_enabled()
+            assert not torch.is_inference_mode_enabled()
+        assert torch.is_inference_mode_enabled()
 
 
 def test_a_decorated_function_leaves_the_process_as_it_was() -> None:

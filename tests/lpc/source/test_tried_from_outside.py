@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import build_model
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
@@ -57,6 +57,12 @@ def rewrite(folder: Path, **entries: Any) -> None:
         ({"dtype": "nonsense"}, "dtype = 'nonsense', which must be one of auto, float32"),
         ({"architectures": "LlamaForCausalLM"}, "architectures = 'LlamaForCausalLM', a text: write a list"),
         ({"id2label": {"a": "b"}}, "config.json has an entry 'a'"),
+        ({"return_dict": False}, "return_dict = False, which must be true"),
+        ({"model_type": ["llama"]}, r"config\.json says model_type = \['llama'\]: write one name"),
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+            "its weights are dense: remove",
+        ),
         ({"attention_bias": True}, "asks for biases that the checkpoint does not have"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -82,12 +88,42 @@ def test_a_pointer_of_git_lfs_is_told_as_one(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("{", "it is no JSON"), ("[]", "no JSON object but list"), ('{"max_new_tokens": "x"}', "correct it, or remove")],
+    [
+        ("{", "it is no JSON"),
+        ("[]", "no JSON object but list"),
+        ('{"max_new_tokens": "x"}', "correct it, or remove"),
+        ('{"temperature": 0.5, "do_sample": false}', "`temperature`: `do_sample` is not set"),
+    ],
 )
 def test_a_broken_generation_config_is_not_left_out_in_silence(folder: Path, text: str, said: str) -> None:
     (folder / "generation_config.json").write_text(text)
     with pytest.raises(lpc.ModelError, match=rf"generation_config\.json cannot be loaded.*{said}"):
         load_source(folder)
+
+
+def test_a_live_generation_config_that_cannot_be_saved_is_refused_before_any_work() -> None:
+    model = build_model("llama")
+    model.generation_config.temperature, model.generation_config.do_sample = 0.5, False
+    with pytest.raises(lpc.ModelError, match=r"generation_config cannot be saved: .*`temperature`.*correct the entry"):
+        load_source(model)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_an_adapter_that_changes_the_weights_under_it_is_merged_first_and_said_so(
+    folder: Path, tmp_path: Path, init: str
+) -> None:
+    model = build_model("llama")
+    model.config._name_or_path = model.name_or_path = str(folder)
+    worn = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=init)).eval()
+    with torch.no_grad():
+        for name, parameter in worn.named_parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter) if ".lora_B." in name else 0)
+    worn.save_pretrained(tmp_path / "adapter")
+    source, ids = load_source(tmp_path / "adapter"), torch.arange(2, 20)[None]
+    assert not isinstance(source.model, PeftModel)
+    assert f"init_lora_weights='{init}', which changes the base model" in source.notes[0]
+    with torch.no_grad():
+        torch.testing.assert_close(source.model(input_ids=ids).logits, worn(input_ids=ids).logits)
 
 
 def test_code_beside_a_tokenizer_is_refused_with_the_word_that_would_run_it(folder: Path) -> None:
@@ -164,6 +200,15 @@ def test_a_live_model_that_no_checkpoint_could_hold_is_refused_before_any_work(
     change(model)
     with pytest.raises(lpc.ModelError, match=said):
         load_source(model)
+
+
+def test_a_model_that_does_not_run_is_one_error() -> None:
+    model = build_model("llama")
+    model.config.return_dict = False
+    with pytest.raises(
+        lpc.ModelError, match=r"LlamaForCausalLM does not run on a small batch .*AttributeError: 'tuple'"
+    ):
+        Program.start(model)
 
 
 @pytest.mark.parametrize("name", ["target", "run", "tune", "lora", "trace", "data_options", "recover", "compensate"])

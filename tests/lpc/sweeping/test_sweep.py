@@ -38,16 +38,16 @@ def test_sweep_runs_what_is_not_finished_and_tells_all_in_one_report(asked: dict
     report = lpc.sweep(asked, folder.path, gather=True)
     assert not report.is_whole
     header, rows = report.rows()
-    assert header == ["cell", "removed", "parameters", "held-out perplexity", "state"]
+    assert header == ["cell", "removed", "parameters", "perplexity", "state"]
     assert [row[0] for row in rows] == ["dense", *(cell.name for cell in sweep.cells)]
     measured = {name: (run.parameters, run.measures["perplexity"]) for name, run in report.runs.items()}
     beaten = {a for a, x in measured.items() for y in measured.values() if y != x and y[0] <= x[0] and y[1] <= x[1]}
-    assert {row[0] for row in rows if row[-1] == "on the front"} == measured.keys() - beaten
+    assert {row[0] for row in rows if row[-1] == "front"} == measured.keys() - beaten
     assert rows[-1][1:] == ["–", "–", "–", "open"]
     assert report.over_seeds()[1][0][:2] == ["ratio 0.2", "2"]
     told = json.loads((folder.path / "sweep.json").read_text())
     assert [cell["outcome"]["state"] for cell in told["cells"]] == ["finished"] * 3 + ["open"]
-    assert "4 cells of one grid: 3 finished, 1 open." in (folder.path / "report.md").read_text()
+    assert "4 cells of one grid: 3 finished, 1 open;" in (folder.path / "report.md").read_text()
     assert "ratio-0.2_seed-0/report.html" in (folder.path / "report.html").read_text()
 
 

@@ -60,6 +60,8 @@ NEEDED: dict[type, dict[str, Any]] = {
     EvaluateOptions: {"tasks": ("arc",)},
     CompressOptions: {"target": Target(ratio=0.3)},
     lpc.options.InputOptions: {"data": ("train.txt",)},
+    lpc.options.StoppingOptions: {"first": 4},
+    lpc.options.SweepOptions: {"model": "m", "data": ("train.txt",), "grid": {"target": {"ratio": [0.1, 0.3]}}},
 }
 """What must be given for a dataclass to exist."""
 
@@ -88,8 +90,10 @@ HOMONYMS = {
     "batch_size": "sequences of a run; requests of lm-eval, where auto may stand",
     "cooldown": "a schedule's share of the steps; steps at each snapshot",
     "criterion": "of a run, where auto may stand; of one ranking, which is past that",
+    "data": "of a run, where it may be left out; of a sweep, whose runs share it",
     "distill": "tuning distils by default; a recovery only when asked, as that loads the dense model once more",
     "every": "steps between two events of a schedule; between two looks of a recovery",
+    "export": "formats of an output; of each run of a sweep, where one is enough",
     "lora": "the adapter of a run; that of a recovery",
     "steps": "of tuning, which may be none; of a recovery",
     "warmup": "a schedule's share of the steps; rounds of a benchmark",

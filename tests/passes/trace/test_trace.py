@@ -6,6 +6,7 @@ from dataclasses import replace
 import psutil
 import pytest
 import torch
+import zoo
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClassification, MptConfig
 from transformers.models.llama import modeling_llama
@@ -55,6 +56,14 @@ def test_tracing_leaves_the_model_as_it_is(family: str) -> None:
     assert program.history[-1].modified is False
     assert all(torch.equal(value, pristine[name]) for name, value in model.state_dict().items())
     assert set(program.traced.shapes) == {name for name, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize("family", ["bloom", "mixtral", "t5", "gpt2"])
+def test_a_configuration_in_bf16_gives_the_graph_of_fp32(family: str) -> None:
+    model = zoo.build(family)
+    wanted = trace(model.config, torch.float32, model_type=type(model))
+    model.config.dtype = torch.bfloat16
+    assert trace(model.config, torch.float32, model_type=type(model)) == wanted
 
 
 def test_biases_belong_to_their_units() -> None:
