@@ -123,8 +123,8 @@ def default_config(kind: type[PreTrainedModel], model_type: str) -> PreTrainedCo
 
 def completed(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedConfig:
     """A default configuration with what it leaves open, where no model can be built without."""
-    heads = getattr(config, "num_attention_heads", None)
-    hidden = getattr(config, "hidden_size", None)
+    values = config.to_dict()
+    heads, hidden = values.get("num_attention_heads"), values.get("hidden_size")
     size = hidden // heads if isinstance(hidden, int) and isinstance(heads, int) else None
     kv, pad = {"num_key_value_heads": heads}, {"pad_token_id": 0}
     for more in ({}, kv, pad, {**kv, **pad}, {**kv, **pad, "head_dim": size}):
