@@ -9,7 +9,7 @@ from exporters.onnx.decoder import why_not_builder
 from exporters.onnx.options import GraphKind
 from exporters.onnx.verify.probes import vocabulary
 from exporters.options import OnnxOptions
-from passes.errors import TokenizerError, UnsupportedModelError
+from passes.errors import MissingFileError, TokenizerError, UnsupportedModelError
 from passes.models import Task, rope_types, task_of, weightless
 
 KINDS: dict[Task, GraphKind] = {Task.CAUSAL_LM: "decoder", Task.SEQ2SEQ_LM: "encoder-decoder"}
@@ -37,6 +37,8 @@ def check_exportable(model: PreTrainedModel, processor: Processor | None, option
     where no route to a graph exists. Reads no weights.
     """
     kind = kind_of(model)
+    if options.calibration is not None and not options.calibration.is_file():
+        raise MissingFileError(f"there is no text {options.calibration} to calibrate int4 on")
     if options.calibration is not None and kind != "decoder":
         raise UnsupportedModelError(f"int4 is calibrated for causal language models, not {type(model).__name__}")
     _check_tokenizer(model, processor)

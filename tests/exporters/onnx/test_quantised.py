@@ -143,9 +143,11 @@ def windows_of(text: Path, folder: Path) -> Iterator[torch.Tensor]:
     return windows(folder, text)
 
 
-def test_calibration_of_an_encoder_is_refused_before_any_work(text_file: Path, tmp_path: Path) -> None:
+def test_calibration_of_an_encoder_or_on_nothing_is_refused_before_any_work(text_file: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="causal language models"):
         export_onnx(zoo.build("bert"), None, tmp_path, OnnxOptions(calibration=text_file))
+    with pytest.raises(MissingFileError, match="no text gone"):
+        export_onnx(zoo.build("bert"), None, tmp_path, OnnxOptions(calibration=Path("gone")))
 
 
 def test_several_precisions_are_one_output_of_lpc_export_and_each_is_named_to_be_read(
