@@ -40,6 +40,9 @@ LAYER_ENTRIES = (
 EXPERT_ENTRIES = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 TOP_ENTRIES = ("num_experts_per_tok", "num_experts_per_token", "top_k", "moe_k", "moe_top_k", "num_selected_experts")
 GROUP_ENTRIES = ("n_group", "topk_group")
+STAGES = ("stage_names", "out_features", "out_indices")
+"""Entries of vision models that follow from the number of layers."""
+
 CHANNELS = re.compile(r"intermediate|ffn|inner|d_ff|mlp_(dim|size|hidden)|hidden_dim|feed_forward")
 
 
@@ -53,7 +56,7 @@ def small_config(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTr
     for sizes in (_sizes, _without_experts, _layers_only):
         values = {**config.to_dict(), **_layers(kind, config), **sizes(config)}
         try:
-            small = type(config).from_dict(_mended(values))
+            small = type(config).from_dict(_mended({name: v for name, v in values.items() if name not in STAGES}))
             twin = twin_of(kind, small)
         except Exception as error:  # noqa: BLE001 whatever a class raises for sizes that it cannot have
             reasons.append(f"{type(error).__name__}: {error}")

@@ -123,12 +123,13 @@ def default_config(kind: type[PreTrainedModel], model_type: str) -> PreTrainedCo
 
 def completed(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedConfig:
     """A default configuration with what it leaves open, where no model can be built without."""
-    heads = getattr(config, "num_attention_heads", None)
-    size = getattr(config, "hidden_size", 0) // (heads or 1)
+    values = config.to_dict()
+    heads, hidden = values.get("num_attention_heads"), values.get("hidden_size")
+    size = hidden // heads if isinstance(hidden, int) and isinstance(heads, int) else None
     kv, pad = {"num_key_value_heads": heads}, {"pad_token_id": 0}
     for more in ({}, kv, pad, {**kv, **pad}, {**kv, **pad, "head_dim": size}):
-        found = type(config).from_dict({**config.to_dict(), **more})
         try:
+            found = type(config).from_dict({**config.to_dict(), **more})
             twin_of(kind, found)
         except Exception:  # noqa: BLE001 - whatever a class raises for what is missing
             continue

@@ -15,7 +15,9 @@ REASONS = (
     ("a small model does not run on a padded batch", r"does not run on"),
     ("took too long", r"took more than"),
     ("a part that the trace does not account for", r"coupled with|accounts for"),
+    ("layers with sizes of their own", r"per_layer_config"),
     ("the proof found a difference", r"differs by|changes the outputs|is not what was saved"),
+    ("it cannot be traced without values, or fails once it is cut", r"could not be proven"),
 )
 """Kinds of reasons of refusals, each with what its messages say."""
 
@@ -70,7 +72,7 @@ is done. `python tests/matrix/all_models.py` does that with a tiny model of the 
 transformers' mappings, cuts it by {PLANS} other random plans, and holds it against the masked model. Of {len(outcomes)}
 classes {len(right)} are right ({types} model types), {states["refused"]} refused, {states["wrong"]} wrong.
 
-| model type | class | what goes, dense → least | worst | stays as it is |
+| model type | class | what goes, dense → least with custom code | worst | stays as it is |
 |---|---|---|---:|---|
 """
     text += "".join(_model_line(each) for each in right)
