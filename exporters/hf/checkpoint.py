@@ -14,7 +14,16 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from exporters.files import FILES, linked
 from exporters.hf.modelling import modelling_source, needs_modelling_file
 from passes.errors import PostconditionError
-from passes.models import Parity, base_model, bit_difference, constant_difference, model_class, resized, respond
+from passes.models import (
+    Parity,
+    base_model,
+    bit_difference,
+    constant_difference,
+    model_class,
+    resized,
+    respond,
+    vendor,
+)
 from passes.pipeline import Pass, PassRecord, PassResult, Program, RunContext
 
 LOADED = frozenset({"transformers_version", "architectures", "dtype", "_name_or_path"})
@@ -58,7 +67,8 @@ class SavePass(Pass):
     def ensures(self, before: Program, after: Program) -> tuple[Parity, ...]:
         """Reload and compare: tensors, configuration, and the outputs that are computed with the tensors compared.
 
-        Sums of floats depend on where in memory their terms lie, so both models compute on the very same tensors.
+        Sums of floats depend on where in memory their terms lie and on who adds them, so both models compute on the
+        very same tensors, by the same implementations of attention and experts, which are no part of a checkpoint.
         """
         model = base_model(after.model)
         reloaded = _load(type(model), self.folder) if _is_own(type(model)) else reload(self.folder)
@@ -68,6 +78,7 @@ class SavePass(Pass):
         if different is not None:
             raise PostconditionError(f"pass 'save' wrote a checkpoint that is not what was saved: {different}")
         _share_tensors(model, reloaded)
+        _compute_alike(model, reloaded)
         response = respond(reloaded, after.probe)
         return (response.compare("save", respond(model, after.probe), tolerance=0.0),)
 
@@ -106,6 +117,14 @@ def reload(folder: Path) -> PreTrainedModel:
 def _load(kind: type[PreTrainedModel], folder: Path) -> PreTrainedModel:
     model: PreTrainedModel = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     return model.eval()
+
+
+def _compute_alike(model: PreTrainedModel, other: PreTrainedModel) -> None:
+    attention, experts = vendor.attention_of(model.config), vendor.experts_of(model.config)
+    if attention is not None and attention != vendor.attention_of(other.config):
+        other.set_attn_implementation(attention)
+    if experts is not None and experts != vendor.experts_of(other.config):
+        other.set_experts_implementation(experts)
 
 
 def _is_own(kind: type[PreTrainedModel]) -> bool:

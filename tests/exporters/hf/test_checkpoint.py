@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from exporters.hf import SavePass, checkpoint
 from passes.errors import PostconditionError
+from passes.models import vendor
 from passes.pipeline import Program
 
 
@@ -22,6 +23,14 @@ def test_save_writes_what_stock_transformers_loads_bit_for_bit(
     assert AutoTokenizer.from_pretrained(tmp_path / "hf").encode("cat") == tiny_tokenizer.encode("cat")
     assert [(p.name, p.value) for p in result.program.history[-1].parity] == [("save", 0.0)]
     assert not list((tmp_path / "hf").glob("*.bin"))
+
+
+def test_save_compares_a_model_with_its_own_attention(tiny_llama: PreTrainedModel, tmp_path: Path) -> None:
+    """What the reloaded model would take by itself sums in another order."""
+    tiny_llama.set_attn_implementation("eager")
+    result = SavePass(tmp_path / "hf")(Program.start(tiny_llama))
+    assert [(p.name, p.value) for p in result.program.history[-1].parity] == [("save", 0.0)]
+    assert vendor.attention_of(tiny_llama.config) == "eager"
 
 
 def test_save_refuses_a_checkpoint_that_reloads_differently(
