@@ -86,7 +86,7 @@ def _with_own(source: Source, material: Material, blocks: TokenBlocks, options: 
     given, length = len(cast(Sized, material.train)), material.context_length
     assert length is not None
     count = options.self_sequences if share == 1 else math.floor(share * mixed_count(given, share))
-    count = min(options.self_sequences, count)
+    count = min(math.ceil(share * options.self_sequences), count)
     if forgets:
         logger.warning(
             "the tokenizer has a chat template and the data are plain text, by which a model may forget how to answer: "

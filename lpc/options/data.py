@@ -40,7 +40,7 @@ class DataOptions:
     self_sequences: int = option(
         256,
         least=2,
-        help="Sequences that the model writes at most; what is tuned on longer takes them repeatedly.",
+        help="Sequences that the model writes at most, in a mix their share; longer tuning takes them repeatedly.",
         group=Group.DATA,
     )
     self_seconds: float = option(

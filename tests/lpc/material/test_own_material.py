@@ -49,7 +49,7 @@ def test_plain_text_for_a_model_that_chats_gets_chats_and_is_told(caplog: pytest
     assert "may forget how to answer: 25% of" in caplog.text
     assert "may forget how to answer" in found.notes[0]
     assert "25%" in found.notes[1]
-    assert "chats of 32 tokens" in found.notes[1]
+    assert "from 3 chats of 32 tokens" in found.notes[1]  # a quarter of 12
     assert found.answer is not None
 
 
