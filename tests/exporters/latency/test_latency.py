@@ -356,8 +356,8 @@ def test_impossible_requests_are_refused(llama: tuple[PreTrainedModel, PruningGr
         latency_model(*llama, READ, runtime="tensorrt", cache=tmp_path)
     with pytest.raises(OptionError, match="threads must be at least 1, not 0"):
         latency_model(*llama, READ, threads=0, cache=tmp_path)
-    with pytest.raises(OptionError, match="unknown ONNX dtype 'int4'"):
-        latency_model(*llama, READ, dtype="int4", cache=tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="unknown precision 'int3'"):
+        latency_model(*llama, READ, dtype="int3", cache=tmp_path)
 
 
 def test_what_cannot_be_timed_is_refused_with_the_reason(tmp_path: Path) -> None:

@@ -104,8 +104,8 @@ def test_every_family_computes_in_onnxruntime_what_it_computes_in_torch(name: st
 def test_a_written_package_is_compared_again_as_at_the_export(name: str) -> None:
     model, package = exported(name)
     found, _ = read_provenance(package.folder) or pytest.fail("it says nothing of itself")
-    assert (found.kind, found.dtype, found.source) == (package.kind, "float32", found.model)
-    assert list(check_parity(model, package.folder, found.dtype))[: len(package.parity)] == list(package.parity)
+    assert (found.kind, found.precision, found.source) == (package.kind, "fp32", found.model)
+    assert list(check_parity(model, package.folder, found.precision))[: len(package.parity)] == list(package.parity)
     assert check_graphs(package.folder, found).count("ai.onnx 23") == (2 if name == "t5" else 1)
     with pytest.raises(PostconditionError, match=r"says lpc.plan = ''"):
         check_graphs(package.folder, replace(found, plan="another"))
@@ -260,7 +260,7 @@ def test_generation_check_fails_when_the_graphs_are_another_models() -> None:
         other.decoder.final_layer_norm.weight.neg_()
     encoder, decoder = (graph_of("t5", f"{each}_model.onnx") for each in ("encoder", "decoder"))
     with pytest.raises(PostconditionError, match="the graphs' tokens differ from generate's"):
-        verify_generation(other, encoder, decoder, QUICK)
+        verify_generation(other, encoder, decoder, replace(QUICK, precision=("fp32",)))
 
 
 def test_generation_config_is_the_models_own_again_after_the_check() -> None:
