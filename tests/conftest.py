@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import os
+import signal
 import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -33,6 +34,9 @@ from transformers import (
 )
 
 from passes.models import AUTO_CLASSES
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background; processes of tests would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)  # tiny models: threads only cost time, and one thread makes sums reproducible
 

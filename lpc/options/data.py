@@ -46,6 +46,7 @@ class DataOptions:
     self_seconds: float = option(
         600.0,
         above=0,
+        most=604_800,
         help="Seconds after which it begins no further batch of them (four of the run's batches at once).",
         group=Group.DATA,
     )
