@@ -14,7 +14,7 @@ from exporters.onnx.genai import genai_config, verify_greedy
 from exporters.options import OnnxOptions
 from passes.errors import PostconditionError
 
-OPTIONS = OnnxOptions(greedy_prompts=2, greedy_tokens=6)
+OPTIONS = OnnxOptions(precision=("fp32",), greedy_prompts=2, greedy_tokens=6)
 
 
 def test_genai_config_describes_the_pruned_model() -> None:
@@ -47,7 +47,10 @@ def test_search_defaults_come_from_the_generation_config(tiny_tokenizer: PreTrai
 
 def test_greedy_verification_holds_on_more_prompts() -> None:
     model, package = exported("mistral with window")
-    assert verify_greedy(model, package.folder, OnnxOptions(greedy_prompts=3, greedy_tokens=10)).value == 0.0
+    assert (
+        verify_greedy(model, package.folder, OnnxOptions(precision=("fp32",), greedy_prompts=3, greedy_tokens=10)).value
+        == 0.0
+    )
 
 
 def test_greedy_verification_fails_when_genai_serves_another_model() -> None:
@@ -68,7 +71,7 @@ def test_another_token_passes_only_when_the_logits_tie(
     answer = SimpleNamespace(sequences=torch.tensor([[5, 0]]), logits=(logits,))
     monkeypatch.setattr(genai, "torch_greedy", lambda *_, **__: answer)
     monkeypatch.setattr(genai, "_genai_greedy", lambda *_: [5, 1])
-    options = OnnxOptions(greedy_prompts=1, greedy_tokens=1)
+    options = OnnxOptions(precision=("fp32",), greedy_prompts=1, greedy_tokens=1)
     if accepted:
         assert verify_greedy(model, package.folder, options).value == pytest.approx(gap, rel=0.1)
     else:
