@@ -14,6 +14,8 @@ EXPORTER_NAMES = Names(("hf", "onnx"), "lpc.exporters")
 PRECISION_NAMES = Names(("fp32", "fp16", "bf16", "fp16-weights", "int8", "int4"), "lpc.precisions")
 
 DEFAULT_EXPORTS = ("hf", "onnx")
+CALIBRATED = "int4"
+"""The precision whose codes a calibration text can choose."""
 
 
 def names_in(text: str) -> tuple[str, ...]:
@@ -92,5 +94,7 @@ class OnnxOptions:
         check(self)
         if self.block & (self.block - 1):
             raise OptionError(f"block must be a power of two from 16 to 256, got {self.block}")
+        if self.calibration is not None and CALIBRATED not in self.precision:
+            raise OptionError(f"calibration {self.calibration} is for int4: ask for precision int4, or leave it out")
         if not self.precision or len(set(self.precision)) < len(self.precision):
             raise OptionError(f"name each precision once, and at least one: got {', '.join(self.precision) or 'none'}")

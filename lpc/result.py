@@ -28,7 +28,7 @@ from lpc.report import PackageCost, Report, write_manifest
 from lpc.run_folder import EXPORTS, RunFolder, kept_if_stopped
 from passes.errors import LpcError, OptionError
 from passes.graph import Plan
-from passes.models import base_model
+from passes.models import base_model, reason
 from passes.pipeline import Pass, Pipeline, Program, Progress, RunContext, silent
 from passes.ranks import on_first
 
@@ -195,7 +195,11 @@ class Result:
         """Those of a package, if it can be measured: of two graphs lpc measures none."""
         if self.judge is None or not (package / MODEL_FILE).is_file():
             return {}
-        return self.judge(package).measures
+        try:
+            return self.judge(package).measures
+        except Exception as error:  # noqa: BLE001 what is written and proven is not lost for a number
+            logger.warning("the package in %s is not measured: %s", package.name, reason(error))
+            return {}
 
     def save_recipe(self, folder: Path) -> None:
         """Write ``recipe.yaml``, with every option of the run, if they are known. Raises OutputError."""

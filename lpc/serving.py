@@ -163,10 +163,12 @@ def best(folder: Path, name: str | None = None) -> Chosen:
         )
     refused = {each.name: why for each in homes if name is None and (why := _refusal(folder, each)) is not None}
     fit = [each for each in homes if each.name not in refused]
+    told = "".join(f"; {each} would not take it: {why}" for each, why in refused.items())
+    if not fit:
+        raise OptionError(f"no engine serves {folder}{told}; name one with --engine to try it all the same")
     for each in fit:
         if (at := _installed(each)) is not None:
             return Chosen(engine=each, version=at[1], program=at[0], folder=homes[each])
-    told = "".join(f"; {each} would not take it: {why}" for each, why in refused.items())
     ways = " or ".join(f"`{each.install}`" for each in fit)
     raise OptionError(f"nothing that serves {folder} is installed here: {ways}{told}")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from exporters.onnx.blockwise import Blocks, coded, ranges_of
 from exporters.onnx.rewrite import rewritten
@@ -67,15 +67,24 @@ def _feeds(graph: OnnxModel, ids: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def windows(folder: Path, text: Path) -> Iterator[torch.Tensor]:
-    """Token ids (1, tokens) of the text, by the tokenizer that lies in the folder."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = torch.tensor(tokenizer(text.read_text(encoding="utf-8"), verbose=False).input_ids)
-    if len(ids) < 2:
-        raise DataError(f"{text} has {len(ids)} tokens, and quantisation is calibrated on windows of {TOKENS}")
-    tokens = min(TOKENS, len(ids))
+    """Token ids (1, tokens) of the text, by the tokenizer in the folder, no longer than its model reads."""
+    ids = token_ids(AutoTokenizer.from_pretrained(folder), text)
+    context = getattr(AutoConfig.from_pretrained(folder).get_text_config(), "max_position_embeddings", None)
+    tokens = min(TOKENS, len(ids), context or TOKENS)
     starts = np.linspace(0, len(ids) - tokens, min(WINDOWS, len(ids) // tokens)).astype(int)
     for start in starts:
         yield ids[None, start : start + tokens]
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, text: Path) -> torch.Tensor:
+    """The text in tokens (tokens,). Raises DataError if it is no UTF-8 or too short."""
+    try:
+        ids = torch.tensor(tokenizer(text.read_text(encoding="utf-8"), verbose=False).input_ids)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{text}, a calibration text, is no UTF-8 ({error.reason}): convert it") from error
+    if len(ids) < 2:
+        raise DataError(f"{text} has {len(ids)} tokens, and int4 is calibrated on windows of up to {TOKENS}: give more")
+    return ids
 
 
 def solved(weight: torch.Tensor, gram: torch.Tensor, bits: int, block: int, *, symmetric: bool) -> Blocks:

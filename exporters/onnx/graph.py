@@ -12,9 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from exporters.onnx.precision import FLOAT32, Precision
-from exporters.onnx.rewrite import EXTERNAL_FROM_BYTES
-
-IR_VERSION = 11
+from exporters.onnx.rewrite import EXTERNAL_FROM_BYTES, IR_VERSION
 
 
 class GraphBuilder:

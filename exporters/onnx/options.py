@@ -14,7 +14,7 @@ from exporters.files import DECODER_FILE as DECODER_FILE
 from exporters.files import ENCODER_FILE as ENCODER_FILE
 from exporters.files import MODEL_FILE as MODEL_FILE
 from exporters.onnx.precision import FLOAT32, PRECISIONS, STORED, Precision
-from exporters.options import OnnxOptions
+from exporters.options import CALIBRATED, OnnxOptions
 from passes.models import Parity
 from passes.options import AUTO
 
@@ -63,7 +63,8 @@ def settled(options: OnnxOptions, model: PreTrainedModel) -> tuple[OnnxOptions, 
     """The options of each package that is asked for, one precision each: ``auto`` is what the model is stored in."""
     stored = STORED.get(model.dtype, FLOAT32.name)
     names = dict.fromkeys(stored if name == AUTO else name for name in options.precision)
-    return tuple(replace(options, precision=(name,)) for name in names)
+    text = {name: options.calibration if name == CALIBRATED else None for name in names}
+    return tuple(replace(options, precision=(name,), calibration=text[name]) for name in names)
 
 
 def precision_of(options: OnnxOptions) -> Precision:

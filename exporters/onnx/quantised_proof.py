@@ -7,6 +7,7 @@ a product with the numbers that were stored.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import onnxruntime
 import torch
 
 from exporters.onnx.blockwise import unpack
-from exporters.onnx.rewrite import CONTRIB
+from exporters.onnx.rewrite import CONTRIB, IR_VERSION, tensor_of
 from passes.errors import PostconditionError
 from passes.models import Parity, relative_difference
 
@@ -33,7 +34,6 @@ KERNEL = 4e-2
 """How far onnxruntime, which rounds inputs to int8 block by block, may be from the exact product."""
 
 ROWS = 4
-IR_VERSION = 11
 
 
 def compare(path: Path, new: Path, bits: int, grams: Mapping[str, torch.Tensor] | None = None) -> tuple[Parity, ...]:
@@ -49,12 +49,15 @@ def compare(path: Path, new: Path, bits: int, grams: Mapping[str, torch.Tensor] 
             continue
         old = _old_matrix(before[_output_of(node)])
         stored, width = _stored(node, old.shape[1]), node.attributes.get_int("bits")
+        if not stored.isfinite().all():
+            raise PostconditionError(f"export: {_output_of(node)} of {new.name} in int{bits} is not finite")
         gram = grams.get(_output_of(node))
         if gram is None:
             far[width] = max(far[width], _farthest_block(node, old, stored))
         else:
             row = max(row, _farthest_row(old, stored, gram))
-        kernel = max(kernel, _kernel(node, stored))
+        alone = _kernel(node, stored)
+        kernel = max(kernel, alone if alone == alone else math.inf)  # max() passes NaN over
     found = [
         Parity(f"onnx int{width} weights, block by block", far[width], FARTHEST[width])
         for width in (8, 4)
@@ -80,17 +83,11 @@ def _output_of(node: ir.Node) -> str:
 def _old_matrix(node: ir.Node) -> torch.Tensor:
     """What the old node multiplied with or looked up in, (outputs, inputs) or (tokens, hidden)."""
     if node.op_type == "Gather":
-        return _tensor(node.inputs[0])
+        return tensor_of(node.inputs[0])
     weight = node.inputs[1]
     assert weight is not None
     before = weight.producer()
-    return _tensor(weight).T if before is None else _tensor(before.inputs[0])
-
-
-def _tensor(value: ir.Value | None) -> torch.Tensor:
-    assert value is not None
-    assert value.const_value is not None
-    return torch.tensor(value.const_value.numpy())
+    return tensor_of(weight).T if before is None else tensor_of(before.inputs[0])
 
 
 def _source(value: ir.Value) -> ir.Value:
@@ -106,7 +103,7 @@ def _stored(node: ir.Node, columns: int) -> torch.Tensor:
     """The numbers that a node's codes stand for, as the operators define them."""
     bits, block = (node.attributes.get_int(name) for name in ("bits", "block_size"))
     places = (1, 2, 3) if node.op_type == "MatMulNBits" else (0, 2, 3)
-    codes, scales, *zeros = (_tensor(_source(node.inputs[at])) for at in places if at < len(node.inputs))
+    codes, scales, *zeros = (tensor_of(_source(node.inputs[at])) for at in places if at < len(node.inputs))
     rows, count = scales.shape
     numbers = unpack(codes.reshape(rows, -1).numpy(), bits).reshape(rows, count, block).float()
     middle = unpack(zeros[0].numpy(), bits)[:, :count, None].float() if zeros else 2 ** (bits - 1)
@@ -116,7 +113,7 @@ def _stored(node: ir.Node, columns: int) -> torch.Tensor:
 def _farthest_row(old: torch.Tensor, stored: torch.Tensor, gram: torch.Tensor) -> float:
     """Of the products with the inputs that ``gram`` (inputs, inputs) is of."""
     differences, lengths = (((each @ gram) * each).sum(-1).clamp_min(0).sqrt() for each in (old - stored, old))
-    return float(torch.where(differences > 0, differences / lengths.clamp_min(1e-30), 0).max())
+    return float(torch.where(differences != 0, differences / lengths.clamp_min(1e-30), 0).max())
 
 
 def _farthest_block(node: ir.Node, old: torch.Tensor, stored: torch.Tensor) -> float:
@@ -124,7 +121,7 @@ def _farthest_block(node: ir.Node, old: torch.Tensor, stored: torch.Tensor) -> f
     spare = -old.shape[1] % block
     wide = (torch.nn.functional.pad(each.float(), (0, spare)) for each in (old, old - stored))
     lengths, differences = (each.reshape(len(each), -1, block).norm(dim=-1) for each in wide)
-    return float(torch.where(differences > 0, differences / lengths.clamp_min(1e-30), 0).max())
+    return float(torch.where(differences != 0, differences / lengths.clamp_min(1e-30), 0).max())
 
 
 def _kernel(node: ir.Node, stored: torch.Tensor) -> float:
@@ -164,7 +161,7 @@ def _constants(node: ir.Node) -> Iterator[ir.Value]:
     for value in node.inputs:
         if value is None or _source(value).const_value is None:
             continue
-        tensor = _tensor(_source(value))
+        tensor = tensor_of(_source(value))
         if value.producer() is not None:
             tensor = tensor.flatten(1)
         array = ir.tensor(tensor.numpy(), name=value.name)

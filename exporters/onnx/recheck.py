@@ -60,7 +60,7 @@ def check_configuration(folder: Path) -> str:
     try:
         _hold(GENAI_CONFIG, *_genai_facts(described["model"], shapes))
         _check_names(described["model"]["decoder"], shapes)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise PostconditionError(f"{GENAI_CONFIG} is not as GenAI reads it: {error!r}") from error
     return f"{CONFIG} and {GENAI_CONFIG} fit the graph's {len(shapes)} inputs and outputs"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from exporters.hf import Processor
+from exporters.onnx.calibrated import token_ids
 from exporters.onnx.decoder import why_not_builder
 from exporters.onnx.options import GraphKind
 from exporters.onnx.verify.probes import vocabulary
@@ -34,7 +35,7 @@ def check_exportable(model: PreTrainedModel, processor: Processor | None, option
     """Raise what ``export_onnx`` would raise for this model and every smaller one of its class.
 
     That is TokenizerError for a tokenizer that is missing or has more tokens than the model, and UnsupportedModelError
-    where no route to a graph exists. Reads no weights.
+    where no route to a graph exists; MissingFileError, DataError for a calibration text. Reads no weights.
     """
     kind = kind_of(model)
     if options.calibration is not None and not options.calibration.is_file():
@@ -42,6 +43,8 @@ def check_exportable(model: PreTrainedModel, processor: Processor | None, option
     if options.calibration is not None and kind != "decoder":
         raise UnsupportedModelError(f"int4 is calibrated for causal language models, not {type(model).__name__}")
     _check_tokenizer(model, processor)
+    if options.calibration is not None and isinstance(processor, PreTrainedTokenizerBase):
+        token_ids(processor, options.calibration)
     _check_inputs(model)
     if "dynamic" in " ".join(rope_types(model.config)):
         raise UnsupportedModelError(

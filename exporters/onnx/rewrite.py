@@ -11,6 +11,7 @@ import torch
 from onnx_ir.tensor_adapters import TorchTensor
 
 CONTRIB = "com.microsoft"
+IR_VERSION = 11
 EXTERNAL_FROM_BYTES = 1024
 """Smaller tensors are stored in the graph's own file."""
 
@@ -43,8 +44,9 @@ def matrices(graph: ir.Graph) -> Iterator[ir.Value]:
             yield value
 
 
-def tensor_of(value: ir.Value) -> torch.Tensor:
+def tensor_of(value: ir.Value | None) -> torch.Tensor:
     """The numbers of an initializer; a copy, since the file under it may go."""
+    assert value is not None
     assert value.const_value is not None
     return torch.tensor(value.const_value.numpy())
 

@@ -46,6 +46,8 @@ def _compare(path: Path, new: Path, dtype: torch.dtype) -> Parity:
     stored = ir.load(new).graph.initializers
     for value in matrices(ir.load(path).graph):
         found = torch.from_numpy(stored[f"{value.name}.stored"].const_value.numpy().view("int16").copy()).view(dtype)
+        if not found.isfinite().all():
+            raise PostconditionError(f"export: {value.name} is too large for {dtype}: take bf16 or fp32")
         if not torch.equal(found, _rounded(value, dtype)):
             raise PostconditionError(f"export: {value.name} in {new.name} is not what it was, rounded to {dtype}")
     return Parity(f"onnx weights rounded to {str(dtype).removeprefix('torch.')}", 0.0, 0.0)

@@ -19,7 +19,8 @@ app = typer.Typer(
     cls=Commands,
     help="Make a trained transformer smaller: prune heads and MLP channels while tuning, verify, export to ONNX.",
     no_args_is_help=True,
-    epilog="Exit codes: 0 well, 1 an error that nobody foresaw, 2 what you can mend, 130 interrupted, 143 terminated.",
+    epilog="Exit codes: 0 well, 1 an error that nobody foresaw or a failed verify, 2 what you can mend, "
+    "130 interrupted, 143 terminated.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )

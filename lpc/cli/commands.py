@@ -172,8 +172,6 @@ def doctor(given: Given) -> None:
 def demo(given: Given) -> None:
     """Go the whole way on the embedded model. Compress, export, benchmark, evaluate: no network, no data."""
     output = given.make(OutputOptions)
-    with ExitStack() as tried:  # the demo holds it again, once torch is there
-        hold(tried, output.out, force=output.force, reads=())
     if given.make(DemoOptions).files:
         from lpc.demo import write_files
 
@@ -183,6 +181,8 @@ def demo(given: Given) -> None:
             f"written to {output.out}: lpc compress {output.out}/model --data {output.out}/train.txt --ratio 0.3"
         )
         return
+    with ExitStack() as tried:  # the demo holds it again, once torch is there
+        hold(tried, output.out, force=output.force, reads=())
     from lpc.cli.tables import show_demo
     from lpc.demo import run
 

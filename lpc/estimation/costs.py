@@ -146,8 +146,8 @@ class Costs:
         load, entry = self.load, criterion_named(self.load.tune.criterion)
         if entry.needs is Needs.WEIGHTS:
             return 0.0
-        graded, both = entry.graded(load.samples), pace.trained if entry.needs is Needs.ADAPTER else pace.frozen
-        token = graded * (both + pace.head_trained) + (1 - graded) * pace.forward
+        both = pace.trained if entry.needs is Needs.ADAPTER else pace.frozen
+        token = both + pace.head_trained if entry.sees_gradients else pace.forward
         token += pace.head if entry.needs is Needs.ACTIVATIONS else 0
         if load.tune.criterion == "obs":
             token += work.seen(self.sizes, load) / pace.product

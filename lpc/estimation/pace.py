@@ -133,12 +133,17 @@ class _Bench:
         """Of one run, in the mean of some; the first warms up."""
         if runs > 1:
             run()
+        self._wait()
         began = self._clock()
         for _ in range(runs):
             run()
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        self._wait()
         return max(self._clock() - began, 1e-9) / runs
+
+    def _wait(self) -> None:
+        """Until the device has done what it was told to do."""
+        if self._device.type != "cpu":
+            torch.accelerator.synchronize(self._device)
 
     def _layers(self, hidden: torch.Tensor) -> torch.Tensor:
         backbone: nn.Module = self._base.base_model

@@ -82,7 +82,7 @@ def rank_units(sizes: Sizes, load: Load) -> float:
     entry = criterion_named(load.tune.criterion)
     if entry.needs is Needs.WEIGHTS:
         return 0.0
-    passes = 1 + entry.graded(load.samples)
+    passes = 1 + entry.sees_gradients
     work = passes * sizes.forward(load.context, load.rank if entry.needs is Needs.ADAPTER else 0) * load.sampled
     if load.tune.criterion == "obs":
         work += load.sampled * seen(sizes, load) + eliminated(sizes)
@@ -91,8 +91,8 @@ def rank_units(sizes: Sizes, load: Load) -> float:
 
 def seen(sizes: Sizes, load: Load) -> float:
     """Of a token, by ``obs``: the products of what the projections that read units read, and of gradients."""
-    graded = criterion_named(load.tune.criterion).graded(load.samples)
-    return sum(2.0 * (read**2 + graded * written**2) for read, written in sizes.consumers)
+    felt = criterion_named(load.tune.criterion).sees_gradients
+    return sum(2.0 * (read**2 + felt * written**2) for read, written in sizes.consumers)
 
 
 def eliminating(read: int, written: int) -> float:

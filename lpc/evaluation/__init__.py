@@ -6,7 +6,7 @@ from lpc.evaluation.heldout import Quality, quality, quality_of
 from lpc.evaluation.kept import EVALUATION, Kept
 from lpc.evaluation.perplexity import token_perplexity
 from lpc.evaluation.plausible import warn_of_loss, warn_of_text
-from lpc.evaluation.replies import Replies, RepliesCompared, Reply, fixed_prompts, replies
+from lpc.evaluation.replies import Replies, RepliesCompared, Reply, check_asked, fixed_prompts, replies
 from lpc.evaluation.results import Evaluation
 from lpc.evaluation.tables import difference_rows, evaluation_rows, told, verdict
 
@@ -18,6 +18,7 @@ __all__ = [
     "Replies",
     "RepliesCompared",
     "Reply",
+    "check_asked",
     "completions",
     "difference_rows",
     "evaluate",

@@ -9,6 +9,7 @@ from peft import PeftModel
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lpc.data import IGNORED
 from passes.models import Task, base_model, evaluation_mode, task_of
 from passes.ranks import sharded
 
@@ -22,8 +23,6 @@ LONGEST = 192
 """A prompt of more tokens is left out."""
 NEW_TOKENS = 24
 
-UNLABELLED = -100
-
 
 def prompts_in(rows: Dataset[dict[str, torch.Tensor]]) -> Iterator[list[int]]:
     """The prompts of some rows, evenly spaced: what stands before the first label, or the beginning of a text."""
@@ -31,7 +30,7 @@ def prompts_in(rows: Dataset[dict[str, torch.Tensor]]) -> Iterator[list[int]]:
     for place in dict.fromkeys(round(number * last / (PROMPTS - 1)) for number in range(PROMPTS)):
         row = rows[place]
         ids, labels = row["input_ids"].tolist(), row.get("labels", row["input_ids"]).tolist()
-        masked = next((at for at, label in enumerate(labels) if label != UNLABELLED), len(labels))
+        masked = next((at for at, label in enumerate(labels) if label != IGNORED), len(labels))
         count = masked if masked > 1 else min(BEGINNING, len(ids) // 2)
         if 0 < count < len(ids) and count <= LONGEST:
             yield ids[:count]

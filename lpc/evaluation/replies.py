@@ -12,10 +12,10 @@ from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lpc.data import Chat, TextFrame
-from passes.errors import TokenizerError
+from passes.errors import OptionError, TokenizerError
 from passes.models import base_model, evaluation_mode, generated
 
-__all__ = ["Replies", "RepliesCompared", "Reply", "fixed_prompts", "replies"]
+__all__ = ["Replies", "RepliesCompared", "Reply", "check_asked", "fixed_prompts", "replies"]
 
 REPLY_TOKENS = 64
 RUN = 3
@@ -84,6 +84,12 @@ def fixed_prompts() -> tuple[str, ...]:
     return tuple((files("lpc") / "assets" / "prompts.txt").read_text(encoding="utf-8").splitlines())
 
 
+def check_asked(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise what ``replies`` would raise for a tokenizer: TokenizerError, DataError."""
+    _ends(model, tokenizer)
+    _begun(tokenizer, fixed_prompts()[0])
+
+
 def replies(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -94,9 +100,11 @@ def replies(
     """What a model says to prompts (default: ``fixed_prompts``), each at most so many tokens, all in one batch.
 
     A prompt is a user's turn by the chat template, or without one the beginning of a text. Raises TokenizerError for
-    a tokenizer without any token that could pad or end, DataError if the template refuses a prompt.
+    a tokenizer without any token that could pad or end, DataError if the template refuses a prompt, OptionError.
     """
     asked = fixed_prompts() if prompts is None else tuple(prompts)
+    if not asked:
+        raise OptionError("prompts is empty: give at least one")
     rows, ends = [_begun(tokenizer, each) for each in asked], _ends(model, tokenizer)
     width = max(map(len, rows))
     device = next(model.parameters()).device

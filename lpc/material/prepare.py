@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import cast
 
 from lpc.data import TEXT_LENGTH, Reading, RowFormat, TokenBlocks, check_size
-from lpc.evaluation import replies
+from lpc.evaluation import check_asked, replies
 from lpc.generation import GeneratePass, Mixed, OwnText, Script, mixed_count
 from lpc.material.material import AnyData, Material, of_data, of_text
 from lpc.options import DataOptions
 from lpc.source import Source
-from passes.errors import DataError, OptionError
+from passes.errors import DataError, OptionError, TokenizerError
 from passes.models import base_model
 from passes.ranks import sharded
 
@@ -45,6 +45,11 @@ def prepare(source: Source, data: AnyData | None, options: DataOptions) -> Mater
     tokenizer = source.tokenizer
     if not reading.is_causal or tokenizer is None or tokenizer.chat_template is None or sharded():
         return material  # sharded weights (FSDP) are there only for all processes together
+    try:
+        check_asked(model, tokenizer)
+    except (DataError, TokenizerError) as error:
+        logger.warning("the fixed prompts are not asked: %s", error)
+        return material
     return replace(material, answer=lambda answering: replies(answering, tokenizer))
 
 
@@ -82,11 +87,16 @@ def _with_own(source: Source, material: Material, blocks: TokenBlocks, options: 
     """The user's text with the model's own in it: as large a share as was asked for, or as a model that chats gets."""
     forgets = _is_plain(source, blocks)
     share = options.self_share if options.self_share is not None else CHAT_SHARE if forgets else 0.0
-    settled, notes = replace(options, self_share=share), tuple[str, ...]()
     given, length = len(cast(Sized, material.train)), material.context_length
     assert length is not None
     count = options.self_sequences if share == 1 else math.floor(share * mixed_count(given, share))
     count = min(math.ceil(share * options.self_sequences), count)
+    if options.self_share and not count:
+        raise OptionError(
+            f"self_share (--self-data) {options.self_share} of {given} sequences is none: give more text, or 1"
+        )
+    share = share if count else 0.0
+    settled, notes = replace(options, self_share=share), tuple[str, ...]()
     if forgets:
         logger.warning(
             "the tokenizer has a chat template and the data are plain text, by which a model may forget how to answer: "

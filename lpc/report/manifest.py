@@ -63,15 +63,13 @@ def record(folder: Path, texts: Mapping[str, str] = NO_TEXTS) -> None:
 
 def complete(part: Path) -> None:
     """Note in the manifest beside a part what it holds now, and that it is not missing; nothing to do elsewhere."""
-    folder = Path(os.path.realpath(part)).parent
-    values = _parsed(folder / MANIFEST, _text(folder / MANIFEST))
-    if values is None or part.name not in {
-        *values.get("missing", {}),
-        *(Path(name).parts[0] for name in values["files"]),
-    }:
+    place = Path(os.path.realpath(part))
+    folder = next((each for each in place.parents[:2] if (each / MANIFEST).is_file()), place.parent)
+    values, name = _parsed(folder / MANIFEST, _text(folder / MANIFEST)), place.relative_to(folder).parts[0]
+    if values is None or name not in {*values.get("missing", {}), *(Path(each).parts[0] for each in values["files"])}:
         return
     with updating(folder):
-        missing = {name: why for name, why in values.get("missing", {}).items() if name != part.name}
+        missing = {each: why for each, why in values.get("missing", {}).items() if each != name}
         write_manifest(folder, {**values, "missing": missing})
 
 

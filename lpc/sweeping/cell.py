@@ -28,6 +28,7 @@ def run_cell(sweep: SweepOptions, cell: Cell, folder: SweepFolder, progress: Pro
         found = folder.outcome(cell)
         if found.state in SETTLED:
             return found
+        folder.forget(cell)
         try:
             _compress(sweep, cell, folder, progress)
             found = Outcome(state=State.FINISHED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from dataclasses import dataclass
 from enum import StrEnum
@@ -59,7 +60,7 @@ class SweepFolder:
     def command(self, sweep: SweepOptions, cell: Cell) -> str:
         """What runs a cell by itself; with ``--cell`` other cells of its goal can stop it as well."""
         words = ["lpc", "compress", sweep.model, *(word for each in sweep.data for word in ("--data", str(each)))]
-        words += ["--recipe", str(self.beside(cell, ".yaml")), "--out", str(self.output(cell))]
+        words += ["--recipe", os.path.abspath(self.beside(cell, ".yaml")), "--out", os.path.abspath(self.output(cell))]
         return shlex.join([*words, "--export", ",".join(sweep.export)])
 
     def begin(self, sweep: SweepOptions) -> None:
@@ -76,7 +77,7 @@ class SweepFolder:
             if path.is_file() and path.read_text(encoding="utf-8") != text:
                 raise OptionError(
                     f"{path} says what this cell was declared as before, and that is not what it is now: "
-                    "choose another --out, or give model, data and options as they were"
+                    "choose another --out, or give model, data, options and --out as they were"
                 )
         try:
             (self.path / CELLS).mkdir(parents=True, exist_ok=True)
@@ -100,13 +101,16 @@ class SweepFolder:
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{self.beside(cell, '.json')} cannot be read: remove it to run the cell anew") from error
 
+    def forget(self, cell: Cell) -> None:
+        """No word of an earlier try is left, so that one that dies is not told as that."""
+        self.beside(cell, ".json").unlink(missing_ok=True)
+
     def note(self, cell: Cell, outcome: Outcome) -> None:
         """Write down what became of a cell that has no output, or no word of it if it is finished."""
-        file = self.beside(cell, ".json")
         if outcome.state is State.FINISHED:
-            file.unlink(missing_ok=True)
+            self.forget(cell)
         else:
-            write_text(file, json.dumps({"state": outcome.state, "why": outcome.why}) + "\n")
+            write_text(self.beside(cell, ".json"), json.dumps({"state": outcome.state, "why": outcome.why}) + "\n")
 
 
 def _yaml(sweep: SweepOptions) -> str:

@@ -74,8 +74,6 @@ class Obs(InputReader[Inputs]):
         self._felt: dict[str, Gram] = {}
         self._gradients: dict[str, torch.Tensor] = {}
         """The products of all gradients, while they are looked at."""
-        self._graded: dict[str, torch.Tensor] = {}
-        """How many inputs were seen of whose outputs the gradients are."""
 
     def begin(self, model: AnyModel) -> None:
         """Watch the inputs, and the gradients of the outputs."""
@@ -87,13 +85,7 @@ class Obs(InputReader[Inputs]):
     def end(self, model: AnyModel) -> None:
         """Watch them no longer."""
         super().end(model)
-        self._felt, self._gradients, self._graded = {}, {}, {}
-
-    def _see(self, name: str, module: nn.Module, inputs: Any) -> None:
-        before = self._seen[name].count.clone() if name in self._seen else 0.0
-        super()._see(name, module, inputs)
-        if torch.is_grad_enabled():
-            self._graded[name] = self._graded.get(name, 0.0) + self._seen[name].count - before
+        self._felt, self._gradients = {}, {}
 
     def _after(self, name: str, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
         if not torch.is_grad_enabled():
@@ -122,7 +114,7 @@ class Obs(InputReader[Inputs]):
         for module in self._consumers:
             gram, felt = self._seen[module], self._felt.pop(module).products
             # The loss is a mean over n tokens; so n Σ (∂L/∂y / n)² is the mean of the squares.
-            self._gradients[module] = mean_square_over_ranks(felt.mul_(1 / loss_scale**2), self._graded.pop(module))
+            self._gradients[module] = mean_square_over_ranks(felt.mul_(1 / loss_scale**2), gram.count)
             self._seen[module] = gram.over_ranks()
         places: dict[str, list[tuple[Dimension, Slice]]] = {}
         for found in self._consumers.values():

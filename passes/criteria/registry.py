@@ -32,9 +32,6 @@ ScoreFunction = Callable[[Any, PruningGraph], Mapping[str, torch.Tensor]]
 """From the model and its graph to the scores [units], not negative, a dimension name."""
 
 
-LEAST_GRADED = 32
-"""Rows of a sample whose gradients are seen at least, or all where there are fewer."""
-
 FORGOTTEN = 0.01
 """What may weigh so little in scores is not looked at."""
 
@@ -48,7 +45,6 @@ class CriterionEntry:
     channels and experts, but neither layers and blocks nor the hidden size. ``one_shot``: it is too dear to be asked at
     each step, and ranks on calibration data before the first, unless a schedule says otherwise. ``held``: the bytes of
     statistics that it holds to rank a dimension; it ranks each dimension by itself. None where that is not much.
-    ``backward_share``: of the batches of a sample, the share that it wants gradients of, the inputs of all.
     ``additive``: what it sees are sums over tokens, so that it does not matter which of them share a pass.
 
     Raises OptionError where ``needs`` is unknown, or ``reads`` or ``fixed`` names no field of ``ImportanceOptions``.
@@ -65,7 +61,6 @@ class CriterionEntry:
     one_shot: bool = False
     held: Callable[[PruningGraph, Dimension], int] | None = None
     additive: bool = False
-    backward_share: float = 1.0
 
     def __post_init__(self) -> None:
         if self.needs not in list(Needs):
@@ -80,11 +75,10 @@ class CriterionEntry:
         """The options with what the criterion sets itself."""
         return replace(options, **self.fixed)
 
-    def graded(self, rows: int) -> float:
-        """The share of a sample of so many rows whose gradients it sees: ``LEAST_GRADED`` rows at least, or all."""
-        if self.needs in (Needs.WEIGHTS, Needs.ACTIVATIONS):
-            return 0.0
-        return max(self.backward_share, min(1.0, LEAST_GRADED / rows))
+    @property
+    def sees_gradients(self) -> bool:
+        """Whether a sample is run backward for it as well."""
+        return self.needs not in (Needs.WEIGHTS, Needs.ACTIVATIONS)
 
     def memory(self, options: ImportanceOptions) -> int | None:
         """How many of the latest observations count: all older ones together weigh at most ``FORGOTTEN`` in the moving

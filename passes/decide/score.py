@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -22,7 +21,6 @@ from passes.graph import PruningGraph
 from passes.models import (
     HOST_TOKENS,
     Row,
-    Task,
     base_model,
     batches,
     idle_adapter_off,
@@ -181,45 +179,24 @@ class ScorePass(Pass):
             raise DataError("the calibration data has no row")
         course.rows = len(rows)
         device, task = next(model.parameters()).device, task_of(base_model(model))
-        backward, entry = self._needs is not Needs.ACTIVATIONS, criterion_named(self._options.criterion)
-        whole = list(batches(self._data, rows, run.batch_size, run.collate, device))
-        graded = set(sample_rows(len(whole), math.ceil(entry.graded(len(rows)) * len(whole)), run.seed))
-        divided = device.type == "cpu" and entry.additive
-        sample = [
-            (piece, label_count(task, piece), number in graded)
-            for number, batch in enumerate(whole)
-            for piece in (pieces(batch, task, HOST_TOKENS) if divided else [batch])
-        ]
-        counted = max(1, sum(count for _, count, with_gradient in sample if with_gradient or not backward))
-        share, losses, done = Share.of(sample), [torch.zeros(())], 0
-        for batch, count, with_gradient in share.mine:
-            if with_gradient or not backward:
-                with torch.set_grad_enabled(with_gradient):
-                    # each label has the same weight, whatever the batches; criteria take the mean over ranks
-                    loss = model(**batch, **_quiet(model)).loss * (share.ranks * count / counted)
-                if with_gradient:
-                    loss.backward()
-                losses.append(loss.detach().cpu())
-            else:
-                _pass_by(model, batch, task)
+        entry = criterion_named(self._options.criterion)
+        quiet = {"use_cache": False} if takes(base_model(model), "use_cache") else {}
+        sample = list(batches(self._data, rows, run.batch_size, run.collate, device))
+        if device.type == "cpu" and entry.additive:
+            sample = [piece for batch in sample for piece in pieces(batch, task, HOST_TOKENS)]
+        labels = [label_count(task, batch) for batch in sample]
+        share, losses, done = Share.of(list(zip(sample, labels, strict=True))), list[torch.Tensor](), 0
+        for batch, count in share.mine:
+            with torch.set_grad_enabled(entry.sees_gradients):
+                # each label has the same weight, whatever the batches; criteria take the mean over ranks
+                loss = model(**batch, **quiet).loss * (share.ranks * count / max(sum(labels), 1))
+            if entry.sees_gradients:
+                loss.backward()
+            losses.append(loss.detach())
             done += share.ranks * len(next(iter(batch.values())))
             course.tell(min(done, len(rows)))
         total = share.sum(sum(torch.stack(losses).tolist()))[0] / share.ranks
         return ScoreReport(len(rows), -(-len(rows) // run.batch_size), total)
-
-
-@torch.no_grad()
-def _pass_by(model: AnyModel, batch: Row, task: Task) -> None:
-    """A forward pass of which only what goes on inside is wanted."""
-    if task is Task.CAUSAL_LM and takes(base_model(model), "logits_to_keep"):
-        batch = {name: value for name, value in batch.items() if name not in task.label_names}
-        model(**batch, **_quiet(model), logits_to_keep=1)
-    else:
-        model(**batch, **_quiet(model))
-
-
-def _quiet(model: AnyModel) -> dict[str, bool]:
-    return {"use_cache": False} if takes(base_model(model), "use_cache") else {}
 
 
 @contextmanager

@@ -70,9 +70,10 @@ def write_family(path: Path, found: Family | str) -> None:
     values = {"refused": found} if isinstance(found, str) else _plain(found)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            json.dump(values, file, indent=1)
-        Path(file.name).replace(path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            stage = Path(folder) / path.name
+            stage.write_text(json.dumps(values, indent=1), encoding="utf-8")
+            stage.replace(path)
     except OSError as error:
         logger.warning("what was discovered cannot be kept in %s: %s", path, error)
 

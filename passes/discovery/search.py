@@ -32,7 +32,7 @@ from passes.families import (
     tried,
 )
 from passes.graph import Kind
-from passes.models import Probe, Task, has_own_sizes, quiet, respond, task_of, twin_of
+from passes.models import Probe, Task, has_own_sizes, quiet, ran_out, reason, respond, task_of, twin_of
 from passes.trace import trace
 
 logger = logging.getLogger(__name__)
@@ -60,8 +60,11 @@ def discover(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> Family:
     """The family of a model type as found in a small model of it, proven. Raises UnsupportedModelError."""
     task_of(kind)
     with quiet():
-        small = small_config(kind, config)
-        return _Search(kind, small, random_model(kind, small)).proven()
+        return _proven(kind, small_config(kind, config))
+
+
+def _proven(kind: type[PreTrainedModel], small: PreTrainedConfig) -> Family:
+    return _Search(kind, small, random_model(kind, small)).proven()
 
 
 def _kept(config: PreTrainedConfig, kind: type[PreTrainedModel], cache: Path) -> Family:
@@ -73,7 +76,7 @@ def _kept(config: PreTrainedConfig, kind: type[PreTrainedModel], cache: Path) ->
     found = IN_PROCESS.get(path) or read_family(path)
     if found is None:
         try:
-            found = _Search(kind, small, random_model(kind, small)).proven()
+            found = _proven(kind, small)
         except UnsupportedModelError as error:
             write_family(path, str(error))
             raise
@@ -99,11 +102,12 @@ UNSURE = "could not be proven to be understood"
 
 def _with_reason(fixed: Mapping[str, str], failures: Sequence[LpcError]) -> dict[str, str]:
     """The fixed blocks, where what lets more go was tried and failed with the first of these failures."""
-    return {name: f"{why}: {_first_line(failures[0])}" if why.endswith(UNSURE) else why for name, why in fixed.items()}
+    return {name: f"{why}: {reason(failures[0])}" if why.endswith(UNSURE) else why for name, why in fixed.items()}
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _of_the_machine(error: Exception) -> bool:
+    """Whether an error says something of this machine at this time, and so nothing of a model type."""
+    return isinstance(error, OSError) or ran_out(error)
 
 
 UNPROVEN = Proof(worst=math.inf, checks=())
@@ -149,13 +153,15 @@ class _Search:
                     proof, _ = prove(self.model)
             except LpcError as error:
                 failures.append(error)
-            except Exception as error:  # noqa: BLE001 - whatever a class raises for what it was not made for
+            except Exception as error:  # whatever a class raises for what it was not made for
+                if _of_the_machine(error):
+                    raise
                 failures.append(UnsupportedModelError(f"{type(error).__name__}: {error}"))
             else:
                 logger.info("%s is %s", self.config.model_type, proof)
                 return replace(family, proof=proof, fixed=_with_reason(family.fixed, failures))
             logger.debug("no family of %s: %s (%s)", self.config.model_type, failures[-1], candidate)
-        why = _first_line(failures[0]) if failures else "it has no layers that are understood"
+        why = reason(failures[0]) if failures else "it has no layers that are understood"
         raise UnsupportedModelError(
             f"the structure of {self.kind.__name__} ({self.config.model_type}) was looked for, and could not be proven "
             f"on a small random model of it: {why}. To describe it (docs/custom-models.md): {self._sketch()}"
@@ -168,9 +174,11 @@ class _Search:
         except LpcError:
             raise
         except Exception as error:
+            if _of_the_machine(error):
+                raise
             raise UnsupportedModelError(
                 f"a small random {self.kind.__name__} does not run on a padded batch of {self.model.main_input_name} "
-                f"alone ({type(error).__name__}: {_first_line(error)}), so nothing of it can be proven"
+                f"alone ({type(error).__name__}: {reason(error)}), so nothing of it can be proven"
             ) from error
 
     def _sketch(self) -> str:

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from passes.errors import UnsupportedModelError
-from passes.models import has_own_sizes, twin_of, vendor
+from passes.models import has_own_sizes, reason, twin_of, vendor
 
 HEADS, EXPERTS, EXPERTS_PER_TOKEN, VOCABULARY, POSITIONS, PATCHES = 4, 4, 2, 160, 512, 4
 USUAL_HEAD, LEAST_CHANNELS = 64, 16
@@ -59,14 +59,15 @@ def small_config(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTr
             small = type(config).from_dict(_mended({name: v for name, v in values.items() if name not in STAGES}))
             twin = twin_of(kind, small)
         except Exception as error:  # noqa: BLE001 whatever a class raises for sizes that it cannot have
-            reasons.append(f"{type(error).__name__}: {error}")
+            reasons.append(f"{type(error).__name__}: {reason(error)}")
             continue
         count = sum(parameter.numel() for parameter in twin.parameters())
         if count <= MOST_PARAMETERS:
             return small
         reasons.append(f"with its layers cut to a few it still has {count:,} parameters")
-    first = str(reasons[0]).strip().splitlines()[0]
-    raise UnsupportedModelError(f"no small model of {kind.__name__} can be built to prove its structure on: {first}")
+    raise UnsupportedModelError(
+        f"no small model of {kind.__name__} can be built to prove its structure on: {reasons[0]}"
+    )
 
 
 def _check_one_model(config: PreTrainedConfig) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -200,6 +200,17 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             return
         self._watching = not self._watching
         (self._criterion.begin if self._watching else self._criterion.end)(self._model)
+
+    @contextmanager
+    def unseen(self) -> Iterator[None]:
+        """What the model reads inside the block is not shown to the criterion, whose next step begins behind it."""
+        if self._watching:
+            self._criterion.end(self._model)
+        try:
+            yield
+        finally:
+            if self._watching:
+                self._criterion.begin(self._model)
 
     def _check(self, args: TrainingArguments, behind: int = 0) -> None:
         """Raise ModelError if gradients were not finite, but in fp16, whose scaler has passed the step over. Waits for

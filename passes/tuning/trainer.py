@@ -71,6 +71,25 @@ def train(
         if finished or done.global_step >= arguments.max_steps:
             wear(model, Adapter.read(_adapter_in(resume_from, model)))
             return TrainingRun(_logged(done, "loss"), 1.0, 0.0, _logged(done, HELDOUT_LOSS))
+    values = {"factors": rates, "seen": seen, "in_pieces": in_pieces, "callbacks": list(callbacks), **data}
+    with _settings_kept(model, arguments, recompute=recompute) as kept:
+        if teacher is not None and distill is not None:
+            trainer = DistillTrainer(model=model, args=arguments, teacher=teacher, distill=distill, **values)
+        else:
+            trainer = LeanTrainer(model=model, args=arguments, **values)
+        trainer.remove_callback(PrinterCallback)
+        if trainer.is_fsdp_enabled:
+            kept.enter_context(whole_afterwards(model))
+        start = time.perf_counter()
+        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        seconds = time.perf_counter() - start
+    losses, heldout = (_logged(trainer.state, name) for name in ("loss", HELDOUT_LOSS))
+    return TrainingRun(losses, seconds, getattr(trainer, "teacher_seconds", 0.0), heldout)
+
+
+@contextmanager
+def _settings_kept(model: PeftModel, arguments: TrainingArguments, *, recompute: bool) -> Iterator[ExitStack]:
+    """With gradients, on the device of the arguments; what the Trainer changes is afterwards as it was."""
     with ExitStack() as stack:
         stack.enter_context(_random_states_kept())
         stack.enter_context(training_on(arguments.device))
@@ -80,27 +99,7 @@ def train(
             stack.callback(setattr, model.config, "use_cache", model.config.use_cache)
         if recompute:
             stack.enter_context(_recomputing(model))
-        values = {
-            "factors": rates,
-            "seen": seen,
-            "model": model,
-            "args": arguments,
-            "callbacks": list(callbacks),
-            "in_pieces": in_pieces,
-            **data,
-        }
-        if teacher is not None and distill is not None:
-            trainer = DistillTrainer(teacher=teacher, distill=distill, **values)
-        else:
-            trainer = LeanTrainer(**values)
-        trainer.remove_callback(PrinterCallback)
-        if trainer.is_fsdp_enabled:
-            stack.enter_context(whole_afterwards(model))
-        start = time.perf_counter()
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-        seconds = time.perf_counter() - start
-    losses, heldout = (_logged(trainer.state, name) for name in ("loss", HELDOUT_LOSS))
-    return TrainingRun(losses, seconds, getattr(trainer, "teacher_seconds", 0.0), heldout)
+        yield stack
 
 
 @contextmanager

@@ -46,7 +46,8 @@ class WatchCallback(TrainerCallback):  # type: ignore[misc]
         removed, final = self._pruning.removed, self._pruning.is_final(step)
         if not self._due(step) or self._run.heldout is None:
             return {"removed_share": removed}
-        measures = self._run.heldout(self._pruning.trained, self._run.batch_size)
+        with self._pruning.unseen():
+            measures = self._run.heldout(self._pruning.trained, self._run.batch_size)
         self._run.watch(Watched(step=step, total=self._total, measures=measures, removed=removed, final=final))
         return {"removed_share": removed, **{f"eval_heldout_{name}": value for name, value in measures.items()}}
 

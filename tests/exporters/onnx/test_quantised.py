@@ -21,7 +21,7 @@ from exporters.onnx.quantised_proof import compare
 from exporters.onnx.rewrite import rewritten
 from exporters.options import OnnxOptions
 from lpc.exporting import export_each
-from passes.errors import MissingFileError, OptionError, PostconditionError, UnsupportedModelError
+from passes.errors import DataError, MissingFileError, OptionError, PostconditionError, UnsupportedModelError
 
 QUICK = {"greedy_prompts": 1, "greedy_tokens": 3}
 
@@ -89,6 +89,21 @@ def test_a_wrong_channel_is_found(part: str, tmp_path: Path) -> None:
         compare(before, rewritten(after, plant), 4)
 
 
+def test_a_number_that_is_not_finite_is_found_where_no_probe_looks(tmp_path: Path) -> None:
+    _export(build_model("llama"), tmp_path / "int4", "int4", greedy_prompts=0)
+    _export(build_model("llama"), tmp_path / "fp32", "fp32", greedy_prompts=0)
+    before, after = (tmp_path / name / "model.onnx" for name in ("fp32", "int4"))
+
+    def plant(model: ir.Model) -> None:
+        name = next(each for each in model.graph.initializers if each.endswith(".scales"))
+        array = model.graph.initializers[name].const_value.numpy().copy()
+        array[-1, -1] = float("nan")
+        model.graph.initializers[name].const_value = ir.tensor(array, name=name)
+
+    with pytest.raises(PostconditionError, match="is not finite"):
+        compare(before, rewritten(after, plant), 4)
+
+
 def test_a_kernel_that_computes_something_else_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("fp32", "int4"):
         _export(build_model("llama"), tmp_path / name, name, greedy_prompts=0)
@@ -129,6 +144,7 @@ def test_the_head_is_found_behind_a_bias_and_no_other_product_is(tmp_path: Path)
 
 def test_a_calibrated_package_is_nearer_on_its_text_than_the_nearest_codes(text_file: Path, tmp_path: Path) -> None:
     model, ids = build_model("llama"), next(windows_of(text_file, tmp_path))
+    assert ids.shape[1] == model.config.max_position_embeddings  # no window is longer
     with torch.no_grad():
         expected = model(ids).logits.numpy()
     far = []
@@ -140,14 +156,23 @@ def test_a_calibrated_package_is_nearer_on_its_text_than_the_nearest_codes(text_
 
 def windows_of(text: Path, folder: Path) -> Iterator[torch.Tensor]:
     build_tokenizer().save_pretrained(folder)
+    build_model("llama").config.save_pretrained(folder)
     return windows(folder, text)
 
 
 def test_calibration_of_an_encoder_or_on_nothing_is_refused_before_any_work(text_file: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="causal language models"):
-        export_onnx(zoo.build("bert"), None, tmp_path, OnnxOptions(calibration=text_file))
+        export_onnx(zoo.build("bert"), None, tmp_path, OnnxOptions(precision=("int4",), calibration=text_file))
     with pytest.raises(MissingFileError, match="no text gone"):
-        export_onnx(zoo.build("bert"), None, tmp_path, OnnxOptions(calibration=Path("gone")))
+        export_onnx(zoo.build("bert"), None, tmp_path, OnnxOptions(precision=("int4",), calibration=Path("gone")))
+    with pytest.raises(OptionError, match="is for int4"):
+        OnnxOptions(calibration=text_file)
+    (tmp_path / "latin").write_bytes(b"caf\xe9 " * 99)
+    (tmp_path / "short").write_text("a")
+    for name, told in (("latin", "no UTF-8"), ("short", "has 1 tokens")):
+        options = OnnxOptions(precision=("int4",), calibration=tmp_path / name)
+        with pytest.raises(DataError, match=told):
+            export_onnx(build_model("llama"), build_tokenizer(), tmp_path, options)
 
 
 def test_several_precisions_are_one_output_of_lpc_export_and_each_is_named_to_be_read(

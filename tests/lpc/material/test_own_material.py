@@ -87,9 +87,18 @@ def test_models_that_write_nothing_are_told_what_to_give() -> None:
         made(None, None)
 
 
+def test_a_template_that_refuses_a_prompt_costs_the_answers_alone(caplog: pytest.LogCaptureFixture) -> None:
+    found = made(chatting("{{ raise_exception('only one turn') }}"))
+    assert found.answer is None
+    assert "the fixed prompts are not asked" in caplog.text
+    assert "only one turn" in caplog.text
+
+
 def test_shares_that_have_no_sense_are_refused() -> None:
     with pytest.raises(OptionError, match="needs data for the rest"):
         made(chatting(), None, self_share=0.5)
+    with pytest.raises(OptionError, match="is none"):
+        made(chatting(), [list(range(70))], self_share=0.3)
     rows = [{"prompt": "a", "completion": "b"}] * 4
     with pytest.raises(OptionError, match="goes with text"):
         made(chatting(), rows, self_share=0.5)

@@ -31,9 +31,9 @@ def events(folder: Path) -> Iterator[LoggedEvent]:
             data = data[16 + length :]
 
 
-def tuned(run: RunContext, **options: object) -> Program:
+def tuned(run: RunContext, criterion: str = "loraprune", **options: object) -> Program:
     schedule = Schedule(warmup=0.0, cooldown=0.5, every=1)
-    tune = TuneOptions(steps=STEPS, criterion="loraprune", schedule=schedule, distill=None, batch_size=2, **options)
+    tune = TuneOptions(steps=STEPS, criterion=criterion, schedule=schedule, distill=None, batch_size=2, **options)
     return TunePass(Target(ratio=0.3), Blocks(8), tune)(adapted(build_model("llama")), run).program
 
 
@@ -62,9 +62,12 @@ def test_logs_hold_what_was_seen_on_the_way(tmp_path: Path, monkeypatch: pytest.
     assert report.heldout == tuple((each.step, each.measures["loss"]) for each in seen)
 
 
-def test_looking_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("criterion", ["loraprune", "wanda"])  # the other one reads every input that it is shown
+def test_looking_changes_nothing(criterion: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    plain, watched = tuned(RunContext()), tuned(RunContext(heldout=measured), heldout_every=1)
+    plain, watched = tuned(RunContext(), criterion), tuned(RunContext(heldout=measured), criterion, heldout_every=1)
+    for key, scores in (plain.scores or {}).items():
+        assert torch.equal(scores, (watched.scores or {})[key]), key
     pairs = zip(plain.model.named_parameters(), watched.model.named_parameters(), strict=True)
     assert all(torch.equal(first, second) for (_, first), (_, second) in pairs)
     assert not (tmp_path / "runs").exists()
