@@ -144,7 +144,11 @@ def _layers(kind: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, 
         if not isinstance(depth, int) or isinstance(depth, bool):
             continue
         lengths = [_prefix(stack) for stack in stacks_of(twin).values() if len(stack) == depth]
-        few = min(depth, MOST_LAYERS, max([2, *lengths]))
+        few = min(depth, max([2, *lengths]))
+        if few > MOST_LAYERS:
+            raise UnsupportedModelError(
+                f"{kind.__name__} has a kind of layer behind its first {MOST_LAYERS}, and a small model must have all"
+            )
         found[name] = few
         found |= {key: each[:few] for key, each in values.items() if isinstance(each, list) and len(each) == depth}
     return found
