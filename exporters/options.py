@@ -82,6 +82,12 @@ class OnnxOptions:
         help="builder writes the graph from the weights, for the families that it knows; torch traces the model with "
         "torch.onnx.export; auto takes the builder where it knows the model, else torch.",
     )
+    pooling: bool = option(
+        False,
+        help="Of an embedding model the graph gives sentence_embedding, pooled inside, in place of last_hidden_state.",
+        group=Group.OUTPUT,
+        flag="--onnx-pooling",
+    )
     greedy_prompts: int = option(
         3,
         least=0,
