@@ -15,7 +15,7 @@ from exporters.hf import reload
 from lpc.data import IGNORED, Collator, Row, RowFormat, Rows, RowsLike, open_rows
 from lpc.evaluation.perplexity import BATCH_SIZE, exp
 from lpc.evaluation.quality import Quality
-from lpc.evaluation.similarity import Labelled, embedded, similarity_quality
+from lpc.evaluation.similarity import Texts, embedded, similarity_quality
 from lpc.source import load_config, read_pooling
 from passes.errors import DataError, MissingFileError, ModelError, UnsupportedModelError
 from passes.models import (
@@ -96,7 +96,7 @@ def quality_of(model: PreTrainedModel | PeftModel, rows: Rows, *, batch_size: in
         return _total(run, _batches(rows, collate, batch_size), rows.format, len(rows))
 
 
-def embedding_quality(model: PreTrainedModel | PeftModel, rows: Labelled, batch_size: int) -> Quality:
+def embedding_quality(model: PreTrainedModel | PeftModel, rows: Texts, batch_size: int) -> Quality:
     """How well a live model's vectors keep what the rows' ``labels`` say of likeness."""
     rows = [rows[index] for index in range(len(rows))]
     wanted = torch.stack([row["labels"] for row in rows])

@@ -15,12 +15,12 @@ from lpc.evaluation.quality import Quality
 from passes.errors import DataError, ModelError
 from passes.models import Task, base_model, embedding_loss, evaluation_mode, pooling_of, takes
 
-__all__ = ["Labelled", "embedded", "nearest_kept", "rank_correlation", "similarity_quality"]
+__all__ = ["Texts", "embedded", "nearest_kept", "rank_correlation", "similarity_quality"]
 
 NEAREST = 10
 
 
-class Labelled(Protocol):
+class Texts(Protocol):
     """Texts, by index: their tokens, and the vectors that they are to have as ``labels``."""
 
     def __len__(self) -> int:
