@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from passes.errors import OptionError
-from passes.options import AUTO, Group, Names, check, option
+from passes.options import AUTO, Group, Names, check, names_in, option
 
 MAX_OPSET = 23
 
@@ -16,11 +16,6 @@ PRECISION_NAMES = Names(("fp32", "fp16", "bf16", "fp16-weights", "int8", "int4")
 DEFAULT_EXPORTS = ("hf", "onnx")
 CALIBRATED = "int4"
 """The precision whose codes a calibration text can choose."""
-
-
-def names_in(text: str) -> tuple[str, ...]:
-    """Names with commas between them."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 import transformers as hf
-from test_sentence_folders import sentence_folder
+from sentence_models import sentence_folder
 from transformers import PreTrainedTokenizerBase
 
 import lpc
