@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from passes.errors import OptionError
-from passes.options import AUTO, Group, Names, check, option
+from passes.options import AUTO, Group, Names, check, names_in, option
 
 MAX_OPSET = 23
 
@@ -16,11 +16,6 @@ PRECISION_NAMES = Names(("fp32", "fp16", "bf16", "fp16-weights", "int8", "int4")
 DEFAULT_EXPORTS = ("hf", "onnx")
 CALIBRATED = "int4"
 """The precision whose codes a calibration text can choose."""
-
-
-def names_in(text: str) -> tuple[str, ...]:
-    """Names with commas between them."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +76,12 @@ class OnnxOptions:
         choices=("auto", "builder", "torch"),
         help="builder writes the graph from the weights, for the families that it knows; torch traces the model with "
         "torch.onnx.export; auto takes the builder where it knows the model, else torch.",
+    )
+    pooling: bool = option(
+        False,
+        help="Of an embedding model the graph gives sentence_embedding, pooled inside, in place of last_hidden_state.",
+        group=Group.OUTPUT,
+        flag="--onnx-pooling",
     )
     greedy_prompts: int = option(
         3,
