@@ -28,8 +28,9 @@ import numpy as np
 
 from exporters.calls import Call, Graph, OnnxFolder, call_grid
 from exporters.latency import processor
-from exporters.options import GROUP_QUERY, PLAIN, OnnxOptions, names_in
+from exporters.options import GROUP_QUERY, PLAIN, OnnxOptions
 from lpc import export
+from passes.options import names_in
 
 RESULTS = Path(__file__).parent / "results"
 DECODES = 4

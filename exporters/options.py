@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from passes.errors import OptionError
-from passes.options import AUTO, Group, Names, check, option
+from passes.options import AUTO, Group, Names, check, names_in, option
 
 MAX_OPSET = 23
 
@@ -19,11 +19,6 @@ PLAIN, GROUP_QUERY = "plain", "gqa"
 
 CALIBRATED = "int4"
 """The precision whose codes a calibration text can choose."""
-
-
-def names_in(text: str) -> tuple[str, ...]:
-    """Names with commas between them."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +87,12 @@ class OnnxOptions:
         help="gqa has onnxruntime's GroupQueryAttention, whose cache GenAI writes in place; plain has opset 23's "
         "Attention, for any runtime; auto takes gqa where it can say the model.",
         group=Group.OUTPUT,
+    )
+    pooling: bool = option(
+        False,
+        help="Of an embedding model the graph gives sentence_embedding, pooled inside, in place of last_hidden_state.",
+        group=Group.OUTPUT,
+        flag="--onnx-pooling",
     )
     greedy_prompts: int = option(
         3,

@@ -15,16 +15,15 @@ from exporters.hf import Processor
 from exporters.registry import Exports
 from lpc.estimation import look_ahead
 from lpc.latency import latency_for, predicted
-from lpc.material import AnyData, prepare
-from lpc.measuring import measures_of
-from lpc.opening import Keeping, asked, check_leaving, in_whole_blocks, opened, tell_defaults
+from lpc.material import AnyData, Material
+from lpc.opening import Keeping, asked, check_leaving, in_whole_blocks, on_data, opened
 from lpc.options import CompressOptions, DataOptions, Short, with_short
 from lpc.pipelines import compression_pipeline, replay_pipeline
 from lpc.replay import check_adapter_files, check_worn, plan_and_weights
 from lpc.result import Result
 from lpc.run_folder import RunFolder
 from lpc.source import ModelLike, check_not_blank, load_adapter, load_source
-from passes.budget import Solver
+from passes.budget import LatencyModel, Solver
 from passes.graph import Plan
 from passes.models import base_model
 from passes.options import (
@@ -126,32 +125,16 @@ def compress(
     Raises LpcError: OptionError, MissingFileError, DataError, ModelError, UnsupportedModelError, TokenizerError for
     what the user gave, UnreachableBudgetError stating what can be reached, PostconditionError if a verification fails.
     """
-    options = asked(
-        target,
-        ratio,
-        short,
-        trace,
-        run=run,
-        lora=lora,
-        tune=tune,
-        data_options=data_options,
-        compensate=compensate,
-        recover=recover,
-        load_in=load_in,
-        trust_remote_code=trust_remote_code,
-    )
+    options = asked(target, ratio, short, trace, run=run, lora=lora, tune=tune, data_options=data_options,
+                    compensate=compensate, recover=recover, load_in=load_in,
+                    trust_remote_code=trust_remote_code)  # fmt: skip
     keeping, options = Keeping.of(in_whole_blocks(options, export), run_folder, resume)
     source, program, context = opened(model, tokenizer, options, export, progress)
     latency = latency_for(program.model, program.traced, options.target.wanted, progress)
     with together():
         Solver.of(options.target, program.traced, latency)
-        material = prepare(source, data, options.data_options)
-    options = replace(options, data_options=material.options)
-    tell_defaults(data, material, options)
-    context = replace(context, collate=material.collate, heldout=measures_of(material.measure), watch=watch)
-    teacher = _teacher(model, options, context)
-    full = _full_precision(model, options, context)
-    passes = compression_pipeline(program, material, options, context, teacher=teacher, latency=latency, source=full)
+        material, options, context = on_data(source, data, options, replace(context, watch=watch))
+    passes = _passes(model, program, material, options, context, latency)
     passes = pipeline(passes) if pipeline else passes
     look_ahead(program, material, options, passes.after(TracePass.name).names, context, export)
     recipe = keeping.recipe(program, material, options, passes, context)
@@ -161,9 +144,21 @@ def compress(
         context = replace(context, checkpoints=folder)
         program = passes.after(TracePass.name).run(handed, context).program
     result = Result.of(program, name, processor, context, passes, material.context_length, notes)
-    told = predicted(latency, options.target.wanted, result.plan)
-    report = replace(result.report, latency=told)
+    report = replace(result.report, latency=predicted(latency, options.target.wanted, result.plan))
     return replace(result, recipe=recipe, options=options, report=report, judge=material.measure_package)
+
+
+def _passes(
+    model: ModelLike,
+    program: Program,
+    material: Material,
+    options: CompressOptions,
+    run: RunContext,
+    latency: LatencyModel | None,
+) -> Pipeline:
+    """All that is done to a traced program, with the ways to load the source once more where a pass will."""
+    teacher, full = _teacher(model, options, run), _full_precision(model, options, run)
+    return compression_pipeline(program, material, options, run, teacher=teacher, latency=latency, source=full)
 
 
 def _teacher(model: ModelLike, options: CompressOptions, run: RunContext) -> Callable[[], torch.nn.Module] | None:

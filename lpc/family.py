@@ -18,9 +18,8 @@ from exporters.options import DEFAULT_EXPORTS, OnnxOptions
 from exporters.registry import Exports, chosen
 from lpc.estimation import look_ahead
 from lpc.family_report import DENSE_ONNX, FamilyReport
-from lpc.material import AnyData, Material, prepare
-from lpc.measuring import measures_of
-from lpc.opening import Keeping, asked, in_whole_blocks, opened, tell_defaults
+from lpc.material import AnyData, Material
+from lpc.opening import Keeping, asked, in_whole_blocks, on_data, opened
 from lpc.options import BenchmarkOptions, CompressOptions, DataOptions, Short
 from lpc.owned import MANIFEST, output
 from lpc.pipelines import MEMBER_NAMES, choices, family_pipeline, member_pipeline
@@ -162,18 +161,9 @@ def compress_family(
     for a target with a budget, and for too few steps.
     """
     snapshots = SnapshotOptions(ratios=tuple(ratios), cooldown=cooldown)
-    options = asked(
-        target,
-        snapshots.ratios[-1] if target is None else None,
-        short,
-        trace,
-        run=run,
-        lora=lora,
-        tune=tune,
-        data_options=data_options,
-        snapshots=snapshots,
-        trust_remote_code=trust_remote_code,
-    )
+    last = snapshots.ratios[-1] if target is None else None
+    options = asked(target, last, short, trace, run=run, lora=lora, tune=tune, data_options=data_options,
+                    snapshots=snapshots, trust_remote_code=trust_remote_code)  # fmt: skip
     keeping, options = Keeping.of(in_whole_blocks(options, export), run_folder, resume)
     schedule = options.tune.schedule or Schedule()
     options = replace(options, tune=settled(replace(options.tune, schedule=schedule)))
@@ -183,10 +173,7 @@ def compress_family(
             check_timeable(base_model(source.model), export)
         solver = Solver.of(options.target, program.traced)
         staged_run(snapshots, solver, schedule, options.tune.steps, revival=options.tune.revival)
-        material = prepare(source, data, options.data_options)
-    options = replace(options, data_options=material.options)
-    tell_defaults(data, material, options)
-    context = replace(context, collate=material.collate, heldout=measures_of(material.measure))
+        material, options, context = on_data(source, data, options, context)
     passes = family_pipeline(material, options)
     coming = [*passes.after(TracePass.name).names, *len(snapshots.ratios) * MEMBER_NAMES]
     look_ahead(program, material, options, coming, context, ())

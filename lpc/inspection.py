@@ -10,7 +10,7 @@ from typing import Any
 
 from lpc.report import untouched
 from lpc.source import load_config
-from passes.budget import default_multiple, largest_ratio, reachable_counts
+from passes.budget import largest_ratio, multiple_of, reachable_counts
 from passes.discovery import describe
 from passes.graph import Cost, Dimension, Kind, PruningGraph, Width
 from passes.models import model_class, task_of
@@ -75,14 +75,13 @@ def inspect(model: str | Path, options: TraceOptions = TraceOptions()) -> Inspec
     family = describe(config, found)
     graph = trace(config, model_type=found, options=options)
     widths = (*(_summary(graph, width) for width in graph.widths), *(_depth_summary(graph, d) for d in graph.depth))
-    fine = [width.size for width in graph.widths if width.kind.is_fine and width.kind is not Kind.HIDDEN]
     return Inspection(
         model=str(model),
         family=graph.family,
         model_class=found.__name__,
         task=str(task_of(found)),
         cost=graph.cost(),
-        multiple=default_multiple(max(fine)) if fine else None,
+        multiple=multiple_of(graph),
         prunable=_prunable(graph),
         largest_ratio=largest_ratio(graph),
         widths=widths,

@@ -15,7 +15,8 @@ import torch
 from exporters.hf import Processor
 from exporters.onnx import PRECISIONS
 from exporters.registry import Exports, check_exports, chosen
-from lpc.material import Material
+from lpc.material import AnyData, Material, prepare
+from lpc.measuring import measures_of
 from lpc.options import CompressOptions, Short, check_kinds, check_short, target_from, with_short
 from lpc.progress import logged
 from lpc.recipe import Recipe
@@ -126,12 +127,20 @@ def opened(
         return source, TracePass(options.trace)(replace(program, history=(record,)), run).program, run
 
 
-def tell_defaults(data: object, material: Material, options: CompressOptions) -> None:
-    """Say in the log what a run is made on and how far it goes, where no data were given."""
+def on_data(
+    source: Source, data: AnyData | None, options: CompressOptions, run: RunContext
+) -> tuple[Material, CompressOptions, RunContext]:
+    """What a run is made on, its options with what this settles of them, and the context that batches and measures it.
+
+    Says in the log what it is made on and how far it goes where no data were given. Raises what ``prepare`` raises.
+    """
+    material = prepare(source, data, options.data_options)
     if data is None:
         ratio = options.target.ratio
         goes = f"ratio {ratio} of the parameters goes" if ratio is not None else "the budget is as given"
         logger.warning("%s; %s", material.notes[0], goes)
+    run = replace(run, collate=material.collate, heldout=measures_of(material.measure))
+    return material, replace(options, data_options=material.options), run
 
 
 def check_loads(model: ModelLike, run: RunContext, load_in: str | None = None) -> None:

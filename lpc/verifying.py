@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 from exporters.files import COMPANIONS, PACKAGE, PROVENANCE, check_files, check_seal
 from exporters.onnx import (
+    PRECISIONS,
     Provenance,
     check_configuration,
     check_graphs,
@@ -27,6 +28,8 @@ from passes.models import base_model, check_finite, fingerprint, read_json
 CHECKPOINT = "hf"
 PRECISION_OF = {"torch.float32": "fp32", "torch.float16": "fp16"}
 """Of packages that do not say it: an older lpc wrote them."""
+
+MEASURED = " (what such bits were measured to cost at most; each block was compared with its weights at the export)"
 
 READ_BY_LOADERS = ("*.safetensors", "*.safetensors.index.json", "*.py", "*.onnx", "*.onnx.data", *sorted(COMPANIONS))
 """Files that whoever loads a folder would read, whether or not they were written with it."""
@@ -215,8 +218,9 @@ class Parts:
                 f"it was made of {found.model[:12]}, and {self.checkpoint} is {fingerprint(model)[:12]}"
             )
         precision = found.precision if found is not None else PRECISION_OF[str(load_config(package).dtype)]
+        of = MEASURED if PRECISIONS.named(precision).blocks else ""
         for each in check_parity(model, package, precision):
-            yield str(each)
+            yield f"{each}{of}"
 
 
 def _unchecked(why: str) -> Iterator[str]:

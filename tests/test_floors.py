@@ -19,6 +19,11 @@ ROOMS = sorted(
 """Imports between floors and rooms run downward: ``lint-imports`` keeps that (pyproject.toml)."""
 
 
+def test_the_map_of_the_house_has_every_room() -> None:
+    rooms = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## The way")[0]
+    assert not [room for room in ROOMS if f"`{room.partition('.')[2]}/`" not in rooms]
+
+
 def _room(module: str) -> str:
     return ".".join(module.split(".")[:2])
 

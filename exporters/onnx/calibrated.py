@@ -7,7 +7,6 @@ from the graph itself, run in onnxruntime on the text.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -44,9 +43,8 @@ def grams(path: Path, names: Iterable[str], text: Path) -> dict[str, torch.Tenso
             values[name].type = ir.TensorType(ir.DataType.FLOAT)
             model.graph.outputs.append(values[name])
 
-    stage = rewritten(path, shown)
-    try:
-        graph = OnnxModel(stage)
+    with rewritten(path, shown) as new:
+        graph = OnnxModel(new)
         found: dict[str, torch.Tensor] = {}
         for window in windows(path.parent, text):
             answer = graph(_feeds(graph, window))
@@ -54,8 +52,6 @@ def grams(path: Path, names: Iterable[str], text: Path) -> dict[str, torch.Tenso
                 rows = answer[name].flatten(0, -2)
                 found[name] = found.get(name, 0) + rows.T @ rows
         return found
-    finally:
-        shutil.rmtree(stage.parent)
 
 
 def _feeds(graph: OnnxModel, ids: torch.Tensor) -> dict[str, torch.Tensor]:

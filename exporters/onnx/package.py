@@ -12,7 +12,7 @@ from exporters.files import DECODER_FILE, ENCODER_FILE, MODEL_FILE, PRECISION_EN
 from exporters.hf import Processor
 from exporters.onnx.options import GraphKind, OnnxPackage, precision_of
 from exporters.options import OnnxOptions
-from passes.models import Parity
+from passes.models import Parity, sentence_files
 
 
 def clear(folder: Path) -> None:
@@ -32,6 +32,7 @@ def write_companions(model: PreTrainedModel, processor: Processor | None, folder
     config.save_pretrained(folder)
     if processor is not None:
         processor.save_pretrained(folder)
+    sentence_files(model).write(folder, config)
 
 
 def finish(

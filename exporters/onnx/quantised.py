@@ -37,9 +37,9 @@ def quantise(path: Path, options: OnnxOptions, *, bits: int) -> tuple[Parity, ..
         calibrated = [reader for reader in readers(ir.load(path).graph) if reader.kind == "weight"]
         known = grams(path, [each.input for each in calibrated], options.calibration)
         solved_for = {str(each.node.outputs[0].name): known[each.input] for each in calibrated}
-    new = rewritten(path, partial(_quantise, options=options, bits=bits, known=known))
-    proof = compare(path, new, bits, solved_for)
-    put_in_place(new, path)
+    with rewritten(path, partial(_quantise, options=options, bits=bits, known=known)) as new:
+        proof = compare(path, new, bits, solved_for)
+        put_in_place(new, path)
     return proof
 
 

@@ -39,6 +39,11 @@ def check_exportable(model: PreTrainedModel, processor: Processor | None, option
     where no route to a graph exists; MissingFileError, DataError for a calibration text. Reads no weights.
     """
     kind = kind_of(model)
+    if options.pooling and task_of(model) is not Task.FEATURE_EXTRACTION:
+        raise UnsupportedModelError(
+            f"pooling (--onnx-pooling) is for embedding models, and {type(model).__name__} is for {task_of(model)}: "
+            "leave it out"
+        )
     if options.calibration is not None and not options.calibration.is_file():
         raise MissingFileError(f"there is no text {options.calibration} to calibrate int4 on")
     if options.calibration is not None and kind != "decoder":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx_ir as ir
@@ -17,15 +18,19 @@ EXTERNAL_FROM_BYTES = 1024
 """Smaller tensors are stored in the graph's own file."""
 
 
-def rewritten(path: Path, change: Callable[[ir.Model], None]) -> Path:
-    """Write the changed graph, with its data file, into a folder beside ``path``; the path of the new one there."""
+@contextmanager
+def rewritten(path: Path, change: Callable[[ir.Model], None]) -> Iterator[Path]:
+    """The changed graph, with its data file, in a folder beside ``path`` that is gone after the block."""
     model = ir.load(path)
     change(model)
     stage = path.parent / f".{path.name}.new"
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir()
-    ir.save(model, stage / path.name, external_data=f"{path.name}.data", size_threshold_bytes=EXTERNAL_FROM_BYTES)
-    return stage / path.name
+    try:
+        ir.save(model, stage / path.name, external_data=f"{path.name}.data", size_threshold_bytes=EXTERNAL_FROM_BYTES)
+        yield stage / path.name
+    finally:
+        shutil.rmtree(stage)
 
 
 def put_in_place(new: Path, path: Path) -> None:
@@ -35,7 +40,6 @@ def put_in_place(new: Path, path: Path) -> None:
             (new.parent / name).replace(path.parent / name)
         else:
             (path.parent / name).unlink(missing_ok=True)
-    new.parent.rmdir()
 
 
 def matrices(graph: ir.Graph) -> Iterator[ir.Value]:

@@ -17,9 +17,9 @@ from passes.models import Parity
 
 def store(path: Path, options: OnnxOptions, *, dtype: torch.dtype) -> tuple[Parity, ...]:
     """Store every matrix of the graph in ``dtype``, with a ``Cast`` behind it. Proven: to rounding, bit for bit."""
-    new = rewritten(path, partial(_narrow, dtype=dtype))
-    parity = _compare(path, new, dtype)
-    put_in_place(new, path)
+    with rewritten(path, partial(_narrow, dtype=dtype)) as new:
+        parity = _compare(path, new, dtype)
+        put_in_place(new, path)
     return (parity,)
 
 

@@ -26,17 +26,22 @@ class VerifyOptions:
     )
 
 
+def _engines() -> tuple[str, ...]:
+    from lpc.serving import ENGINES
+
+    return tuple(each.name for each in ENGINES)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
     """By what, and where."""
 
     engine: str | None = option(
         None,
-        help="The server: onnx-genai-server, vllm or transformers; by default the first of them that is installed and "
-        "can.",
+        choices=_engines,
+        help="The server; by default the first of them that is installed and can.",
         group=Group.DATA,
         common=True,
-        metavar="NAME",
     )
     port: int = option(
         8000, least=0, most=65535, help="The port on loopback; 0 takes a free one.", group=Group.DATA, common=True

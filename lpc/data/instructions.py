@@ -22,9 +22,10 @@ __all__ = ["CHATS", "PAIRS", "Columns", "instruction_rows"]
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-PAIRS = (("instruction", "output"), ("instruction", "response"), ("prompt", "completion"))
+PAIRS = (("instruction", "output"), ("instruction", "response"), ("prompt", "completion"), ("prompt", "chosen"))
 INPUTS = ("input", "context")
 CHATS = ("messages", "conversations")
+REJECTED = "rejected"
 BATCH = 1000
 """Rows that are tokenized in one call, unless they are long."""
 
@@ -49,6 +50,8 @@ class Columns:
         """The columns of data, by the first row; None if it is not one of instruction data."""
         if not isinstance(first, Mapping):
             return None
+        if is_conversation(first.get("chosen")) and not is_conversation(first.get("prompt")):
+            return cls("chosen", is_chat=True)  # the whole chat, which begins with the prompt
         for prompt, answer in PAIRS:
             if prompt in first and answer in first:
                 context = next((name for name in INPUTS if name in first), None) if prompt == "instruction" else None
@@ -96,6 +99,8 @@ def instruction_rows(
     """
     if tokenizer is None:
         raise TokenizerError("instruction data need a tokenizer: give one, or rows with input_ids and labels")
+    if REJECTED in records.first:
+        logger.warning("the data are preferences: `chosen` is what is learnt, `%s` is not read", REJECTED)
     if row_format.template is not None and columns.prompt != "instruction":
         raise OptionError(f"the template is for an `instruction` column, and the data have `{columns.prompt}`")
     if not columns.is_chat and tokenizer.eos_token_id is None:

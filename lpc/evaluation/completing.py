@@ -13,7 +13,7 @@ from lpc.data import IGNORED
 from passes.models import Task, base_model, evaluation_mode, task_of
 from passes.ranks import sharded
 
-__all__ = ["completions", "prompts_in"]
+__all__ = ["NEW_TOKENS", "completions", "prompts_in"]
 
 PROMPTS = 3
 """So many held-out rows are begun and gone on with."""

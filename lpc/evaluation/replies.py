@@ -15,7 +15,7 @@ from lpc.data import Chat, TextFrame
 from passes.errors import OptionError, TokenizerError
 from passes.models import base_model, evaluation_mode, generated
 
-__all__ = ["Replies", "RepliesCompared", "Reply", "check_asked", "fixed_prompts", "replies"]
+__all__ = ["REPLY_TOKENS", "Replies", "RepliesCompared", "Reply", "check_asked", "fixed_prompts", "replies"]
 
 REPLY_TOKENS = 64
 RUN = 3

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from passes.errors import MissingFileError, OptionError
-from passes.options import Group, RunOptions, as_in, check, option
+from passes.options import Group, RunOptions, as_in, check, names_in, option
 
 BACKENDS = ("hf", "onnx", "genai")
 
@@ -50,10 +50,6 @@ class AskedTask:
     preset: str | None = None
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in text.split(",") if name)
-
-
 def _size(text: str) -> int | None:
     if text == "auto":
         return None
@@ -74,7 +70,7 @@ class EvaluateOptions:
         common=True,
         metavar="TASK,...",
         words=str,
-        read=_names,
+        read=names_in,
     )
     task_data: Path | None = option(
         None,

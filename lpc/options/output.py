@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporters.options import DEFAULT_EXPORTS, EXPORTER_NAMES, names_in
+from exporters.options import DEFAULT_EXPORTS, EXPORTER_NAMES
 from passes.errors import OptionError
-from passes.options import Group, check, option
+from passes.options import Group, check, names_in, option
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lpc.evaluation import difference_rows, evaluation_rows
+from lpc.evaluation import NEW_TOKENS, REPLY_TOKENS, difference_rows, evaluation_rows
 from lpc.report.answers import answer_rows
 from lpc.report.costs import label_of, shown
 from passes.errors import visible
@@ -163,7 +163,7 @@ def _completed(completions: Sequence[Mapping[str, str]]) -> str:
     """Prompts and completions as code, in which nothing has a meaning."""
     if not completions:
         return ""
-    parts = ["\n\n### Completions\n\nThe most probable token each time, at most 24 of them."]
+    parts = [f"\n\n### Completions\n\nThe most probable token each time, at most {NEW_TOKENS} of them."]
     for each in completions:
         lines = [f"{name}: {visible(each[name])}" for name in ("prompt", "dense", "pruned")]
         parts.append("\n".join(f"    {line}" for text in lines for line in text.splitlines()))
@@ -195,7 +195,8 @@ def _answers(manifest: Mapping[str, Any]) -> str:
     answers = manifest.get("answers")
     if not answers:
         return ""
-    head = f"To {len(answers['dense'])} fixed prompts by the chat template, greedily, at most 64 tokens each."
+    asked = f"To {len(answers['dense'])} fixed prompts by the chat template"
+    head = f"{asked}, greedily, at most {REPLY_TOKENS} tokens each."
     return f"## Answers\n\n{head}\n\n" + table(["", "dense", "pruned"], answer_rows(answers))
 
 

@@ -13,8 +13,8 @@ from lpc.report.costs import Limited, limited
 from lpc.report.layers import DimensionKept, dimensions_kept
 from lpc.report.render import render
 from lpc.report.untouched import untouched
-from passes.budget import default_multiple
-from passes.graph import Cost, Kind, Plan, PruningGraph
+from passes.budget import multiple_of
+from passes.graph import Cost, Plan, PruningGraph
 from passes.pipeline import PassEntry, PassRecord, RunContext, plain
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class Report:
             others=tuple(limited(graph, plan)),
             dimensions=tuple(dimensions_kept(graph, plan, scores)),
             notes=notes,
-            multiple=_multiple(graph, plan),
+            multiple=plan.options.get("multiple") or multiple_of(graph),
         )
 
     @property
@@ -227,9 +227,3 @@ def _widths(graph: PruningGraph, counts: Mapping[str, int]) -> dict[str, Widths]
         if kept:
             found[width.name] = Widths(width.size, min(kept), max(kept), sum(kept) / len(kept))
     return found
-
-
-def _multiple(graph: PruningGraph, plan: Plan) -> int | None:
-    """What the widths of MLPs were rounded to; None if none of them can go."""
-    fine = [width.size for width in graph.widths if width.kind.is_fine and width.kind is not Kind.HIDDEN]
-    return plan.options.get("multiple") or (default_multiple(max(fine)) if fine else None)

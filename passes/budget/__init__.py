@@ -1,6 +1,6 @@
 """From a target to counts: what a choice costs, the solver, both layouts."""
 
-from passes.budget.bundles import default_multiple, reachable_counts
+from passes.budget.bundles import default_multiple, multiple_of, reachable_counts
 from passes.budget.latency import LatencyModel
 from passes.budget.solver import Scores, Solver, best_units, largest_ratio
 
@@ -11,5 +11,6 @@ __all__ = [
     "best_units",
     "default_multiple",
     "largest_ratio",
+    "multiple_of",
     "reachable_counts",
 ]

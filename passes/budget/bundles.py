@@ -41,6 +41,12 @@ def default_multiple(size: int) -> int:
     return COARSE if size >= WIDE else FINE
 
 
+def multiple_of(graph: PruningGraph) -> int | None:
+    """What a graph's MLP widths are rounded to unless the user says otherwise; None if none of them can go."""
+    fine = [width.size for width in graph.widths if width.kind.is_fine and width.kind is not Kind.HIDDEN]
+    return default_multiple(max(fine)) if fine else None
+
+
 def reachable_counts(width: Width, multiple: int | None) -> list[int]:
     """The counts a result may have, ascending: of channels the multiples and the dense count, of others all."""
     if not width.kind.is_fine:

@@ -56,17 +56,6 @@ def describe(config: PreTrainedConfig, kind: type[PreTrainedModel], *, cache: Pa
     return family_of(config)
 
 
-def discover(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> Family:
-    """The family of a model type as found in a small model of it, proven. Raises UnsupportedModelError."""
-    task_of(kind)
-    with quiet():
-        return _proven(kind, small_config(kind, config))
-
-
-def _proven(kind: type[PreTrainedModel], small: PreTrainedConfig) -> Family:
-    return _Search(kind, small, random_model(kind, small)).proven()
-
-
 def _kept(config: PreTrainedConfig, kind: type[PreTrainedModel], cache: Path) -> Family:
     """The family, from the cache where it is there."""
     task_of(kind)
@@ -76,7 +65,7 @@ def _kept(config: PreTrainedConfig, kind: type[PreTrainedModel], cache: Path) ->
     found = IN_PROCESS.get(path) or read_family(path)
     if found is None:
         try:
-            found = _proven(kind, small)
+            found = _Search(kind, small, random_model(kind, small)).proven()
         except UnsupportedModelError as error:
             write_family(path, str(error))
             raise

@@ -8,7 +8,7 @@ from passes.options.distill import DistillOptions
 from passes.options.importance import ImportanceOptions
 from passes.options.lora import LoraOptions
 from passes.options.measures import BYTES, COUNTS, MEASURES, SECONDS, Measure, register_measure
-from passes.options.names import Names
+from passes.options.names import Names, names_in
 from passes.options.option import AUTO, Facts, Group, Option, as_in, declared, option
 from passes.options.plain import from_dict, schema, to_dict
 from passes.options.recover import RecoverOptions
@@ -66,6 +66,7 @@ __all__ = [
     "from_dict",
     "left_to_run",
     "main_type",
+    "names_in",
     "nearest",
     "option",
     "read_text",

@@ -26,3 +26,8 @@ class Names:
         if self._registry is not None:
             return tuple(self._registry)
         return tuple(dict.fromkeys((*self.own, *(point.name for point in entry_points(group=self._group)))))
+
+
+def names_in(text: str) -> tuple[str, ...]:
+    """What stands between the commas of a text, without spaces around it; nothing between two of them is no name."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -12,6 +12,7 @@ from passes.options.check import check
 from passes.options.criteria import criterion_choices
 from passes.options.distill import DistillOptions
 from passes.options.importance import ImportanceOptions
+from passes.options.names import names_in
 from passes.options.option import AUTO, Group, option
 from passes.options.run import left_to_run
 from passes.options.schedule import ONE_SHOT, Schedule
@@ -41,8 +42,8 @@ def check_loggers(names: Sequence[str]) -> None:
             raise OptionError(f"report_to {name} (--report-to) needs {name}: pip install {name}, or leave it out")
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip() not in ("", "none"))
+def _logs(text: str) -> tuple[str, ...]:
+    return tuple(name for name in names_in(text) if name != "none")
 
 
 def _distillation(weight: float) -> DistillOptions | None:
@@ -136,7 +137,7 @@ class TuneOptions:
         group=Group.TUNE,
         metavar="NAME,...",
         words=str,
-        read=_names,
+        read=_logs,
         record=False,
     )
     heldout_every: int | None = option(

@@ -140,3 +140,23 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
 def test_what_is_no_chat_is_one_error_that_names_the_message(row: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=f"row 0 of the data.*{message}"):
         rows_of(row)
+
+
+USER, SAYS = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}
+BAD = {"role": "assistant", "content": "5"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [USER], "chosen": [SAYS], "rejected": [BAD]},
+        {"prompt": "2+2?", "chosen": [USER, SAYS], "rejected": [USER, BAD]},
+        {"chosen": [USER, SAYS], "rejected": [USER, BAD]},
+    ],
+)
+def test_preferences_teach_what_was_chosen_and_say_what_is_not_read(
+    row: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert spelled(row) == spelled({"messages": [USER, SAYS]})
+    assert "`rejected` is not read" in caplog.text
+    assert spelled({"prompt": "2+2=", "chosen": "4", "rejected": "5"}) == spelled({"prompt": "2+2=", "completion": "4"})

@@ -13,7 +13,7 @@ import torch
 import transformers as hf
 import zoo
 
-from passes.discovery import describe, discover, random_model, small_config
+from passes.discovery import describe, random_model, small_config
 from passes.discovery.layouts import attention_kinds
 from passes.discovery.proof import prove
 from passes.errors import UnsupportedModelError
@@ -100,26 +100,25 @@ def test_a_wrong_layout_is_refused_with_the_check_that_failed(undescribed: None)
 FAMILIES_OF: dict[str, Family] = dict(FAMILIES)
 
 
-def test_attention_that_fits_no_layout_stays_with_the_reason() -> None:
+def test_attention_that_fits_no_layout_stays_with_the_reason(tmp_path: Path) -> None:
     config = hf.DiffLlamaConfig(**{**SIZES, "hidden_size": 128})
-    family = discover(config, hf.DiffLlamaForCausalLM)
+    family = describe(config, hf.DiffLlamaForCausalLM, cache=tmp_path)
     assert family.attentions == ()
     assert "DiffLlamaAttention fit none of the known attention layouts (it holds lambda_q1" in family.fixed["self_attn"]
-    with tried("diffllama", family):
-        graph = trace(config, model_type=hf.DiffLlamaForCausalLM)
+    graph = trace(config, model_type=hf.DiffLlamaForCausalLM)
     assert graph.untouched["self_attn"] == family.fixed["self_attn"]
     assert [width.name for width in graph.widths] == ["mlp_channels"]
     assert graph.untouched["KV cache"].startswith("what 2 layers keep of past tokens is not known")
 
 
-def test_what_cannot_be_proven_is_refused_with_the_reason_and_the_lines_to_describe_it() -> None:
+def test_what_cannot_be_proven_is_refused_with_the_reason_and_the_lines_to_describe_it(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match=r"nothing of Mamba.* can go.*lpc\.register_attention\('mamba'"):
-        discover(hf.MambaConfig(hidden_size=16, num_hidden_layers=2), hf.MambaForCausalLM)
+        describe(hf.MambaConfig(hidden_size=16, num_hidden_layers=2), hf.MambaForCausalLM, cache=tmp_path)
 
 
-def test_several_models_in_one_are_refused_by_the_names_of_the_parts() -> None:
+def test_several_models_in_one_are_refused_by_the_names_of_the_parts(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match=r"several models in one \(.*vision_config"):
-        discover(hf.PaliGemmaConfig(), hf.PaliGemmaForConditionalGeneration)
+        describe(hf.PaliGemmaConfig(), hf.PaliGemmaForConditionalGeneration, cache=tmp_path)
 
 
 def test_a_small_model_has_each_kind_of_layer_and_the_size_of_the_heads() -> None:
