@@ -44,6 +44,7 @@ def finish(
     parity: tuple[Parity, ...],
     no_genai: str | None,
     route: Literal["builder", "torch"] = "torch",
+    plain_attention: str | None = None,
     kv_bytes_per_token: int = 0,
 ) -> OnnxPackage:
     """The record of a folder that is written and verified."""
@@ -56,6 +57,7 @@ def finish(
         route=route,
         parameters=parameters,
         file_bytes=sum(path.stat().st_size for path in folder.glob("*.onnx*")),
+        plain_attention=plain_attention,
         kv_bytes_per_token=kv_bytes_per_token,
         no_genai=no_genai,
         parity=parity,

@@ -7,9 +7,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from exporters.hf import Processor
 from exporters.onnx.calibrated import token_ids
 from exporters.onnx.decoder import why_not_builder
+from exporters.onnx.group_query import why_not_group_query
 from exporters.onnx.options import GraphKind
 from exporters.onnx.verify.probes import vocabulary
-from exporters.options import OnnxOptions
+from exporters.options import GROUP_QUERY, OnnxOptions
 from passes.errors import MissingFileError, TokenizerError, UnsupportedModelError
 from passes.models import Task, rope_types, task_of, weightless
 
@@ -58,6 +59,8 @@ def check_exportable(model: PreTrainedModel, processor: Processor | None, option
         )
     if options.route == "builder":
         _check_builder(model, kind)
+    if options.attention == GROUP_QUERY:
+        _check_group_query(model, kind)
 
 
 def _check_tokenizer(model: PreTrainedModel, processor: Processor | None) -> None:
@@ -95,3 +98,13 @@ def _check_builder(model: PreTrainedModel, kind: GraphKind) -> None:
     reason = why_not_builder(weightless(type(model), model.config))
     if reason is not None:
         raise UnsupportedModelError(f"the ONNX graph builder does not know this model: {reason}; use route='auto'")
+
+
+def _check_group_query(model: PreTrainedModel, kind: GraphKind) -> None:
+    reason = "it is no causal language model" if kind != "decoder" else None
+    if reason is None:
+        twin = weightless(type(model), model.config)
+        reason = why_not_builder(twin) or why_not_group_query(twin)
+    if reason is not None:
+        name = type(model).__name__
+        raise UnsupportedModelError(f"{name} has no graph with GroupQueryAttention: {reason}; use attention='auto'")

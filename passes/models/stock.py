@@ -95,9 +95,12 @@ def shell(kind: type[PreTrainedModel], config: PreTrainedConfig, like: PreTraine
 
 
 def filled(model: PreTrainedModel, state: Mapping[str, torch.Tensor], like: PreTrainedModel) -> PreTrainedModel:
-    """``model`` with the tensors of ``state`` as its own, and everything that is no tensor as in ``like``."""
+    """``model`` with the tensors of ``state`` as its own, and everything that is no tensor as in ``like``.
+
+    Its weights can be trained, as a loaded model's: torch would copy a frozen head for each row that ``generate`` asks.
+    """
     model.load_state_dict(state, assign=True)
     model.tie_weights()
     if getattr(like, "generation_config", None) is not None:
         model.generation_config = like.generation_config
-    return model.requires_grad_(False).train(like.training)
+    return model.train(like.training)
