@@ -168,7 +168,7 @@ def _maker(way: str) -> Callable[[Real, float, int, Setting], PreTrainedModel]:
 
 def _data(share: float, setting: Setting) -> lpc.DataOptions:
     return lpc.DataOptions(
-        sequence_length=setting.length, self_share=share, self_sequences=setting.own, self_seconds=1e6
+        sequence_length=setting.length, self_share=share, self_sequences=setting.own, self_seconds=604_800
     )
 
 
