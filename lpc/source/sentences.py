@@ -98,7 +98,8 @@ def _modules(folder: Path) -> list[tuple[str, str]]:
 def _mode(path: Path) -> PoolingMode:
     said = read_json(path)
     named = said.get("pooling_mode")
-    found = [named] if isinstance(named, str) else [MODES.get(key, key) for key in said if _is_on(said, key)]
+    named = [named] if isinstance(named, str) else named
+    found = named if isinstance(named, list) else [MODES.get(key, key) for key in said if _is_on(said, key)]
     if len(found) == 1 and found[0] in set(PoolingMode):
         return PoolingMode(found[0])
     raise UnsupportedModelError(

@@ -38,6 +38,7 @@ from passes.models.batches import HOST_TOKENS, Collate, Row, batches, label_coun
 from passes.models.declared import check_declared
 from passes.models.embedding import (
     SENTENCE_EMBEDDING,
+    Drawing,
     Pooling,
     PoolingMode,
     SentenceFiles,
@@ -95,6 +96,7 @@ __all__ = [
     "Adapter",
     "Collate",
     "DenseWeight",
+    "Drawing",
     "Fingerprint",
     "LoraLayers",
     "MaskedModel",

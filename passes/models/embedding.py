@@ -21,6 +21,7 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from passes.models.base import base_model
+from passes.models.batches import Collate, Row
 
 SENTENCE_EMBEDDING = "sentence_embedding"
 """What the vectors are called among a model's outputs, and a graph's, as sentence-transformers calls them."""
@@ -120,6 +121,19 @@ def drawn_around(wanted: torch.Tensor, generator: torch.Generator) -> torch.Tens
     noise = torch.randn(wanted.shape, generator=generator).to(wanted) / wanted.shape[-1] ** 0.5
     drawn: torch.Tensor = wanted + NOISE * wanted.norm(dim=-1, keepdim=True) * noise
     return drawn
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Makes the batches that another makes, with labels drawn around theirs: the same ones for the same texts."""
+
+    collate: Collate
+
+    def __call__(self, rows: list[Row]) -> Row:
+        """One batch."""
+        batch = self.collate(rows)
+        generator = torch.Generator().manual_seed(int(batch["input_ids"].sum()))
+        return {**batch, "labels": drawn_around(batch["labels"], generator)}
 
 
 def pooling_of(model: PreTrainedModel | PeftModel) -> Pooling:

@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 import transformers as hf
+from torch.utils.data import default_collate
 from transformers import PreTrainedModel
 
 from passes.models import (
+    Drawing,
     Pooling,
     PoolingMode,
     SentenceFiles,
@@ -72,6 +74,15 @@ def test_only_labels_drawn_around_the_vectors_have_a_gradient_at_the_dense_model
         embedding_loss(own, labels).backward()
         assert own.grad is not None
         assert least <= float(own.grad.norm()) <= most
+
+
+def test_a_batch_has_the_same_labels_drawn_each_time_and_no_other_tokens() -> None:
+    rows = [{"input_ids": torch.tensor([1, 2, n]), "labels": torch.ones(4)} for n in range(2)]
+    drawing = Drawing(default_collate)
+    one, other, plain = drawing(rows), drawing(rows), default_collate(rows)
+    assert torch.equal(one["labels"], other["labels"])
+    assert torch.equal(one["input_ids"], plain["input_ids"])
+    assert 0 < float((one["labels"] - plain["labels"]).norm()) < 1
 
 
 @pytest.mark.parametrize("mode", PoolingMode)
