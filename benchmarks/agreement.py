@@ -31,11 +31,14 @@ def torch_greedy(model: Any, prompt: Tokens, new: int) -> Tokens:
 def ort_greedy(session: Any, prompt: Tokens, new: int, *, never: set[int]) -> Tokens:
     """Greedy decoding on the raw graph; like ``min_new_tokens``, it never takes an end-of-text token."""
     outputs = [output.name for output in session.get_outputs()]
-    cache = {i.name: np.zeros((1, i.shape[1], 0, i.shape[3]), np.float32) for i in session.get_inputs()[3:]}
+    shapes = {each.name: each.shape for each in session.get_inputs()}
+    pasts = [name for name in shapes if name.startswith("past_key_values.")]
+    cache = {name: np.zeros((1, shapes[name][1], 0, shapes[name][3]), np.float32) for name in pasts}
     tokens, fresh = list(prompt), np.array([prompt], np.int64)
     for _ in range(new):
         positions = np.arange(len(tokens) - fresh.shape[1], len(tokens))[None]
         feeds = {"input_ids": fresh, "attention_mask": np.ones((1, len(tokens)), np.int64), "position_ids": positions}
+        feeds = {name: value for name, value in feeds.items() if name in shapes}
         logits, *present = session.run(outputs, {**feeds, **cache})
         cache = {n.replace("present", "past_key_values"): v for n, v in zip(outputs[1:], present, strict=True)}
         last = logits[0, -1]

@@ -1,11 +1,14 @@
 """lpc's ONNX packages against onnxruntime-genai's model builder: milliseconds, spread and bytes, in one run.
 
     python benchmarks/onnx_speed.py MODEL --work DIR [--pruned HF_DIR] [--precision fp32,int4] [--rounds 15]
+        [--attention plain,gqa] [--head int4] [--engine genai]
 
 Writes each package that is not there yet into DIR, loads all of them, and has them take turns, call by call, in order
-that rotates. With one thread (the default) the processor time of this process is compared, which other work on the
-machine disturbs less than the clock; with more it is the clock's. A ratio is the median over the turns of lpc's time
-over the builder's of the same precision. Prints a table, and writes it and the numbers into benchmarks/results.
+that rotates. The engine is onnxruntime, called step by step with a cache that is handed over, or GenAI, which keeps
+the cache. The builder stores the head of an int4 model in 4 bits, which ``--head int4`` has lpc do as well. With one
+thread (the default) the processor time of this process is compared, which other work on the machine disturbs less than
+the clock; with more it is the clock's. A ratio is the median over the turns of lpc's time over the builder's of the
+same precision. Prints a table, and writes it and the numbers into benchmarks/results.
 """
 
 from __future__ import annotations
@@ -16,20 +19,23 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from exporters.calls import Call, Graph, OnnxFolder, call_grid
 from exporters.latency import processor
-from exporters.options import OnnxOptions
+from exporters.options import GROUP_QUERY, PLAIN, OnnxOptions
 from lpc import export
 from passes.options import names_in
 
 RESULTS = Path(__file__).parent / "results"
 DECODES = 4
 """Turns of a decode step for one of a prefill, which takes so much longer."""
+Turn = Callable[[], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +48,16 @@ class Timed:
     against_builder: tuple[float, float, float] | None
 
 
-def packages(model: Path, pruned: Path | None, names: tuple[str, ...], work: Path) -> dict[str, Path]:
+def packages(given: argparse.Namespace) -> dict[str, Path]:
     """Folders of the packages by name; those that are missing are made."""
-    found = {}
-    for precision in names:
-        found[f"builder {precision}"] = built(model, work / f"builder-{precision}", precision)
-        found[f"lpc {precision}"] = exported(model, work / f"lpc-{precision}", precision)
-        if pruned is not None:
-            found[f"lpc pruned {precision}"] = exported(pruned, work / f"pruned-{precision}", precision)
+    found, models = {}, {"lpc": given.model} | ({"lpc pruned": given.pruned} if given.pruned is not None else {})
+    for precision in given.precision:
+        found[f"builder {precision}"] = built(given.model, given.work / f"builder-{precision}", precision)
+        for name, model in models.items():
+            for attention in given.attention:
+                options = OnnxOptions(precision=(precision,), attention=attention, head=given.head)
+                folder = given.work / f"{name.replace(' ', '-')}-{attention}-{given.head}-head-{precision}"
+                found[f"{name} {attention} {precision}"] = exported(model, folder, options)
     return found
 
 
@@ -61,33 +69,79 @@ def built(model: Path, folder: Path, precision: str) -> Path:
     return folder
 
 
-def exported(model: Path, folder: Path, precision: str) -> Path:
+def exported(model: Path, folder: Path, options: OnnxOptions) -> Path:
     """lpc's package of a model."""
     if not (folder / "model.onnx").is_file():
-        export(model, folder, OnnxOptions(precision=(precision,)))
+        export(model, folder, options)
     return folder
 
 
-def turns(graphs: dict[str, Graph], call: Call, rounds: int, *, one_thread: bool) -> dict[str, np.ndarray]:
+class InOnnxruntime:
+    """A package whose graph is called, the cache handed over as it is."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        self.graph = Graph(OnnxFolder.find(folder), threads)
+
+    def turn(self, call: Call, turns: int) -> Turn:
+        """One call."""
+        feeds = self.graph.feeds(call)
+        return lambda: self.graph.run(feeds)
+
+
+class InGenai:
+    """A package in GenAI, which keeps the cache; over the turns of a decode step the past grows by as many tokens."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        import onnxruntime_genai as og
+
+        self.og, config = og, og.Config(str(folder))
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
+        self.model = og.Model(config)
+        self.words = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"]["vocab_size"]
+
+    def turn(self, call: Call, turns: int) -> Turn:
+        """A prompt to its first token, in a cache of its own; or one more token."""
+        ids = np.random.default_rng(0).integers(0, self.words, (call.batch, call.past or call.tokens)).astype(np.int32)
+        if call.phase == "prefill":
+            return lambda: self._read(ids, 1).generate_next_token()
+        generator = self._read(ids, turns + 1)
+        generator.generate_next_token()  # of the prompt's own logits
+        return lambda: generator.generate_next_token()
+
+    def _read(self, ids: np.ndarray, more: int) -> Any:
+        parameters, length = self.og.GeneratorParams(self.model), ids.shape[1] + more + 1
+        parameters.set_search_options(
+            max_length=length, min_length=length, batch_size=len(ids), do_sample=False, repetition_penalty=1.0
+        )
+        generator = self.og.Generator(self.model, parameters)
+        generator.append_tokens(ids)
+        return generator
+
+
+ENGINES: dict[str, Callable[[Path, int], InOnnxruntime | InGenai]] = {"onnxruntime": InOnnxruntime, "genai": InGenai}
+Loaded = Mapping[str, InOnnxruntime | InGenai]
+
+
+def timed(loaded: Loaded, call: Call, rounds: int, *, one_thread: bool) -> dict[str, np.ndarray]:
     """Seconds of every turn, by package; the first turn of each is not counted."""
     clock = time.process_time if one_thread else time.perf_counter
-    feeds = {name: graph.feeds(call) for name, graph in graphs.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in graphs}
-    order = list(graphs)
+    turns = {name: each.turn(call, rounds + 1) for name, each in loaded.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in loaded}
+    order = list(loaded)
     for turn in range(rounds + 1):
         for name in order[turn % len(order) :] + order[: turn % len(order)]:
             start = clock()
-            graphs[name].run(feeds[name])
+            turns[name]()
             if turn:
                 seconds[name].append(clock() - start)
     return {name: np.array(each) for name, each in seconds.items()}
 
 
-def measured(graphs: dict[str, Graph], calls: list[Call], rounds: int, *, one_thread: bool) -> list[Timed]:
+def measured(loaded: Loaded, calls: list[Call], rounds: int, *, one_thread: bool) -> list[Timed]:
     """All packages on all calls."""
     found = []
     for call in calls:
-        times = turns(graphs, call, rounds * (DECODES if call.phase == "decode" else 1), one_thread=one_thread)
+        times = timed(loaded, call, rounds * (DECODES if call.phase == "decode" else 1), one_thread=one_thread)
         for name, seconds in times.items():
             base = times.get(f"builder {name.rpartition(' ')[2]}")
             ratio = None if base is None or name.startswith("builder") else quartiles(seconds / base)
@@ -127,6 +181,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--pruned", type=Path)
     parser.add_argument("--precision", type=names_in, default=("fp32", "int4"))
+    parser.add_argument("--attention", type=names_in, default=(PLAIN, GROUP_QUERY))
+    parser.add_argument("--head", default="int8", help="how lpc's int4 stores it")
+    parser.add_argument("--engine", choices=ENGINES, default="onnxruntime")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
@@ -134,13 +191,14 @@ def main() -> None:
     parser.add_argument("--decode", type=int, nargs="+", default=[128, 1024])
     parser.add_argument("--name", default="smollm2", help="of the files in benchmarks/results: onnx-speed-NAME")
     given = parser.parse_args()
-    folders = packages(given.model, given.pruned, given.precision, given.work)
-    graphs = {name: Graph(OnnxFolder.find(folder), given.threads) for name, folder in folders.items()}
+    folders = packages(given)
+    loaded = {name: ENGINES[given.engine](folder, given.threads) for name, folder in folders.items()}
     calls = call_grid(tuple(given.batches), tuple(given.prefill), tuple(given.decode))
     load = os.getloadavg()[0]
-    found = measured(graphs, calls, given.rounds, one_thread=given.threads == 1)
-    sizes = {name: graph.folder.file_bytes for name, graph in graphs.items()}
-    where = f"{processor()}, {given.threads} thread(s), load {load:.1f} before and {os.getloadavg()[0]:.1f} after"
+    found = measured(loaded, calls, given.rounds, one_thread=given.threads == 1)
+    sizes = {name: OnnxFolder.find(folder).file_bytes for name, folder in folders.items()}
+    loads = f"load {load:.1f} before and {os.getloadavg()[0]:.1f} after"
+    where = f"{given.engine}, {processor()}, {given.threads} thread(s), {loads}"
     text = f"{given.model.name}: {where}.\n\n{table(found, sizes)}\n"
     print(text)
     values = {"machine": where, "bytes": sizes, "runs": [asdict(each) for each in found]}

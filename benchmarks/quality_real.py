@@ -4,10 +4,10 @@
 
 ``LPC_MODELS/smollm2`` is what ``../shared/tools/real_models.py smollm2`` writes, ``LPC_DATA`` has text and tasks. A
 cell is a way at a ratio with a seed, tuned on WikiText-2 train as ``lpc.compress`` does, ``--steps`` of 8 × 256 tokens.
-Measured are the perplexity of tokens of WikiText-2 test, TinyStories and LAMBADA, the mean of acc_norm over ``--rows``
-rows of each task (lm-eval) with its standard error, and for a model with a chat template its answers. Cells that are
-done are read back from ``benchmarks/out/quality-MODEL-real.jsonl``; one that is refused, or whose peer is not
-installed, says why. ``--table`` runs nothing.
+Measured are, in the model's own dtype, the perplexity of tokens of WikiText-2 test, TinyStories and LAMBADA, the mean
+of acc_norm over ``--rows`` rows of each task (lm-eval) with its standard error, and for a model with a chat template
+its answers. Cells that are done are read back from ``benchmarks/out/quality-MODEL-real.jsonl``; one that is refused, or
+whose peer is not installed, says why. ``--table`` runs nothing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from passes.tuning import RecoverPass
 OUT = Path(__file__).parent / "out"
 TASKS = ("arc_easy", "arc_challenge", "piqa", "hellaswag", "openbook_qa", "winogrande")
 WIKITEXT, STORIES, LAMBADA = TEXTS = ("WikiText-2", "TinyStories", "LAMBADA")
-WINDOW, WINDOWS = 512, 200
+WINDOW, WINDOWS = 512, 50
 DENSE, TUNED, OPTIPFAIR = "dense", "dense, tuned", "optipfair, not tuned"
 
 RECIPES: Mapping[str, Recipe] = {
@@ -210,13 +210,12 @@ def _optipfair(real: Real, ratio: float, seed: int, setting: Setting) -> PreTrai
 
 def measure(real: Real, model: PreTrainedModel, rows: int) -> dict[str, Any]:
     """Perplexity of each text, accuracy of each task with its standard error, and answers beside the dense model's."""
-    model = model.float()
     texts = {
         name: token_perplexity(model, data.blocks, labels=data.labels).value for name, data in real.measured.items()
     }
     found: dict[str, Any] = {"texts": texts, "tasks": _tasks(real, model, rows)}
     if real.tokenizer.chat_template is not None:
-        dense = replies(lpc.load(real.folder).float(), real.tokenizer)
+        dense = replies(lpc.load(real.folder), real.tokenizer)
         compared = plain(RepliesCompared.of(dense, replies(model, real.tokenizer)))
         found["answers"] = {name: value for name, value in compared.items() if name not in ("dense", "pruned")}
     return found

@@ -14,6 +14,9 @@ EXPORTER_NAMES = Names(("hf", "onnx"), "lpc.exporters")
 PRECISION_NAMES = Names(("fp32", "fp16", "bf16", "fp16-weights", "int8", "int4"), "lpc.precisions")
 
 DEFAULT_EXPORTS = ("hf", "onnx")
+PLAIN, GROUP_QUERY = "plain", "gqa"
+"""The two ways in which a decoder's graph says attention."""
+
 CALIBRATED = "int4"
 """The precision whose codes a calibration text can choose."""
 
@@ -76,6 +79,20 @@ class OnnxOptions:
         choices=("auto", "builder", "torch"),
         help="builder writes the graph from the weights, for the families that it knows; torch traces the model with "
         "torch.onnx.export; auto takes the builder where it knows the model, else torch.",
+    )
+    attention: str = option(
+        AUTO,
+        noun="ONNX attention",
+        choices=(AUTO, PLAIN, GROUP_QUERY),
+        help="gqa has onnxruntime's GroupQueryAttention, whose cache GenAI writes in place; plain has opset 23's "
+        "Attention, for any runtime; auto takes gqa where it can say the model.",
+        group=Group.OUTPUT,
+    )
+    pooling: bool = option(
+        False,
+        help="Of an embedding model the graph gives sentence_embedding, pooled inside, in place of last_hidden_state.",
+        group=Group.OUTPUT,
+        flag="--onnx-pooling",
     )
     greedy_prompts: int = option(
         3,

@@ -11,12 +11,10 @@ from typing import Any
 
 from lpc.evaluation import told
 from lpc.owned import MANIFEST
-from lpc.report import comparison_page, pareto_front, show_measure
+from lpc.report import QUALITIES, comparison_page, pareto_front, show_measure
 from passes.errors import DataError, MissingFileError, OptionError
 
 SCHEMA_VERSION = 1
-QUALITIES = ("perplexity", "accuracy", "loss")
-"""What is shown as the quality: the first that all runs measured on held-out data."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,14 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from exporters.files import write_text
-from lpc.report import Panel, Point, Report, draw, family_page, show_measure, table
+from lpc.report import (
+    HIGHER_IS_BETTER,
+    QUALITIES,
+    Panel,
+    Point,
+    Report,
+    draw,
+    family_page,
+    show_measure,
+    table,
+)
 from lpc.speed import Benchmark, Run
 
 SCHEMA_VERSION = 1
 FAMILY, REPORT, PAGE, CURVE, DENSE_ONNX = "family.json", "report.md", "report.html", "curve.svg", "dense-onnx"
-
-DIRECTIONS = {"perplexity": "lower is better", "accuracy": "higher is better", "loss": "lower is better"}
-"""Measures that a model may be judged by; the curve shows the first that there is."""
 
 COUNTS = ((1.0, ""), (1e3, "thousands"), (1e6, "millions"), (1e9, "billions"))
 BYTES = ((1.0, "bytes"), (1e3, "kB"), (1e6, "MB"), (1e9, "GB"))
@@ -71,7 +78,7 @@ class FamilyReport:
     @property
     def quality(self) -> str:
         """The measure of the curve."""
-        return next(name for name in DIRECTIONS if name in self.members[0].measures)
+        return next(name for name in QUALITIES if name in self.members[0].measures)
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``family.json``."""
@@ -117,7 +124,8 @@ class FamilyReport:
             panels.append(self._panel("weights", BYTES, lambda member: member.weight_bytes))
         for workload in self.members[0].latency_ms:
             panels.append(self._panel(workload, MILLISECONDS, lambda member, key=workload: member.latency_ms[key]))
-        return draw(panels, f"held-out {self.quality} ({DIRECTIONS[self.quality]})")
+        better = "higher" if self.quality in HIGHER_IS_BETTER else "lower"
+        return draw(panels, f"held-out {self.quality} ({better} is better)")
 
     def _panel(self, cost: str, units: Sequence[tuple[float, str]], of: Callable[..., float]) -> Panel:
         values = [of(member) for member in self.members]

@@ -62,7 +62,8 @@ ENDLESS = ("rope_parameters", "rope_theta", "alibi")
 class OnnxFolder:
     """An ONNX model in one graph on disk: where it is, and what the configurations beside it say.
 
-    ``inputs`` are the graph's; ``config`` is the model's, empty if there is none.
+    ``inputs`` are the graph's; ``config`` is the model's, empty if there is none. ``has_table``: whether the graph
+    looks positions up in a table, beyond which it does not run.
     """
 
     path: Path
@@ -70,6 +71,7 @@ class OnnxFolder:
     context_length: int | None
     head_size: int | None
     config: Mapping[str, Any]
+    has_table: bool = False
 
     @classmethod
     def find(cls, folder: Path) -> OnnxFolder:
@@ -87,14 +89,15 @@ class OnnxFolder:
             )
         genai = _read(path.with_name("genai_config.json")).get("model", {})
         config = _read(path.with_name("config.json"))
-        inputs = _graph_inputs(path)
+        graph = _graph(path)
         context = next((config[key] for key in ("max_position_embeddings", "n_positions") if config.get(key)), None)
         return cls(
             path=path,
-            inputs=inputs,
+            inputs=tuple(each.name for each in graph.input),
             context_length=genai.get("context_length", context),
             head_size=genai.get("decoder", {}).get("head_size"),
             config=config,
+            has_table=any(each.op_type == "GroupQueryAttention" and any(each.input[7:8]) for each in graph.node),
         )
 
     @property
@@ -111,7 +114,7 @@ class OnnxFolder:
         family = family_named(str(self.config.get("model_type")))
         entries = {**self.config, **(self.config.get("attn_config") or {})}
         endless = (family is not None and family.endless) or any(entries.get(key) for key in ENDLESS)
-        return self.context_length is not None and not endless
+        return self.context_length is not None and (self.has_table or not endless)
 
     @property
     def has_cache(self) -> bool:
@@ -146,9 +149,9 @@ def _refuse_several(folders: list[Path]) -> None:
         )
 
 
-def _graph_inputs(path: Path) -> tuple[str, ...]:
+def _graph(path: Path) -> onnx.GraphProto:
     try:
-        return tuple(each.name for each in onnx.load(str(path), load_external_data=False).graph.input)
+        return onnx.load(str(path), load_external_data=False).graph
     except Exception as error:  # protobuf's errors share no other base class
         raise ModelError(f"{path} cannot be read as an ONNX graph ({error}); export the model again") from error
 

@@ -18,7 +18,7 @@ from exporters.files import MODEL_FILE
 from exporters.latency.curve import Curve
 from exporters.latency.specimens import Key, Specimen, Terms, blocks_for, channel_counts, head_counts
 from exporters.latency.table import ATTENTION
-from exporters.onnx import DATA_FILE, GraphBuilder, Precision, build_decoder
+from exporters.onnx import DATA_FILE, GraphBuilder, Precision, build_decoder, why_not_group_query
 from exporters.options import MAX_OPSET, OnnxOptions
 from passes.errors import UnsupportedModelError
 from passes.graph import Kind, PruningGraph, Width
@@ -137,7 +137,7 @@ class BlockRoute:
         )
         self._fill_ends(model, rows=None if whole else FEW_TOKENS)
         graph = GraphBuilder(self.precision)
-        decoder = build_decoder(model, graph)
+        decoder = build_decoder(model, graph, group_query=why_not_group_query(self.twin) is None)
         graph.save(folder / MODEL_FILE, decoder.inputs, decoder.outputs, opset=MAX_OPSET, data_file=DATA_FILE)
         self.precision.finish(OnnxOptions(), folder / MODEL_FILE)
 

@@ -18,7 +18,7 @@ from passes.errors import DataError, OutputError
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Goes up when the same key would be measured in another way."""
 
 PACKAGES = ("onnxruntime", "onnx", "onnx-ir", "onnxscript", "torch", "transformers")

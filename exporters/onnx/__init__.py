@@ -5,6 +5,7 @@ from exporters.onnx.decoder import build_decoder, has_builder, why_not_builder
 from exporters.onnx.export import export_onnx, export_packages, parities
 from exporters.onnx.export_pass import ExportPass, ExportReport, WrittenPackage
 from exporters.onnx.graph import GraphBuilder
+from exporters.onnx.group_query import why_not_group_query
 from exporters.onnx.options import DATA_FILE, OnnxPackage
 from exporters.onnx.precision import FLOAT32, PRECISIONS, Precision, register_precision
 from exporters.onnx.provenance import Provenance, graphs_in, plan_digest, read_provenance
@@ -44,4 +45,5 @@ __all__ = [
     "trace_decoder",
     "trace_single",
     "why_not_builder",
+    "why_not_group_query",
 ]

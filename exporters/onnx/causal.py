@@ -16,6 +16,7 @@ from exporters.files import MODEL_FILE
 from exporters.onnx.decoder import build_decoder, why_not_builder
 from exporters.onnx.genai import GENAI_CONFIG, GenaiRefusedError, verify_greedy, write_genai_config
 from exporters.onnx.graph import GraphBuilder
+from exporters.onnx.group_query import why_not_group_query
 from exporters.onnx.options import (
     BATCH,
     DATA_FILE,
@@ -31,13 +32,13 @@ from exporters.onnx.options import (
 )
 from exporters.onnx.package import finish, write_companions
 from exporters.onnx.precision import Precision
-from exporters.onnx.session import OnnxModel, open_checked
+from exporters.onnx.session import ATTENTION_ENTRY, OnnxModel, attention_of, open_checked
 from exporters.onnx.stages import finished
 from exporters.onnx.torch_caches import cache_tensors, fill_cache, flat_shapes, takes_positions
 from exporters.onnx.torch_route import Tracing, trace_to_onnx
 from exporters.onnx.verify.causal import verify_onnx
 from exporters.onnx.windows import SLIDING, WindowMasks, masks_by_type, position_masks, window_of
-from exporters.options import OnnxOptions
+from exporters.options import GROUP_QUERY, PLAIN, OnnxOptions
 from passes.errors import UnsupportedModelError
 from passes.models import Parity, vendor
 
@@ -78,13 +79,14 @@ def export_causal(
 ) -> OnnxPackage:
     """Write and verify the package of a causal language model that is fp32, on CPU and in eval mode."""
     route = _route(model, options)
+    plain = _why_plain(model, options, route)
     layers = len(flat_shapes(model)) // 2
     positions = takes_positions(model)
     path = folder / MODEL_FILE
     if route == "torch":
         parameters = trace_decoder(cast(options, model), path, opset=options.opset, positions=positions)
     else:
-        parameters = _build(model, path, options)
+        parameters = _build(model, path, options, group_query=plain is None)
     write_companions(model, tokenizer, folder, options)
     generation = model.generation_config or GenerationConfig.from_model_config(copy.deepcopy(model.config))
     generation.save_pretrained(folder)
@@ -97,12 +99,13 @@ def export_causal(
         return verify_onnx(model, graph, precision.tolerance)
 
     parity = finished(options, verify, path)  # no session is left, each of which holds the weights, as GenAI's will
-    no_genai, greedy = _genai_side(model, tokenizer, folder, options)
+    no_genai, greedy = _genai_side(model, tokenizer, folder, options, share=plain is None)
     return finish(
         folder,
         options,
         kind="decoder",
         route=route,
+        plain_attention=plain,
         parameters=parameters,
         kv_bytes_per_token=kv_bytes,
         no_genai=no_genai,
@@ -112,9 +115,9 @@ def export_causal(
 
 def open_decoder(model: PreTrainedModel, folder: Path) -> OnnxModel:
     """The graph of a written package, with the inputs and outputs that a model's has. Raises ``PostconditionError``."""
-    layers, positions = len(flat_shapes(model)) // 2, takes_positions(model)
-    inputs = input_names(layers, positions=positions)
-    return open_checked(folder / MODEL_FILE, inputs, ["logits", *present_names(layers)])
+    layers, path = len(flat_shapes(model)) // 2, folder / MODEL_FILE
+    positions = attention_of(path) == PLAIN and takes_positions(model)
+    return open_checked(path, input_names(layers, positions=positions), ["logits", *present_names(layers)])
 
 
 def trace_decoder(model: PreTrainedModel, path: Path, *, opset: int, positions: bool) -> int:
@@ -156,17 +159,25 @@ def _route(model: PreTrainedModel, options: OnnxOptions) -> Route:
     return "builder"
 
 
-def _build(model: PreTrainedModel, path: Path, options: OnnxOptions) -> int:
+def _why_plain(model: PreTrainedModel, options: OnnxOptions, route: Route) -> str | None:
+    """Why attention is opset 23's; None where it is GroupQueryAttention."""
+    if options.attention == PLAIN:
+        return "as asked"
+    return why_not_group_query(model) if route == "builder" else "the graph is traced by torch.onnx"
+
+
+def _build(model: PreTrainedModel, path: Path, options: OnnxOptions, *, group_query: bool) -> int:
     graph = GraphBuilder(precision_of(options))
-    decoder = build_decoder(model, graph)
-    return graph.save(path, decoder.inputs, decoder.outputs, opset=options.opset, data_file=DATA_FILE)
+    decoder = build_decoder(model, graph, group_query=group_query)
+    said = {ATTENTION_ENTRY: GROUP_QUERY} if group_query else None
+    return graph.save(path, decoder.inputs, decoder.outputs, opset=options.opset, data_file=DATA_FILE, metadata=said)
 
 
 def _genai_side(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, options: OnnxOptions
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, options: OnnxOptions, *, share: bool
 ) -> tuple[str | None, tuple[Parity, ...]]:
     """Write ``genai_config.json`` and compare greedy tokens; where GenAI refuses the graph, why, and no such file."""
-    write_genai_config(model, tokenizer, folder)
+    write_genai_config(model, tokenizer, folder, share=share)
     if not options.greedy_prompts:
         return None, ()
     try:

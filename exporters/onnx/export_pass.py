@@ -33,8 +33,8 @@ class WrittenPackage:
 class ExportReport:
     """How the graphs were made, and what one token of one sequence adds to the cache, in bytes (0 without one).
 
-    ``no_genai``: why onnxruntime-genai cannot serve them, or None if it can. Of several packages it is the first one
-    that this is said of.
+    ``no_genai``: why onnxruntime-genai cannot serve them, or None if it can. ``plain_attention``: as in
+    ``OnnxPackage``. Of several packages it is the first one that this is said of.
     """
 
     kind: str
@@ -43,6 +43,7 @@ class ExportReport:
     kv_bytes_per_token: int
     no_genai: str | None
     packages: tuple[WrittenPackage, ...] = ()
+    plain_attention: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class ExportPass(Pass):
             route=package.route,
             kv_bytes_per_token=package.kv_bytes_per_token,
             no_genai=package.no_genai,
+            plain_attention=package.plain_attention,
             packages=tuple(
                 WrittenPackage(
                     precision=each.precision,

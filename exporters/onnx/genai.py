@@ -44,16 +44,17 @@ def context_length(model: PreTrainedModel) -> int:
     return position_limit(model) or DEFAULT_CONTEXT
 
 
-def genai_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The content of ``genai_config.json``.
+def genai_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, share: bool) -> dict[str, Any]:
+    """The content of ``genai_config.json``; ``share``: whether the graph writes its cache in place.
 
     Sizes are those of the model's cache and embedding (of the first layer, where layers differ; GenAI reads each
-    layer's own from the graph). Only a model whose logits depend on positions has the input ``position_ids``.
+    layer's own from the graph). ``position_ids`` is an input of a model whose logits depend on them, unless the graph
+    counts them, as one does that writes in place.
     """
     family, shapes = family_named(model.config.model_type), flat_shapes(model)
     kv_heads, head_size = shapes[0]
     inputs = {"input_ids": "input_ids", "attention_mask": "attention_mask"}
-    if takes_positions(model):
+    if not share and takes_positions(model):
         inputs["position_ids"] = "position_ids"
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
@@ -80,13 +81,15 @@ def genai_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
         "context_length": context_length(model),
         "vocab_size": vocabulary(model),
     }
-    return {"model": {**head, "decoder": decoder}, "search": _search(model)}
+    return {"model": {**head, "decoder": decoder}, "search": _search(model, share)}
 
 
-def write_genai_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
+def write_genai_config(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, share: bool
+) -> Path:
     """Write ``genai_config.json`` into ``folder``."""
     path = folder / GENAI_CONFIG
-    path.write_text(json.dumps(genai_config(model, tokenizer), indent=4) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(genai_config(model, tokenizer, share=share), indent=4) + "\n", encoding="utf-8")
     return path
 
 
@@ -116,8 +119,8 @@ def _special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     return found
 
 
-def _search(model: PreTrainedModel) -> dict[str, Any]:
-    """Search options; the cache grows with the tokens, so past and present cannot share a buffer."""
+def _search(model: PreTrainedModel, share: bool) -> dict[str, Any]:
+    """Search options; past and present share a buffer where the graph writes in place, and else the cache grows."""
     generation = model.generation_config
     defaults: dict[str, Any] = {
         "do_sample": False,
@@ -133,7 +136,7 @@ def _search(model: PreTrainedModel) -> dict[str, Any]:
         "max_length": context_length(model),
         "min_length": 0,
         "num_beams": 1,
-        "past_present_share_buffer": False,
+        "past_present_share_buffer": share,
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +92,14 @@ class GraphBuilder:
         return value
 
     def save(
-        self, path: Path, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], *, opset: int, data_file: str
+        self,
+        path: Path,
+        inputs: Sequence[ir.Value],
+        outputs: Sequence[ir.Value],
+        *,
+        opset: int,
+        data_file: str,
+        metadata: Mapping[str, str] | None = None,
     ) -> int:
         """Write the model with its large weights in ``data_file`` beside it; return the number of weights stored."""
         domains = {node.domain for node in self.nodes} - {""}
@@ -104,7 +111,7 @@ class GraphBuilder:
             opset_imports={"": opset, **dict.fromkeys(domains, 1)},
             name="decoder",
         )
-        model = ir.Model(graph, ir_version=IR_VERSION, producer_name="lpc")
+        model = ir.Model(graph, ir_version=IR_VERSION, producer_name="lpc", metadata_props=dict(metadata or {}))
         ir.save(model, path, external_data=data_file, size_threshold_bytes=EXTERNAL_FROM_BYTES)
         weights = (value for name, value in self.initializers.items() if "." in name)
         return sum(math.prod(int(size) for size in value.shape or ()) for value in weights)

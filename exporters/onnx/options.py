@@ -87,6 +87,7 @@ class OnnxPackage:
     ``files`` are names relative to ``folder``; ``parameters`` counts the weights stored in the graphs (a tied embedding
     once a graph); ``kv_bytes_per_token`` is what one token of one sequence adds to the decoder's cache.
     ``precision`` is its name; ``file_bytes`` what the graphs and their weights take on disk.
+    ``plain_attention``: why a decoder has opset 23's Attention; None where it has GroupQueryAttention, or no cache.
     ``no_genai``: why there is no ``genai_config.json``, or None if there is one.
     """
 
@@ -100,4 +101,5 @@ class OnnxPackage:
     file_bytes: int
     kv_bytes_per_token: int
     no_genai: str | None
+    plain_attention: str | None = None
     parity: tuple[Parity, ...] = field(default=())

@@ -12,7 +12,7 @@ from exporters.files import DECODER_FILE, ENCODER_FILE, MODEL_FILE, PRECISION_EN
 from exporters.hf import Processor
 from exporters.onnx.options import GraphKind, OnnxPackage, precision_of
 from exporters.options import OnnxOptions
-from passes.models import Parity
+from passes.models import Parity, sentence_files
 
 
 def clear(folder: Path) -> None:
@@ -32,6 +32,7 @@ def write_companions(model: PreTrainedModel, processor: Processor | None, folder
     config.save_pretrained(folder)
     if processor is not None:
         processor.save_pretrained(folder)
+    sentence_files(model).write(folder, config)
 
 
 def finish(
@@ -43,6 +44,7 @@ def finish(
     parity: tuple[Parity, ...],
     no_genai: str | None,
     route: Literal["builder", "torch"] = "torch",
+    plain_attention: str | None = None,
     kv_bytes_per_token: int = 0,
 ) -> OnnxPackage:
     """The record of a folder that is written and verified."""
@@ -55,6 +57,7 @@ def finish(
         route=route,
         parameters=parameters,
         file_bytes=sum(path.stat().st_size for path in folder.glob("*.onnx*")),
+        plain_attention=plain_attention,
         kv_bytes_per_token=kv_bytes_per_token,
         no_genai=no_genai,
         parity=parity,

@@ -21,7 +21,7 @@ from exporters.onnx.verify.causal import verify_onnx
 from exporters.onnx.verify.single import verify_single
 from exporters.options import OnnxOptions
 from passes.errors import PostconditionError
-from passes.models import Parity, read_json
+from passes.models import SENTENCE_EMBEDDING, Parity, read_json
 
 CONFIG = "config.json"
 
@@ -73,7 +73,8 @@ def check_parity(model: PreTrainedModel, folder: Path, precision: str) -> Iterat
         if kind == "encoder-decoder":
             yield from verify_seq2seq(model, folder, options)
         elif kind == "single":
-            yield from verify_single(model, open_single(model, folder), tolerance)
+            pooling = SENTENCE_EMBEDDING in _shapes(folder / MODEL_FILE)
+            yield from verify_single(model, open_single(model, folder, pooling=pooling), tolerance)
         else:
             yield from verify_onnx(model, open_decoder(model, folder), tolerance)
             if (folder / GENAI_CONFIG).is_file():

@@ -7,9 +7,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from exporters.hf import Processor
 from exporters.onnx.calibrated import token_ids
 from exporters.onnx.decoder import why_not_builder
+from exporters.onnx.group_query import why_not_group_query
 from exporters.onnx.options import GraphKind
 from exporters.onnx.verify.probes import vocabulary
-from exporters.options import OnnxOptions
+from exporters.options import GROUP_QUERY, OnnxOptions
 from passes.errors import MissingFileError, TokenizerError, UnsupportedModelError
 from passes.models import Task, rope_types, task_of, weightless
 
@@ -38,6 +39,11 @@ def check_exportable(model: PreTrainedModel, processor: Processor | None, option
     where no route to a graph exists; MissingFileError, DataError for a calibration text. Reads no weights.
     """
     kind = kind_of(model)
+    if options.pooling and task_of(model) is not Task.FEATURE_EXTRACTION:
+        raise UnsupportedModelError(
+            f"pooling (--onnx-pooling) is for embedding models, and {type(model).__name__} is for {task_of(model)}: "
+            "leave it out"
+        )
     if options.calibration is not None and not options.calibration.is_file():
         raise MissingFileError(f"there is no text {options.calibration} to calibrate int4 on")
     if options.calibration is not None and kind != "decoder":
@@ -53,6 +59,8 @@ def check_exportable(model: PreTrainedModel, processor: Processor | None, option
         )
     if options.route == "builder":
         _check_builder(model, kind)
+    if options.attention == GROUP_QUERY:
+        _check_group_query(model, kind)
 
 
 def _check_tokenizer(model: PreTrainedModel, processor: Processor | None) -> None:
@@ -90,3 +98,13 @@ def _check_builder(model: PreTrainedModel, kind: GraphKind) -> None:
     reason = why_not_builder(weightless(type(model), model.config))
     if reason is not None:
         raise UnsupportedModelError(f"the ONNX graph builder does not know this model: {reason}; use route='auto'")
+
+
+def _check_group_query(model: PreTrainedModel, kind: GraphKind) -> None:
+    reason = "it is no causal language model" if kind != "decoder" else None
+    if reason is None:
+        twin = weightless(type(model), model.config)
+        reason = why_not_builder(twin) or why_not_group_query(twin)
+    if reason is not None:
+        name = type(model).__name__
+        raise UnsupportedModelError(f"{name} has no graph with GroupQueryAttention: {reason}; use attention='auto'")

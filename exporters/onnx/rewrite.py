@@ -12,6 +12,7 @@ import torch
 from onnx_ir.tensor_adapters import TorchTensor
 
 CONTRIB = "com.microsoft"
+GROUP_QUERY = "GroupQueryAttention"
 IR_VERSION = 11
 EXTERNAL_FROM_BYTES = 1024
 """Smaller tensors are stored in the graph's own file."""
@@ -42,9 +43,11 @@ def put_in_place(new: Path, path: Path) -> None:
 
 
 def matrices(graph: ir.Graph) -> Iterator[ir.Value]:
-    """The initializers that are matrices of floating-point numbers."""
+    """The initializers that are matrices of floating-point numbers, but for tables of angles."""
     for value in graph.initializers.values():
-        if value.dtype is not None and value.dtype.is_floating_point() and len(value.shape or ()) == 2:
+        floating = value.dtype is not None and value.dtype.is_floating_point()
+        table = any(user.op_type == GROUP_QUERY for user, _ in value.uses())
+        if floating and len(value.shape or ()) == 2 and not table:
             yield value
 
 

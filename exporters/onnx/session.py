@@ -12,7 +12,11 @@ import torch
 from onnx_ir.tensor_adapters import to_torch_dtype
 
 from exporters.calls import element_type
+from exporters.options import GROUP_QUERY, PLAIN
 from passes.errors import PostconditionError, UnsupportedModelError
+
+ATTENTION_ENTRY = "lpc.attention"
+"""The entry of a graph's metadata that says how attention is said in it, if not by opset 23's operator."""
 
 
 def torch_type(named: str) -> torch.dtype:
@@ -22,7 +26,11 @@ def torch_type(named: str) -> torch.dtype:
 
 
 class OnnxModel:
-    """An onnxruntime session on CPU. Half-precision graphs take and give float32 tensors here."""
+    """An onnxruntime session on CPU. Half-precision graphs take and give float32 tensors here.
+
+    ``compact``: whether its cache holds the real tokens of each row first, and nothing for padding
+    (``exporters.onnx.group_query``); else a token's place in it is its place in the mask.
+    """
 
     def __init__(self, path: Path) -> None:
         options = onnxruntime.SessionOptions()
@@ -36,6 +44,7 @@ class OnnxModel:
         self.inputs: list[Any] = self.session.get_inputs()
         self.outputs: list[Any] = self.session.get_outputs()
         self.shapes: dict[str, list[int | str]] = {each.name: each.shape for each in (*self.inputs, *self.outputs)}
+        self.compact = self.session.get_modelmeta().custom_metadata_map.get(ATTENTION_ENTRY) == GROUP_QUERY
         self._types = {each.name: torch_type(each.type) for each in self.inputs}
 
     def __call__(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -56,6 +65,14 @@ class OnnxModel:
 
     def _array(self, name: str, tensor: torch.Tensor) -> Any:
         return (tensor.to(self._types[name]) if tensor.is_floating_point() else tensor).numpy()
+
+
+def attention_of(path: Path) -> str:
+    """How a decoder's graph says attention, which its metadata name where it is not opset 23's."""
+    import onnx
+
+    entries = onnx.load_model(str(path), load_external_data=False).metadata_props
+    return next((each.value for each in entries if each.key == ATTENTION_ENTRY), PLAIN)
 
 
 def open_checked(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> OnnxModel:

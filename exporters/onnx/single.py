@@ -22,10 +22,10 @@ from exporters.onnx.stages import finished
 from exporters.onnx.torch_caches import RUN_ERRORS
 from exporters.onnx.torch_route import Tracing, trace_to_onnx
 from exporters.onnx.verify.probes import vocabulary
-from exporters.onnx.verify.single import verify_single
+from exporters.onnx.verify.single import outputs_of, verify_single
 from exporters.options import OnnxOptions
 from passes.errors import UnsupportedModelError
-from passes.models import Parity, reason
+from passes.models import SENTENCE_EMBEDDING, Parity, Task, reason, task_of
 
 NO_GENAI = "onnxruntime-genai serves models that generate text"
 SAMPLE_BATCH, SAMPLE_TOKENS = 2, 5
@@ -50,8 +50,7 @@ class NamedInputs(nn.Module):
         named = dict(zip(self.inputs, tensors, strict=True))
         if self.counting:
             named["position_ids"] = counted(tensors[0])
-        output = self.model(**named)
-        return tuple(output[name] for name in self.outputs)
+        return outputs_of(self.model, named, self.outputs)
 
 
 def counted(ids: torch.Tensor) -> torch.Tensor:
@@ -67,29 +66,32 @@ def export_single(
     Raises ``UnsupportedModelError`` if the model does not run on a padded batch, or cannot be traced.
     """
     path = folder / MODEL_FILE
-    parameters = trace_single(model, path, opset=options.opset, exported=cast(options, model))
+    exported = cast(options, model)
+    parameters = trace_single(model, path, opset=options.opset, exported=exported, pooling=options.pooling)
     write_companions(model, processor, folder, options)
 
     def verify(precision: Precision) -> tuple[Parity, ...]:
-        return verify_single(model, open_single(model, folder), precision.tolerance)
+        return verify_single(model, open_single(model, folder, pooling=options.pooling), precision.tolerance)
 
     parity = finished(options, verify, path)
     return finish(folder, options, kind="single", parameters=parameters, parity=parity, no_genai=NO_GENAI)
 
 
-def open_single(model: PreTrainedModel, folder: Path) -> OnnxModel:
+def open_single(model: PreTrainedModel, folder: Path, *, pooling: bool = False) -> OnnxModel:
     """The graph of a written package, with the inputs and outputs that a model's has. Raises ``PostconditionError``."""
     sample = sample_inputs(model)
-    return open_checked(folder / MODEL_FILE, tuple(sample), output_names(model, sample))
+    return open_checked(folder / MODEL_FILE, tuple(sample), output_names(model, sample, pooling=pooling))
 
 
-def trace_single(model: PreTrainedModel, path: Path, *, opset: int, exported: PreTrainedModel | None = None) -> int:
+def trace_single(
+    model: PreTrainedModel, path: Path, *, opset: int, exported: PreTrainedModel | None = None, pooling: bool = False
+) -> int:
     """The model's graph by ``torch.onnx.export``; the number of its weights. Raises ``UnsupportedModelError``.
 
-    ``exported``: the model in the graph's type, if that is not fp32.
+    ``exported``: the model in the graph's type, if that is not fp32. ``pooling``: as in ``OnnxOptions``.
     """
     sample, exported = sample_inputs(model), exported or model
-    inputs, outputs = tuple(sample), output_names(model, sample)
+    inputs, outputs = tuple(sample), output_names(model, sample, pooling=pooling)
     dtype = next(exported.parameters()).dtype
     tracing = Tracing(
         sample=tuple(each.to(dtype) if each.is_floating_point() else each for each in sample.values()),
@@ -114,8 +116,13 @@ def sample_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return sample
 
 
-def output_names(model: PreTrainedModel, sample: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
-    """The tensors of the model's output, named as in transformers: logits, or start_logits and end_logits."""
+def output_names(
+    model: PreTrainedModel, sample: Mapping[str, torch.Tensor], *, pooling: bool = False
+) -> tuple[str, ...]:
+    """The tensors of the model's output, named as in transformers: logits, or start_logits and end_logits.
+
+    Of an embedding model the last hidden states alone, or with ``pooling`` its vectors.
+    """
     try:
         with torch.no_grad():
             output = model(**sample)
@@ -123,6 +130,8 @@ def output_names(model: PreTrainedModel, sample: Mapping[str, torch.Tensor]) -> 
         raise UnsupportedModelError(
             f"{type(model).__name__} does not run on a padded batch: {reason(error)}"
         ) from error
+    if task_of(model) is Task.FEATURE_EXTRACTION:
+        return (SENTENCE_EMBEDDING if pooling else "last_hidden_state",)
     return tuple(name for name, value in output.items() if isinstance(value, torch.Tensor))
 
 

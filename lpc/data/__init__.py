@@ -6,11 +6,13 @@ from lpc.data.documents import read_documents, read_jsonl, read_text
 from lpc.data.frame import TextFrame, check_size
 from lpc.data.labels import IGNORED
 from lpc.data.readers import TEXT_LENGTH, Reading, read_data
-from lpc.data.rows import Row, RowFormat, Rows, RowsLike, open_rows, split_rows
+from lpc.data.rows import SPLIT_SEED, Row, RowFormat, Rows, RowsLike, open_rows, split_rows
+from lpc.data.sentences import Sentences
 from lpc.data.text import BlockDataset, Data, TokenBlocks, split_heldout
 
 __all__ = [
     "IGNORED",
+    "SPLIT_SEED",
     "TEXT_LENGTH",
     "BlockDataset",
     "Chat",
@@ -21,6 +23,7 @@ __all__ = [
     "RowFormat",
     "Rows",
     "RowsLike",
+    "Sentences",
     "TextFrame",
     "TokenBlocks",
     "check_size",

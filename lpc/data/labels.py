@@ -27,6 +27,7 @@ class _Want(StrEnum):
     CLASSES = "a class or one of all classes each"
     EACH = "one of all classes each"
     NUMBER = "number"
+    VECTOR = "vector"
     ALONG = "a class a token"
     TOKENS = "tokens"
     ENDS = "ends"
@@ -49,6 +50,8 @@ class LabelFormat:
         if task in (Task.CAUSAL_LM, Task.MASKED_LM, Task.SEQ2SEQ_LM):
             along = _Want.TOKENS if task is Task.SEQ2SEQ_LM else _Want.ALONG
             return cls(want=along, classes=getattr(config.get_text_config(), "vocab_size", None))
+        if task is Task.FEATURE_EXTRACTION:
+            return cls(want=_Want.VECTOR, classes=None)
         if task is Task.QUESTION_ANSWERING:
             return cls(want=_Want.ENDS, classes=None)
         if task is Task.TOKEN_CLASSIFICATION:
@@ -68,6 +71,8 @@ class LabelFormat:
         """
         if self.want is _Want.NUMBER:
             return self._numbers(where, labels)
+        if self.want is _Want.VECTOR:
+            return _vector(where, labels)
         if self.want is _Want.EACH or (self.want is _Want.CLASSES and self._one_each(labels)):
             return self._each(where, labels)
         if labels.is_floating_point():
@@ -107,6 +112,12 @@ class LabelFormat:
         if low < 0 or high >= self.classes:
             odd = high if low >= 0 else low
             raise DataError(f"{where} has label {odd}, and the model has labels 0 to {self.classes - 1}")
+
+
+def _vector(where: str, labels: torch.Tensor) -> torch.Tensor:
+    if labels.ndim != 1 or not labels.is_floating_point() or not bool(torch.isfinite(labels).all()):
+        raise DataError(f"{where}: the labels of an embedding model are one vector of finite numbers a row")
+    return labels.float()
 
 
 def _first(values: torch.Tensor) -> float | int:

@@ -1,6 +1,6 @@
 """What data are, decided once: a closed set of readers, of which the first that takes the first record reads them all.
 
-A reader gives blocks of tokens, or rows with the model's inputs and labels.
+A reader gives blocks of tokens, sentences, or rows with the model's inputs and labels.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from lpc.data.instructions import CHATS, PAIRS, Columns, instruction_rows
 from lpc.data.labels import LABEL_ALIASES
 from lpc.data.records import Records, open_records
 from lpc.data.rows import RowFormat, Rows, rows_of
+from lpc.data.sentences import Sentences, sentences_of
 from lpc.data.text import TokenBlocks, id_blocks, is_ids, is_text, text_blocks
 from lpc.options import InstructionFormat
 from passes.errors import DataError, OptionError
@@ -52,8 +53,13 @@ class Reading:
 
     @property
     def is_causal(self) -> bool:
-        """Whether the model is a causal language model, the only kind that takes anything but rows."""
+        """Whether the model is a causal language model, the only kind that takes chats and instructions."""
         return self.rows.task is Task.CAUSAL_LM
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the model is an embedding model, which takes texts one by one."""
+        return self.rows.task is Task.FEATURE_EXTRACTION
 
     def length(self, default: int) -> int:
         """The length of a sequence in tokens. Raises OptionError for one beyond the model's context."""
@@ -63,7 +69,7 @@ class Reading:
         return wanted or min(default, context or default)
 
 
-Read: TypeAlias = "TokenBlocks | Rows"
+Read: TypeAlias = "TokenBlocks | Rows | Sentences"
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,10 @@ def _is_text(first: object, reading: Reading) -> bool:
     return reading.is_causal and is_text(first) and reading.instructions is None
 
 
+def _is_sentences(first: object, reading: Reading) -> bool:
+    return reading.embeds and is_text(first)
+
+
 def _is_instructions(first: object, reading: Reading) -> bool:
     is_tokens = isinstance(first, Mapping) and "input_ids" in first
     return reading.is_causal and not is_tokens and Columns.of(first) is not None
@@ -133,6 +143,10 @@ def _text(records: Records, reading: Reading) -> TokenBlocks:
         )
     length, vocabulary = reading.length(TEXT_LENGTH), reading.rows.vocabulary
     return text_blocks(records, reading.tokenizer, sequence_length=length, vocab_size=vocabulary)
+
+
+def _sentences(records: Records, reading: Reading) -> Sentences:
+    return sentences_of(records, reading.tokenizer, reading.rows, reading.length(TEXT_LENGTH))
 
 
 def _ids(records: Records, reading: Reading) -> TokenBlocks:
@@ -160,9 +174,10 @@ def _rows(records: Records, reading: Reading) -> Rows:
 
 
 TEXT = Reader("text", _is_text, _text)
+SENTENCES = Reader("sentences", _is_sentences, _sentences)
 INSTRUCTIONS = Reader("instructions", _is_instructions, _instructions)
 IDS = Reader("token ids", _is_ids, _ids)
 ROWS = Reader("rows", _is_rows, _rows)
 
-READERS = (TEXT, INSTRUCTIONS, IDS, ROWS)
+READERS = (TEXT, SENTENCES, INSTRUCTIONS, IDS, ROWS)
 """All of them, in the order in which they are asked."""

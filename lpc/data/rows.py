@@ -52,6 +52,7 @@ class RowFormat:
         parameters = inspect.signature(model_class.forward).parameters.values()
         names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name != "self"]
         task, text = task_of(model_class), config.get_text_config()
+        names += [] if task is not Task.FEATURE_EXTRACTION or "labels" in names else ["labels"]
         return cls(
             model=model_class.__name__,
             task=task,

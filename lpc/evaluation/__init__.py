@@ -2,12 +2,14 @@
 
 from lpc.evaluation.completing import NEW_TOKENS, completions
 from lpc.evaluation.evaluate import evaluate
-from lpc.evaluation.heldout import Quality, quality, quality_of
+from lpc.evaluation.heldout import embedding_quality, quality, quality_of
 from lpc.evaluation.kept import EVALUATION, Kept
 from lpc.evaluation.perplexity import token_perplexity
 from lpc.evaluation.plausible import warn_of_loss, warn_of_text
+from lpc.evaluation.quality import Quality
 from lpc.evaluation.replies import REPLY_TOKENS, Replies, RepliesCompared, Reply, check_asked, fixed_prompts, replies
 from lpc.evaluation.results import Evaluation
+from lpc.evaluation.similarity import embedded
 from lpc.evaluation.tables import difference_rows, evaluation_rows, told, verdict
 
 __all__ = [
@@ -23,6 +25,8 @@ __all__ = [
     "check_asked",
     "completions",
     "difference_rows",
+    "embedded",
+    "embedding_quality",
     "evaluate",
     "evaluation_rows",
     "fixed_prompts",

@@ -14,12 +14,25 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from exporters.hf import reload
 from lpc.data import IGNORED, Collator, Row, RowFormat, Rows, RowsLike, open_rows
 from lpc.evaluation.perplexity import BATCH_SIZE, exp
-from lpc.source import load_config
+from lpc.evaluation.quality import Quality
+from lpc.evaluation.similarity import Texts, embedded, similarity_quality
+from lpc.source import load_config, read_pooling
 from passes.errors import DataError, MissingFileError, ModelError, UnsupportedModelError
-from passes.models import Task, TokenHead, base_model, evaluation_mode, label_losses, model_class, task_of, vendor
+from passes.models import (
+    SENTENCE_EMBEDDING,
+    Pooling,
+    Task,
+    TokenHead,
+    base_model,
+    evaluation_mode,
+    label_losses,
+    model_class,
+    task_of,
+    vendor,
+)
 from passes.options import RunOptions
 
-__all__ = ["Quality", "quality", "quality_of"]
+__all__ = ["quality", "quality_of"]
 
 Outputs: TypeAlias = "Mapping[str, torch.Tensor]"
 
@@ -30,31 +43,6 @@ class Judged:
 
     loss: float
     right: int | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quality:
-    """How well a model does on rows.
-
-    ``loss`` is the model's own: the mean over ``labels`` labels in nats (for regression the mean squared error). In
-    question answering the logits of padding are left out, so that it does not depend on the batches. ``accuracy`` is
-    the share of labels that the largest logit names, for question answering of rows whose start and end are both
-    right; None where labels are no classes. ``perplexity`` is exp(loss) for language models, else None.
-    ``completions``: prompts with what the model goes on with, where that was asked for.
-    """
-
-    loss: float
-    accuracy: float | None
-    perplexity: float | None
-    rows: int
-    labels: int
-    completions: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def measures(self) -> dict[str, float]:
-        """The measures that there are, by name."""
-        values = {"loss": self.loss, "accuracy": self.accuracy, "perplexity": self.perplexity}
-        return {name: value for name, value in values.items() if value is not None}
 
 
 def quality(
@@ -87,6 +75,8 @@ def quality(
 def quality_of(model: PreTrainedModel | PeftModel, rows: Rows, *, batch_size: int = BATCH_SIZE) -> Quality:
     """How good a live model is, which comes back in its modes. Raises DataError if no row has a label, ModelError."""
     base = base_model(model)
+    if rows.format.task is Task.FEATURE_EXTRACTION:
+        return embedding_quality(model, rows, batch_size)
     parameter = next(p for p in model.parameters() if p.is_floating_point())
     collate, head = Collator.of(base.config, task_of(base), parameter.dtype), TokenHead.of(base)
 
@@ -106,6 +96,13 @@ def quality_of(model: PreTrainedModel | PeftModel, rows: Rows, *, batch_size: in
         return _total(run, _batches(rows, collate, batch_size), rows.format, len(rows))
 
 
+def embedding_quality(model: PreTrainedModel | PeftModel, rows: Texts, batch_size: int) -> Quality:
+    """How well a live model's vectors keep what the rows' ``labels`` say of likeness."""
+    rows = [rows[index] for index in range(len(rows))]
+    wanted = torch.stack([row["labels"] for row in rows])
+    return similarity_quality(torch.cat(list(embedded(model, rows, batch_size))), wanted)
+
+
 def _quality_onnx(folder: Path, data: RowsLike, batch_size: int) -> Quality:
     import onnxruntime
 
@@ -120,19 +117,35 @@ def _quality_onnx(folder: Path, data: RowsLike, batch_size: int) -> Quality:
 
     caches = {each.name: each for each in session.get_inputs() if each.name.startswith("past_key_values")}
 
-    def run(batch: Row) -> Judged:
+    def answers(batch: Row) -> dict[str, torch.Tensor]:
         batch = {**_past_of(caches, len(batch["input_ids"])), **_places(batch)} if caches else batch
         if "token_type_ids" in inputs and "token_type_ids" not in batch:  # the model itself takes zeros then
             batch = {**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])}
         _check_inputs(folder, inputs, batch)
         found = session.run(None, {name: batch[name].numpy() for name in inputs})
-        outputs = {name: torch.from_numpy(value) for name, value in zip(names, found, strict=True)}
+        return {name: torch.from_numpy(value) for name, value in zip(names, found, strict=True)}
+
+    def run(batch: Row) -> Judged:
+        outputs = answers(batch)
         if task is Task.QUESTION_ANSWERING:
             return _off_padding(outputs, config, batch)
         return Judged(loss=float(_loss(task, config, outputs, batch)), right=_right(task, outputs, batch))
 
     collate = Collator.of(config, task, _image_dtype(session))
+    if task is Task.FEATURE_EXTRACTION:
+        return _vectors_onnx(folder, answers, [*_batches(rows, collate, batch_size)])
     return _total(run, _batches(rows, collate, batch_size), rows.format, len(rows))
+
+
+def _vectors_onnx(folder: Path, answers: Callable[[Row], Mapping[str, torch.Tensor]], batches: list[Row]) -> Quality:
+    """The quality of a graph's vectors, pooled inside it or else as the files beside it say."""
+    pooling, found = read_pooling(folder) or Pooling(), list[torch.Tensor]()
+    for batch in batches:
+        outputs = answers(batch)
+        inside = outputs.get(SENTENCE_EMBEDDING)
+        pooled = pooling(outputs["last_hidden_state"], batch["attention_mask"]) if inside is None else inside.float()
+        found.append(pooled)
+    return similarity_quality(torch.cat(found), torch.cat([batch["labels"] for batch in batches]))
 
 
 def _past_of(caches: Mapping[str, Any], batch: int) -> Row:

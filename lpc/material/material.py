@@ -14,6 +14,7 @@ from torch.utils.data import Subset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lpc.data import (
+    SPLIT_SEED,
     BlockDataset,
     Collator,
     Data,
@@ -21,6 +22,7 @@ from lpc.data import (
     Row,
     Rows,
     RowsLike,
+    Sentences,
     TokenBlocks,
     read_data,
     split_heldout,
@@ -30,18 +32,19 @@ from lpc.evaluation import (
     Quality,
     Replies,
     completions,
+    embedding_quality,
     quality,
     quality_of,
     token_perplexity,
     warn_of_loss,
     warn_of_text,
 )
-from lpc.generation import GeneratePass
+from lpc.material.embed import EmbedPass
 from lpc.options import DataOptions
 from lpc.source import Source
 from passes.errors import DataError
 from passes.models import Task, base_model, tensors_digest
-from passes.pipeline import caller_state_kept
+from passes.pipeline import Pass, caller_state_kept
 
 __all__ = ["Answerer", "AnyData", "Material", "Measurer", "of_data", "of_text", "set_aside"]
 AnyData: TypeAlias = "Data | RowsLike"
@@ -63,9 +66,10 @@ class Material:
     plausible. It and ``measure_pruned`` also take down a few completions of what is held out.
     ``measure_package`` is the measure for an ONNX folder, in onnxruntime.
     ``context_length`` is the length of the sequences that text was cut into, in tokens; None for rows. ``digest`` gives
-    the sha256 of all of the data that the user gave. ``generate`` is the pass that draws the model's own part of it,
-    before which nothing can be read of that; ``answer`` is there for an instruction model. ``options`` are those of the
-    data, with its share settled. ``notes`` say for the report what the data are, where the user did not.
+    the sha256 of all of the data that the user gave. ``generate`` is the pass by which the dense model makes its own
+    part of it, texts or vectors, before which nothing can be read of that; ``answer`` is there for an instruction
+    model. ``options`` are those of the data, with its share settled. ``notes`` say for the report what the data
+    are, where the user did not.
     """
 
     train: torch.utils.data.Dataset[Row]
@@ -76,11 +80,14 @@ class Material:
     context_length: int | None
     measure_package: Callable[[Path], Quality]
     digest: Callable[[], str] = str
-    generate: GeneratePass | None = None
+    generate: Pass | None = None
     answer: Answerer | None = None
     options: DataOptions = DataOptions()
     notes: tuple[str, ...] = ()
 
+
+LEAST_HELD = 3
+"""Texts that are held out at least: fewer have no two likenesses to compare."""
 
 DIGESTED_ROWS = 20_000
 """Of more rows than these, so many evenly spaced ones stand for all in their digest."""
@@ -91,6 +98,8 @@ def of_data(
 ) -> tuple[Material, TokenBlocks | None]:
     """What the user's data make, and the blocks of tokens where they are text. Raises what ``prepare`` raises."""
     found = read_data(data, reading)
+    if isinstance(found, Sentences):
+        return _of_sentences(base_model(source.model), found, options), None
     if isinstance(found, Rows):
         return _of_rows(base_model(source.model), source.tokenizer, found, options), None
     return _of_blocks(source, found, options), found
@@ -128,6 +137,28 @@ def _of_rows(
 
     dense, pruned = (_speaking(each, tokenizer, lambda: heldout) for each in (measure_dense, measure))
     return Material(train, collate, measure, dense, pruned, None, measure_package, lambda: _rows_digest(rows))
+
+
+def _of_sentences(model: PreTrainedModel, texts: Sentences, options: DataOptions) -> Material:
+    """Texts without labels: a random choice is held out, and of the rest not more are taken than the options say."""
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
+    count = min(max(LEAST_HELD, round(len(texts) * options.heldout_fraction)), options.heldout_rows)
+    if len(order) <= count:
+        raise DataError(f"{len(texts)} texts cannot be split into train and {count} held-out ones: give more data")
+    heldout = texts.subset(sorted(order[:count]))
+    train = texts.subset(sorted(order[count : count + options.sentences]))
+
+    def measure(model: PreTrainedModel | PeftModel, batch_size: int) -> Quality:
+        return embedding_quality(model, heldout, batch_size)
+
+    def measure_package(folder: Path) -> Quality:
+        return quality(folder, [heldout[index] for index in range(len(heldout))], batch_size=1)
+
+    def digest() -> str:
+        return tensors_digest({"tokens": each} for each in texts.tokens)
+
+    collate, embed = Collator.of(model.config, Task.FEATURE_EXTRACTION), EmbedPass({"train": train, "heldout": heldout})
+    return Material(train, collate, measure, measure, measure, None, measure_package, digest, generate=embed)
 
 
 @caller_state_kept()

@@ -25,6 +25,13 @@ class DataOptions:
     )
     heldout_sequences: int = option(64, least=1, help="Sequences of text that are held out at most.")
     heldout_rows: int = option(1000, least=1, help="Rows that are held out at most.")
+    sentences: int = option(
+        4096,
+        least=2,
+        help="Texts that an embedding model is ranked and tuned on at most, a random choice: the dense model first "
+        "gives its vectors of all of them.",
+        group=Group.DATA,
+    )
     samples: int | None = left_to_run("samples")
     self_share: float | None = option(
         None,

@@ -1,7 +1,7 @@
 """What a run tells: the report, the manifest, curves."""
 
 from lpc.report.curve import Panel, Point, draw
-from lpc.report.front import pareto_front
+from lpc.report.front import HIGHER_IS_BETTER, QUALITIES, pareto_front
 from lpc.report.manifest import complete, record, write_manifest
 from lpc.report.page import comparison_page, family_page
 from lpc.report.render import (
@@ -18,6 +18,8 @@ from lpc.report.report import BeforeAfter, Completed, HeldOut, Merging, PackageC
 from lpc.report.untouched import untouched
 
 __all__ = [
+    "HIGHER_IS_BETTER",
+    "QUALITIES",
     "BeforeAfter",
     "Completed",
     "HeldOut",

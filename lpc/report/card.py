@@ -26,6 +26,7 @@ TASKS: Mapping[str, str] = {
     "ForImageClassification": "image-classification",
     "ForConditionalGeneration": "text-generation",
     "ForMaskedLM": "fill-mask",
+    "Model": "feature-extraction",
 }
 """The hub's name of the task, by the end of the class's name."""
 FRONT = "---"
@@ -97,7 +98,7 @@ def _what(manifest: Mapping[str, Any], name: str, base: str) -> str:
 def _use(architecture: str, manifest: Mapping[str, Any]) -> str:
     needs_file = any(v["target"] == "transformers" and v["runs"] != "yes" for v in manifest.get("compatibility", ()))
     trust = ", trust_remote_code=True" if needs_file else ""
-    auto = next((f"AutoModel{end}" for end in TASKS if architecture.endswith(end)), "AutoModel")
+    auto = next((f"Auto{'Model' * (end != 'Model')}{end}" for end in TASKS if architecture.endswith(end)), "AutoModel")
     auto = "AutoModelForSeq2SeqLM" if auto == "AutoModelForConditionalGeneration" else auto
     without = "\n\nWith lpc installed, `lpc.load(FOLDER)` needs no remote code." if needs_file else ""
     return (

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-HIGHER_IS_BETTER = ("accuracy",)
+QUALITIES = ("perplexity", "accuracy", "similarity", "loss")
+"""The held-out measures that a model may be judged by; what shows one shows the first that there is."""
+
+HIGHER_IS_BETTER = ("accuracy", "similarity", "neighbours")
 """Of the held-out measures; the others are better when they are lower."""
 
 

@@ -3,6 +3,7 @@
 from lpc.source.adapters import check_not_blank, load_adapter
 from lpc.source.placing import cast_to
 from lpc.source.processors import find_tokenizer
+from lpc.source.sentences import read_pooling
 from lpc.source.source import ModelLike, Source, find_unloaded, load, load_config, load_source
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "load_adapter",
     "load_config",
     "load_source",
+    "read_pooling",
 ]

@@ -24,6 +24,7 @@ from lpc.source.adapters import brings_embeddings, load_adapter, named_base, pla
 from lpc.source.handed import check_as_built, check_handed, without_hooks
 from lpc.source.placing import placed
 from lpc.source.processors import check_processor, find_processor, processor_of
+from lpc.source.sentences import as_embedding, headless_name, read_pooling
 from passes.discovery import describe
 from passes.errors import LpcError, ModelError, OptionError, UnsupportedModelError
 from passes.families import check_dense, family_of
@@ -36,6 +37,7 @@ from passes.models import (
     check_loss,
     check_padding,
     dense_weights,
+    has_own_sizes,
     keep_own_head,
     load_model,
     packing_of,
@@ -198,6 +200,9 @@ def _config_at(place: Place, trust_remote_code: bool) -> PreTrainedConfig:
             ) from error
         raise unreadable(place.name, "config.json", error, values) from error
     check_declared(config.to_dict(), place.name)
+    headless = headless_name(place.folder, config) if place.gguf is None and not has_own_sizes(config) else None
+    if headless is not None:
+        config.architectures = [headless]
     return config
 
 
@@ -254,8 +259,9 @@ def _copied(model: PreTrainedModel | PeftModel, processor: Processor | None) -> 
     dense_weights(base_model(copied).config, base_model(copied))
     keep_own_head(base_model(copied), name)
     _check_supported(base_model(copied))
+    pooled = as_embedding(base_model(copied), folder)
     plain, notes = plain_or_lora(copied)
-    return Source(plain, found, _absolute(name), notes)
+    return Source(plain, found, _absolute(name), (*pooled, *notes))
 
 
 def _load_plain(
@@ -267,9 +273,12 @@ def _load_plain(
     check_loss(kind, config.model_type)
     check_padding(config, task_of(kind))
     describe(config, kind)
+    folder = place.folder if place.gguf is None else None
+    read_pooling(folder)  # what it refuses, it refuses before any weights are read
     loaded = load_model(kind, place, config, packing.arguments(config) if packing else None)
     _check_supported(loaded)
-    return Source(loaded, processor or processor_of(place, trust_remote_code), _absolute(place.name))
+    notes = as_embedding(loaded, folder)
+    return Source(loaded, processor or processor_of(place, trust_remote_code), _absolute(place.name), notes)
 
 
 def _load_adapted(folder: Path, processor: Processor | None, trust_remote_code: bool) -> Source:
@@ -285,7 +294,7 @@ def _load_adapted(folder: Path, processor: Processor | None, trust_remote_code: 
         _take_template(folder, source.processor)
     saved = brings_embeddings(folder, base_model(source.model))
     model, notes = plain_or_lora(load_adapter(source.model, folder), embeddings=saved)
-    return replace(source, model=model, notes=notes)
+    return replace(source, model=model, notes=(*source.notes, *notes))
 
 
 def _take_template(folder: Path, processor: Processor | None) -> None:

@@ -21,8 +21,10 @@ from passes.graph import PruningGraph
 from passes.models import (
     HOST_TOKENS,
     Row,
+    Task,
     base_model,
     batches,
+    drawn_around,
     idle_adapter_off,
     label_count,
     lean_loss,
@@ -184,6 +186,9 @@ class ScorePass(Pass):
         sample = list(batches(self._data, rows, run.batch_size, run.collate, device))
         if device.type == "cpu" and entry.additive:
             sample = [piece for batch in sample for piece in pieces(batch, task, HOST_TOKENS)]
+        if task is Task.FEATURE_EXTRACTION and entry.sees_gradients:
+            generator = torch.Generator().manual_seed(run.seed)
+            sample = [{**batch, "labels": drawn_around(batch["labels"], generator)} for batch in sample]
         labels = [label_count(task, batch) for batch in sample]
         share, losses, done = Share.of(list(zip(sample, labels, strict=True))), list[torch.Tensor](), 0
         for batch, count in share.mine:

@@ -36,6 +36,18 @@ from passes.models.base import (
 )
 from passes.models.batches import HOST_TOKENS, Collate, Row, batches, label_count, pieces, sample_rows
 from passes.models.declared import check_declared
+from passes.models.embedding import (
+    SENTENCE_EMBEDDING,
+    Drawing,
+    Pooling,
+    PoolingMode,
+    SentenceFiles,
+    drawn_around,
+    embedding_loss,
+    embeds,
+    pooling_of,
+    sentence_files,
+)
 from passes.models.fingerprint import Fingerprint, fingerprint, tensors_digest
 from passes.models.fit import Misfit
 from passes.models.generation import generated
@@ -62,7 +74,7 @@ from passes.models.reasons import reason
 from passes.models.resized import FILE, PREFIX, compact_class, has_own_sizes
 from passes.models.routing import routers, routing
 from passes.models.stock import build_stock, filled, rope_types, shallow, shell, stock_class, twin_of, weightless
-from passes.models.stored import DTYPES, StoredTensor, check_fetched, headers, read_json
+from passes.models.stored import DTYPES, StoredTensor, check_fetched, headers, read_json, read_json_list
 from passes.models.tasks import AUTO_CLASSES, Task, check_loss, check_padding, model_class, task_of
 from passes.models.unloaded import Unloaded
 from passes.models.weights import DenseWeight, Projection, Weight, Window, packer_of, unpacked
@@ -79,19 +91,24 @@ __all__ = [
     "HOST_TOKENS",
     "OUTPUTS",
     "PREFIX",
+    "SENTENCE_EMBEDDING",
     "WIDE",
     "Adapter",
     "Collate",
     "DenseWeight",
+    "Drawing",
     "Fingerprint",
     "LoraLayers",
     "MaskedModel",
     "Misfit",
     "Parity",
+    "Pooling",
+    "PoolingMode",
     "Probe",
     "Projection",
     "Response",
     "Row",
+    "SentenceFiles",
     "StoredTensor",
     "Task",
     "TokenHead",
@@ -116,6 +133,9 @@ __all__ = [
     "constant_difference",
     "count_parameters",
     "dense_weights",
+    "drawn_around",
+    "embedding_loss",
+    "embeds",
     "evaluation_mode",
     "filled",
     "fingerprint",
@@ -146,11 +166,13 @@ __all__ = [
     "pieces",
     "plain_arithmetic",
     "plain_name",
+    "pooling_of",
     "positions",
     "projections",
     "quiet",
     "ran_out",
     "read_json",
+    "read_json_list",
     "reason",
     "register_auto_classes",
     "relative_difference",
@@ -164,6 +186,7 @@ __all__ = [
     "sample_rows",
     "scored_by",
     "scored_logits",
+    "sentence_files",
     "shallow",
     "shell",
     "smaller_batches",

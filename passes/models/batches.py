@@ -16,7 +16,7 @@ Collate = Callable[[list[Row]], Row]
 """Makes one batch of items."""
 
 
-HOST_TOKENS = 1024
+HOST_TOKENS = 768
 """So many tokens are looked at at a time on a processor, where that is as fast as more and takes less memory."""
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from passes.models import vendor
 from passes.models.base import base_model
+from passes.models.tasks import Task, task_of
 
 CHUNK_ELEMENTS = 1 << 22
 """Logits that are looked at in fp32 at a time."""
@@ -28,7 +29,8 @@ def lean_loss(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     them and, for their gradient, as much once more.
     """
     base = base_model(model)
-    was: Any = base.loss_function
+    # transformers has no loss for a model without a head, and warns where it is asked for one
+    was: Any = None if task_of(base) is Task.FEATURE_EXTRACTION else base.loss_function
     if was is not vendor.loss_named("ForCausalLM"):
         yield
         return

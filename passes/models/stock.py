@@ -17,6 +17,7 @@ import transformers
 from transformers import MistralConfig, PreTrainedConfig, PreTrainedModel
 
 from passes.models import vendor
+from passes.models.embedding import like
 
 ROPE_BY_LENGTH = ("dynamic", "longrope")
 """The kinds of rotary embedding whose frequencies depend on how long the input is, not on what has which shape."""
@@ -78,7 +79,7 @@ def stock_class(model_type: type[PreTrainedModel], config: PreTrainedConfig) -> 
     """The class that a compact configuration is for: the source's own, or Mistral's in place of Llama's."""
     if isinstance(config, MistralConfig) and model_type.__name__.startswith("Llama"):
         name = model_type.__name__.replace("Llama", "Mistral", 1)
-        return cast("type[PreTrainedModel]", getattr(transformers, name))
+        return like(cast("type[PreTrainedModel]", getattr(transformers, name)), model_type)
     return model_type
 
 
@@ -94,9 +95,12 @@ def shell(kind: type[PreTrainedModel], config: PreTrainedConfig, like: PreTraine
 
 
 def filled(model: PreTrainedModel, state: Mapping[str, torch.Tensor], like: PreTrainedModel) -> PreTrainedModel:
-    """``model`` with the tensors of ``state`` as its own, and everything that is no tensor as in ``like``."""
+    """``model`` with the tensors of ``state`` as its own, and everything that is no tensor as in ``like``.
+
+    Its weights can be trained, as a loaded model's: torch would copy a frozen head for each row that ``generate`` asks.
+    """
     model.load_state_dict(state, assign=True)
     model.tie_weights()
     if getattr(like, "generation_config", None) is not None:
         model.generation_config = like.generation_config
-    return model.requires_grad_(False).train(like.training)
+    return model.train(like.training)

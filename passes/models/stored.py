@@ -40,18 +40,30 @@ def is_file(path: Path) -> bool:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of a stranger's. Raises MissingFileError or ModelError naming the file."""
+    values = _parsed(path)
+    if not isinstance(values, dict):
+        raise ModelError(f"{path} cannot be loaded: it holds no JSON object but {type(values).__name__}")
+    return values
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """A JSON list; likewise."""
+    values = _parsed(path)
+    if not isinstance(values, list):
+        raise ModelError(f"{path} cannot be loaded: it holds no JSON list but {type(values).__name__}")
+    return values
+
+
+def _parsed(path: Path) -> Any:
     if not is_file(path):
         raise MissingFileError(f"there is no file {path}")
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ModelError(f"{path} has {path.stat().st_size >> 20} MiB, more than any such file: it is not read")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         check_fetched(path)
         raise ModelError(f"{path} cannot be loaded, it is no JSON: {str(error) or type(error).__name__}") from error
-    if not isinstance(values, dict):
-        raise ModelError(f"{path} cannot be loaded: it holds no JSON object but {type(values).__name__}")
-    return values
 
 
 POINTER = b"version https://git-lfs"

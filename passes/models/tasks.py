@@ -16,7 +16,11 @@ from passes.models.resized import PREFIX, compact_class, has_own_sizes
 
 
 class Task(StrEnum):
-    """What the head on a transformer computes, and with it what the model's own loss is."""
+    """What the head on a transformer computes, and with it what the model's own loss is.
+
+    A text model without a head is for feature extraction: what it computes are embeddings, and its loss is their
+    distance to the dense model's (``passes.models.embedding``).
+    """
 
     CAUSAL_LM = "causal-lm"
     MASKED_LM = "masked-lm"
@@ -25,11 +29,17 @@ class Task(StrEnum):
     QUESTION_ANSWERING = "question-answering"
     IMAGE_CLASSIFICATION = "image-classification"
     SEQ2SEQ_LM = "seq2seq-lm"
+    FEATURE_EXTRACTION = "feature-extraction"
 
     @property
     def label_names(self) -> tuple[str, ...]:
         """The inputs without which the model computes no loss."""
         return ("start_positions", "end_positions") if self is Task.QUESTION_ANSWERING else ("labels",)
+
+
+def _names(entry: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The class names of one entry of a mapping: mostly one, a tuple for a few vision models."""
+    return (entry,) if isinstance(entry, str) else tuple(entry)
 
 
 # A class in several mappings has the first of these tasks: BART's is listed under masked LM as well.
@@ -54,6 +64,7 @@ _SUFFIXES = {
     "ForSeq2SeqLM": Task.SEQ2SEQ_LM,
 }
 
+_BARE = frozenset(name for entry in vendor.names_by_model_type("MODEL_MAPPING").values() for name in _names(entry))
 
 AUTO_CLASSES = {
     Task.CAUSAL_LM: "AutoModelForCausalLM",
@@ -63,13 +74,9 @@ AUTO_CLASSES = {
     Task.QUESTION_ANSWERING: "AutoModelForQuestionAnswering",
     Task.IMAGE_CLASSIFICATION: "AutoModelForImageClassification",
     Task.SEQ2SEQ_LM: "AutoModelForSeq2SeqLM",
+    Task.FEATURE_EXTRACTION: "AutoModel",
 }
 """transformers' auto classes, by task."""
-
-
-def _names(entry: str | tuple[str, ...]) -> tuple[str, ...]:
-    """The class names of one entry of a mapping: mostly one, a tuple for a few vision models."""
-    return (entry,) if isinstance(entry, str) else tuple(entry)
 
 
 def _stock_tasks() -> dict[str, Task]:
@@ -97,18 +104,37 @@ def task_of(model: PreTrainedModel | type[PreTrainedModel]) -> Task:
     for suffix, task in _SUFFIXES.items():
         if model_class.__name__.endswith(suffix):
             return task
+    if _is_headless_text(model_class):
+        return Task.FEATURE_EXTRACTION
     raise UnsupportedModelError(
         f"{model_class.__name__} has no task that lpc knows; supported are models for {', '.join(Task)}, "
         "stock ones or ones whose class name ends in, say, ForSequenceClassification"
     )
 
 
+OTHER_INPUTS = frozenset({"pixel_values", "input_features", "input_values", "decoder_input_ids", "bbox"})
+"""What a model takes that does not read text alone, or is no single stack."""
+
+
+def _is_headless_text(kind: type[PreTrainedModel]) -> bool:
+    """Whether a class is, in all that it computes, a stock one without a head that reads text."""
+    kind = getattr(kind, "headless", kind)
+    stock: Any = next((each for each in kind.__mro__ if each.__module__.startswith("transformers.")), None)
+    if stock is None or stock.__name__ not in _BARE or kind.forward is not stock.forward:
+        return False
+    taken = inspect.signature(kind.forward).parameters
+    return "input_ids" in taken and OTHER_INPUTS.isdisjoint(taken)
+
+
 def check_loss(kind: type[PreTrainedModel], model_type: str) -> None:
     """Raise UnsupportedModelError for a class that computes no loss: its ``forward`` takes no labels.
 
-    A class of the user's own may take them among its ``**kwargs``; a stock one that does not name them has none.
+    A class of the user's own may take them among its ``**kwargs``; a stock one that does not name them has none. That
+    of an embedding model is made (``passes.models.embedding``).
     """
     task = task_of(kind)
+    if task is Task.FEATURE_EXTRACTION:
+        return
     taken = inspect.signature(kind.forward).parameters
     stock = kind.__module__.startswith("transformers.")
     anything = not stock and any(each.kind is each.VAR_KEYWORD for each in taken.values())

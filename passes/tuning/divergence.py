@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import kl_div, log_softmax
 from transformers import PreTrainedModel
 
-from passes.models import Task, task_of
+from passes.models import SENTENCE_EMBEDDING, Task, embedding_loss, task_of
 
 FAR_BELOW = -1e4
 """The logit of a position that is padding: its probability is 0 in fp32."""
@@ -61,14 +61,28 @@ class Pair:
         return kl_div(student, teacher, reduction="sum", log_target=True) / max(len(student), 1)
 
 
+@dataclass(frozen=True)
+class Vectors(Pair):
+    """Embeddings of teacher and student, [rows, width] each; a temperature does not apply to them."""
+
+    def divergence(self, temperature: float, output: Output = Output.CLASSES) -> torch.Tensor:
+        """Their distance (``passes.models.embedding_loss``), over T², which the loss multiplies by."""
+        return embedding_loss(self.student, self.teacher) / temperature**2
+
+
 Outputs = Mapping[str, Any]
 
 
 def pairs(task: Task, inputs: Mapping[str, Any], teacher: Outputs, student: Outputs) -> list[Pair]:
-    """What is to be compared: logits where a label stands; both heads' in question answering."""
+    """What is to be compared: logits where a label stands; both heads' in question answering.
+
+    The labels of an embedding model are the teacher's vectors.
+    """
     if task is Task.QUESTION_ANSWERING:
         real = inputs.get("attention_mask")
         return [_pair(_padded(teacher[n], real), _padded(student[n], real)) for n in ("start_logits", "end_logits")]
+    if task is Task.FEATURE_EXTRACTION:
+        return [Vectors(inputs["labels"], student[SENTENCE_EMBEDDING])]
     both, labels = (teacher["logits"], student["logits"]), inputs["labels"]
     if task in (Task.SEQUENCE_CLASSIFICATION, Task.IMAGE_CLASSIFICATION):
         return [_pair(*both)]

@@ -20,7 +20,7 @@ from passes.budget import LatencyModel, Solver
 from passes.criteria import MeasuredDepth, criterion_named, make_criterion
 from passes.errors import OptionError, PreconditionError
 from passes.graph import full_masks
-from passes.models import Adapter, base_model, packed_weights
+from passes.models import Adapter, Collate, Drawing, Task, base_model, packed_weights, task_of
 from passes.options import Schedule, SnapshotOptions, Target, TuneOptions
 from passes.pipeline import (
     Pass,
@@ -190,6 +190,12 @@ class TunePass(Pass):
         fits = not sharded() and not packed_weights(base_model(model))
         return self._options.small and fits and (count() == 1 or self._options.one_shot)
 
+    def _collate(self, model: PeftModel, run: RunContext) -> Collate | None:
+        """As the run says; labels of embedding models are drawn where gradients rank units, or there were none."""
+        entry = criterion_named(self._options.criterion)
+        drawn = task_of(base_model(model)) is Task.FEATURE_EXTRACTION and not self._options.one_shot
+        return Drawing(run.collate) if drawn and entry.sees_gradients and run.collate is not None else run.collate
+
     def _train(
         self,
         program: Program,
@@ -226,5 +232,5 @@ class TunePass(Pass):
                 resume_from=checkpoint,
                 in_pieces=options.one_shot or criterion_named(options.criterion).additive,
                 train_dataset=self._data,
-                data_collator=run.collate,
+                data_collator=self._collate(model, run),
             )

@@ -48,7 +48,11 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
         {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
     ),
     "qwen3, one KV head, untied": ("qwen3", {"num_key_value_heads": 1, "tie_word_embeddings": False}),
+    "llama, gqa": ("llama", {"head_dim": 16}),
+    "mistral with window, gqa": ("mistral", {"head_dim": 16, "sliding_window": 5}),
+    "qwen3, gqa": ("qwen3", {"head_dim": 16, "num_key_value_heads": 1}),
 }
+"""Heads of 8 values have opset 23's Attention, those of 16 can have GroupQueryAttention."""
 
 
 @functools.cache

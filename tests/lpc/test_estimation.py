@@ -20,6 +20,7 @@ from lpc.estimation.pace import Pace
 from lpc.estimation.rate import measured_rate
 from lpc.opening import check_loads
 from passes.errors import OptionError
+from passes.models import HOST_TOKENS
 from passes.options import LoraOptions
 from passes.pipeline import RunContext
 from passes.trace import trace
@@ -239,7 +240,7 @@ def test_a_pace_is_that_of_one_layer_in_all_of_them_and_of_the_head() -> None:
     clock = lambda: float(next(ticks))  # noqa: E731
     pace = Pace.measured(model.config, found.sizes, found.load, model.dtype, torch.device("cpu"), clock)
     assert pace is not None
-    tokens = 1024 // CONTEXT * CONTEXT
+    tokens = HOST_TOKENS // CONTEXT * CONTEXT
     assert pace.forward == pace.worn == pace.frozen == pace.trained == pytest.approx(2 / tokens / 3)  # two layers
     assert pace.head == pace.head_trained == pytest.approx(1 / 256 / 3)
     assert pace.solve == pytest.approx(work.eliminating(256, 64))

@@ -163,7 +163,11 @@ def test_target_and_its_short_forms_exclude_each_other(tiny_model_folder: Path, 
     ("trace", "target"),
     [
         (lpc.TraceOptions(hidden=True), lpc.Target(ratio=0.3)),
-        (lpc.TraceOptions(depth="layers"), lpc.Target(ratio=0.2, freeze=("kv_groups", "mlp_channels"))),
+        pytest.param(
+            lpc.TraceOptions(depth="layers"),
+            lpc.Target(ratio=0.2, freeze=("kv_groups", "mlp_channels")),
+            marks=pytest.mark.matrix,
+        ),
         (lpc.TraceOptions(depth="blocks"), lpc.Target(ratio=0.1, layout="per-layer", freeze=("kv_groups",))),
     ],
 )

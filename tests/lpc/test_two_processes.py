@@ -58,7 +58,9 @@ def _one_of_two(rank: int, out: Path, tune: dict[str, Any]) -> dict[str, Any]:
     return {"plan": result.plan.to_json(), "weights": _weights(result), "told": len(told)}
 
 
-@pytest.mark.parametrize("tune", [DEFAULT, PROGRESSIVE], ids=["default", "progressive"])
+@pytest.mark.parametrize(
+    "tune", [pytest.param(DEFAULT, id="default"), pytest.param(PROGRESSIVE, id="progressive", marks=pytest.mark.matrix)]
+)
 def test_two_processes_come_to_what_one_comes_to(tmp_path: Path, tune: dict[str, Any]) -> None:
     first, second = two_ranks(tmp_path, _one_of_two, tmp_path, tune)
     one = compressed(2, tune, compensate=_compensate(tune))  # two batches a step, as both of them together

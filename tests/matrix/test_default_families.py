@@ -13,7 +13,7 @@ from default_way import by_default
         ("falcon-mqa", "bf16", "obs"),  # parallel attention
         pytest.param("gpt2", "fp32", "obs", marks=pytest.mark.matrix),  # Conv1D
         pytest.param("bert-question-answering", "bf16", "obs", marks=pytest.mark.matrix),
-        ("mixtral", "fp32", "loraprune"),  # experts, which obs does not rank
+        pytest.param("mixtral", "fp32", "loraprune", marks=pytest.mark.matrix),  # experts, which obs does not rank
     ],
 )
 def test_the_defaults_work(name: str, dtype: str, criterion: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
@@ -61,11 +61,12 @@ def verify_onnx(model: PreTrainedModel, graph: OnnxModel, tolerance: float) -> t
 
     Raises ``PostconditionError`` naming the case, the first layer whose cache differs, and the number.
     """
-    positions = "position_ids" in graph.shapes
+    positions = _counts_positions(graph)
     parities = []
     for case, step in probe_steps(model, positions=positions):
-        actual, expected = onnx_answer(graph, step), torch_answer(model, step, positions=positions)
-        parities.append(_compare(f"onnx {case}", step, actual, expected, tolerance))
+        fed = replace(step, past=_as_cached(graph, step.past, step.mask[:, : -step.ids.shape[1]]))
+        actual, expected = onnx_answer(graph, fed), torch_answer(model, step, positions=positions)
+        parities.append(_compare(graph, f"onnx {case}", step, actual, expected, tolerance))
     if window_of(model) is not None:
         parities.append(_verify_behind_padding(model, graph, tolerance))
     return (*parities, _verify_chunks(model, graph, tolerance))
@@ -92,7 +93,7 @@ def _decode(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, posit
 
 def _verify_chunks(model: PreTrainedModel, graph: OnnxModel, tolerance: float) -> Parity:
     """The graph fed in three chunks with its own cache, the first of length zero, against one torch pass."""
-    ids = probe_ids(model, 2, probe_length(model))
+    ids = probe_ids(model, 1 if graph.compact else 2, probe_length(model))
     ones, cut = torch.ones_like(ids), ids.shape[1] // 2
     past: tuple[torch.Tensor, ...] = ()
     pieces = []
@@ -101,9 +102,9 @@ def _verify_chunks(model: PreTrainedModel, graph: OnnxModel, tolerance: float) -
         past = tuple(answer.values())[1:]
         pieces.append(answer["logits"])
     whole = ProbeStep(ids=ids, mask=ones)
-    expected = torch_answer(model, whole, positions="position_ids" in graph.shapes)
+    expected = torch_answer(model, whole, positions=_counts_positions(graph))
     actual = dict(zip(expected, (torch.cat(pieces, dim=1), *past), strict=True))
-    return _compare("onnx chunked prefill from an empty past", whole, actual, expected, tolerance)
+    return _compare(graph, "onnx chunked prefill from an empty past", whole, actual, expected, tolerance)
 
 
 def _verify_behind_padding(model: PreTrainedModel, graph: OnnxModel, tolerance: float) -> Parity:
@@ -115,14 +116,32 @@ def _verify_behind_padding(model: PreTrainedModel, graph: OnnxModel, tolerance: 
     step = ProbeStep(ids=ids[:, -1:], mask=mask, past=tuple(before.values())[1:])
     alone = ids[1:, mask[1].bool()]
     whole = ProbeStep(ids=alone, mask=torch.ones_like(alone))
-    expected = torch_answer(model, whole, positions="position_ids" in graph.shapes)["logits"][:, -1:]
+    expected = torch_answer(model, whole, positions=_counts_positions(graph))["logits"][:, -1:]
     actual = {"logits": onnx_answer(graph, step)["logits"][1:]}
     rows = {"logits": torch.ones(1, 1, dtype=torch.bool)}
     return require_parity("onnx behind padding, within a window", actual, {"logits": expected}, rows, tolerance)
 
 
-def _compare(name: str, step: ProbeStep, actual: Answer, expected: Answer, tolerance: float) -> Parity:
+def _compare(
+    graph: OnnxModel, name: str, step: ProbeStep, actual: Answer, expected: Answer, tolerance: float
+) -> Parity:
     """Logits and caches where the mask is 1."""
-    keys = step.mask.bool()
-    rows = dict.fromkeys(expected, keys) | {"logits": keys[:, -step.ids.shape[1] :]}
+    real = step.mask.bool()
+    names, caches = list(expected)[1:], tuple(expected.values())[1:]
+    expected = expected | dict(zip(names, _as_cached(graph, caches, step.mask), strict=True))
+    keys = real.sort(dim=1, descending=True)[0] if graph.compact else real
+    rows = dict.fromkeys(expected, keys) | {"logits": real[:, -step.ids.shape[1] :]}
     return require_parity(name, actual, expected, rows, tolerance)
+
+
+def _as_cached(graph: OnnxModel, caches: tuple[torch.Tensor, ...], mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """torch's caches (batch, heads, tokens, size), which have a slot for padding, as the graph has them."""
+    if not graph.compact:
+        return caches
+    order = mask.argsort(dim=1, descending=True, stable=True)[:, None, :, None]
+    return tuple(each.take_along_dim(order, dim=2) for each in caches)
+
+
+def _counts_positions(graph: OnnxModel) -> bool:
+    """Whether real tokens are counted: as an input, or by the graph itself."""
+    return graph.compact or "position_ids" in graph.shapes

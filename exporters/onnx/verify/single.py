@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from transformers import PreTrainedModel
@@ -11,7 +11,7 @@ from exporters.onnx.options import SEQUENCE
 from exporters.onnx.session import OnnxModel
 from exporters.onnx.verify.parity import require_parity
 from exporters.onnx.verify.probes import padded, position_limit, probe_ids, probe_length
-from passes.models import Parity
+from passes.models import SENTENCE_EMBEDDING, Parity, pooling_of
 
 Feeds = dict[str, torch.Tensor]
 
@@ -24,15 +24,22 @@ def verify_single(model: PreTrainedModel, graph: OnnxModel, tolerance: float) ->
     """
     parities = []
     for case, feeds in probe_feeds(model, graph):
-        expected = model(**feeds)
         names = [each.name for each in graph.outputs]
         rows = {}
         if "attention_mask" in feeds:
             real = feeds["attention_mask"].bool()
             rows = {name: real for name in names if SEQUENCE in graph.shapes[name]}
-        wanted = {name: expected[name].float() for name in names}
+        wanted = {name: each.float() for name, each in zip(names, outputs_of(model, feeds, names), strict=True)}
         parities.append(require_parity(f"onnx {case}", graph(feeds), wanted, rows, tolerance))
     return tuple(parities)
+
+
+def outputs_of(model: PreTrainedModel, inputs: Feeds, names: Sequence[str]) -> tuple[torch.Tensor, ...]:
+    """The tensors of these names in what a model answers; ``sentence_embedding`` is pooled from its hidden states."""
+    output = model(**inputs)
+    if SENTENCE_EMBEDDING in names:
+        return (pooling_of(model)(output["last_hidden_state"], inputs["attention_mask"]),)
+    return tuple(output[name] for name in names)
 
 
 def probe_feeds(model: PreTrainedModel, graph: OnnxModel) -> Iterator[tuple[str, Feeds]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lpc.evaluation import told, verdict
 from lpc.report.costs import label_of
+from lpc.report.front import QUALITIES
 from lpc.report.render import asked_words, heldout_rows, package_rows, show_measure, speed_rows
 
 LOWER_IS_BETTER = ("perplexity", "loss", "word_perplexity", "byte_perplexity", "token_perplexity", "bits_per_byte")
@@ -33,7 +34,7 @@ def sentence(manifest: Mapping[str, Any]) -> str:
     if kv is not None and kv < 1:
         parts[0] += f", the KV cache of a token is {kv:.0%} of what it was"
     measures = (manifest.get("heldout") or {}).get("measures", {})
-    for name in ("perplexity", "accuracy", "loss"):
+    for name in QUALITIES:
         if name in measures:
             dense, pruned = measures[name]["dense"], measures[name]["pruned"]
             verb = "stayed at" if dense == pruned else "went from"

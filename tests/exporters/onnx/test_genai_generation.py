@@ -16,6 +16,8 @@ from onnx_workbench import exported
 
 PROMPT, MORE = [5, 9, 44, 61, 7], [33, 12, 90]
 PAD = 256
+BOTH = ("llama", "llama, gqa")
+"""The cache grows, or is written in place."""
 
 
 def generator(folder: Path, length: int, *, rows: int = 1, **search: Any) -> Any:
@@ -62,7 +64,9 @@ def changed(folder: Path, tmp_path: Path, **model: object) -> Path:
     return copy
 
 
-@pytest.mark.parametrize("case", ["llama", "mistral with window", "qwen2 with one windowed layer"])
+@pytest.mark.parametrize(
+    "case", [*BOTH, "mistral with window", "mistral with window, gqa", "qwen2 with one windowed layer"]
+)
 def test_a_batch_of_prompts_of_different_lengths_gives_the_tokens_of_each_alone(case: str) -> None:
     rows = [[5, 9, 44, 61, 7, 8, 2, 3, 77], [33, 12, 90, 4], [6, 7, 8, 200, 11, 13]]
     width, new = 9, 8
@@ -73,12 +77,13 @@ def test_a_batch_of_prompts_of_different_lengths_gives_the_tokens_of_each_alone(
         assert sequence(found, index)[width:] == torch_tokens(case, row, new)[len(row) :]
 
 
+@pytest.mark.parametrize("case", BOTH)
 @pytest.mark.parametrize("beams", [2, 3])
-def test_beams_are_those_of_generate(beams: int) -> None:
+def test_beams_are_those_of_generate(beams: int, case: str) -> None:
     for prompt in (PROMPT, MORE):
-        found = generator(exported("llama")[1].folder, len(prompt) + 6, num_beams=beams, min_length=len(prompt) + 6)
+        found = generator(exported(case)[1].folder, len(prompt) + 6, num_beams=beams, min_length=len(prompt) + 6)
         append(found, prompt)
-        assert finished(found) == torch_tokens("llama", prompt, 6, num_beams=beams)
+        assert finished(found) == torch_tokens(case, prompt, 6, num_beams=beams)
 
 
 def test_sampling_is_repeatable_by_its_seed_and_greedy_among_one() -> None:
@@ -108,18 +113,19 @@ def test_a_conversation_goes_on_behind_an_end_of_text_token_of_several(tmp_path:
     assert take(found, 4) == after
 
 
-def test_a_conversation_that_was_cut_goes_on_after_two_tokens_are_taken_back() -> None:
+@pytest.mark.parametrize("case", BOTH)
+def test_a_conversation_that_was_cut_goes_on_after_two_tokens_are_taken_back(case: str) -> None:
     """GenAI's cache lacks the last token where nothing ended the text, and to go back by one is refused."""
-    found = generator(exported("llama")[1].folder, 40)
+    found = generator(exported(case)[1].folder, 40)
     append(found, PROMPT)
     before = take(found, 6)
-    assert before == torch_tokens("llama", PROMPT, 6)
+    assert before == torch_tokens(case, PROMPT, 6)
     found.rewind_to(len(before) - 2)
     append(found, before[-2:] + MORE)
-    assert take(found, 4) == torch_tokens("llama", before + MORE, 4)
+    assert take(found, 4) == torch_tokens(case, before + MORE, 4)
     found.rewind_to(0)
     append(found, MORE)
-    assert take(found, 4) == torch_tokens("llama", MORE, 4)
+    assert take(found, 4) == torch_tokens(case, MORE, 4)
 
 
 def test_the_chat_template_gives_the_text_and_tokens_of_transformers(tmp_path: Path) -> None:

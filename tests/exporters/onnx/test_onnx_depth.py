@@ -58,5 +58,6 @@ def test_phi_without_blocks_is_traced_by_torch(tmp_path: Path) -> None:
     model, graph, kept = shrunk(zoo.build("phi", num_hidden_layers=2), "blocks", *gone)
     package = export_onnx(model, build_tokenizer(), tmp_path, QUICK)
     assert (package.route, package.no_genai) == ("torch", None)
+    assert package.plain_attention == "the graph is traced by torch.onnx"
     assert package.kv_bytes_per_token == graph.cost(kept).kv_cache_bytes
     assert json.loads((tmp_path / "genai_config.json").read_text())["model"]["decoder"]["num_hidden_layers"] == 1

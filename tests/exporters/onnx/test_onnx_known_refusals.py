@@ -88,6 +88,7 @@ def test_only_the_formats_that_are_asked_for_are_asked() -> None:
         check_exports(["nosuch"], model, None)
 
 
+@pytest.mark.matrix
 def test_a_decoder_deeper_than_its_encoder_is_verified(tmp_path: Path) -> None:
     package = export_onnx(zoo.build("t5", num_layers=1, num_decoder_layers=2), None, tmp_path / "onnx")
     assert max(each.value for each in package.parity) < 1e-4

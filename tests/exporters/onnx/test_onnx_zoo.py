@@ -70,20 +70,17 @@ def exported(name: str) -> tuple[PreTrainedModel, OnnxPackage]:
 CORE = {
     "llama",
     "qwen3",
-    "gemma2",
     "gemma3_text",
     "mixtral",
     "gpt2",
     "phi3",
     "falcon-mqa",
     "bloom",
-    "opt",
     "bert",
     "bert-question-answering",
     "modernbert",
     "vit",
     "t5",
-    "bart",
 }
 """Each road and each kind of attention, cache and head once; the others are of the matrix."""
 FAMILIES = [

@@ -204,7 +204,7 @@ def test_what_cannot_be_scored_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(ModelError, match="onnxruntime cannot load"):
         quality(tmp_path, _rows("bert-token-classification"))
-    model.config.architectures = ["BertModel"]
+    model.config.architectures = ["BertForNextSentencePrediction"]
     model.config.save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModelError, match="BertModel has no task"):
+    with pytest.raises(UnsupportedModelError, match="BertForNextSentencePrediction has no task"):
         quality(tmp_path, _rows("bert-token-classification"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 import zoo
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import BertModel, MambaConfig, MambaForCausalLM, PreTrainedModel
+from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel, ViTModel
 
 from lpc.source import find_tokenizer, load_config, load_source
 from passes.errors import MissingFileError, ModelError, TokenizerError, UnsupportedModelError
@@ -82,11 +82,11 @@ def test_a_folder_is_loaded_with_the_class_that_it_was_saved_from(name: str, tmp
 
 
 def test_a_class_without_a_task_is_refused(tmp_path: Path) -> None:
-    headless = BertModel(zoo.ZOO["bert"].config())
+    headless = ViTModel(zoo.ZOO["vit"].config())
     headless.save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModelError, match="BertModel has no task"):
+    with pytest.raises(UnsupportedModelError, match="ViTModel has no task"):
         load_source(headless)
-    with pytest.raises(UnsupportedModelError, match="BertModel has no task"):
+    with pytest.raises(UnsupportedModelError, match="ViTModel has no task"):
         load_source(tmp_path)
 
 

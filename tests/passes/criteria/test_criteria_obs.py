@@ -77,7 +77,9 @@ def in_turn(hessian: torch.Tensor, weight: torch.Tensor, fisher: torch.Tensor, u
 
 
 @pytest.mark.parametrize("under_masks", [False, True])
-@pytest.mark.parametrize("name", ["llama", "gpt2", "phi3", "falcon-mqa"])
+@pytest.mark.parametrize(
+    "name", ["llama", *(pytest.param(name, marks=pytest.mark.matrix) for name in ("gpt2", "phi3")), "falcon-mqa"]
+)
 def test_scores_are_the_loss_left_behind_in_turn(name: str, under_masks: bool) -> None:
     model, twin, graph = twin_of(name)
     masks = some_masks(graph) if under_masks else {d.name: torch.ones(d.size, dtype=bool) for d in graph.dimensions}

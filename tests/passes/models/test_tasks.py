@@ -67,7 +67,23 @@ def test_a_class_of_the_users_own_is_known_by_its_suffix_or_its_stock_parent() -
     assert task_of(Changed) is Task.SEQUENCE_CLASSIFICATION
 
 
-@pytest.mark.parametrize("headless", [hf.BertModel, hf.BertForNextSentencePrediction, hf.ViTForMaskedImageModeling])
+@pytest.mark.parametrize("bare", [hf.BertModel, hf.ModernBertModel, hf.RobertaModel, hf.Qwen3Model, hf.LlamaModel])
+def test_a_text_model_without_a_head_is_for_feature_extraction(bare: type[PreTrainedModel]) -> None:
+    assert task_of(bare) is Task.FEATURE_EXTRACTION
+
+
+def test_a_subclass_that_computes_something_else_has_no_task() -> None:
+    class Other(hf.BertModel):
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            return input_ids
+
+    with pytest.raises(UnsupportedModelError, match=r"^Other has no task"):
+        task_of(Other)
+
+
+@pytest.mark.parametrize(
+    "headless", [hf.T5Model, hf.ViTModel, hf.BertForNextSentencePrediction, hf.ViTForMaskedImageModeling]
+)
 def test_a_class_without_a_task_is_named(headless: type[PreTrainedModel]) -> None:
     with pytest.raises(UnsupportedModelError, match=f"^{headless.__name__} has no task"):
         task_of(headless)
@@ -78,7 +94,7 @@ def test_a_class_without_a_task_is_named(headless: type[PreTrainedModel]) -> Non
     [
         (hf.LlamaConfig(architectures=["MineForCausalLM"]), "no class for the class 'MineForCausalLM'"),
         (hf.MistralConfig(architectures=["LlamaForCausalLM"]), "wants a LlamaConfig, but it is a MistralConfig"),
-        (hf.BertConfig(architectures=["BertModel"]), "BertModel has no task"),
+        (hf.ViTConfig(architectures=["ViTModel"]), "ViTModel has no task"),
         (hf.Wav2Vec2Config(), "no class for the model type 'wav2vec2'"),
     ],
 )

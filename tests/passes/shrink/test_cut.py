@@ -51,7 +51,7 @@ def test_what_is_no_tensor_is_as_in_the_source() -> None:
         assert compact.generation_config.top_k == 7
         assert compact.config._attn_implementation == "eager"
         assert compact.training is training
-        assert not any(parameter.requires_grad for parameter in compact.parameters())
+        assert all(parameter.requires_grad for parameter in compact.parameters())
 
 
 def test_tied_weights_are_one_parameter_again() -> None:

@@ -129,8 +129,8 @@ def test_a_classifier_has_the_dimensions_of_its_trunk() -> None:
 
 
 def test_a_model_without_a_task_is_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match="LlamaModel has no task"):
-        trace(build_model("llama").config, model_type=modeling_llama.LlamaModel)
+    with pytest.raises(UnsupportedModelError, match="LlamaPreTrainedModel has no task"):
+        trace(build_model("llama").config, model_type=modeling_llama.LlamaPreTrainedModel)
 
 
 def test_an_adapter_does_not_change_what_is_found() -> None:

@@ -1,0 +1,131 @@
+"""Folders of sentence-transformers: which module does what, how hidden states are pooled, and the files beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from passes.errors import ModelError, UnsupportedModelError
+from passes.models import Pooling, PoolingMode, SentenceFiles, Task, embeds, read_json, read_json_list, task_of, vendor
+
+__all__ = ["MODULES_FILE", "as_embedding", "headless_name", "read_pooling"]
+
+MODULES_FILE = "modules.json"
+POOLING_FILE = "config.json"
+
+MODES = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_lasttoken": "lasttoken",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+}
+"""The entries of a pooling configuration, and what newer ones say of the same in ``pooling_mode``."""
+
+MADE_ANEW = frozenset({"config.json", "generation_config.json", "README.md", "tokenizer.json", "tokenizer_config.json"})
+"""Files that are written for the smaller model."""
+WEIGHTS = (".safetensors", ".bin", ".h5", ".ot", ".msgpack", ".onnx", ".onnx_data", ".pt", ".pth", ".ckpt", ".gguf")
+"""How the names of files end that hold the dense model's weights, in whatever format."""
+LARGEST = 16 << 20
+"""Bytes of a file that is taken along."""
+
+
+def as_embedding(model: PreTrainedModel, folder: Path | None) -> tuple[str, ...]:
+    """Make a model without a head an embedding model, pooled as its folder says; what is to be said of that.
+
+    Models of any other task stay as they are. Raises ModelError, UnsupportedModelError as ``read_pooling`` does.
+    """
+    if task_of(model) is not Task.FEATURE_EXTRACTION or hasattr(type(model), "headless"):
+        return ()
+    found = read_pooling(folder)
+    if found is not None and folder is not None:
+        embeds(model, found, _files(folder))
+        return (f"an embedding model, pooled as {MODULES_FILE} says: {found}",)
+    pooling = Pooling(mode=PoolingMode.LAST if _only_causal(model.config) else PoolingMode.MEAN)
+    embeds(model, pooling)
+    return (f"an embedding model; no {MODULES_FILE} says how its vectors are pooled, so: {pooling}",)
+
+
+def headless_name(folder: Path | None, config: PreTrainedConfig) -> str | None:
+    """The class that sentence-transformers would load of a folder, whatever head its configuration names; else None."""
+    if folder is None or not (folder / MODULES_FILE).is_file():
+        return None
+    return next((each.__name__ for each in vendor.classes_for("AutoModel", config)), None)
+
+
+def read_pooling(folder: Path | None) -> Pooling | None:
+    """How a folder's vectors are pooled; None where it is no folder of sentence-transformers.
+
+    Raises ModelError for files that cannot be read, UnsupportedModelError for modules and poolings that lpc does not
+    know, by name.
+    """
+    if folder is None or not (folder / MODULES_FILE).is_file():
+        return None
+    mode, normalise = None, False
+    for kind, path in _modules(folder):
+        if kind == "Transformer" and not path:
+            continue
+        if kind == "Pooling":
+            mode = _mode(folder / path / POOLING_FILE)
+        elif kind == "Normalize":
+            normalise = True
+        else:
+            raise UnsupportedModelError(
+                f"{folder / MODULES_FILE} names the module {kind}{f' in {path}' if path else ''}, which lpc does not "
+                "know; it knows a Transformer in the folder itself, Pooling and Normalize: hand over a copy of the "
+                f"folder without {MODULES_FILE}, and its hidden states are pooled by their mean or last token"
+            )
+    if mode is None:
+        raise UnsupportedModelError(
+            f"{folder / MODULES_FILE} names no Pooling, so there is no vector a text: add one, or remove the file"
+        )
+    return Pooling(mode=mode, normalise=normalise)
+
+
+def _modules(folder: Path) -> list[tuple[str, str]]:
+    """The class of each module, without where it is defined, and its path."""
+    said = read_json_list(folder / MODULES_FILE)
+    try:
+        return [(str(each["type"]).rpartition(".")[2], str(each["path"])) for each in said]
+    except (TypeError, KeyError) as error:
+        raise ModelError(f"{folder / MODULES_FILE} is no list of modules, each with a type and a path") from error
+
+
+def _mode(path: Path) -> PoolingMode:
+    said = read_json(path)
+    named = said.get("pooling_mode")
+    named = [named] if isinstance(named, str) else named
+    found = named if isinstance(named, list) else [MODES.get(key, key) for key in said if _is_on(said, key)]
+    if len(found) == 1 and found[0] in set(PoolingMode):
+        return PoolingMode(found[0])
+    raise UnsupportedModelError(
+        f"{path} pools by {' and '.join(map(str, found)) or 'nothing'}, which lpc does not know; it knows one of "
+        f"{', '.join(PoolingMode)}: say one of these, if the model was trained so, or remove {MODULES_FILE} from a copy"
+    )
+
+
+def _is_on(said: Mapping[str, Any], key: str) -> bool:
+    return key.startswith("pooling_mode_") and said[key] is True
+
+
+def _files(folder: Path) -> SentenceFiles:
+    """All files of a folder but weights, hidden ones, and what is written anew."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        weights = path.name.endswith((*WEIGHTS, ".index.json")) or path.suffix in WEIGHTS
+        if path.is_file() and not (hidden or weights or name in MADE_ANEW) and path.stat().st_size <= LARGEST:
+            found[name] = path.read_bytes()
+    pooling = next((path for kind, path in _modules(folder) if kind == "Pooling"), None)
+    return SentenceFiles(files=tuple(found.items()), pooling=f"{pooling}/{POOLING_FILE}" if pooling else None)
+
+
+def _only_causal(config: PreTrainedConfig) -> bool:
+    """Whether the models of a type read from left to right, so that only the last token has seen them all."""
+    causal, masked = (bool(vendor.classes_for(f"AutoModelFor{each}", config)) for each in ("CausalLM", "MaskedLM"))
+    return causal and not masked

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers as hf
+from sentence_models import SMALL, sentence_folder
+
+from lpc.source import load_source
+from passes.errors import ModelError, UnsupportedModelError
+from passes.models import Pooling, PoolingMode, pooling_of, sentence_files
+
+
+@pytest.mark.parametrize(
+    ("said", "mode"),
+    [
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, PoolingMode.MEAN),
+        ({"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}, PoolingMode.CLS),
+        ({"pooling_mode_lasttoken": True, "include_prompt": True}, PoolingMode.LAST),
+        ({"pooling_mode": "cls"}, PoolingMode.CLS),
+    ],
+    ids=str,
+)
+def test_a_folder_says_how_its_vectors_are_pooled(tmp_path: Path, said: dict[str, Any], mode: PoolingMode) -> None:
+    source = load_source(sentence_folder(tmp_path, said))
+    assert isinstance(source.model, hf.BertModel)
+    assert pooling_of(source.model) == Pooling(mode=mode, normalise=True)
+    assert "pooled as modules.json says" in source.notes[0]
+    kept = {name for name, _ in sentence_files(source.model).files}
+    assert kept == {"modules.json", "1_Pooling/config.json", "sentence_bert_config.json"}
+
+
+def test_of_a_folder_whose_configuration_names_a_head_the_model_without_it_is_taken(tmp_path: Path) -> None:
+    folder = sentence_folder(tmp_path, {"pooling_mode_mean_tokens": True})
+    said = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**said, "architectures": ["BertForMaskedLM"]}))
+    assert type(load_source(folder).model).__name__ == "BertModel"
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ({"pooling_mode_max_tokens": True}, "pools by max,"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, "pools by mean and cls,"),
+        ({"pooling_mode": "weightedmean"}, "pools by weightedmean,"),
+        ({}, "pools by nothing,"),
+    ],
+    ids=str,
+)
+def test_a_pooling_that_is_not_known_is_refused_by_name(tmp_path: Path, said: dict[str, Any], named: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"{named} which lpc does not know; it knows one of mean"):
+        load_source(sentence_folder(tmp_path, said))
+
+
+def test_a_module_that_is_not_known_is_refused_by_name(tmp_path: Path) -> None:
+    folder = sentence_folder(tmp_path, {"pooling_mode_mean_tokens": True}, last="Dense")
+    with pytest.raises(UnsupportedModelError, match="the module Dense in 2_Dense, which lpc does not know"):
+        load_source(folder)
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', "[1]", '[{"path": ""}]', "nothing"])
+def test_modules_that_are_none_are_refused_with_the_file(tmp_path: Path, text: str) -> None:
+    folder = sentence_folder(tmp_path, {"pooling_mode_mean_tokens": True})
+    (folder / "modules.json").write_text(text)
+    with pytest.raises(ModelError, match=r"modules\.json"):
+        load_source(folder)
+
+
+def test_a_live_decoder_without_a_head_is_pooled_at_its_last_token() -> None:
+    config = hf.Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=4)
+    assert pooling_of(load_source(hf.Qwen3Model(config)).model).mode is PoolingMode.LAST
+    assert pooling_of(load_source(hf.BertModel(hf.BertConfig(**SMALL))).model).mode is PoolingMode.MEAN
