@@ -200,7 +200,16 @@ def speeds(folders: Mapping[str, Path], rounds: int) -> dict[str, dict[str, floa
 
 def table(made: Sequence[Made], fast: Mapping[str, Mapping[str, float]]) -> str:
     """The models side by side."""
-    head = ["", "parameters", "MACs", "ONNX", "similarity", "nearest ten", "untuned", *(call.key for call in CALLS)]
+    head = [
+        "",
+        "parameters",
+        "MACs",
+        "ONNX",
+        "similarity",
+        "nearest ten",
+        "untuned",
+        *(f"{call.batch} × {call.tokens}" for call in CALLS),
+    ]
     rows = [head, ["---", *["---:"] * (len(head) - 1)]]
     for each in made:
         untuned = "–" if each.untuned_similarity is None else f"{each.untuned_similarity:.3f}"
