@@ -1,12 +1,12 @@
 """An embedding model made smaller in widths, beside the same one cut to fewer layers, tuned alike: likeness and speed.
 
-    python benchmarks/embeddings.py MODEL --work DIR [--text FILE ...] [--steps 40] [--sentences 1024] [--rounds 15]
+    python benchmarks/embeddings.py MODEL --work DIR [--text FILE] [--steps 40] [--sentences 1024] [--rounds 15]
 
 Each model is made once and kept in DIR, so that a run that was stopped goes on; then all packages take turns on the
-same calls, one thread, in processor time. Sentences of the text are ranked, tuned and measured on; which are held out
-is always the same. The models cut in depth keep layers evenly spaced up to the last one and are tuned by the same
-adapters, steps, batches and sentences, towards the same vectors of the dense model. Writes a table and the numbers into
-benchmarks/results.
+same calls, one thread, in processor time (``--rounds 0``: they are only made; ``--only REGEX``: some of them).
+Sentences of the text are ranked, tuned and measured on; which are held out is always the same. The models cut in depth
+keep layers evenly spaced up to the last one and are tuned by the same adapters, steps, batches and sentences, towards
+the same vectors of the dense model. Writes a table and the numbers into benchmarks/results.
 """
 
 from __future__ import annotations
@@ -200,7 +200,16 @@ def speeds(folders: Mapping[str, Path], rounds: int) -> dict[str, dict[str, floa
 
 def table(made: Sequence[Made], fast: Mapping[str, Mapping[str, float]]) -> str:
     """The models side by side."""
-    head = ["", "parameters", "MACs", "ONNX", "similarity", "nearest ten", "untuned", *(call.key for call in CALLS)]
+    head = [
+        "",
+        "parameters",
+        "MACs",
+        "ONNX",
+        "similarity",
+        "nearest ten",
+        "untuned",
+        *(f"{call.batch} × {call.tokens}" for call in CALLS),
+    ]
     rows = [head, ["---", *["---:"] * (len(head) - 1)]]
     for each in made:
         untuned = "–" if each.untuned_similarity is None else f"{each.untuned_similarity:.3f}"
@@ -228,25 +237,26 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--sentences", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--only", default="", help="make the cells whose name has this, and stop there")
+    parser.add_argument("--only", default="", help="models whose name fits this regular expression")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     setting = Setting(sentences=asked.sentences, steps=asked.steps)
     texts = sentences_in(asked.text.read_text(encoding="utf-8"), HELD + asked.sentences)
     made = []
     for name, cell in cells(asked.model, texts, setting).items():
+        if not re.search(asked.only, name):
+            continue
         folder = asked.work / name
         kept = asked.work / f"{name}.json"
-        if not kept.is_file() and asked.only in name:
+        if not kept.is_file():
             shutil.rmtree(folder, ignore_errors=True)
             kept.write_text(json.dumps({**asdict(setting), **asdict(cell(folder))}))
-        if kept.is_file():
-            values = json.loads(kept.read_text())
-            if {key: values[key] for key in asdict(setting)} != asdict(setting):
-                raise SystemExit(f"{kept} is of another setting: name another --work, or remove it")
-            made.append(Made(**{key: value for key, value in values.items() if key not in asdict(setting)}))
-            print(made[-1], flush=True)
-    if asked.only:
+        values = json.loads(kept.read_text())
+        if {key: values[key] for key in asdict(setting)} != asdict(setting):
+            raise SystemExit(f"{kept} is of another setting: name another --work, or remove it")
+        made.append(Made(**{key: value for key, value in values.items() if key not in asdict(setting)}))
+        print(made[-1], flush=True)
+    if not asked.rounds:
         return
     fast = speeds({each.name: asked.work / each.name for each in made}, asked.rounds)
     told = table(made, fast)

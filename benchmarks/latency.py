@@ -31,7 +31,7 @@ from exporters.latency import latency_model
 from exporters.latency.machine import Machine
 from exporters.latency.table import LatencyTable
 from exporters.latency.timing import Sample, WorkloadStep, seconds_of, steps_of, time_once
-from exporters.onnx import DATA_FILE, GraphBuilder, build_decoder
+from exporters.onnx import DATA_FILE, GraphBuilder, build_decoder, why_not_group_query
 from exporters.options import MAX_OPSET
 from lpc.report import table
 from lpc.versions import versions
@@ -78,7 +78,7 @@ def export_plan(model: LlamaForCausalLM, graph: PruningGraph, counts: Counts, fo
     """The ONNX model of a plan; which units stay does not matter to the time."""
     compact = build_compact(model, graph, {name: range(count) for name, count in counts.items()})
     builder = GraphBuilder()
-    decoder = build_decoder(compact, builder)
+    decoder = build_decoder(compact, builder, group_query=why_not_group_query(compact) is None)
     folder.mkdir()
     builder.save(folder / MODEL_FILE, decoder.inputs, decoder.outputs, opset=MAX_OPSET, data_file=DATA_FILE)
     return OnnxFolder.find(folder)

@@ -48,10 +48,19 @@ class Owned:
 
 
 def resolved(folder: Path) -> Path:
-    """The folder itself, behind all symbolic links. Raises OutputError for a link that leads nowhere."""
+    """The folder itself, behind all symbolic links.
+
+    Raises OutputError for a link that leads nowhere, the root, and a name or path that is too long.
+    """
     place = Path(os.path.realpath(folder))
     if os.path.islink(folder) and not os.path.exists(place):
         raise OutputError(f"{folder} is a symbolic link to {place}, which is not there: make it, or remove the link")
+    if not place.name:
+        raise OutputError(f"{place} cannot be replaced as a whole: name a folder inside it")
+    circle = next((part for part in place.parents if os.path.islink(part)), None)
+    if circle is not None:
+        raise OutputError(f"{circle} is a symbolic link that leads back to itself: remove it, or choose another folder")
+    _check_names(place, next(path for path in place.parents if os.path.exists(path)))
     return place
 
 
@@ -63,17 +72,15 @@ def work_folder(place: Path) -> Path:
 def run_folder(folder: Path) -> Path:
     """Where the run that makes an output keeps what it has done, until the output is complete.
 
-    Raises OutputError for a link that leads nowhere.
+    Raises OutputError as ``resolved`` does.
     """
     return work_folder(resolved(Path(folder))) / RUN
 
 
 def check_place(place: Path, needs_bytes: int) -> None:
-    """Raise OutputError if a folder cannot be made or replaced as a whole there."""
+    """Raise OutputError if a folder cannot be made or replaced as a whole there; the place is ``resolved``."""
     if os.path.exists(place) and not os.path.isdir(place):
         raise OutputExistsError(f"{place} is a file; name a folder for the output")
-    if not place.name:
-        raise OutputError(f"{place} cannot be replaced as a whole: name a folder inside it")
     _check_whole(place)
     try:
         str(place).encode()
@@ -86,7 +93,6 @@ def check_place(place: Path, needs_bytes: int) -> None:
         raise OutputError(f"{parent} is a file, so there can be no {place}; choose another folder")
     if not os.access(parent, os.W_OK | os.X_OK) or _is_anothers(place, parent):
         raise OutputError(f"cannot write to {parent}; choose a folder that you may write to")
-    _check_names(place, parent)
     free = os.statvfs(parent)
     if needs_bytes > free.f_bavail * free.f_frsize:
         raise OutputError(

@@ -8,6 +8,7 @@ from the graph itself, run in onnxruntime on the text.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import onnx_ir as ir
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from exporters.onnx.blockwise import Blocks, coded, ranges_of
+from exporters.onnx.blockwise import Blocks, coded, in_blocks, ranges_of
 from exporters.onnx.rewrite import rewritten
 from exporters.onnx.session import OnnxModel
 from passes.errors import DataError
@@ -84,7 +85,10 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, text: Path) -> torch.Tensor:
 
 
 def solved(weight: torch.Tensor, gram: torch.Tensor, bits: int, block: int, *, symmetric: bool) -> Blocks:
-    """The matrix (rows, columns) in codes that leave its products on the text as they were, as well as they can."""
+    """The matrix (rows, columns) in codes that leave its products on the text as they were, as well as they can.
+
+    A row keeps the nearest codes where these leave them nearer, as they may where the text hardly moves it.
+    """
     rows, columns = weight.shape
     spare = -columns % block
     left = torch.nn.functional.pad(weight.float(), (0, spare)).clone()
@@ -107,13 +111,31 @@ def solved(weight: torch.Tensor, gram: torch.Tensor, bits: int, block: int, *, s
             left[:, column + 1 : end] -= error[:, None] * factor[column, column + 1 : end]
             errors[:, column - start] = error
         left[:, end:] -= errors @ factor[start:end, end:]
-    return Blocks(
+    found = Blocks(
         codes=codes.to(torch.uint8),
         scales=scales,
         zeros=None if symmetric else zeros.to(torch.uint8),
         bits=bits,
         columns=columns,
     )
+    nearest = in_blocks(weight, bits, block, symmetric=symmetric, search=False)
+    worse = lengths_on(weight - found.values, gram) > lengths_on(weight - nearest.values, gram)
+    return _rows_of(worse, nearest, found)
+
+
+def lengths_on(rows: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
+    """Lengths (rows,) of the products of rows (rows, inputs) with the inputs that ``gram`` (inputs, inputs) is of."""
+    return ((rows @ gram) * rows).sum(-1).clamp_min(0).sqrt()
+
+
+def _rows_of(chosen: torch.Tensor, one: Blocks, other: Blocks) -> Blocks:
+    """The rows of ``one`` that are chosen, else those of the other."""
+    zeros = None
+    if one.zeros is not None and other.zeros is not None:
+        zeros = torch.where(chosen[:, None], one.zeros, other.zeros)
+    codes = torch.where(chosen[:, None, None], one.codes, other.codes)
+    scales = torch.where(chosen[:, None], one.scales, other.scales)
+    return replace(other, codes=codes, scales=scales, zeros=zeros)
 
 
 def _factor(gram: torch.Tensor) -> torch.Tensor:

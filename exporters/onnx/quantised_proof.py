@@ -16,7 +16,8 @@ import onnx_ir as ir
 import onnxruntime
 import torch
 
-from exporters.onnx.blockwise import unpack
+from exporters.onnx.blockwise import in_blocks, unpack
+from exporters.onnx.calibrated import lengths_on
 from exporters.onnx.rewrite import CONTRIB, IR_VERSION, tensor_of
 from passes.errors import PostconditionError
 from passes.models import Parity, relative_difference
@@ -27,13 +28,21 @@ FARTHEST = {4: 0.5, 8: 0.03}
 is at 1.4."""
 
 FARTHEST_ROW = 0.8
-"""How far the products of a calibrated row with its text may be from what they were, relative to their length, where
-calibration moves weights at which the text hardly looks. Those of another channel are at 1.4."""
+"""How far a calibrated row may be from what it was, relative to its length: its products with the text, or else its
+numbers, since calibration moves weights at which the text hardly looks, and products that nearly cancel out are small.
+Another channel is at 1.4 in both."""
+
+FARTHER_THAN_NEAREST = 1.05
+"""How far the products of a calibrated row with its text may be from what they were, relative to how far the nearest
+codes would leave them."""
 
 KERNEL = 4e-2
 """How far onnxruntime, which rounds inputs to int8 block by block, may be from the exact product."""
 
 ROWS = 4
+
+ZEROS = 3
+"""The place of the zero points among the inputs of MatMulNBits."""
 
 
 def compare(path: Path, new: Path, bits: int, grams: Mapping[str, torch.Tensor] | None = None) -> tuple[Parity, ...]:
@@ -43,7 +52,7 @@ def compare(path: Path, new: Path, bits: int, grams: Mapping[str, torch.Tensor] 
     """
     before = {str(value.name): node for node in ir.load(path).graph for value in node.outputs}
     grams = grams or {}
-    far, kernel, row = {4: 0.0, 8: 0.0}, 0.0, 0.0
+    far, kernel, row, nearest = {4: 0.0, 8: 0.0}, 0.0, 0.0, 0.0
     for node in ir.load(new).graph:
         if node.op_type not in ("MatMulNBits", "GatherBlockQuantized"):
             continue
@@ -56,6 +65,7 @@ def compare(path: Path, new: Path, bits: int, grams: Mapping[str, torch.Tensor] 
             far[width] = max(far[width], _farthest_block(node, old, stored))
         else:
             row = max(row, _farthest_row(old, stored, gram))
+            nearest = max(nearest, _against_nearest(node, old, stored, gram))
         alone = _kernel(node, stored)
         kernel = max(kernel, alone if alone == alone else math.inf)  # max() passes NaN over
     found = [
@@ -65,6 +75,7 @@ def compare(path: Path, new: Path, bits: int, grams: Mapping[str, torch.Tensor] 
     ]
     if row:
         found.append(Parity("onnx int4 weights, row by row on the text", row, FARTHEST_ROW))
+        found.append(Parity("onnx int4 products on the text, of the nearest codes'", nearest, FARTHER_THAN_NEAREST))
     found.append(Parity("onnx quantised nodes, one by one", kernel, KERNEL))
     for parity in found:
         if not parity.holds:
@@ -111,9 +122,20 @@ def _stored(node: ir.Node, columns: int) -> torch.Tensor:
 
 
 def _farthest_row(old: torch.Tensor, stored: torch.Tensor, gram: torch.Tensor) -> float:
-    """Of the products with the inputs that ``gram`` (inputs, inputs) is of."""
-    differences, lengths = (((each @ gram) * each).sum(-1).clamp_min(0).sqrt() for each in (old - stored, old))
-    return float(torch.where(differences != 0, differences / lengths.clamp_min(1e-30), 0).max())
+    """In its products with the inputs that ``gram`` (inputs, inputs) is of, or in its numbers, whichever is nearer."""
+    products = _relative(lengths_on(old - stored, gram), lengths_on(old, gram))
+    return float(torch.minimum(products, _relative((old - stored).norm(dim=1), old.norm(dim=1))).max())
+
+
+def _against_nearest(node: ir.Node, old: torch.Tensor, stored: torch.Tensor, gram: torch.Tensor) -> float:
+    """The products of the farthest row, relative to what the nearest codes would do to them."""
+    bits, block = (node.attributes.get_int(name) for name in ("bits", "block_size"))
+    nearest = in_blocks(old, bits, block, symmetric=len(node.inputs) <= ZEROS, search=False).values
+    return float(_relative(lengths_on(old - stored, gram), lengths_on(old - nearest, gram)).max())
+
+
+def _relative(differences: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    return torch.where(differences != 0, differences / lengths.clamp_min(1e-30), 0)
 
 
 def _farthest_block(node: ir.Node, old: torch.Tensor, stored: torch.Tensor) -> float:
@@ -121,7 +143,7 @@ def _farthest_block(node: ir.Node, old: torch.Tensor, stored: torch.Tensor) -> f
     spare = -old.shape[1] % block
     wide = (torch.nn.functional.pad(each.float(), (0, spare)) for each in (old, old - stored))
     lengths, differences = (each.reshape(len(each), -1, block).norm(dim=-1) for each in wide)
-    return float(torch.where(differences != 0, differences / lengths.clamp_min(1e-30), 0).max())
+    return float(_relative(differences, lengths).max())
 
 
 def _kernel(node: ir.Node, stored: torch.Tensor) -> float:

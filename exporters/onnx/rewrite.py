@@ -43,11 +43,12 @@ def put_in_place(new: Path, path: Path) -> None:
 
 
 def matrices(graph: ir.Graph) -> Iterator[ir.Value]:
-    """The initializers that are matrices of floating-point numbers, but for tables of angles."""
+    """The initializers that are matrices of fp32, but for tables of angles; what is in fewer bits, such as ALiBi's
+    slopes, the model rounds itself.
+    """
     for value in graph.initializers.values():
-        floating = value.dtype is not None and value.dtype.is_floating_point()
         table = any(user.op_type == GROUP_QUERY for user, _ in value.uses())
-        if floating and len(value.shape or ()) == 2 and not table:
+        if value.dtype == ir.DataType.FLOAT and len(value.shape or ()) == 2 and not table:
             yield value
 
 

@@ -90,7 +90,9 @@ def _object(path: Path, number: int, line: bytes) -> dict[str, object]:
     try:
         row = json.loads(_decoded(path, line, f", line {number}"))
     except json.JSONDecodeError as error:
-        raise DataError(f"{place}: not JSON ({error.msg}, column {error.colno})") from error
+        raise DataError(
+            f"{place}: not JSON ({error.msg}, column {error.colno}); .jsonl has an object a line"
+        ) from error
     except RecursionError as error:
         raise DataError(f"{place}: the JSON is nested too deeply to be read") from error
     except DataError:
@@ -98,7 +100,7 @@ def _object(path: Path, number: int, line: bytes) -> dict[str, object]:
     except ValueError as error:  # Python reads no integer of more than 4300 digits
         raise DataError(f"{place}: the JSON holds a number too long to be read") from error
     if not isinstance(row, dict):
-        raise DataError(f"{place}: a JSON object is needed, this is a {type(row).__name__}")
+        raise DataError(f"{place}: a JSON object a line is needed, this is a {type(row).__name__}")
     return row
 
 

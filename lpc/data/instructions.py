@@ -126,7 +126,7 @@ def instruction_rows(
 def _encode(
     records: Records, columns: Columns, tokenizer: PreTrainedTokenizerBase, row_format: InstructionFormat
 ) -> Iterator[TokenRow]:
-    rows = ((records.where(index), records.mapping(index)) for index in range(len(records)))
+    rows = (_desired(records.where(index), records.mapping(index)) for index in range(len(records)))
     if columns.is_chat:
         chat = Chat(tokenizer)
         for chats in _batches((columns.turns(where, row, chat.template) for where, row in rows), Turns.characters):
@@ -134,6 +134,13 @@ def _encode(
     else:
         for pairs in _batches((_pair(where, row, columns, row_format) for where, row in rows), Marked.characters):
             yield from token_rows(pairs, tokenizer)
+
+
+def _desired(where: str, row: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The place and the row. Raises DataError for one that says itself that its answer is not to be learnt (KTO)."""
+    if row.get("label") is False:
+        raise DataError(f"{where}: `label` is false, so its answer is none to learn: leave such rows out")
+    return where, row
 
 
 def _batches(items: Iterable[T], characters: Callable[[T], int]) -> Iterator[list[T]]:

@@ -85,6 +85,8 @@ class RowFormat:
                 f"{what} has {listed(unknown)}, which {self.model} does not take: remove or rename it "
                 f"(the model takes {', '.join(self.inputs)})"
             )
+        if "input_ids" in self.inputs and "input_ids" not in names:
+            raise DataError(f"{what} has no input_ids, by which {self.model} is asked (found: {listed(names)})")
         missing = [name for name in self.task.label_names if name not in names]
         if missing:
             raise DataError(

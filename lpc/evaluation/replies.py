@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lpc.data import Chat, TextFrame
-from passes.errors import OptionError, TokenizerError
+from passes.errors import DataError, OptionError, TokenizerError
 from passes.models import base_model, evaluation_mode, generated
 
 __all__ = ["REPLY_TOKENS", "Replies", "RepliesCompared", "Reply", "check_asked", "fixed_prompts", "replies"]
@@ -125,7 +125,10 @@ def _begun(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
         return [*TextFrame.of(tokenizer).opening, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
     asked = [{"role": "user", "content": prompt}]
     text = Chat(tokenizer).render("a fixed prompt", asked, add_generation_prompt=True)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    found = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if not found:
+        raise DataError("the tokenizer's chat template writes nothing of a prompt: correct it, or remove it")
+    return found
 
 
 def _ends(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

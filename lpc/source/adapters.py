@@ -146,8 +146,8 @@ def plain_or_lora(
             raise TypeError(f"peft gave a {type(merged).__name__}")
     except Exception as error:
         raise ModelError(
-            f"{why}, which is more than plain LoRA, and peft cannot merge it ({reason(error)}): hand over what "
-            "merge_and_unload() gives, or train a plain LoRA"
+            f"{why}, which is more than plain LoRA, and peft cannot merge it ({reason(error)}): train a plain LoRA, or "
+            "hand over a model in whose weights it is merged"
         ) from error
     note = f"{why}, which is more than plain LoRA: it was merged by peft first, and the result pruned as a plain model"
     logger.warning("%s", note)

@@ -40,7 +40,7 @@ def find_tokenizer(
     options: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(
+            found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=trust_remote_code, **options
             )
     except Exception as error:
@@ -48,10 +48,13 @@ def find_tokenizer(
         why = f"{reason(error)}"
         if "trust_remote_code" in str(error):
             why = "it brings code of its own, which is not run: say trust_remote_code=True (--trust-remote-code)"
-        for name in TOKENIZER_FILES if gguf is None else ():
-            if (folder / name).is_file():
-                check_fetched(folder / name)
-        raise TokenizerError(f"the tokenizer in {where} cannot be loaded: {why}") from error
+        files = [name for name in TOKENIZER_FILES if gguf is None and (folder / name).is_file()]
+        for name in files:
+            check_fetched(folder / name)
+        anew = f": write {', '.join(files)} anew" if files else ""
+        raise TokenizerError(f"the tokenizer in {where} cannot be loaded: {why}{anew}") from error
+    check_processor(found)
+    return found
 
 
 def find_processor(folder: Path, *, trust_remote_code: bool = False) -> Processor | None:
@@ -62,12 +65,24 @@ def find_processor(folder: Path, *, trust_remote_code: bool = False) -> Processo
 
 
 def check_processor(processor: object) -> None:
-    """Raise TokenizerError for what cannot be saved with a model, such as a tokenizer's name."""
-    if processor is not None and not callable(getattr(processor, "save_pretrained", None)):
+    """Raise TokenizerError for what cannot be saved with a model, such as a tokenizer's name, and for one that has an
+    entry of another kind than its readers expect.
+    """
+    saves = callable(getattr(processor, "save_pretrained", None)) and not isinstance(processor, type)
+    if processor is not None and not saves:
         raise TokenizerError(
             f"the tokenizer is {processor!r:.80}, not a tokenizer: hand over AutoTokenizer.from_pretrained(...), or "
             "leave it out and the one beside the model is taken"
         )
+    for name, kinds, must in (
+        ("chat_template", str | dict | None, "text"),
+        ("model_max_length", int | float, "number"),
+    ):
+        value = getattr(processor, name, None)
+        if isinstance(processor, PreTrainedTokenizerBase) and not isinstance(value, kinds):
+            raise TokenizerError(
+                f"the tokenizer's {name} is {value!r:.60}, and must be a {must}: correct tokenizer_config.json"
+            )
 
 
 def _image_processor(path: Path) -> ImageProcessorFile | None:

@@ -101,6 +101,7 @@ def load_source(
     packing = LoadIn(load_in, run or RunContext()) if load_in else None
     source = _load(model, processor, trust_remote_code, packing)
     source = replace(source, notes=(*source.notes, *_discovered(base_model(source.model))))
+    _check_saved(base_model(source.model).config, source.name)
     vendor.keep_layout(source.model)
     return source if run is None else replace(source, model=placed(source.model, run))
 
@@ -227,6 +228,16 @@ def _check_saved_generation(model: PreTrainedModel) -> None:
             said.validate(strict=True)
     except ValueError as error:
         raise ModelError(f"model.generation_config cannot be saved: {reason(error)}: correct the entry") from error
+
+
+def _check_saved(config: PreTrainedConfig, name: str) -> None:
+    """Raise ModelError if transformers would refuse to write the configuration, some of which loading settles."""
+    try:
+        config.validate()
+    except Exception as error:
+        raise ModelError(
+            f"the configuration of {name} cannot be saved again: {reason(error)}: correct the entry"
+        ) from error
 
 
 def _copied(model: PreTrainedModel | PeftModel, processor: Processor | None) -> Source:

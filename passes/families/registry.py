@@ -319,11 +319,11 @@ READABLE = ("bitsandbytes", "QuantizationMethod.BITS_AND_BYTES")
 def check_dense(config: Any) -> None:
     """Raise UnsupportedModelError for packed weights that cannot be unpacked, and for layers that skip a part."""
     packing: Any = getattr(config, "quantization_config", None)
-    method = packing.get("quant_method") if isinstance(packing, dict) else getattr(packing, "quant_method", "")
+    method = packing.get("quant_method", "") if isinstance(packing, dict) else getattr(packing, "quant_method", "")
     if packing is not None and str(method) not in READABLE:
         raise UnsupportedModelError(
-            f"the model is quantised ({method}); lpc prunes dense weights, and of packed ones those of bitsandbytes: "
-            "load it without quantisation, or with BitsAndBytesConfig"
+            f"the model is quantised ({method or 'quantization_config says not how'}); lpc prunes dense weights, and "
+            "of packed ones those of bitsandbytes: load it without quantisation, or with BitsAndBytesConfig"
         )
     if any("skip" in values for values in (config.to_dict().get("per_layer_config") or {}).values()):
         raise UnsupportedModelError("its per_layer_config skips parts of layers, but transformers builds them whole")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, TypeGuard
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, PeftType, TaskType, get_peft_model_state_dict
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer, ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -121,7 +121,7 @@ def beyond_lora(model: PeftModel) -> str | None:
     if len(names) > 1:
         return f"the model has {len(names)} active adapters ({', '.join(names)})"
     config: Any = model.peft_config[names[0]] if names else None
-    if config is not None and not isinstance(config, LoraConfig):
+    if config is not None and config.peft_type != PeftType.LORA:  # AdaLoraConfig is a LoraConfig too
         return f"the adapter is of the kind {type(config).__name__}"
     init = getattr(config, "init_lora_weights", None)
     if isinstance(init, str) and init.lower().startswith(CHANGE_BASE):

@@ -73,7 +73,7 @@ def _why_not(name: str, value: Any) -> str | None:
     counts, above, least, share = (bool(each.search(name)) for each in (COUNTS, ABOVE_ZERO, NOT_NEGATIVE, SHARES))
     if name == "return_dict" and value is False:
         return "true: no output has a name without it"
-    if name in ("dtype", "torch_dtype") and isinstance(value, str) and value.removeprefix("torch.") not in STORED_AS:
+    if name in ("dtype", "torch_dtype") and value and str(value).removeprefix("torch.") not in STORED_AS:
         return f"one of {', '.join(STORED_AS)}"
     if value is None or not (counts or above or least or share):
         return None

@@ -60,7 +60,9 @@ def load_model(
     except LpcError:
         raise
     except Exception as error:
-        raise unreadable(place.name, "weights", error, config.to_dict()) from error
+        ways = {"attn_implementation": vendor.attention_of(config), "experts_implementation": vendor.experts_of(config)}
+        ways = {name: way for name, way in ways.items() if way not in ("eager", "sdpa")}
+        raise unreadable(place.name, "weights", error, {**config.to_dict(), **ways}) from error
     _misfit(model, info, config).check(place.name, f"the weights of {kind.__name__}", model.state_dict().keys())
     dense_weights(model.config, model)
     keep_own_head(model, place.name)
@@ -100,11 +102,14 @@ def unreadable(name: str, what: str, error: Exception, values: Mapping[str, Any]
 def _entry_in(error: Exception, values: Mapping[str, Any]) -> str:
     """The entry of a configuration whose text another library did not know, where its error does not name it."""
     text = str(error)
+    squeezed = text.lower().replace("_", "").replace(" ", "")
     for name, value in values.items():
         if isinstance(value, dict):
             inside = _entry_in(error, value)
             if inside:
                 return inside
+        elif value and str(name).endswith("_implementation") and str(value).replace("_", "") in squeezed:
+            return f"; config.json says {name} = {value!r}: remove the entry, or install what it needs"
         elif isinstance(value, str) and f"'{value}'" in text and str(name) not in text:
             return f"; config.json says {name} = {value!r}: correct the entry"
         if f"'{name}'" in text and name not in ("type", "factor") and not isinstance(name, int) and len(str(name)) < 3:

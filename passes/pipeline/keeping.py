@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
@@ -15,8 +15,8 @@ def caller_state_kept() -> Iterator[None]:
     """Whatever happens inside the block, Python's, NumPy's and torch's global state is afterwards as it was before.
 
     Also a decorator. Kept are the random states (of every CUDA device in use as well), the default dtype, whether
-    gradients are on, inference mode (which is off inside), deterministic algorithms, and the precision of matrix
-    products (TF32).
+    gradients are on, inference mode and autocast (which are off inside), deterministic algorithms, and the precision of
+    matrix products (TF32).
     """
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     started = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
@@ -26,7 +26,11 @@ def caller_state_kept() -> Iterator[None]:
     cudnn = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
     strict, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     try:
-        with torch.inference_mode(False):  # what is trained and traced in it has no gradients
+        with ExitStack() as off:
+            off.enter_context(torch.inference_mode(False))  # what is trained and traced in it has no gradients
+            for device in ("cpu", "cuda"):  # in which proofs would compare roundings
+                if torch.is_autocast_enabled(device):
+                    off.enter_context(torch.autocast(device, enabled=False))
             yield
     finally:
         random.setstate(python)

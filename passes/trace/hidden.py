@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -17,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from passes.errors import UnsupportedModelError
 from passes.families import AttentionBlock, ExpertsBlock
 from passes.graph import Dimension, Kind, Role, Slice, Stream, layer_path
+from passes.models import Task, task_of
 from passes.trace.dependencies import CoupledModule, Dependencies, Opaque
 from passes.trace.dimensions import linear_slices
 from passes.trace.norms import norm_offset
@@ -40,6 +42,8 @@ class HiddenFinder:
         """
         if self.config.is_encoder_decoder:
             raise self._refused("encoder and decoder have a residual stream each, coupled by the embedding they share")
+        if task_of(cast(PreTrainedModel, dependencies.twin)) is Task.FEATURE_EXTRACTION:
+            raise self._refused("without a head, its hidden states are what it gives: who reads them has their width")
         size = int(self.config.hidden_size)
         members = self._members(dependencies, residual, size)
         norms = [slice_ for member in members for slice_ in self._norm(member, size)]

@@ -65,9 +65,11 @@ class TracePass(Pass):
         }
         odd = sorted(name for name in {*graph.shapes, *shapes} if shapes.get(name) != graph.shapes.get(name))
         if odd:
+            mine, said = shapes.get(odd[0]), graph.shapes.get(odd[0])
+            seen = "is not there, or is another one's tensor" if mine is None else f"has shape {mine}"
             raise UnsupportedModelError(
-                f"this {type(model).__name__} is not what its configuration says: {odd[0]} "
-                f"has shape {shapes.get(odd[0])}, expected {graph.shapes.get(odd[0])}"
+                f"this {type(model).__name__} is not what its configuration says: {odd[0]} {seen}, and is to have "
+                f"{said or 'no place'}: hand over a model that its configuration builds"
             )
         return PassResult(replace(program, graph=graph), modified=False)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from exporters.files import Owned, claimed, place
+from exporters.files import Owned, claimed, place, put_in_place, run_folder
 from exporters.files.folder import check_output
 from passes.errors import OutputError, OutputExistsError
 
@@ -32,6 +32,8 @@ def test_dangling_link_is_refused_and_the_place_of_a_link_is_what_it_leads_to(tm
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(OutputError, match="symbolic link"):
         check_output(tmp_path / "loop", force=True)
+    with pytest.raises(OutputError, match="leads back to itself"):
+        run_folder(tmp_path / "loop" / "out")
 
 
 def test_mount_point_is_refused_and_so_is_one_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,6 +52,8 @@ def test_names_of_mount_points_are_read_with_blanks() -> None:
 def test_name_that_is_too_long_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(OutputError, match="too long"):
         check_output(tmp_path / name, force=True)
+    with pytest.raises(OutputError, match="too long"):
+        put_in_place(tmp_path / name)
 
 
 def test_longest_name_is_written(tmp_path: Path) -> None:
@@ -108,6 +112,8 @@ def test_current_folder_and_root_are_refused(tmp_path: Path, monkeypatch: pytest
         check_output(Path(".."), force=True)
     with pytest.raises(OutputError, match="name a folder inside it"):
         check_output(Path("/"), force=True)
+    with pytest.raises(OutputError, match="name a folder inside it"):
+        run_folder(Path("/"))
     assert check_output(Path("new"), force=False) == tmp_path / "out" / "sub" / "new"
 
 

@@ -30,13 +30,16 @@ def shrunk(model: PreTrainedModel, depth: str, *gone: tuple[str, int]) -> tuple[
     return build_compact(model, graph, kept), graph, kept
 
 
+@pytest.mark.parametrize("head_dim", [8, 16], ids=["plain", "gqa"])
 @pytest.mark.parametrize(
     ("depth", "gone"),
     [("layers", [("layers", 1)]), ("blocks", [("attention_blocks", 0), ("mlp_blocks", 1)])],
     ids=["layer", "blocks"],
 )
-def test_llama_without_them_runs_everywhere_alike(depth: str, gone: list[tuple[str, int]], tmp_path: Path) -> None:
-    model, graph, kept = shrunk(build_model("llama", num_hidden_layers=3), depth, *gone)
+def test_llama_without_them_runs_everywhere_alike(
+    depth: str, gone: list[tuple[str, int]], head_dim: int, tmp_path: Path
+) -> None:
+    model, graph, kept = shrunk(build_model("llama", num_hidden_layers=3, head_dim=head_dim), depth, *gone)
     package = export_onnx(model, build_tokenizer(), tmp_path, QUICK)
     assert (package.route, package.no_genai) == ("builder", None)
     assert next(each for each in package.parity if each.name == "genai greedy tokens").value == 0

@@ -13,6 +13,7 @@ from conftest import build_model, build_tokenizer
 from plugins import installed
 
 from exporters.onnx import FLOAT32, PRECISIONS, export_onnx, register_precision
+from exporters.onnx.rewrite import matrices
 from exporters.options import OnnxOptions
 from passes.errors import OptionError, PostconditionError
 from passes.models import Parity, rounding_tolerance
@@ -91,3 +92,12 @@ def test_a_package_brings_a_precision(tmp_path: Path) -> None:
             "print(precision_of(lpc.OnnxOptions(precision=('loose',))).tolerance)"
         )
         assert run(said) == "0.0001"
+
+
+def test_only_what_is_in_fp32_is_stored_in_fewer_bits() -> None:
+    kinds = (ir.DataType.FLOAT, ir.DataType.BFLOAT16)
+    values = [ir.Value(name=str(kind), type=ir.TensorType(kind), shape=ir.Shape((2, 2))) for kind in kinds]
+    for value, kind in zip(values, kinds, strict=True):
+        value.const_value = ir.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=kind, name=value.name)
+    graph = ir.Graph([], [], nodes=[], initializers=values)
+    assert list(matrices(graph)) == values[:1]

@@ -6,7 +6,7 @@ import torch
 from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor
 
 from exporters.onnx.blockwise import in_blocks, pack, unpack
-from exporters.onnx.calibrated import solved
+from exporters.onnx.calibrated import lengths_on, solved
 from exporters.onnx.quantised_proof import FARTHEST_ROW, _farthest_row
 
 
@@ -98,6 +98,30 @@ def test_a_calibrated_row_is_near_on_its_text_and_another_one_is_not() -> None:
     found = solved(weights, gram, 4, 32, symmetric=True).values
     assert _farthest_row(weights, found, gram) < 0.3
     assert _farthest_row(weights, found.roll(1, dims=0), gram) > FARTHEST_ROW
+
+
+def test_a_row_whose_products_nearly_cancel_out_is_near_in_its_numbers_and_another_one_is_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(500, 8, generator=generator) @ torch.randn(8, 96, generator=generator)
+    weights, gram = _weights(24, 96), inputs.T @ inputs
+    weights -= weights @ torch.linalg.pinv(inputs) @ inputs * 0.999
+    found = solved(weights, gram, 4, 32, symmetric=True).values
+    assert float((lengths_on(weights - found, gram) / lengths_on(weights, gram)).max()) > FARTHEST_ROW
+    assert _farthest_row(weights, found, gram) < 0.3
+    assert _farthest_row(weights, found.roll(1, dims=0), gram) > FARTHEST_ROW
+
+
+def test_no_calibrated_row_is_farther_on_its_text_than_by_the_nearest_codes() -> None:
+    generator = torch.Generator().manual_seed(2)
+    weights = torch.randn(64, 96, generator=generator) * 0.1
+    inputs = torch.randn(500, 1, generator=generator) @ torch.randn(1, 96, generator=generator)
+    gram = inputs.T @ inputs
+    found, nearest = (
+        solved(weights, gram, 4, 32, symmetric=True).values,
+        in_blocks(weights, 4, 32, symmetric=True, search=False).values,
+    )
+    assert bool((lengths_on(weights - found, gram) <= lengths_on(weights - nearest, gram)).all())
+    assert not torch.equal(found, nearest)
 
 
 def test_calibration_without_correlation_gives_the_nearest_codes() -> None:

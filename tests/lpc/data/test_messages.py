@@ -160,3 +160,9 @@ def test_preferences_teach_what_was_chosen_and_say_what_is_not_read(
     assert spelled(row) == spelled({"messages": [USER, SAYS]})
     assert "`rejected` is not read" in caplog.text
     assert spelled({"prompt": "2+2=", "chosen": "4", "rejected": "5"}) == spelled({"prompt": "2+2=", "completion": "4"})
+
+
+def test_an_answer_that_is_not_to_be_learnt_is_refused() -> None:
+    with pytest.raises(DataError, match="`label` is false, so its answer is none to learn"):
+        rows_of({"prompt": "2+2=", "completion": "5", "label": False})
+    assert rows_of({"prompt": "2+2=", "completion": "4", "label": True}).rows

@@ -112,7 +112,7 @@ def test_texts_and_token_ids_without_names_are_blocks(form: object) -> None:
 
 def test_the_readers_are_a_closed_set_and_each_takes_something() -> None:
     how, names = reading(), {expected for expected, _ in KINDS.values()}
-    assert {reader.name for reader in READERS} == names
+    assert {reader.name for reader in READERS} - {"sentences"} == names  # which are for models that embed
     for expected, row in KINDS.values():
         assert next(reader.name for reader in READERS if reader.takes(row, how)) == expected
 

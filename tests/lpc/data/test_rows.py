@@ -77,6 +77,7 @@ def test_a_transform_of_a_data_set_is_applied_and_not_replaced(classifier: RowFo
 
 FAULTS = [
     ({"input_ids": [5], "labels": 1, "idx": 3, "sentence": "a"}, "has idx, sentence, which BertForSequenceClass"),
+    ({"inputs_embeds": [[0.5]], "labels": 1}, "row 0 of the data has no input_ids, by which BertForSequenceClass"),
     ({"input_ids": [5]}, "row 0 of the data has no labels: the loss of BertForSequenceClassification needs it"),
     ({"input_ids": [5], "labels": 5}, "row 0 of the data has label 5, and the model has labels 0 to 4"),
     ({"input_ids": [5], "labels": -1}, "label -1"),

@@ -8,10 +8,10 @@ from chatting import chatting
 from conftest import build_model
 from transformers import GenerationConfig
 
-from lpc.evaluation import Replies, RepliesCompared, Reply, fixed_prompts, replies
+from lpc.evaluation import Replies, RepliesCompared, Reply, check_asked, fixed_prompts, replies
 from lpc.evaluation.replies import repeated
 from lpc.report.answers import answer_rows
-from passes.errors import TokenizerError
+from passes.errors import DataError, TokenizerError
 from passes.pipeline import plain
 
 ASKED = ["Hi", "What is that?", "x"]
@@ -52,6 +52,13 @@ def test_answers_without_an_end_are_refused() -> None:
     tokenizer.eos_token = None
     with pytest.raises(TokenizerError, match="has an eos token"):
         replies(build_model("llama", eos_token_id=None), tokenizer, ["Hi"])
+
+
+def test_a_template_that_writes_nothing_of_a_prompt_is_refused() -> None:
+    tokenizer = chatting()
+    tokenizer.chat_template = ""
+    with pytest.raises(DataError, match="writes nothing of a prompt"):
+        check_asked(build_model("llama"), tokenizer)
 
 
 def test_there_are_fifty_prompts_each_once() -> None:

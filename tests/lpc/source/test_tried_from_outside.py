@@ -63,6 +63,11 @@ def rewrite(folder: Path, **entries: Any) -> None:
             {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
             "its weights are dense: remove",
         ),
+        ({"dtype": 7}, "dtype = 7, which must be one of auto, float32"),
+        ({"attn_implementation": "flash_attention_2"}, "= 'flash_attention_2': remove the entry, or install"),
+        ({"attn_implementation": "nosuch"}, "attn_implementation = 'nosuch': remove the entry"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, r"Missing required keys.*\{'factor'\}$"),
+        ({"output_attentions": True}, "cannot be saved again: .*Please set it to 'eager' instead"),
         ({"attention_bias": True}, "asks for biases that the checkpoint does not have"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -70,6 +75,21 @@ def rewrite(folder: Path, **entries: Any) -> None:
 def test_an_entry_that_no_model_has_is_named(folder: Path, entries: dict[str, Any], said: str) -> None:
     rewrite(folder, **entries)
     with pytest.raises(lpc.ModelError, match=said):
+        load_source(folder)
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [({"model_max_length": "x"}, "model_max_length is 'x', and must be a number"),
+     ({"chat_template": 5}, "chat_template is 5, and must be a text"),
+     ({"padding_side": "up"}, r"current value: up: write tokenizer\.json, tokenizer_config\.json anew")],
+)  # fmt: skip
+def test_an_entry_of_a_tokenizer_that_nothing_can_read_is_named(
+    folder: Path, entries: dict[str, Any], said: str
+) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+    with pytest.raises(lpc.TokenizerError, match=said):
         load_source(folder)
 
 

@@ -10,13 +10,14 @@ import zoo
 from handmade import relative
 from peft import PeftModel
 from torch.utils.data import Dataset
+from transformers import LlamaModel
 from workbench import Blocks, build_model, randomise_adapter, traced
 
 from passes.budget import Solver
 from passes.criteria import CRITERIA, Needs, make_criterion
 from passes.decide import DecidePass, ScorePass
 from passes.errors import DataError, ModelError, OptionError, PassError, PreconditionError
-from passes.models import Task, batches, count_parameters, masked, pieces, sample_rows
+from passes.models import Pooling, Task, batches, count_parameters, embeds, masked, pieces, sample_rows
 from passes.options import ImportanceOptions, ScoreOptions, Target
 from passes.pipeline import Pipeline, Program, RunContext
 from passes.shrink import ShrinkPass
@@ -313,3 +314,20 @@ def test_pieces_are_whole_rows_and_each_has_labels() -> None:
     assert len(pieces(batch, Task.CAUSAL_LM, 3)) == 5
     without = {"input_ids": ids, "labels": ids.index_fill(0, torch.tensor([4]), -100)}
     assert pieces(without, Task.CAUSAL_LM, 17) == [without]
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "obs"])
+def test_an_embedding_model_is_ranked_though_its_loss_is_least_at_its_own_vectors(criterion: str) -> None:
+    model = LlamaModel(zoo.ZOO["llama"].config()).eval()
+    embeds(model, Pooling())
+    ids = torch.randint(2, 256, (12, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        vectors = Pooling()(model(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
+    rows = [
+        dict(zip(("input_ids", "attention_mask", "labels"), row, strict=True))
+        for row in zip(ids, mask, vectors, strict=True)
+    ]
+    scored = score(traced(model), rows, criterion=criterion)  # type: ignore[arg-type]
+    assert scored.scores is not None
+    assert all(float(scores.max()) > 1e-12 for scores in scored.scores.values())

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shrinking import counted, dense, graph_of, masked_outputs, outputs
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaModel
 from workbench import planned, relative
 
 from passes.budget import reachable_counts
@@ -128,6 +128,11 @@ def test_other_families_are_refused_with_the_reason(name: str) -> None:
     reason = "residual stream each" if zoo.ZOO[name].task == "seq2seq-lm" else "is not a plain RMS norm"
     with pytest.raises(UnsupportedModelError, match=f"the hidden size of this .* model has to stay: .*{reason}"):
         graph_of(name, hidden=True)
+
+
+def test_of_a_model_without_a_head_it_stays() -> None:
+    with pytest.raises(UnsupportedModelError, match="without a head, its hidden states are what it gives"):
+        trace(zoo.ZOO["llama"].config(), model_type=LlamaModel, options=TraceOptions(hidden=True))
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "mixtral"])
