@@ -29,7 +29,10 @@ from lpc import export, quality
 
 DENSE, PRUNED = "dense", "pruned"
 BASE = f"{DENSE} fp32"
-ROWS = (BASE, f"{DENSE} int4", f"{DENSE} int4, GPTQ", f"{PRUNED} fp32", f"{PRUNED} int8", f"{PRUNED} int4")
+ROWS = (
+    *(f"{DENSE} {each}" for each in ("fp32", "int4", "int4, GPTQ")),
+    *(f"{PRUNED} {each}" for each in ("fp32", "int8", "int4", "int4, GPTQ")),
+)
 CALLS = (Call(phase="prefill", batch=1, tokens=128, past=0), Call(phase="decode", batch=1, tokens=1, past=128))
 HEADINGS = ("ms, 128 tokens of prompt", "ms, a token behind 128")
 

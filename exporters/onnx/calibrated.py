@@ -2,7 +2,7 @@
 
 Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (2023), with the
 scale of a block taken from its weights as they are when its first column is reached. The inputs of every product come
-from the graph itself, run in onnxruntime on the text.
+from the graph itself, run in onnxruntime on the text, each token's as long as any other's.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ LAZY = 128
 def grams(path: Path, names: Iterable[str], text: Path) -> dict[str, torch.Tensor]:
     """X^T X (inputs, inputs) of the values of these names, X being all rows that the graph gives them on the text.
 
+    Each row of X is scaled to the same length. Some tokens, most often the first, have hidden activations thousands of
+    times those of all others (Sun et al., "Massive Activations in Large Language Models", 2024), and codes would be
+    chosen for them alone: SmolLM2's perplexity was then higher than by the nearest codes (``docs/onnx.md``).
+
     Raises DataError for a text that is too short for one window.
     """
     wanted = tuple(dict.fromkeys(names))
@@ -50,7 +54,7 @@ def grams(path: Path, names: Iterable[str], text: Path) -> dict[str, torch.Tenso
         for window in windows(path.parent, text):
             answer = graph(_feeds(graph, window))
             for name in wanted:
-                rows = answer[name].flatten(0, -2)
+                rows = torch.nn.functional.normalize(answer[name].flatten(0, -2), dim=-1)
                 found[name] = found.get(name, 0) + rows.T @ rows
         return found
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from exporters.calls import OnnxFolder
 from exporters.onnx import export_onnx, export_packages, quantised_proof
-from exporters.onnx.calibrated import windows
+from exporters.onnx.calibrated import grams, windows
 from exporters.onnx.quantised import readers
 from exporters.onnx.quantised_proof import compare
 from exporters.onnx.rewrite import rewritten
@@ -154,6 +154,17 @@ def test_a_calibrated_package_is_nearer_on_its_text_than_the_nearest_codes(text_
         _export(model, tmp_path / name, "int4", greedy_prompts=0, head="float", **options)
         far.append(difference(run_onnx(tmp_path / name, ids, torch.ones_like(ids))["logits"], expected))
     assert far[1] < 0.9 * far[0]
+
+
+def test_every_token_of_the_text_counts_alike(text_file: Path, tmp_path: Path) -> None:
+    model, tokens = build_model("llama"), sum(each.shape[1] for each in windows_of(text_file, tmp_path / "package"))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[7] *= 1000
+    _export(model, tmp_path / "package", "fp32", greedy_prompts=0)
+    path = tmp_path / "package" / "model.onnx"
+    names = [each.input for each in readers(ir.load(path).graph) if each.kind == "weight"]
+    for gram in grams(path, names, text_file).values():
+        assert float(gram.trace()) == pytest.approx(tokens, rel=1e-4)
 
 
 def windows_of(text: Path, folder: Path) -> Iterator[torch.Tensor]:
