@@ -33,7 +33,10 @@ def folder_of(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, dtype: torch.d
     return folder
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [pytest.param(torch.float32, marks=pytest.mark.matrix, id="fp32"), pytest.param(torch.bfloat16, id="bf16")],
+)
 def test_a_sentence_transformers_folder_becomes_a_smaller_one_with_its_graph(
     tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
 ) -> None:

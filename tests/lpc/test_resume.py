@@ -61,7 +61,14 @@ def tree(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): sha256(path) for path in found}
 
 
-@pytest.mark.parametrize("way", ["default", pytest.param("loraprune", marks=pytest.mark.matrix), "untrained"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "default",
+        pytest.param("loraprune", marks=pytest.mark.matrix),
+        pytest.param("untrained", marks=pytest.mark.matrix),
+    ],
+)
 def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_bits(
     tiny_llama: PreTrainedModel, tmp_path: Path, way: str
 ) -> None:

@@ -10,7 +10,7 @@ from default_way import by_default
 @pytest.mark.parametrize(
     ("name", "dtype", "criterion"),
     [
-        ("falcon-mqa", "bf16", "obs"),  # parallel attention
+        pytest.param("falcon-mqa", "bf16", "obs", marks=pytest.mark.matrix),  # parallel attention
         pytest.param("gpt2", "fp32", "obs", marks=pytest.mark.matrix),  # Conv1D
         pytest.param("bert-question-answering", "bf16", "obs", marks=pytest.mark.matrix),
         pytest.param("mixtral", "fp32", "loraprune", marks=pytest.mark.matrix),  # experts, which obs does not rank

@@ -56,6 +56,7 @@ def test_llama_without_them_runs_everywhere_alike(
     assert difference(run_onnx(tmp_path, ids, mask)["logits"], expected.numpy()) < 1e-5
 
 
+@pytest.mark.matrix
 def test_phi_without_blocks_is_traced_by_torch(tmp_path: Path) -> None:
     gone = [("attention_blocks", 0), ("mlp_blocks", 1)]
     model, graph, kept = shrunk(zoo.build("phi", num_hidden_layers=2), "blocks", *gone)

@@ -73,12 +73,10 @@ CORE = {
     "gemma3_text",
     "mixtral",
     "gpt2",
-    "phi3",
     "falcon-mqa",
     "bloom",
     "bert",
     "bert-question-answering",
-    "modernbert",
     "vit",
     "t5",
 }

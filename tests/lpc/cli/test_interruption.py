@@ -60,6 +60,7 @@ def test_a_signal_that_was_swallowed_is_raised_again_at_the_next_step(monkeypatc
         interruption.check()
 
 
+@pytest.mark.matrix
 def test_a_command_that_is_terminated_goes_on_and_one_that_is_finished_does_nothing(
     tiny_model_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:

@@ -23,6 +23,9 @@ from passes.shrink import ShrinkPass, build_compact
 from passes.shrink.layers import layer_config
 
 FEW = ["llama", "qwen3", "phi", "gpt_neox", "mixtral", "opt", "bloom"]
+CORE = {*FEW, "gemma2", "phi3", "falcon-mqa"}
+"""Each layout of layers and blocks once; the others are of the matrix."""
+EACH = [pytest.param(name, marks=() if name in CORE else pytest.mark.matrix) for name in DECODERS]
 
 
 def compact_of(name: str, depth: str, *gone: tuple[str, int]) -> PreTrainedModel:
@@ -30,7 +33,7 @@ def compact_of(name: str, depth: str, *gone: tuple[str, int]) -> PreTrainedModel
     return build_compact(deep(name), graph, without(graph, *gone))
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", EACH)
 @pytest.mark.parametrize("depth", ["layers", "blocks"])
 def test_the_compact_model_computes_what_the_masked_one_does(name: str, depth: str) -> None:
     graph = deep_graph(name, depth, custom_code=True)
@@ -63,7 +66,7 @@ def test_uneven_layers_beside_absent_blocks_compute_what_the_masked_ones_do(name
     assert stepwise is None or relative_difference(stepwise, outputs(compact, name)) < 1e-5
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", EACH)
 def test_fewer_layers_are_a_stock_model_with_renumbered_tensors(name: str) -> None:
     compact, dense = compact_of(name, "layers", ("layers", 0), ("layers", 2)), deep(name)
     assert type(compact) is type(dense)
