@@ -2,7 +2,7 @@
 
     python benchmarks/onnx_precisions.py MODEL --pruned HF_DIR --work DIR --text TEST --calibration TRAIN [--name NAME]
 
-Each package is made and measured once: what is in DIR already is not done again. Perplexity is that of the graph in
+Each package is made and measured once: what is in DIR/NAME already is not done again. Perplexity is that of the graph in
 onnxruntime, on the first ``--rows`` rows of ``--tokens`` tokens of TEST. Then all packages take turns in GenAI, which
 keeps the cache (see ``onnx_speed.py``); a ratio is the median over the turns to dense fp32. Prints a table, and writes
 it and the numbers into benchmarks/results.
@@ -112,6 +112,7 @@ def main() -> None:
     parser.add_argument("--only", choices=ROWS, action="append", help="make and measure these alone, and time none")
     parser.add_argument("--name", default="smollm2", help="of the files in benchmarks/results: onnx-precisions-NAME")
     given = parser.parse_args()
+    given.work /= given.name
     given.work.mkdir(parents=True, exist_ok=True)
     rows = texts(given)
     packages = {name: made(name, given, rows) for name in given.only or ROWS}
