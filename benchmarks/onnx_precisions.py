@@ -2,7 +2,7 @@
 
     python benchmarks/onnx_precisions.py MODEL --pruned HF_DIR --work DIR --text TEST --calibration TRAIN [--name NAME]
 
-Each package is made and measured once: what is in DIR/NAME already is not done again. Perplexity is that of the graph in
+Each package is made and measured once: what is in DIR/NAME is not done again. Perplexity is that of the graph in
 onnxruntime, on the first ``--rows`` rows of ``--tokens`` tokens of TEST. Then all packages take turns in GenAI, which
 keeps the cache (see ``onnx_speed.py``); a ratio is the median over the turns to dense fp32. Prints a table, and writes
 it and the numbers into benchmarks/results.
