@@ -32,8 +32,14 @@ def _refused_by_genai(shape: Shape, evidence: Evidence) -> str | None:
     return evidence.export.no_genai if evidence.export is not None else None
 
 
+def _greedy(evidence: Evidence) -> list[Parity]:
+    """The comparisons of greedy tokens, of each precision where there are several packages."""
+    return [parity for parity in evidence.parity if parity.name.rpartition(": ")[2] == GREEDY]
+
+
 def _no_greedy(shape: Shape, evidence: Evidence) -> str | None:
-    met = any(parity.name == GREEDY and parity.holds for parity in evidence.parity)
+    found = _greedy(evidence)
+    met = bool(found) and all(parity.holds for parity in found)
     return None if met else "the greedy tokens were not compared (greedy_prompts=0)"
 
 
@@ -62,7 +68,8 @@ SAME_TOKENS = Check(
 
 def _onnxruntime(shape: Shape, evidence: Evidence) -> Verdict:
     assert evidence.export is not None
-    graphs: list[Parity] = [parity for parity in evidence.parity if parity.name != GREEDY]
+    greedy = _greedy(evidence)
+    graphs: list[Parity] = [parity for parity in evidence.parity if parity not in greedy]
     worst = max((parity.value for parity in graphs), default=0.0)
     if not graphs or not all(parity.holds for parity in graphs):
         return Verdict(target=ONNXRUNTIME.name, runs="unverified", reason="no parity was measured", source=PACKAGE)
@@ -76,7 +83,7 @@ def _onnxruntime(shape: Shape, evidence: Evidence) -> Verdict:
 
 
 def _genai(shape: Shape, evidence: Evidence) -> Verdict:
-    tied = any(parity.name == GREEDY and parity.value > 0 for parity in evidence.parity)
+    tied = any(parity.value > 0 for parity in _greedy(evidence))
     but = ", but for ties within rounding" if tied else ""
     return Verdict(
         target=GENAI.name,

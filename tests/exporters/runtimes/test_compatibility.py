@@ -266,6 +266,15 @@ def test_a_tie_in_the_greedy_tokens_is_named() -> None:
     assert "ties" not in verdicts(compact("llama", 2))[GENAI.name].reason
 
 
+def test_greedy_tokens_of_every_precision_are_evidence_and_must_all_hold() -> None:
+    packages = ("int4", "bf16")
+    parity = tuple(replace(each, name=f"{name}: {each.name}") for name in packages for each in (PREFILL, GREEDY))
+    found = verdicts(compact("llama", 2), Evidence(export=DECODER, parity=parity))
+    assert found[GENAI.name].runs == found[LM_EVAL.name].runs == "yes"
+    failed = (*parity[:-1], replace(parity[-1], value=1.0))
+    assert verdicts(compact("llama", 2), Evidence(export=DECODER, parity=failed))[GENAI.name].runs == "unverified"
+
+
 def test_a_save_that_did_not_hold_is_no_evidence() -> None:
     record = PassRecord(name="save", options={}, seconds=0.0, peak_memory_bytes=0, modified=False)
     assert Evidence.of([replace(record, parity=(Parity("save", 0.0, 0.0),))]).saved
