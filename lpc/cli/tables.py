@@ -50,15 +50,18 @@ def show_report(report: Report, out: Path, *, as_json: bool) -> None:
         f"{worst[1]['value']:.1e} of {worst[1]['tolerance']:.0e} allowed"
     )
     print_line(f"written to {out}: open {out}/report.html")
-    for command in next_commands(out, onnx=any(record.name == "export" for record in report.passes)):
+    writes_text = report.heldout is None or "perplexity" in report.heldout.measures
+    exported = any(record.name == "export" for record in report.passes)
+    for command in next_commands(out, onnx=exported, tasks=writes_text):
         print_line(f"next: {command}")
 
 
-def next_commands(out: Path, *, onnx: bool) -> list[str]:
-    """What people do with an output."""
+def next_commands(out: Path, *, onnx: bool, tasks: bool) -> list[str]:
+    """What people do with an output; ``tasks``: lm-eval's can be asked of it, as of language models alone."""
     folder = shlex.quote(str(out))
     timed = [f"lpc benchmark {folder}"] if onnx else [f"lpc export {folder}/hf --out {folder}-onnx"]
-    return [*timed, f"lpc evaluate {folder} --tasks quick", f"lpc compare {folder} ANOTHER"]
+    asked = [f"lpc evaluate {folder} --tasks quick"] if tasks else []
+    return [*timed, *asked, f"lpc compare {folder} ANOTHER"]
 
 
 def show_presets(presets: Mapping[str, Estimate]) -> None:

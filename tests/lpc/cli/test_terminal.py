@@ -85,8 +85,9 @@ def test_columns_that_find_no_room_are_put_below(
 
 
 def test_next_commands_can_be_pasted() -> None:
-    assert next_commands(Path("my out"), onnx=True)[0] == "lpc benchmark 'my out'"
-    assert next_commands(Path("out"), onnx=False)[0] == "lpc export out/hf --out out-onnx"
+    assert next_commands(Path("my out"), onnx=True, tasks=True)[0] == "lpc benchmark 'my out'"
+    without = next_commands(Path("out"), onnx=False, tasks=False)
+    assert without == ["lpc export out/hf --out out-onnx", "lpc compare out ANOTHER"]
 
 
 def completed(*words: str) -> list[str]:
