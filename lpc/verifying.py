@@ -218,9 +218,9 @@ class Parts:
                 f"it was made of {found.model[:12]}, and {self.checkpoint} is {fingerprint(model)[:12]}"
             )
         precision = found.precision if found is not None else PRECISION_OF[str(load_config(package).dtype)]
-        of = MEASURED if PRECISIONS.named(precision).blocks else ""
+        stored = PRECISIONS.named(precision)
         for each in check_parity(model, package, precision):
-            yield f"{each}{of}"
+            yield f"{each}{MEASURED if stored.blocks and each.tolerance == stored.tolerance else ''}"
 
 
 def _unchecked(why: str) -> Iterator[str]:

@@ -54,6 +54,8 @@ def forward_grid(batches: tuple[int, ...], tokens: tuple[int, ...]) -> list[Call
     return [Call(phase="forward", batch=b, tokens=t, past=0) for t in tokens for b in batches]
 
 
+GROUP_QUERY_NODE = "GroupQueryAttention"
+
 ENDLESS = ("rope_parameters", "rope_theta", "alibi")
 """Entries of a configuration (MPT has them in ``attn_config``) whose positions go on beyond the context."""
 
@@ -97,7 +99,7 @@ class OnnxFolder:
             context_length=genai.get("context_length", context),
             head_size=genai.get("decoder", {}).get("head_size"),
             config=config,
-            has_table=any(each.op_type == "GroupQueryAttention" and any(each.input[7:8]) for each in graph.node),
+            has_table=any(each.op_type == GROUP_QUERY_NODE and any(each.input[7:8]) for each in graph.node),
         )
 
     @property

@@ -2,7 +2,7 @@
 
 Every size is read from the modules, never from the config, so layers may differ in width. One graph does prefill,
 decode and chunked prefill: the cache comes in with its own length (0 for the first call) and goes out with the new
-rows appended. Positions are computed, not looked up: like torch, the graph knows no longest position.
+rows appended. How attention is said is ``exporters.onnx.attention``'s and ``exporters.onnx.group_query``'s.
 """
 
 from __future__ import annotations

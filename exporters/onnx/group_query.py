@@ -18,10 +18,11 @@ import onnx_ir as ir
 import torch
 from transformers import PreTrainedModel
 
+from exporters.calls import GROUP_QUERY_NODE
 from exporters.onnx.attention import Attention, CachedAttention
 from exporters.onnx.graph import GraphBuilder
 from exporters.onnx.layers import is_absent
-from exporters.onnx.rewrite import CONTRIB, GROUP_QUERY
+from exporters.onnx.rewrite import CONTRIB
 from exporters.onnx.verify.probes import position_limit
 
 HEAD_MULTIPLE = 16
@@ -58,7 +59,7 @@ class GroupQueryAttention(Attention):
         whole = getattr(block.module, "q_norm", None) is None
         parts = [packed, None, None] if whole else self.parts(block, packed)
         return self.graph.ops(
-            GROUP_QUERY,
+            GROUP_QUERY_NODE,
             3,
             *parts,
             *past,

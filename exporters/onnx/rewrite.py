@@ -11,8 +11,9 @@ import onnx_ir as ir
 import torch
 from onnx_ir.tensor_adapters import TorchTensor
 
+from exporters.calls import GROUP_QUERY_NODE
+
 CONTRIB = "com.microsoft"
-GROUP_QUERY = "GroupQueryAttention"
 IR_VERSION = 11
 EXTERNAL_FROM_BYTES = 1024
 """Smaller tensors are stored in the graph's own file."""
@@ -47,7 +48,7 @@ def matrices(graph: ir.Graph) -> Iterator[ir.Value]:
     slopes, the model rounds itself.
     """
     for value in graph.initializers.values():
-        table = any(user.op_type == GROUP_QUERY for user, _ in value.uses())
+        table = any(user.op_type == GROUP_QUERY_NODE for user, _ in value.uses())
         if value.dtype == ir.DataType.FLOAT and len(value.shape or ()) == 2 and not table:
             yield value
 

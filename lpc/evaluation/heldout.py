@@ -32,7 +32,7 @@ from passes.models import (
 )
 from passes.options import RunOptions
 
-__all__ = ["quality", "quality_of"]
+__all__ = ["embedding_quality", "quality", "quality_of"]
 
 Outputs: TypeAlias = "Mapping[str, torch.Tensor]"
 

@@ -98,7 +98,8 @@ def _what(manifest: Mapping[str, Any], name: str, base: str) -> str:
 def _use(architecture: str, manifest: Mapping[str, Any]) -> str:
     needs_file = any(v["target"] == "transformers" and v["runs"] != "yes" for v in manifest.get("compatibility", ()))
     trust = ", trust_remote_code=True" if needs_file else ""
-    auto = next((f"Auto{'Model' * (end != 'Model')}{end}" for end in TASKS if architecture.endswith(end)), "AutoModel")
+    end = next((each for each in TASKS if architecture.endswith(each)), "")
+    auto = f"AutoModel{end.removeprefix('Model')}"
     auto = "AutoModelForSeq2SeqLM" if auto == "AutoModelForConditionalGeneration" else auto
     without = "\n\nWith lpc installed, `lpc.load(FOLDER)` needs no remote code." if needs_file else ""
     return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from passes.errors import ModelError, UnsupportedModelError
 from passes.models import Pooling, PoolingMode, SentenceFiles, Task, embeds, read_json, read_json_list, task_of, vendor
 
 __all__ = ["MODULES_FILE", "as_embedding", "headless_name", "read_pooling"]
+
+logger = logging.getLogger(__name__)
 
 MODULES_FILE = "modules.json"
 POOLING_FILE = "config.json"
@@ -119,8 +122,14 @@ def _files(folder: Path) -> SentenceFiles:
         name = path.relative_to(folder).as_posix()
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         weights = path.name.endswith((*WEIGHTS, ".index.json")) or path.suffix in WEIGHTS
-        if path.is_file() and not (hidden or weights or name in MADE_ANEW) and path.stat().st_size <= LARGEST:
-            found[name] = path.read_bytes()
+        if not path.is_file() or hidden or weights or name in MADE_ANEW:
+            continue
+        if path.stat().st_size > LARGEST:
+            logger.warning(
+                "%s has more than %d MiB and is not taken along: copy it, if it is needed", path, LARGEST >> 20
+            )
+            continue
+        found[name] = path.read_bytes()
     pooling = next((path for kind, path in _modules(folder) if kind == "Pooling"), None)
     return SentenceFiles(files=tuple(found.items()), pooling=f"{pooling}/{POOLING_FILE}" if pooling else None)
 

@@ -40,7 +40,12 @@ def batches(
 
 
 def pieces(batch: Row, task: Task, tokens: int) -> list[Row]:
-    """The batch in pieces of whole rows of at most ``tokens`` tokens, or one row; whole if one would have no label."""
+    """The batch in pieces of whole rows of at most ``tokens`` tokens, or one row; whole if one would have no label.
+
+    Whole too where the loss is of pairs of rows, as that of embedding models is.
+    """
+    if task is Task.FEATURE_EXTRACTION:
+        return [batch]
     first = next(iter(batch.values()))
     rows = max(1, tokens // max(1, first[0].numel()))
     if any(len(value) != len(first) for value in batch.values()) or first.is_floating_point():

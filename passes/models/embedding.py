@@ -159,7 +159,7 @@ def embedding_class(stock: type[PreTrainedModel], pooling: Pooling, files: Sente
     return cast("type[PreTrainedModel]", _made_of(headless, pooling, files))
 
 
-def like(kind: type[PreTrainedModel], other: type[PreTrainedModel]) -> type[PreTrainedModel]:
+def embedding_like(kind: type[PreTrainedModel], other: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """A class as it stands in the place of another: an embedding model's, if that is one."""
     if not hasattr(other, "headless"):
         return kind

@@ -17,7 +17,7 @@ import transformers
 from transformers import MistralConfig, PreTrainedConfig, PreTrainedModel
 
 from passes.models import vendor
-from passes.models.embedding import like
+from passes.models.embedding import embedding_like
 
 ROPE_BY_LENGTH = ("dynamic", "longrope")
 """The kinds of rotary embedding whose frequencies depend on how long the input is, not on what has which shape."""
@@ -79,7 +79,7 @@ def stock_class(model_type: type[PreTrainedModel], config: PreTrainedConfig) -> 
     """The class that a compact configuration is for: the source's own, or Mistral's in place of Llama's."""
     if isinstance(config, MistralConfig) and model_type.__name__.startswith("Llama"):
         name = model_type.__name__.replace("Llama", "Mistral", 1)
-        return like(cast("type[PreTrainedModel]", getattr(transformers, name)), model_type)
+        return embedding_like(cast("type[PreTrainedModel]", getattr(transformers, name)), model_type)
     return model_type
 
 

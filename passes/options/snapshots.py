@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 from passes.errors import OptionError
 from passes.options.check import check
-from passes.options.names import names_in
 from passes.options.option import Group, option
 
 
 def read_ratios(text: str) -> tuple[float, ...]:
     """Ratios from a text such as ``0.1,0.3,0.5``. Raises OptionError."""
     try:
-        return tuple(float(ratio) for ratio in names_in(text))
+        return tuple(float(ratio) for ratio in text.split(","))
     except ValueError:
         raise OptionError(f"snapshots {text!r}: write ratios separated by commas, such as 0.1,0.3,0.5") from None
 

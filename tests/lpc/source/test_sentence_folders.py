@@ -68,6 +68,14 @@ def test_modules_that_are_none_are_refused_with_the_file(tmp_path: Path, text: s
         load_source(folder)
 
 
+def test_a_file_that_is_too_large_to_be_taken_along_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = sentence_folder(tmp_path, {"pooling_mode_mean_tokens": True})
+    with (folder / "words.txt").open("wb") as file:
+        file.truncate(17 << 20)
+    load_source(folder)
+    assert "words.txt has more than 16 MiB and is not taken along" in caplog.text
+
+
 def test_a_live_decoder_without_a_head_is_pooled_at_its_last_token() -> None:
     config = hf.Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=4)
     assert pooling_of(load_source(hf.Qwen3Model(config)).model).mode is PoolingMode.LAST

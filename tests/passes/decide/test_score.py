@@ -314,6 +314,8 @@ def test_pieces_are_whole_rows_and_each_has_labels() -> None:
     assert len(pieces(batch, Task.CAUSAL_LM, 3)) == 5
     without = {"input_ids": ids, "labels": ids.index_fill(0, torch.tensor([4]), -100)}
     assert pieces(without, Task.CAUSAL_LM, 17) == [without]
+    vectors = {"input_ids": ids, "labels": torch.zeros(5, 4)}
+    assert pieces(vectors, Task.FEATURE_EXTRACTION, 17) == [vectors]
 
 
 @pytest.mark.parametrize("criterion", ["taylor", "obs"])

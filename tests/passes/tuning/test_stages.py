@@ -121,8 +121,9 @@ def test_impossible_snapshots_are_refused(wrong: dict[str, object], message: str
 
 def test_snapshots_are_read_from_text() -> None:
     assert read_ratios("0.1,0.25, 0.5") == (0.1, 0.25, 0.5)
-    with pytest.raises(OptionError, match="separated by commas"):
-        read_ratios("0.1;0.3")
+    for wrong in ("0.1;0.3", "0.1,,0.3"):
+        with pytest.raises(OptionError, match="separated by commas"):
+            read_ratios(wrong)
 
 
 def test_a_budget_and_another_ratio_are_refused() -> None:
