@@ -125,9 +125,20 @@ def compress(
     Raises LpcError: OptionError, MissingFileError, DataError, ModelError, UnsupportedModelError, TokenizerError for
     what the user gave, UnreachableBudgetError stating what can be reached, PostconditionError if a verification fails.
     """
-    options = asked(target, ratio, short, trace, run=run, lora=lora, tune=tune, data_options=data_options,
-                    compensate=compensate, recover=recover, load_in=load_in,
-                    trust_remote_code=trust_remote_code)  # fmt: skip
+    options = asked(
+        target,
+        ratio,
+        short,
+        trace,
+        run=run,
+        lora=lora,
+        tune=tune,
+        data_options=data_options,
+        compensate=compensate,
+        recover=recover,
+        load_in=load_in,
+        trust_remote_code=trust_remote_code,
+    )
     keeping, options = Keeping.of(in_whole_blocks(options, export), run_folder, resume)
     source, program, context = opened(model, tokenizer, options, export, progress)
     latency = latency_for(program.model, program.traced, options.target.wanted, progress)

@@ -162,8 +162,18 @@ def compress_family(
     """
     snapshots = SnapshotOptions(ratios=tuple(ratios), cooldown=cooldown)
     last = snapshots.ratios[-1] if target is None else None
-    options = asked(target, last, short, trace, run=run, lora=lora, tune=tune, data_options=data_options,
-                    snapshots=snapshots, trust_remote_code=trust_remote_code)  # fmt: skip
+    options = asked(
+        target,
+        last,
+        short,
+        trace,
+        run=run,
+        lora=lora,
+        tune=tune,
+        data_options=data_options,
+        snapshots=snapshots,
+        trust_remote_code=trust_remote_code,
+    )
     keeping, options = Keeping.of(in_whole_blocks(options, export), run_folder, resume)
     schedule = options.tune.schedule or Schedule()
     options = replace(options, tune=settled(replace(options.tune, schedule=schedule)))
