@@ -15,7 +15,7 @@ from lpc.options import CompressOptions, OutputOptions
 from passes.errors import OutputExistsError
 from passes.options import Budget, Group, RunOptions, Target, TraceOptions, option
 from passes.places import check_file, find_place
-from passes.stored import check_model
+from passes.stored import check_model, check_plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +99,7 @@ def apply(given: Given) -> None:
     reads = (plan, model, replay.adapter, replay.compensation)
     with told_if_done(output.out, as_json=output.json):
         hold(given.held, output.out, force=output.force, reads=reads, asked=asked_for(given, reads))
+        check_plan(plan)
         check_model(model, weights=True)
     from lpc.cli.tables import show_report
     from lpc.streaming import apply_to as run
@@ -114,6 +115,7 @@ def diff(given: Given) -> None:
     first, second = given.arguments["first"], given.arguments["second"]
     for each in (first, second):
         check_file(each, "a plan.json")
+        check_plan(each)
     from lpc.cli.tables import show_difference
     from lpc.planning import diff as run
     from passes.graph import Plan

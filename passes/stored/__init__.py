@@ -13,7 +13,7 @@ from passes.stored.checkpoint import (
     stored_tensors,
 )
 from passes.stored.declared import check_declared
-from passes.stored.door import check_model, read_config
+from passes.stored.door import check_model, check_plan, read_config
 
 __all__ = [
     "DTYPES",
@@ -23,6 +23,7 @@ __all__ = [
     "check_declared",
     "check_fetched",
     "check_model",
+    "check_plan",
     "headers",
     "read_config",
     "read_json",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from passes.errors import ModelError
+from passes.errors import ModelError, PlanError
 from passes.places import find_place
-from passes.stored.checkpoint import read_json, stored_tensors
+from passes.stored.checkpoint import MAX_JSON_BYTES, read_json, stored_tensors
 from passes.stored.declared import check_declared
 
 CONFIG, GENERATION, ADAPTER = "config.json", "generation_config.json", "adapter_config.json"
@@ -29,13 +29,24 @@ def check_model(name: str, *, weights: bool) -> None:
         stored_tensors(folder, values.get("transformers_weights"))
 
 
+def check_plan(path: Path) -> None:
+    """Raise PlanError if a plan's file, where there is one of a usual size, is no JSON."""
+    if not path.is_file() or path.stat().st_size > MAX_JSON_BYTES:
+        return
+    try:
+        read_json(path)
+    except ModelError as error:
+        raise PlanError(f"this is no plan that lpc wrote: {error}") from error
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The entries of a folder's ``config.json``; raises MissingFileError, or ModelError for what no model says."""
     path = folder / CONFIG
     values = read_json(path)
     check_declared(values, str(path))
-    if not isinstance(values.get("model_type", ""), str):
-        raise ModelError(f"{path} says model_type = {values['model_type']!r:.60}: write one name, a text")
+    said = values.get("model_type", "")
+    if not isinstance(said, str) or not said.isprintable():
+        raise ModelError(f"{path} says model_type = {said!r:.60}: write one name, a text")
     if isinstance(values.get("architectures"), str):
         raise ModelError(
             f"{path} says architectures = {values['architectures'][:60]!r}, a text: write a list with the one class"

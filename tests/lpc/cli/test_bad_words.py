@@ -97,6 +97,8 @@ BAD: list[tuple[list[str], tuple[str, ...]]] = [
     (["inspect", "huge"], ("huge/config.json says num_hidden_layers = 10000", "correct the entry")),
     (["estimate", "huge", "--ratio", "0.3"], ("huge/config.json says num_hidden_layers = 10000",)),
     (["inspect", "torn"], ("torn/config.json", "no JSON")),
+    (["diff", "train.txt", "train.txt"], ("no plan that lpc wrote", "train.txt")),
+    (["apply", "torn/config.json", "model", "--out", "new"], ("no plan that lpc wrote", "torn/config.json")),
     (["compress", "model", *OK], ("model.safetensors", "save_pretrained")),
     (["inspect", "model", "--depth", "x"], ("--depth", "'x'")),
     (["export", "absent", "--out", "new"], ("absent", "checkpoint")),
