@@ -108,16 +108,16 @@ class Solver:
         return counts
 
     def balances(self, most: int) -> list[Mapping[str, int]]:
-        """Kept units a width at each of the ways to share what goes between heads and channels, the equal one first.
+        """Kept units a width at each of at most so many ways to share what goes between heads and channels, the equal
+        one first.
 
-        One alone where nothing is to be chosen so: where layers differ or whole ones may go, where units of one sort
-        go alone, and where the target says ``equal``.
+        None where there is nothing to choose: where layers differ or whole ones may go, where units of one sort go
+        alone, and where the target says ``equal``.
         """
-        if self.target.layout is not Layout.UNIFORM or self.meter.graph.depth:
+        if self.target.layout is not Layout.UNIFORM or self.meter.graph.depth or self.target.balance is Balance.EQUAL:
             return []
-        if self.target.balance is Balance.EQUAL:
-            return [self.uniform_counts]
-        return list(UniformAllocation(self.bundles, self.meter, self.limits).balances(most))
+        ways = UniformAllocation(self.bundles, self.meter, self.limits).balances(most)
+        return list(ways) if len(ways) > 1 else []
 
     def kept(self, scores: Scores, share: float = 1.0, among: Masks | None = None) -> Kept:
         """How many units each dimension keeps, or which ones where they are layers or blocks, at which the share of

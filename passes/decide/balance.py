@@ -42,12 +42,12 @@ def balanced(
     tell: Callable[[], None],
 ) -> tuple[Masks, tuple[Way, ...]]:
     """The masks that meet the target and leave the least loss among the choices, and the ways as they were measured;
-    with less than two choices those of the solver, and nothing is measured.
+    without choices those of the solver, and nothing is measured.
 
     ``choices`` are kept units a width; ``loss`` is the model's, in nats, as it then is; ``tell`` is called after each.
     A loss that is no number loses; of two alike the first wins.
     """
-    if len(choices) < 2:
+    if not choices:
         return solver.masks(scores), ()
     graph, ways, found = solver.meter.graph, list[Way](), list[dict[str, torch.Tensor]]()
     for counts in choices:
