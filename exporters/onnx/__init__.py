@@ -13,6 +13,7 @@ from exporters.onnx.recheck import check_configuration, check_graphs, check_pari
 from exporters.onnx.refusals import check_exportable, needs_tokenizer
 from exporters.onnx.session import torch_type
 from exporters.onnx.single import trace_single
+from exporters.onnx.streamed import export_streamed, why_not_streamed
 from exporters.onnx.torch_caches import takes_positions
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "check_parity",
     "export_onnx",
     "export_packages",
+    "export_streamed",
     "graphs_in",
     "has_builder",
     "needs_tokenizer",
@@ -46,4 +48,5 @@ __all__ = [
     "trace_single",
     "why_not_builder",
     "why_not_group_query",
+    "why_not_streamed",
 ]

@@ -61,7 +61,7 @@ class DemoOptions:
 
 
 INSPECT = (Part(TraceOptions), Part(OutputOptions, ("json",)))
-EXPORT = (Part(OnnxOptions), Part(OutputOptions, ("out", "force", "json")))
+EXPORT = (Part(OnnxOptions), Part(OutputOptions, ("out", "streamed", "force", "json")))
 BENCHMARK = (Part(AgainstOptions), Part(BenchmarkOptions), Part(OutputOptions, ("json",)))
 EVALUATE = (
     Part(EvaluateOptions),
@@ -100,7 +100,7 @@ def export(given: Given) -> None:
     from lpc.exporting import export_each as run
 
     with progress_shown():
-        packages = run(folder, output.out, options, force=output.force)
+        packages = run(folder, output.out, options, streamed=output.streamed, force=output.force)
     show_packages(packages, output.out, as_json=output.json)
 
 

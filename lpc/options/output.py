@@ -7,7 +7,9 @@ from pathlib import Path
 
 from exporters.options import DEFAULT_EXPORTS, EXPORTER_NAMES
 from passes.errors import OptionError
-from passes.options import Group, check, names_in, option
+from passes.options import AUTO, Group, check, names_in, option
+
+YES, NO = "yes", "no"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,13 @@ class OutputOptions:
         group=Group.OUTPUT,
         flag="--onnx/--no-onnx",
         common=True,
+    )
+    streamed: str = option(
+        AUTO,
+        choices=(AUTO, YES, NO),
+        help="Write the ONNX package of a causal language model a tensor at a time, and compare it a layer at a time; "
+        "auto: where the loaded model would need more memory than is free.",
+        group=Group.OUTPUT,
     )
     force: bool = option(False, help="Replace an output that is there already.", group=Group.OUTPUT)
     fresh: bool = option(False, help="Begin anew where an unfinished run was kept.", group=Group.OUTPUT)
