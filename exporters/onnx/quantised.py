@@ -57,17 +57,16 @@ def quantise_streamed(
 
 @dataclass(frozen=True, kw_only=True)
 class WeightUse:
-    """A node that reads a matrix of weights: ``node`` a MatMul or a Gather. ``rows_first``: as (outputs, inputs)."""
+    """A node that reads a matrix of weights: ``node`` a MatMul or a Gather. ``rows_first``: as (outputs, inputs).
+
+    ``input`` is the name of what it multiplies with them; kept, since the node loses it when it is replaced.
+    """
 
     node: ir.Node
     weight: ir.Value
     rows_first: bool
     kind: Kind
-
-    @property
-    def input(self) -> str:
-        """The name of what the node multiplies with the weights."""
-        return str(self.node.inputs[0].name) if self.node.inputs[0] is not None else ""
+    input: str = ""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -99,11 +98,12 @@ def _reader(node: ir.Node) -> WeightUse | None:
     if weight is None:
         return None
     kind: Kind = "head" if _is_head(node) else "weight"
+    given = str(node.inputs[0].name) if node.inputs[0] is not None else ""
     before = weight.producer()
     if before is None:
-        return WeightUse(node=node, weight=weight, rows_first=False, kind=kind)
+        return WeightUse(node=node, weight=weight, rows_first=False, kind=kind, input=given)
     if before.op_type == "Transpose" and before.inputs[0] is not None:
-        return WeightUse(node=node, weight=before.inputs[0], rows_first=True, kind=kind)
+        return WeightUse(node=node, weight=before.inputs[0], rows_first=True, kind=kind, input=given)
     return None
 
 
