@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 import psutil
 from peft import PeftModel
+from transformers import PreTrainedModel
 
-from exporters.files import PACKAGE, staged_folder
+from exporters.files import staged_folder
+from exporters.hf import Processor
 from exporters.onnx import OnnxPackage, export_packages, export_streamed, needs_tokenizer
 from exporters.options import OnnxOptions
+from exporters.triton import export_repository
 from lpc.options import OutputOptions
-from lpc.options.output import NO, YES
+from lpc.options.output import NO, ONNX, TRITON, YES
 from lpc.owned import MANIFEST
 from lpc.report import complete
 from lpc.source import find_unloaded, load_source
@@ -24,6 +29,9 @@ from passes.models import base_model, check_finite
 from passes.options import AUTO
 
 logger = logging.getLogger(__name__)
+
+Writer: TypeAlias = "Callable[[PreTrainedModel, Processor | None, Path, OnnxOptions | None, Plan | None], Packages]"
+Packages: TypeAlias = tuple[OnnxPackage, ...]
 
 COPIES = 6
 """Of the bytes of a checkpoint in half precision a loaded export takes so many: fp32 is two, in torch and twice in
@@ -52,11 +60,13 @@ def export_each(
     options: OnnxOptions | None = None,
     *,
     streamed: str = AUTO,
+    format: str = ONNX,
     force: bool = False,
 ) -> tuple[OnnxPackage, ...]:
     """Write the ONNX package of a checkpoint folder into ``out``, verified; the folder appears whole or not at all.
 
-    Of several precisions each has a folder of its name there.
+    Of several precisions each has a folder of its name there. With the ``format`` ``triton`` the folder is a Triton
+    model repository, a model for each (docs/serving.md).
 
     A causal language model, an encoder with a head, an image classifier, or an encoder-decoder; the first needs its
     tokenizer beside it, the others' tokenizer or image processor is taken along where there is one.
@@ -72,37 +82,40 @@ def export_each(
     """
     if not Path(model).is_dir():
         raise MissingFileError(f"there is no checkpoint folder {model}")
-    with staged_folder(Path(out), force=force, owned=PACKAGE, reads=(model,)) as stage:
-        found = _written(Path(model), stage, options, OutputOptions(streamed=streamed).streamed)
+    asked = OutputOptions(streamed=streamed, format=format)
+    with staged_folder(Path(out), force=force, owned=asked.owned, reads=(model,)) as stage:
+        found = _written(Path(model), stage, options, asked)
         places = [Path(out) / each.folder.relative_to(stage) for each in found]
     complete(Path(out))
     return tuple(replace(each, folder=place) for each, place in zip(found, places, strict=True))
 
 
-def _written(model: Path, stage: Path, options: OnnxOptions | None, streamed: str) -> tuple[OnnxPackage, ...]:
+def _written(model: Path, stage: Path, options: OnnxOptions | None, asked: OutputOptions) -> tuple[OnnxPackage, ...]:
     """The packages, by whichever way."""
-    if streamed == NO or (streamed == AUTO and not _is_large(model)):
-        return _loaded(model, stage, options)
+    if asked.format == TRITON:
+        return _loaded(model, stage, options, export_repository)
+    if asked.streamed == NO or (asked.streamed == AUTO and not _is_large(model)):
+        return _loaded(model, stage, options, export_packages)
     try:
         source, processor = find_unloaded(model)
         if processor is None and needs_tokenizer(source.model):
             raise TokenizerError(NO_TOKENIZER.format(model))
         return export_streamed(source, processor, stage, options, plan_of(model))
     except UnsupportedModelError as error:
-        if streamed == YES:
+        if asked.streamed == YES:
             raise
         logger.warning("%s is loaded as a whole, which may need more memory than is free: %s", model, error)
-    return _loaded(model, stage, options)
+    return _loaded(model, stage, options, export_packages)
 
 
-def _loaded(model: Path, stage: Path, options: OnnxOptions | None) -> tuple[OnnxPackage, ...]:
+def _loaded(model: Path, stage: Path, options: OnnxOptions | None, written: Writer) -> tuple[OnnxPackage, ...]:
     source = load_source(model)
     check_finite(source.model)
     dense = source.model.merge_and_unload() if isinstance(source.model, PeftModel) else source.model
     plain = base_model(dense)
     if source.tokenizer is None and needs_tokenizer(plain):
         raise TokenizerError(NO_TOKENIZER.format(model))
-    return export_packages(plain, source.processor, stage, options, plan_of(model))
+    return written(plain, source.processor, stage, options, plan_of(model))
 
 
 def _is_large(model: Path) -> bool:

@@ -68,10 +68,9 @@ def in_whole_blocks(options: CompressOptions, export: Exports) -> CompressOption
 
 
 def onnx_in(export: Exports) -> OnnxOptions | None:
-    """The options of the ONNX package among the formats; None where it is not. Raises OptionError as ``chosen``."""
+    """The options of the first format that is made of ONNX graphs, or None. Raises OptionError as ``chosen`` does."""
     named = tuple(export) if not isinstance(export, Mapping) else export
-    found: OnnxOptions | None = chosen(named).get("onnx") if named else None
-    return found
+    return next((each for each in chosen(named).values() if isinstance(each, OnnxOptions)), None) if named else None
 
 
 @dataclass(frozen=True, kw_only=True)

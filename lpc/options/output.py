@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from exporters.files import PACKAGE, REPOSITORY, Owned
 from exporters.options import DEFAULT_EXPORTS, EXPORTER_NAMES
 from passes.errors import OptionError
 from passes.options import AUTO, Group, check, names_in, option
 
 YES, NO = "yes", "no"
+ONNX, TRITON = "onnx", "triton"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,12 @@ class OutputOptions:
         flag="--onnx/--no-onnx",
         common=True,
     )
+    format: str = option(
+        ONNX,
+        choices=(ONNX, TRITON),
+        help="What of the graphs is written: the ONNX package, or a Triton model repository with it.",
+        group=Group.OUTPUT,
+    )
     streamed: str = option(
         AUTO,
         choices=(AUTO, YES, NO),
@@ -65,6 +73,13 @@ class OutputOptions:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.format == TRITON and self.streamed == YES:
+            raise OptionError("a Triton repository is not written a tensor at a time: leave --streamed yes out")
+
+    @property
+    def owned(self) -> Owned:
+        """What ``lpc export`` owns in the folder that it writes into."""
+        return REPOSITORY if self.format == TRITON else PACKAGE
 
     @property
     def exports(self) -> tuple[str, ...]:
