@@ -6,9 +6,11 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 from onnx_ir.tensor_adapters import TorchTensor
 
 from exporters.calls import GROUP_QUERY_NODE
@@ -59,11 +61,21 @@ def matrices(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def tensor_of(value: ir.Value | None) -> torch.Tensor:
-    """The numbers of an initializer; of one in a file, which may go, a copy."""
+    """The numbers of an initializer, see ``array_of``."""
     assert value is not None
-    assert value.const_value is not None
-    array = value.const_value.numpy()
-    return torch.from_numpy(array) if array.flags.writeable else torch.tensor(array)
+    return torch.from_numpy(array_of(value))
+
+
+def array_of(value: ir.Value) -> NDArray[Any]:
+    """The numbers of an initializer; of one in a file, which may go, a copy, and its pages of the file go back."""
+    tensor = value.const_value
+    assert tensor is not None
+    array: NDArray[Any] = tensor.numpy()
+    if not array.flags.writeable:
+        array = array.copy()
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.release()
+    return array
 
 
 def lazily(name: str, make: Callable[[], torch.Tensor], dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:

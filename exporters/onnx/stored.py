@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.tensor_adapters import from_torch_dtype
 
-from exporters.onnx.rewrite import lazily, matrices, put_in_place, rewritten, save, tensor_of
+from exporters.onnx.rewrite import array_of, lazily, matrices, put_in_place, rewritten, save, tensor_of
 from exporters.options import OnnxOptions
 from passes.errors import PostconditionError
 from passes.models import Parity
@@ -56,7 +56,7 @@ def _compare(old: ir.Model, new: Path, dtype: torch.dtype) -> Parity:
     """The stored numbers are the old ones, rounded."""
     stored = ir.load(new).graph.initializers
     for value in matrices(old.graph):
-        found = torch.from_numpy(stored[f"{value.name}.stored"].const_value.numpy().view("int16").copy()).view(dtype)
+        found = torch.from_numpy(array_of(stored[f"{value.name}.stored"]).view("int16")).view(dtype)
         if not found.isfinite().all():
             raise PostconditionError(f"export: {value.name} is too large for {dtype}: take bf16 or fp32")
         if not torch.equal(found, _rounded(value, dtype)):
