@@ -68,6 +68,26 @@ def file(name: str, content: bytes) -> Callable[[Path], None]:
     return make
 
 
+def long(name: str, size: int) -> Callable[[Path], None]:
+    """The same with a file of that many zeros, which are not written."""
+
+    def make(place: Path) -> None:
+        file(name, b"")(place)
+        os.truncate(place / name, size)
+
+    return make
+
+
+def plan(content: bytes) -> Callable[[Path], None]:
+    """A folder with a good configuration and weights, and this as a plan."""
+
+    def make(place: Path) -> None:
+        file(WEIGHTS, (2).to_bytes(8, "little") + b"{}")(place)
+        (place / "plan.json").write_bytes(content)
+
+    return make
+
+
 def link(name: str, target: str) -> Callable[[Path], None]:
     """The same with a link in the place of the file."""
 
@@ -88,7 +108,7 @@ CASES = [
     Case(what="256 layers, which may be", words=INSPECT, make=config(num_hidden_layers=256)),
     Case(what="a million positions, which may be", words=INSPECT, make=config(max_position_embeddings=10**6)),
     Case(what="a configuration 100,000 deep", words=INSPECT, make=file("model/config.json", b"[" * 100_000)),
-    Case(what="a configuration of 200 MB", words=INSPECT, make=file("model/config.json", b" " * 200_000_000)),
+    Case(what="a configuration of 200 MB", words=INSPECT, make=long("model/config.json", 200_000_000)),
     Case(what="a number of 5,000 digits", words=INSPECT, make=file("model/config.json", b'{"a":' + b"9" * 5000 + b"}")),
     Case(what="code beside the configuration", words=INSPECT, make=config(auto_map={"AutoConfig": "evil.Evil"})),
     Case(what="a name with control characters", words=INSPECT, make=config(model_type="\x1b[2Jllama")),
@@ -103,8 +123,8 @@ CASES = [
     Case(what="a pickle", words=COMPRESS, make=file("model/pytorch_model.bin", b"\x80\x04cposix\nsystem\n.")),
     Case(
         what="a plan 100,000 deep",
-        words=["apply", "text.txt", "model", "--out", "out"],
-        make=file("text.txt", b"[" * 10**5),
+        words=["apply", "plan.json", "model", "--out", "out"],
+        make=plan(b"[" * 10**5),
     ),
 ]
 

@@ -150,7 +150,7 @@ def compress(
     passes = _passes(model, program, material, options, context, latency)
     passes = pipeline(passes) if pipeline else passes
     look_ahead(program, material, options, passes.after(TracePass.name).names, context, export)
-    recipe = keeping.recipe(program, material, options, passes, context)
+    recipe = keeping.recipe(program, source.processor, material, options, passes, context)
     name, processor, notes, handed = source.name, source.processor, source.notes + material.notes, Handed(program)
     del source, program  # the dense model is the pipeline's alone now, which lets it go when it is replaced
     with keeping.running(recipe) as folder:

@@ -187,7 +187,7 @@ def compress_family(
     passes = family_pipeline(material, options)
     coming = [*passes.after(TracePass.name).names, *len(snapshots.ratios) * MEMBER_NAMES]
     look_ahead(program, material, options, coming, context, ())
-    recipe = keeping.recipe(program, material, options, passes, context)
+    recipe = keeping.recipe(program, source.processor, material, options, passes, context)
     with keeping.running(recipe) as folder:
         context = replace(context, checkpoints=folder)
         results = _Training(source, material, options, passes, context, recipe).run(program)

@@ -96,10 +96,18 @@ class Keeping:
         return cls(folder=folder, resume=resume), replace(options, tune=replace(tune, checkpoints=None, resume=False))
 
     def recipe(
-        self, program: Program, material: Material, options: CompressOptions, passes: Pipeline, run: RunContext
+        self,
+        program: Program,
+        processor: Processor | None,
+        material: Material,
+        options: CompressOptions,
+        passes: Pipeline,
+        run: RunContext,
     ) -> Recipe | None:
         """What the run is made of; None if it keeps nothing."""
-        return Recipe.of(program, material, options.data_options, passes, run) if self.folder is not None else None
+        if self.folder is None:
+            return None
+        return Recipe.of(program, processor, material, options.data_options, passes, run)
 
     def running(self, recipe: Recipe | None) -> AbstractContextManager[Path | None]:
         """A context in which the run is at work in its folder, whose path it gives; see ``lpc.run_folder.running``."""

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from transformers import PreTrainedModel
 
+from exporters.hf import Processor
 from lpc.material import Material
 from lpc.options import DataOptions
 from lpc.versions import versions
-from passes.models import Adapter, fingerprint, tensors_digest
+from passes.models import Adapter, base_model, fingerprint, quiet, tensors_digest
 from passes.pipeline import Pipeline, Program, RunContext, plain
 from passes.ranks import count
 
@@ -26,7 +31,8 @@ ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 class Recipe:
     """What a run is made of, as plain values: two runs of one recipe end with the same bits.
 
-    ``model`` and ``data`` are sha256 (of the adapter that the model came with too, ``adapter``); ``data_options``,
+    ``model`` and ``data`` are sha256, as are those of the adapter that the model came with and of the other files of a
+    checkpoint, ``configuration`` (that of ``generate`` in it) and ``tokenizer`` (or image processor); ``data_options``,
     ``passes`` (each with its options) and ``run`` (seed, device, dtype, batch size, samples) are all options, and how
     many ``processes`` run together; ``versions`` are those of the packages.
     """
@@ -38,10 +44,18 @@ class Recipe:
     passes: list[Mapping[str, Any]]
     run: Mapping[str, Any]
     versions: Mapping[str, str]
+    configuration: str = ""
+    tokenizer: str = ""
 
     @classmethod
     def of(
-        cls, program: Program, material: Material, data_options: DataOptions, passes: Pipeline, run: RunContext
+        cls,
+        program: Program,
+        processor: Processor | None,
+        material: Material,
+        data_options: DataOptions,
+        passes: Pipeline,
+        run: RunContext,
     ) -> Recipe:
         """The recipe of a run that is about to begin."""
         worn = Adapter.of(program.model).state if isinstance(program.model, PeftModel) else dict[str, torch.Tensor]()
@@ -55,6 +69,8 @@ class Recipe:
                 "passes": entries,
                 "run": {**plain(run), "processes": count()},
                 "versions": versions(),
+                "configuration": _configuration_digest(base_model(program.model)),
+                "tokenizer": _processor_digest(processor) if processor is not None else "",
             }
         )
 
@@ -90,6 +106,27 @@ class Recipe:
             options = entry["options"]
             found |= dict(_flattened(f"{entry['name']} {options.get('stage', '')}", options))
         return found
+
+
+def _configuration_digest(model: PreTrainedModel) -> str:
+    """sha256 of all that a model's two configurations say; of what it computes with them, ``fingerprint`` says more."""
+    said = [each.to_dict() for each in (model.config, getattr(model, "generation_config", None)) if each is not None]
+    for each in said:
+        each.pop("_name_or_path", None)
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _processor_digest(processor: Processor) -> str:
+    """sha256 of the files that it is saved in, without how it was called last, which a tokenizer writes down."""
+    digest = hashlib.sha256()
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        processor.save_pretrained(folder)
+        for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+            content = file.read_bytes()
+            if file.name == "tokenizer.json":
+                content = json.dumps({**json.loads(content), "truncation": None, "padding": None}).encode()
+            digest.update(f"{file.relative_to(folder)} {len(content)}".encode() + content)
+    return digest.hexdigest()
 
 
 def _flattened(path: str, value: Any) -> Iterator[tuple[str, Any]]:

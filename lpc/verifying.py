@@ -23,7 +23,8 @@ from lpc.owned import FAMILY, MANIFEST, manifests
 from lpc.source import Source, load_config, load_source
 from passes.errors import LpcError, MissingFileError, PostconditionError
 from passes.graph import PLAN_FILE, Plan
-from passes.models import base_model, check_finite, fingerprint, read_json
+from passes.models import base_model, check_finite, fingerprint
+from passes.stored import read_json
 
 CHECKPOINT = "hf"
 PRECISION_OF = {"torch.float32": "fp32", "torch.float16": "fp16"}

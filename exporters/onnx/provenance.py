@@ -15,7 +15,8 @@ from exporters.files import GRAPHS, PROVENANCE, check_seal, hashes, sealed
 from exporters.onnx.options import OnnxPackage
 from passes.errors import PostconditionError
 from passes.graph import Plan
-from passes.models import fingerprint, read_json
+from passes.models import fingerprint
+from passes.stored import read_json
 
 PRODUCER = "lpc"
 

@@ -21,7 +21,8 @@ from exporters.onnx.verify.causal import verify_onnx
 from exporters.onnx.verify.single import verify_single
 from exporters.options import OnnxOptions
 from passes.errors import PostconditionError
-from passes.models import SENTENCE_EMBEDDING, Parity, read_json
+from passes.models import SENTENCE_EMBEDDING, Parity
+from passes.stored import read_json
 
 CONFIG = "config.json"
 

@@ -17,7 +17,8 @@ from lpc.options import BenchmarkOptions, EvaluateOptions, OutputOptions
 from lpc.owned import MANIFEST
 from passes.errors import OutputExistsError
 from passes.options import Group, TraceOptions, option
-from passes.places import check_file, find_place
+from passes.places import check_file
+from passes.stored import check_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ DEMO = (
 def inspect(given: Given) -> None:
     """Show what of MODEL can go, and what each unit costs. A folder with only a config.json is enough."""
     model, options, output = given.arguments["model"], given.make(TraceOptions), given.make(OutputOptions)
-    find_place(model)
+    check_model(model, weights=False)
     from lpc.cli.tables import show_inspection
     from lpc.inspection import inspect as run
 

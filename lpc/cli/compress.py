@@ -40,6 +40,7 @@ from passes.options import (
 )
 from passes.places import check_file, find_place
 from passes.ranks import launched
+from passes.stored import check_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +108,7 @@ def compress(given: Given) -> None:
         check_file(each, "a text, a .jsonl file or a saved data set with --data")
     going = going_on(output, options.tune)
     _hold(given, model, data, options, output, going)
+    check_model(model, weights=True)
     run = _one if options.snapshots is None else _family
     exports = leaving(given, output.exports)
     with told_if_done(going.done, as_json=output.json):

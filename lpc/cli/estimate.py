@@ -11,7 +11,7 @@ from lpc.cli.words import Given, Part
 from lpc.options import CompressOptions, DataOptions, OutputOptions
 from passes.errors import OptionError
 from passes.options import Budget, Group, RunOptions, Target, TraceOptions, TuneOptions, option
-from passes.places import find_place
+from passes.stored import check_model
 
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 GIB = 2**30
@@ -74,7 +74,7 @@ def estimate(given: Given) -> None:
     given = with_recipe(given)
     model, target = given.arguments["model"], target_of(given)
     tune, data, trace = given.make(TuneOptions), given.make(DataOptions), given.make(TraceOptions)
-    find_place(model)
+    check_model(model, weights=False)
     from lpc.cli.tables import show_estimate, show_presets
     from lpc.estimation import estimate as run
     from lpc.estimation import estimate_presets

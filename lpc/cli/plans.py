@@ -15,6 +15,7 @@ from lpc.options import CompressOptions, OutputOptions
 from passes.errors import OutputExistsError
 from passes.options import Budget, Group, RunOptions, Target, TraceOptions, option
 from passes.places import check_file, find_place
+from passes.stored import check_model, check_plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,7 @@ def plan(given: Given) -> None:
     required(given, ScoresOptions)
     model, output, target = given.arguments["model"], given.make(OutputOptions), target_of(given)
     importance = given.make(ScoresOptions).importance
-    find_place(model)
+    check_model(model, weights=False)
     check_file(importance, "scores.safetensors of an earlier output with --importance")
     if output.out.exists() and not output.force:
         raise OutputExistsError(f"{output.out} is there already; choose another file, or pass --force")
@@ -98,6 +99,8 @@ def apply(given: Given) -> None:
     reads = (plan, model, replay.adapter, replay.compensation)
     with told_if_done(output.out, as_json=output.json):
         hold(given.held, output.out, force=output.force, reads=reads, asked=asked_for(given, reads))
+        check_plan(plan)
+        check_model(model, weights=True)
     from lpc.cli.tables import show_report
     from lpc.streaming import apply_to as run
 
@@ -112,6 +115,7 @@ def diff(given: Given) -> None:
     first, second = given.arguments["first"], given.arguments["second"]
     for each in (first, second):
         check_file(each, "a plan.json")
+        check_plan(each)
     from lpc.cli.tables import show_difference
     from lpc.planning import diff as run
     from passes.graph import Plan

@@ -38,6 +38,8 @@ _SIGNATURES = {
     b"\x28\xb5\x2f\xfd": "compressed by zstd: decompress it first",
     b"PK\x03\x04": "a zip archive: unpack it first",
     b"PAR1": "a parquet file: convert it to .jsonl",
+    b"\xff\xfe\0\0": "UTF-32 text: convert it to UTF-8",
+    b"\0\0\xfe\xff": "UTF-32 text: convert it to UTF-8",
     b"\xff\xfe": "UTF-16 text: convert it to UTF-8",
     b"\xfe\xff": "UTF-16 text: convert it to UTF-8",
 }

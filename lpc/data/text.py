@@ -7,6 +7,7 @@ begins a text.
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,11 @@ __all__ = [
 
 Data: TypeAlias = "str | Path | Sequence[str | Path] | Sequence[Sequence[int]] | torch.Tensor | datasets.Dataset"
 """What the user may hand over as data; see `token_sequences` and `lpc.records`."""
+
+logger = logging.getLogger(__name__)
+
+UNREAD = ("position_ids", "token_type_ids")
+"""Columns that a model takes, but that do not fit tokens that are strung together."""
 
 PIECE_CHARS = 250_000
 """Longer documents are tokenized in pieces cut at line ends: a tokenizer needs 200 bytes of memory a character."""
@@ -150,6 +156,11 @@ def id_blocks(
     if isinstance(records.first, Mapping) and "attention_mask" in records.first:
         masks = enumerate(zip(records.column("attention_mask"), sequences, strict=True))
         sequences = [_unpadded(records.where(index), mask, sequence) for index, (mask, sequence) in masks]
+    unread = [name for name in UNREAD if isinstance(records.first, Mapping) and name in records.first]
+    if unread:
+        logger.warning(
+            "%s: tokens are strung together into blocks, so their %s do not count", records.name, listed(unread)
+        )
     if not any(len(sequence) for sequence in sequences):
         raise DataError(f"{records.name} holds no token: every sequence is empty")
     size = vocab_size if tokenizer is None or vocab_size is not None else highest_id(tokenizer) + 1

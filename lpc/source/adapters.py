@@ -17,17 +17,14 @@ from transformers import PreTrainedModel
 from passes.errors import LpcError, ModelError
 from passes.models import (
     ADAPTER_FILE,
-    DTYPES,
     Misfit,
-    StoredTensor,
     base_model,
     beyond_lora,
     check_adapter_folder,
-    headers,
     quiet,
-    read_json,
     reason,
 )
+from passes.stored import DTYPES, StoredTensor, headers, read_json
 
 logger = logging.getLogger(__name__)
 

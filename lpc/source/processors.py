@@ -11,8 +11,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from exporters.hf import Processor
 from passes.errors import TokenizerError
-from passes.models import check_fetched, quiet, reason, vendor
+from passes.models import quiet, reason, vendor
 from passes.places import Place
+from passes.stored import check_fetched
 
 logger = logging.getLogger(__name__)
 

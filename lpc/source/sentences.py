@@ -10,7 +10,8 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from passes.errors import ModelError, UnsupportedModelError
-from passes.models import Pooling, PoolingMode, SentenceFiles, Task, embeds, read_json, read_json_list, task_of, vendor
+from passes.models import Pooling, PoolingMode, SentenceFiles, Task, embeds, task_of, vendor
+from passes.stored import read_json, read_json_list
 
 __all__ = ["MODULES_FILE", "as_embedding", "headless_name", "read_pooling"]
 

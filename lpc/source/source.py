@@ -33,7 +33,6 @@ from passes.models import (
     Unloaded,
     base_model,
     check_adapter_folder,
-    check_declared,
     check_loss,
     check_padding,
     dense_weights,
@@ -42,7 +41,6 @@ from passes.models import (
     load_model,
     packing_of,
     quiet,
-    read_json,
     reason,
     task_of,
     unloaded,
@@ -51,6 +49,7 @@ from passes.models import (
 )
 from passes.pipeline import RunContext, device_named, dtype_named
 from passes.places import Place, find_place, is_there
+from passes.stored import check_declared, read_config, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -173,18 +172,8 @@ def load_config(model: str | Path, *, trust_remote_code: bool = False) -> PreTra
 def _config_at(place: Place, trust_remote_code: bool) -> PreTrainedConfig:
     values: dict[str, Any] = {}
     if place.folder is not None and place.gguf is None:
-        values = read_json(place.folder / "config.json")
-        check_declared(values, str(place.folder / "config.json"))
+        values = read_config(place.folder)
         check_generation(place.folder / "generation_config.json")
-        if not isinstance(values.get("model_type", ""), str):
-            raise ModelError(
-                f"{place.folder / 'config.json'} says model_type = {values['model_type']!r:.60}: write one name, a text"
-            )
-        if isinstance(values.get("architectures"), str):
-            raise ModelError(
-                f"{place.folder / 'config.json'} says architectures = {values['architectures'][:60]!r}, a text: write "
-                "a list with the one class"
-            )
     arguments = place.arguments
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(

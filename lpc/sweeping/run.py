@@ -21,7 +21,8 @@ from lpc.sweeping.report import SweepReport
 from passes.errors import OptionError
 from passes.options import check_loggers, from_dict
 from passes.pipeline import Progress, silent
-from passes.places import check_file, find_place
+from passes.places import check_file
+from passes.stored import check_model
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def begun(asked: SweepOptions, folder: SweepFolder) -> None:
     check_early_stopping(asked.early_stopping)
     for cell in asked.cells:
         check_loggers(cell.options.tune.report_to)
-    find_place(asked.model)
+    check_model(asked.model, weights=True)
     for each in asked.data:
         check_file(each, "a text, a .jsonl file or a saved data set under data")
     folder.begin(asked)

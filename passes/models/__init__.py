@@ -35,7 +35,6 @@ from passes.models.base import (
     takes,
 )
 from passes.models.batches import HOST_TOKENS, Collate, Row, batches, label_count, pieces, sample_rows
-from passes.models.declared import check_declared
 from passes.models.embedding import (
     SENTENCE_EMBEDDING,
     Drawing,
@@ -74,7 +73,6 @@ from passes.models.reasons import reason
 from passes.models.resized import FILE, PREFIX, compact_class, has_own_sizes
 from passes.models.routing import routers, routing
 from passes.models.stock import build_stock, filled, rope_types, shallow, shell, stock_class, twin_of, weightless
-from passes.models.stored import DTYPES, StoredTensor, check_fetched, headers, read_json, read_json_list
 from passes.models.tasks import AUTO_CLASSES, Task, check_loss, check_padding, model_class, task_of
 from passes.models.unloaded import Unloaded
 from passes.models.weights import DenseWeight, Projection, Weight, Window, packer_of, unpacked
@@ -85,7 +83,6 @@ __all__ = [
     "ADAPTER_FILES",
     "AUTO_CLASSES",
     "CONFIG_FILE",
-    "DTYPES",
     "FILE",
     "GRADIENT",
     "HOST_TOKENS",
@@ -109,7 +106,6 @@ __all__ = [
     "Response",
     "Row",
     "SentenceFiles",
-    "StoredTensor",
     "Task",
     "TokenHead",
     "Unloaded",
@@ -123,8 +119,6 @@ __all__ = [
     "build_stock",
     "check_adapter",
     "check_adapter_folder",
-    "check_declared",
-    "check_fetched",
     "check_finite",
     "check_finite_tensor",
     "check_loss",
@@ -142,7 +136,6 @@ __all__ = [
     "full_precision",
     "generated",
     "has_own_sizes",
-    "headers",
     "heldout_loss",
     "idle_adapter_off",
     "is_packed",
@@ -171,8 +164,6 @@ __all__ = [
     "projections",
     "quiet",
     "ran_out",
-    "read_json",
-    "read_json_list",
     "reason",
     "register_auto_classes",
     "relative_difference",

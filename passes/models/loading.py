@@ -21,9 +21,9 @@ from passes.models import vendor
 from passes.models.fit import Misfit
 from passes.models.reasons import reason
 from passes.models.stock import twin_of
-from passes.models.stored import DTYPES, StoredTensor, stored_files, stored_tensors
 from passes.models.unloaded import Unloaded
 from passes.places import Place
+from passes.stored import DTYPES, StoredTensor, stored_files, stored_tensors
 
 logger = logging.getLogger(__name__)
 

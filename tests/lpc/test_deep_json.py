@@ -14,7 +14,7 @@ from lpc.evaluation.subjects import _read_json
 from lpc.report.manifest import _parsed
 from lpc.run_folder import _recipe_in
 from passes.graph import Plan
-from passes.models import read_json
+from passes.stored import read_json
 from passes.tuning.checkpoints import last_whole
 
 DEEP = "[" * 100_000

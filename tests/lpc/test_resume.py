@@ -146,6 +146,18 @@ def test_another_model_is_refused_by_name(tiny_llama: PreTrainedModel, kept: Pat
         compress(other, kept)
 
 
+def test_what_is_written_beside_the_weights_is_refused_by_name(
+    tiny_llama: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerBase, kept: Path
+) -> None:
+    """The finished checkpoint of the run that is kept has the old ones."""
+    other = copy.deepcopy(tiny_llama)
+    other.generation_config.max_new_tokens = 7
+    with pytest.raises(lpc.OptionError, match="differs in configuration"):
+        compress(other, kept)
+    with pytest.raises(lpc.OptionError, match="differs in tokenizer"):
+        compress(tiny_llama, kept, tokenizer=tiny_tokenizer)
+
+
 def test_other_packages_are_refused_by_name(tiny_llama: PreTrainedModel, kept: Path, tmp_path: Path) -> None:
     values = json.loads((kept / "recipe.json").read_text())
     here = Recipe.read({**values, "versions": {**values["versions"], "torch": "1.0"}})

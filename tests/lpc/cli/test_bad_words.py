@@ -30,6 +30,7 @@ for words in json.loads(sys.stdin.read()):
 print(json.dumps(answers))
 """
 
+FOLDERS = ("model", "empty", "full", "none", "huge", "torn")
 OK = ["--data", "train.txt", "--ratio", "0.3", "--out", "new"]
 WITHOUT_RATIO = ["--data", "train.txt", "--out", "new"]
 
@@ -93,6 +94,12 @@ BAD: list[tuple[list[str], tuple[str, ...]]] = [
     (["compres", "model"], ("compres", "compress")),
     # the other commands
     (["inspect", "absent"], ("absent", "owner/name")),
+    (["inspect", "huge"], ("huge/config.json says num_hidden_layers = 10000", "correct the entry")),
+    (["estimate", "huge", "--ratio", "0.3"], ("huge/config.json says num_hidden_layers = 10000",)),
+    (["inspect", "torn"], ("torn/config.json", "no JSON")),
+    (["diff", "train.txt", "train.txt"], ("no plan that lpc wrote", "train.txt")),
+    (["apply", "torn/config.json", "model", "--out", "new"], ("no plan that lpc wrote", "torn/config.json")),
+    (["compress", "model", *OK], ("model.safetensors", "save_pretrained")),
     (["inspect", "model", "--depth", "x"], ("--depth", "'x'")),
     (["export", "absent", "--out", "new"], ("absent", "checkpoint")),
     (["export", "model", "--out", "full"], ("full", "--force")),
@@ -126,9 +133,11 @@ class Answer:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("words")
-    for name in ("model", "empty", "full", "none"):
+    for name in FOLDERS:
         (folder / name).mkdir()
     (folder / "model" / "config.json").write_text("{}")
+    (folder / "huge" / "config.json").write_text('{"num_hidden_layers": 10000}')
+    (folder / "torn" / "config.json").write_text("[" * 100_000)
     (folder / "full" / "mine").touch()
     (folder / "train.txt").write_text("The cat sat on the mat.")
     return folder
@@ -161,4 +170,4 @@ def test_bad_words_are_answered_at_once(index: int, answers: list[Answer], place
     assert "Traceback" not in whole
     assert not whole.endswith(":")
     assert len(whole) < 2000
-    assert {path.name for path in place.iterdir()} == {"model", "empty", "full", "none", "train.txt"}
+    assert {path.name for path in place.iterdir()} == {*FOLDERS, "train.txt"}

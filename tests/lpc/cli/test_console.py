@@ -48,7 +48,7 @@ def test_a_strangers_folder_runs_asks_and_steers_nothing(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     values = json.loads((tiny_model_folder / "config.json").read_text())
-    values |= {"model_type": "own\x1b[31m", "auto_map": {"AutoConfig": "own.C"}}
+    values |= {"model_type": "own", "architectures": ["Own\x1b[31m"], "auto_map": {"AutoConfig": "own.C"}}
     (tmp_path / "config.json").write_text(json.dumps(values))
     (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     monkeypatch.setattr("sys.argv", ["lpc", "inspect", str(tmp_path), "--json"])

@@ -36,6 +36,7 @@ FAULTS: dict[str, tuple[bytes, str]] = {
     "zip": (b"PK\x03\x04\x14\x00\x00\x00", "is a zip archive"),
     "parquet": (b"PAR1\x15\x04\x15\x00", "is a parquet file"),
     "utf-16": ('{"text": "a"}'.encode("utf-16"), "is UTF-16 text: convert it to UTF-8"),
+    "utf-32": ('{"text": "a"}'.encode("utf-32"), "is UTF-32 text: convert it to UTF-8"),
     "utf-16 without a mark": ('{"text": "a"}'.encode("utf-16-le"), r"not UTF-8 text \(byte 1 is NUL\)"),
     "latin-1": (b'{"text": "a"}\n{"text": "caf\xe9"}', r"line 2 is not UTF-8 text \(byte 13\)"),
     "half a pair": (b'{"text": "a"}\n{"text": "a\\ud83d"}', "line 2: `text` has half of a surrogate pair"),

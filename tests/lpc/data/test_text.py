@@ -262,6 +262,12 @@ def test_tokens_that_an_attention_mask_hides_are_no_data() -> None:
         token_sequences([*rows[:1], {"input_ids": [1, 2], "attention_mask": [1]}], None, sequence_length=4)
 
 
+def test_positions_beside_token_ids_are_said_not_to_count(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"input_ids": [1, 2, 3, 4], "position_ids": [0, 1, 0, 1]}] * 4
+    token_sequences(rows, None, sequence_length=4)
+    assert "their position_ids do not count" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["/dev/zero", "/dev/null"])
 def test_a_device_is_refused_and_not_read_to_its_end(name: str) -> None:
     with pytest.raises(DataError, match=f"{name} is a device, whose text may never end: name a file"):

@@ -59,6 +59,7 @@ def rewrite(folder: Path, **entries: Any) -> None:
         ({"id2label": {"a": "b"}}, "config.json has an entry 'a'"),
         ({"return_dict": False}, "return_dict = False, which must be true"),
         ({"model_type": ["llama"]}, r"config\.json says model_type = \['llama'\]: write one name"),
+        ({"model_type": "llama\x1b[2J"}, r"config\.json says model_type = 'llama.*: write one name"),
         (
             {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
             "its weights are dense: remove",

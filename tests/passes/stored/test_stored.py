@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
 from passes.errors import LpcError, MissingFileError, ModelError
-from passes.models import StoredTensor, headers, read_json
-from passes.models.stored import INDEX, MAX_JSON_BYTES, WEIGHTS, stored_tensors
+from passes.stored import INDEX, WEIGHTS, StoredTensor, headers, read_json, stored_tensors
+from passes.stored.checkpoint import MAX_JSON_BYTES
 
 GOOD = save({"a": torch.zeros(2, 3), "b": torch.zeros(1, dtype=torch.bfloat16)})
 HUGE = b'{"a":{"dtype":"F32","shape":[1000000000,1000000000],"data_offsets":[0,4000000000000000000]}}'
@@ -130,3 +130,8 @@ def test_any_index_is_one_error_without_its_files(content: object, tmp_path: Pat
     (tmp_path / INDEX).write_text(json.dumps(content))
     with pytest.raises(LpcError):
         stored_tensors(tmp_path)
+
+
+def test_another_name_of_the_weights_is_a_text(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="transformers_weights"):
+        stored_tensors(tmp_path, ["a.safetensors"])

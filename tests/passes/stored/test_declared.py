@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from real_configs import REAL
 
 from passes.errors import ModelError
-from passes.models import check_declared
+from passes.stored import check_declared
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def check_fetched(path: Path) -> None:
             raise ModelError(f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull` in its folder")
 
 
-def stored_tensors(folder: Path, weights: str | None = None) -> dict[str, StoredTensor]:
+def stored_tensors(folder: Path, weights: object = None) -> dict[str, StoredTensor]:
     """All tensors of a checkpoint folder by name; ``weights`` is the file or index, by default the usual one.
 
     Raises ModelError if there is none, if an index names a file that is missing or lies outside of the folder, and for
@@ -85,7 +85,7 @@ def stored_tensors(folder: Path, weights: str | None = None) -> dict[str, Stored
     return {name: tensor for file in _weight_files(folder, weights) for name, tensor in headers(file).items()}
 
 
-def stored_files(folder: Path, weights: str | None = None) -> dict[str, Path]:
+def stored_files(folder: Path, weights: object = None) -> dict[str, Path]:
     """The file of each tensor of a checkpoint folder, by name. Raises what ``stored_tensors`` raises."""
     return {name: file for file in _weight_files(folder, weights) for name in headers(file)}
 
@@ -98,7 +98,7 @@ def headers(path: Path) -> dict[str, StoredTensor]:
         )
     found = {}
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 part = file.get_slice(name)
                 found[name] = StoredTensor(tuple(part.get_shape()), str(part.get_dtype()))
@@ -111,7 +111,7 @@ def headers(path: Path) -> dict[str, StoredTensor]:
     return found
 
 
-def _weight_files(folder: Path, weights: str | None) -> list[Path]:
+def _weight_files(folder: Path, weights: object) -> list[Path]:
     if weights is None:
         weights = next((name for name in (WEIGHTS, INDEX) if (folder / name).is_file()), None)
     if weights is None:
@@ -120,6 +120,8 @@ def _weight_files(folder: Path, weights: str | None) -> list[Path]:
         raise ModelError(
             f"the weights of {folder} cannot be loaded: there is no {WEIGHTS}{why}: write it with save_pretrained"
         )
+    if not isinstance(weights, str):
+        raise ModelError(f"config.json of {folder} says transformers_weights = {weights!r:.60}: write the file's name")
     if not weights.endswith(".json"):
         return [_inside(folder, weights)]
     entries: Mapping[str, Any] = read_json(_inside(folder, weights)).get("weight_map") or {}
