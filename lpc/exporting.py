@@ -19,7 +19,6 @@ from exporters.onnx import OnnxPackage, export_packages, export_streamed, needs_
 from exporters.options import OnnxOptions
 from exporters.triton import export_repository
 from lpc.options import OutputOptions
-from lpc.options.output import NO, ONNX, TRITON, YES
 from lpc.owned import MANIFEST
 from lpc.report import complete
 from lpc.source import find_unloaded, load_source
@@ -60,7 +59,7 @@ def export_each(
     options: OnnxOptions | None = None,
     *,
     streamed: str = AUTO,
-    format: str = ONNX,
+    format: str = "onnx",
     force: bool = False,
 ) -> tuple[OnnxPackage, ...]:
     """Write the ONNX package of a checkpoint folder into ``out``, verified; the folder appears whole or not at all.
@@ -92,9 +91,9 @@ def export_each(
 
 def _written(model: Path, stage: Path, options: OnnxOptions | None, asked: OutputOptions) -> tuple[OnnxPackage, ...]:
     """The packages, by whichever way."""
-    if asked.format == TRITON:
+    if asked.is_repository:
         return _loaded(model, stage, options, export_repository)
-    if asked.streamed == NO or (asked.streamed == AUTO and not _is_large(model)):
+    if not (_is_large(model) if asked.streams is None else asked.streams):
         return _loaded(model, stage, options, export_packages)
     try:
         source, processor = find_unloaded(model)
@@ -102,7 +101,7 @@ def _written(model: Path, stage: Path, options: OnnxOptions | None, asked: Outpu
             raise TokenizerError(NO_TOKENIZER.format(model))
         return export_streamed(source, processor, stage, options, plan_of(model))
     except UnsupportedModelError as error:
-        if asked.streamed == YES:
+        if asked.streams:
             raise
         logger.warning("%s is loaded as a whole, which may need more memory than is free: %s", model, error)
     return _loaded(model, stage, options, export_packages)

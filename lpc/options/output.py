@@ -73,13 +73,23 @@ class OutputOptions:
 
     def __post_init__(self) -> None:
         check(self)
-        if self.format == TRITON and self.streamed == YES:
+        if self.is_repository and self.streams:
             raise OptionError("a Triton repository is not written a tensor at a time: leave --streamed yes out")
+
+    @property
+    def streams(self) -> bool | None:
+        """Whether weights go through one at a time; None: where the loaded model would be too large."""
+        return None if self.streamed == AUTO else self.streamed == YES
+
+    @property
+    def is_repository(self) -> bool:
+        """Whether ``lpc export`` writes a Triton model repository."""
+        return self.format == TRITON
 
     @property
     def owned(self) -> Owned:
         """What ``lpc export`` owns in the folder that it writes into."""
-        return REPOSITORY if self.format == TRITON else PACKAGE
+        return REPOSITORY if self.is_repository else PACKAGE
 
     @property
     def exports(self) -> tuple[str, ...]:
