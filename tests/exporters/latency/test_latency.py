@@ -196,6 +196,20 @@ def test_a_table_is_read_from_the_cache_the_second_time(
     assert (again.constant, again.curves) == (first.constant, first.curves)
 
 
+def test_the_blocks_that_are_timed_say_attention_as_the_package_does(tmp_path: Path) -> None:
+    model, seen = build_model("llama", head_dim=16), set[str]()
+
+    def timer(folder: OnnxFolder, steps: Sequence[WorkloadStep], threads: int) -> list[list[float]]:
+        graph = onnx.load_model(str(folder.path), load_external_data=False).graph
+        seen.update(node.op_type for node in graph.node if node.op_type.endswith("Attention"))
+        return weights(folder, steps, threads)
+
+    for attention, operator in (("auto", "GroupQueryAttention"), ("plain", "Attention"), ("gqa", None)):
+        latency_model(model, traced(model), READ, threads=1, attention=attention, cache=tmp_path, timer=timer)
+        assert seen == ({operator} if operator else set())  # auto's table is gqa's
+        seen.clear()
+
+
 Change = Callable[[pytest.MonkeyPatch], dict[str, object]]
 
 
