@@ -53,6 +53,7 @@ $(SERVERS)/.ready: tests/servers/requirements.txt tests/servers/package.json
 
 test-servers: $(READY) $(SERVERS)/.ready
 	$(BIN)/python tests/servers/run.py --servers $(SERVERS)
+	$(BIN)/python tests/servers/triton.py --servers $(SERVERS)
 
 docs: $(READY)
 	$(BIN)/pip $(INSTALL) -c constraints.txt -e '.[docs]'

@@ -97,7 +97,7 @@ def made(folder: Path, arguments: argparse.Namespace) -> Plan:
     config.architectures, config.dtype = ["LlamaForCausalLM"], "bfloat16"
     config.save_pretrained(folder)
     graph = trace(config, torch.bfloat16, model_type=LlamaForCausalLM)
-    return _random(graph, _fill(folder, twin, _size(arguments.shard), Fingerprint(config)))
+    return _random(graph, fill(folder, twin, size_of(arguments.shard), Fingerprint(config)))
 
 
 def planned(folder: Path) -> Plan:
@@ -128,11 +128,11 @@ def _bytes(config: LlamaConfig) -> int:
     return 2 * count_parameters(twin_of(LlamaForCausalLM, config))
 
 
-def _size(text: str) -> int:
+def size_of(text: str) -> int:
     return int(float(text[:-2]) * {"MB": 1e6, "GB": 1e9}[text[-2:]])
 
 
-def _fill(folder: Path, twin: torch.nn.Module, shard: int, whole: Fingerprint) -> str:
+def fill(folder: Path, twin: torch.nn.Module, shard: int, whole: Fingerprint) -> str:
     """Write random shards; returns the fingerprint."""
     generator = torch.Generator().manual_seed(0)
     shards: list[dict[str, torch.Size]] = [{}]

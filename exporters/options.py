@@ -10,10 +10,12 @@ from passes.options import AUTO, Group, Names, check, names_in, option
 
 MAX_OPSET = 23
 
-EXPORTER_NAMES = Names(("hf", "onnx"), "lpc.exporters")
+EXPORTER_NAMES = Names(("hf", "onnx", "triton"), "lpc.exporters")
 PRECISION_NAMES = Names(("fp32", "fp16", "bf16", "fp16-weights", "int8", "int4"), "lpc.precisions")
 
 DEFAULT_EXPORTS = ("hf", "onnx")
+OF_ONNX = ("onnx", "triton")
+"""The exporters whose options are ``OnnxOptions``."""
 PLAIN, GROUP_QUERY = "plain", "gqa"
 """The two ways in which a decoder's graph says attention."""
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from exporters.hf import Processor, SavePass
 from exporters.onnx import ExportPass, check_exportable
 from exporters.options import EXPORTER_NAMES, OnnxOptions
+from exporters.triton import TritonPass, check_servable
 from passes.errors import OptionError
 from passes.pipeline import Pass
 from passes.registry import Registry
@@ -71,6 +72,17 @@ register_exporter(
         make=ExportPass,
         options=OnnxOptions,
         check=check_exportable,
+    )
+)
+
+
+register_exporter(
+    Exporter(
+        name="triton",
+        description="a Triton model repository with the ONNX package, compared with torch",
+        make=TritonPass,
+        options=OnnxOptions,
+        check=check_servable,
     )
 )
 

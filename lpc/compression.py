@@ -12,11 +12,12 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from exporters.hf import Processor
+from exporters.options import OnnxOptions
 from exporters.registry import Exports
 from lpc.estimation import look_ahead
 from lpc.latency import latency_for, predicted
 from lpc.material import AnyData, Material
-from lpc.opening import Keeping, asked, check_leaving, in_whole_blocks, on_data, opened
+from lpc.opening import Keeping, asked, check_leaving, in_whole_blocks, on_data, onnx_in, opened
 from lpc.options import CompressOptions, DataOptions, Short, with_short
 from lpc.pipelines import compression_pipeline, replay_pipeline
 from lpc.replay import check_adapter_files, check_worn, plan_and_weights
@@ -141,7 +142,8 @@ def compress(
     )
     keeping, options = Keeping.of(in_whole_blocks(options, export), run_folder, resume)
     source, program, context = opened(model, tokenizer, options, export, progress)
-    latency = latency_for(program.model, program.traced, options.target.wanted, progress)
+    attention = (onnx_in(export) or OnnxOptions()).attention
+    latency = latency_for(program.model, program.traced, options.target.wanted, progress, attention)
     with together():
         Solver.of(options.target, program.traced, latency)
         material, options, context = on_data(source, data, options, replace(context, watch=watch))

@@ -9,16 +9,21 @@ from lpc.report import PredictedLatency
 from passes.budget import LatencyModel
 from passes.graph import Plan, PruningGraph
 from passes.models import base_model
-from passes.options import Budget
+from passes.options import AUTO, Budget
 from passes.pipeline import Progress, plain, silent
 from passes.ranks import on_first, told_by_first
 
 
 def latency_for(
-    model: PreTrainedModel | PeftModel, graph: PruningGraph, budget: Budget, progress: Progress = silent
+    model: PreTrainedModel | PeftModel,
+    graph: PruningGraph,
+    budget: Budget,
+    progress: Progress = silent,
+    attention: str = AUTO,
 ) -> LatencyModel | None:
     """The latency model for a budget that limits latency, else None. Raises UnsupportedModelError.
 
+    ``attention`` is that of the ONNX package (``OnnxOptions``), so that the blocks which are timed are those of it.
     Of several processes the first one measures, and all go by its table.
     """
     if not budget.needs_latency:
@@ -26,7 +31,7 @@ def latency_for(
     from exporters.latency import Curve, LatencyTable, latency_model
 
     asked = base_model(model), graph, budget.at
-    table = on_first(lambda: latency_model(*asked, runtime=budget.runtime, progress=progress))
+    table = on_first(lambda: latency_model(*asked, runtime=budget.runtime, attention=attention, progress=progress))
     told = told_by_first(None if table is None else (table.constant, plain(table.curves)))
     if table is not None or told is None:
         return table

@@ -14,6 +14,7 @@ import torch
 
 from exporters.hf import Processor
 from exporters.onnx import PRECISIONS
+from exporters.options import OnnxOptions
 from exporters.registry import Exports, check_exports, chosen
 from lpc.material import AnyData, Material, prepare
 from lpc.measuring import measures_of
@@ -60,11 +61,16 @@ def in_whole_blocks(options: CompressOptions, export: Exports) -> CompressOption
 
     A ``multiple`` that was said stays. Raises OptionError for a format that there is not.
     """
-    named = tuple(export) if not isinstance(export, Mapping) else export
-    onnx = chosen(named).get("onnx") if named and options.target.multiple is None else None
+    onnx = onnx_in(export) if options.target.multiple is None else None
     if onnx is None or not any(PRECISIONS.named(name).blocks for name in onnx.precision if name != AUTO):
         return options
     return replace(options, target=replace(options.target, multiple=onnx.block))
+
+
+def onnx_in(export: Exports) -> OnnxOptions | None:
+    """The options of the first format that is made of ONNX graphs, or None. Raises OptionError as ``chosen`` does."""
+    named = tuple(export) if not isinstance(export, Mapping) else export
+    return next((each for each in chosen(named).values() if isinstance(each, OnnxOptions)), None) if named else None
 
 
 @dataclass(frozen=True, kw_only=True)

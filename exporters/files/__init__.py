@@ -23,6 +23,9 @@ from exporters.files.names import (
     PACKAGE,
     PRECISION_ENTRY,
     PROVENANCE,
+    REPOSITORY,
+    TRITON_CONFIG,
+    TRITON_VERSION,
 )
 from exporters.files.place import Owned, run_folder
 
@@ -36,6 +39,9 @@ __all__ = [
     "PACKAGE",
     "PRECISION_ENTRY",
     "PROVENANCE",
+    "REPOSITORY",
+    "TRITON_CONFIG",
+    "TRITON_VERSION",
     "UPDATE",
     "Owned",
     "check_files",

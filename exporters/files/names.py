@@ -58,3 +58,11 @@ PACKAGE = Owned(
     is_member=_is_precision,
 )
 """What an export owns in its output folder."""
+
+TRITON_CONFIG, TRITON_VERSION = "config.pbtxt", "1"
+REPOSITORY = Owned(
+    names=frozenset(),
+    is_made=lambda folder: any(folder.glob(f"*/{TRITON_CONFIG}")),
+    is_member=lambda entry: (entry / TRITON_CONFIG).is_file() and _is_package(entry / TRITON_VERSION),
+)
+"""What an export owns in a Triton model repository: models that are packages, and none of the user's others."""

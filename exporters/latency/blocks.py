@@ -19,7 +19,7 @@ from exporters.latency.curve import Curve
 from exporters.latency.specimens import Key, Specimen, Terms, blocks_for, channel_counts, head_counts
 from exporters.latency.table import ATTENTION
 from exporters.onnx import DATA_FILE, GraphBuilder, Precision, build_decoder, why_not_group_query
-from exporters.options import MAX_OPSET, OnnxOptions
+from exporters.options import MAX_OPSET, PLAIN, OnnxOptions
 from passes.errors import UnsupportedModelError
 from passes.graph import Kind, PruningGraph, Width
 from passes.models import twin_of
@@ -46,12 +46,14 @@ class BlockRoute:
 
     A block takes (chain - empty) / blocks; the constant is what is left of the whole layers without their blocks. Every
     block has numbers of its own: onnxruntime keeps equal weights once, and would read them from the cache.
+    ``group_query``: whether attention is GroupQueryAttention (docs/onnx.md).
     """
 
     twin: PreTrainedModel
     graph: PruningGraph
     precision: Precision
     cache_bytes: int
+    group_query: bool
     pool: _Pool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -65,15 +67,19 @@ class BlockRoute:
         graph: PruningGraph,
         precision: Precision,
         cache_bytes: int,
+        attention: str,
     ) -> BlockRoute:
-        """The route for a model of this configuration. Raises UnsupportedModelError where its layers differ."""
+        """The route for a model of this configuration, with the ``OnnxOptions.attention`` of its package.
+
+        Raises UnsupportedModelError where its layers differ.
+        """
         layers = {dimension.layer for dimension in graph.dimensions if dimension.width in _widths(graph)}
         of_layer = [_layer_shapes(graph, layer) for layer in sorted(layers)]
         if any(shapes != of_layer[0] for shapes in of_layer):
             raise UnsupportedModelError("latency is timed for models whose layers are alike; here their sizes differ")
         twin: Any = twin_of(model_type, config)
         twin.model.layers = twin.model.layers[:1]
-        return cls(twin, graph, precision, cache_bytes)
+        return cls(twin, graph, precision, cache_bytes, attention != PLAIN and why_not_group_query(twin) is None)
 
     def grid(self) -> dict[str, tuple[int, ...]]:
         """The counts that are timed, a width."""
@@ -137,7 +143,7 @@ class BlockRoute:
         )
         self._fill_ends(model, rows=None if whole else FEW_TOKENS)
         graph = GraphBuilder(self.precision)
-        decoder = build_decoder(model, graph, group_query=why_not_group_query(self.twin) is None)
+        decoder = build_decoder(model, graph, group_query=self.group_query)
         graph.save(folder / MODEL_FILE, decoder.inputs, decoder.outputs, opset=MAX_OPSET, data_file=DATA_FILE)
         self.precision.finish(OnnxOptions(), folder / MODEL_FILE)
 

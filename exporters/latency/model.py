@@ -34,10 +34,11 @@ from exporters.latency.timing import (
     time_once,
 )
 from exporters.onnx import FLOAT32, PRECISIONS, Precision, has_builder, why_not_builder
+from exporters.options import GROUP_QUERY, PLAIN
 from passes.errors import OptionError, UnsupportedModelError
 from passes.graph import PruningGraph
 from passes.models import Task, model_class, task_of, twin_of
-from passes.options import Workload
+from passes.options import AUTO, Workload
 from passes.pipeline import Progress, silent
 
 __all__ = ["Curve", "LatencyTable", "latency_model", "measured_latency"]
@@ -59,6 +60,7 @@ def latency_model(
     runtime: str = RUNTIME,
     threads: int | None = None,
     dtype: str = FLOAT32.name,
+    attention: str = AUTO,
     cache: Path | None = None,
     progress: Progress = silent,
     timer: Timer = time_once,
@@ -67,7 +69,8 @@ def latency_model(
 
     Small models with random weights of the same shapes are timed, about a minute for a model of 50M parameters; the
     weights of the model itself are not read. ``threads``: onnxruntime's, all cores if None. ``dtype``: type of the
-    weights in the ONNX graph. ``cache``: folder for tables (default: ``latency`` in ``LPC_CACHE`` or ``~/.cache/lpc``).
+    weights in the ONNX graph; ``attention``: as in ``OnnxOptions``. ``cache``: folder for tables (default: ``latency``
+    in ``LPC_CACHE`` or ``~/.cache/lpc``).
 
     Raises OptionError (another runtime, impossible threads, a workload that decodes on a model without a cache) and
     UnsupportedModelError with the reason where the model cannot be timed.
@@ -78,7 +81,7 @@ def latency_model(
     threads, machine = thread_count(threads), Machine.here()
     config, model_type = _described(model_or_config)
     steps = _steps(model_type, workload)
-    route = _route(model_type, config, graph, precision, machine)
+    route = _route(model_type, config, graph, precision, machine, attention)
     facts = _facts(route, model_type, config, graph, workload, machine)
     facts |= {"runtime": runtime, "threads": threads, "dtype": dtype}
     path = (cache or default_cache()) / f"{key_of(facts)}.json"
@@ -110,11 +113,12 @@ def _route(
     graph: PruningGraph,
     precision: Precision,
     machine: Machine,
+    attention: str,
 ) -> BlockRoute | StockRoute:
     if has_builder(config) and task_of(model_type) is Task.CAUSAL_LM:
         reason = why_not_builder(twin_of(model_type, config))
         if reason is None:
-            return BlockRoute.of(model_type, config, graph, precision, machine.cache_bytes)
+            return BlockRoute.of(model_type, config, graph, precision, machine.cache_bytes, attention)
         logger.info("latency: timing the stock class: %s", reason)
     if precision is not FLOAT32:
         raise UnsupportedModelError(f"latency in {precision.name} is timed for what the graph builder writes; use fp32")
@@ -136,6 +140,7 @@ def _facts(
         if name not in IRRELEVANT and not name.endswith(("_token_id", "_version"))
     }
     return {
+        "attention": GROUP_QUERY if isinstance(route, BlockRoute) and route.group_query else PLAIN,
         "machine": vars(machine),
         "class": model_type.__name__,
         "config": {name: repr(entries[name]) for name in sorted(entries)},

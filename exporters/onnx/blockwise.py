@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 CHUNK = 2**22
-"""Numbers that are searched at once, so that a wide matrix needs no copies of itself."""
+"""Numbers that are looked at at once, so that a wide matrix needs no copies of itself."""
 
 SHRUNKEN = tuple(1.1 - 0.02 * step for step in range(26))
 """Shares of a block's range that ``searched`` tries: what is cut off costs less than what the rest gains."""
@@ -86,14 +86,16 @@ def in_blocks(
     """
     rows, columns = weight.shape
     count = math.ceil(columns / block)
-    padded = torch.nn.functional.pad(weight.float(), (0, count * block - columns)).view(rows, count, block)
     weights = None
     if importance is not None:
         weights = torch.nn.functional.pad(importance.float(), (0, count * block - columns)).view(1, count, block)
     step = max(1, CHUNK // max(1, count * block))
     ranges = _symmetric if symmetric else _asymmetric
     shares = SHRUNKEN if search else (1.0,)
-    parts = [_best(padded[at : at + step], bits, ranges, shares, weights) for at in range(0, rows, step)]
+    parts = []
+    for at in range(0, rows, step):
+        padded = torch.nn.functional.pad(weight[at : at + step].float(), (0, count * block - columns))
+        parts.append(_best(padded.reshape(-1, count, block), bits, ranges, shares, weights))
     codes, scales, zeros = (torch.cat(each) for each in zip(*parts, strict=True))
     return Blocks(
         codes=codes,

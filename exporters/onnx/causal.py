@@ -79,9 +79,9 @@ def export_causal(
 ) -> OnnxPackage:
     """Write and verify the package of a causal language model that is fp32, on CPU and in eval mode."""
     route = _route(model, options)
-    plain = _why_plain(model, options, route)
-    layers = len(flat_shapes(model)) // 2
-    positions = takes_positions(model)
+    plain = why_plain(model, options, route)
+    shapes = flat_shapes(model)
+    layers, positions = len(shapes) // 2, takes_positions(model)
     path = folder / MODEL_FILE
     if route == "torch":
         parameters = trace_decoder(cast(options, model), path, opset=options.opset, positions=positions)
@@ -90,6 +90,8 @@ def export_causal(
     write_companions(model, tokenizer, folder, options)
     generation = model.generation_config or GenerationConfig.from_model_config(copy.deepcopy(model.config))
     generation.save_pretrained(folder)
+    takes = positions and plain is not None
+    write_genai_config(model, tokenizer, folder, shapes, positions=takes, share=plain is None)
     kv_bytes = 0
 
     def verify(precision: Precision) -> tuple[Parity, ...]:
@@ -99,7 +101,7 @@ def export_causal(
         return verify_onnx(model, graph, precision.tolerance)
 
     parity = finished(options, verify, path)  # no session is left, each of which holds the weights, as GenAI's will
-    no_genai, greedy = _genai_side(model, tokenizer, folder, options, share=plain is None)
+    no_genai, greedy = _genai_side(model, folder, options)
     return finish(
         folder,
         options,
@@ -159,7 +161,7 @@ def _route(model: PreTrainedModel, options: OnnxOptions) -> Route:
     return "builder"
 
 
-def _why_plain(model: PreTrainedModel, options: OnnxOptions, route: Route) -> str | None:
+def why_plain(model: PreTrainedModel, options: OnnxOptions, route: Route) -> str | None:
     """Why attention is opset 23's; None where it is GroupQueryAttention."""
     if options.attention == PLAIN:
         return "as asked"
@@ -173,11 +175,8 @@ def _build(model: PreTrainedModel, path: Path, options: OnnxOptions, *, group_qu
     return graph.save(path, decoder.inputs, decoder.outputs, opset=options.opset, data_file=DATA_FILE, metadata=said)
 
 
-def _genai_side(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, options: OnnxOptions, *, share: bool
-) -> tuple[str | None, tuple[Parity, ...]]:
-    """Write ``genai_config.json`` and compare greedy tokens; where GenAI refuses the graph, why, and no such file."""
-    write_genai_config(model, tokenizer, folder, share=share)
+def _genai_side(model: PreTrainedModel, folder: Path, options: OnnxOptions) -> tuple[str | None, tuple[Parity, ...]]:
+    """Compare greedy tokens; where GenAI refuses the graph, why, and ``genai_config.json`` goes."""
     if not options.greedy_prompts:
         return None, ()
     try:

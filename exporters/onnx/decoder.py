@@ -54,11 +54,26 @@ def why_not_builder(model: PreTrainedModel) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerValues:
+    """The names of what a layer reads and leaves: the stream (and what is to be added to it), its part of the cache."""
+
+    reads: tuple[str, ...]
+    leaves: tuple[str, ...]
+    past: tuple[str, ...]
+    present: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class DecoderGraph:
-    """Inputs and outputs of a finished graph, in order."""
+    """Inputs and outputs of a finished graph, in order.
+
+    ``layers``: the values of the residual stream and of the cache that each layer reads and leaves behind; the stream
+    that one layer leaves is what the next one reads.
+    """
 
     inputs: tuple[ir.Value, ...]
     outputs: tuple[ir.Value, ...]
+    layers: tuple[LayerValues, ...]
 
 
 def build_decoder(model: PreTrainedModel, graph: GraphBuilder, *, group_query: bool = False) -> DecoderGraph:
@@ -79,8 +94,9 @@ def build_decoder(model: PreTrainedModel, graph: GraphBuilder, *, group_query: b
     stream = _Stream(attention, graph.op("Gather", embedding, attention.ids))
     pasts: list[ir.Value] = []
     presents: list[ir.Value] = []
+    layers = []
     for index, layer in enumerate(body.layers):
-        name = f"model.layers.{index}"
+        name, reads, cached = f"model.layers.{index}", stream.names, len(pasts)
         if index in windows:
             normed = stream.normed(layer.input_layernorm, f"{name}.input_layernorm")
             block = CachedAttention(layer.self_attn, f"{name}.self_attn", len(pasts) // 2, windows[index])
@@ -90,8 +106,11 @@ def build_decoder(model: PreTrainedModel, graph: GraphBuilder, *, group_query: b
         if not is_absent(layer.mlp):
             normed = stream.normed(layer.post_attention_layernorm, f"{name}.post_attention_layernorm")
             stream.more = _mlp(graph, layer.mlp, f"{name}.mlp", normed)
+        own = [tuple(str(each.name) for each in values[cached:]) for values in (pasts, presents)]
+        layers.append(LayerValues(reads=reads, leaves=stream.names, past=own[0], present=own[1]))
     last = attention.in_order(stream.normed(body.norm, "model.norm"))
-    return DecoderGraph(inputs=(*attention.inputs, *pasts), outputs=(_head(graph, model, last, embedding), *presents))
+    outputs = (_head(graph, model, last, embedding), *presents)
+    return DecoderGraph(inputs=(*attention.inputs, *pasts), outputs=outputs, layers=tuple(layers))
 
 
 @dataclass
@@ -101,6 +120,11 @@ class _Stream:
     attention: Attention
     value: ir.Value
     more: ir.Value | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of both."""
+        return tuple(str(each.name) for each in (self.value, self.more) if each is not None)
 
     def normed(self, module: Any, name: str) -> ir.Value:
         """The RMS norm of the stream as it now is."""

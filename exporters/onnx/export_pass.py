@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from exporters.files import FILES, linked
 from exporters.hf import Processor
@@ -58,7 +58,7 @@ class ExportPass(Pass):
     processor: Processor | None = None
     onnx: OnnxOptions = OnnxOptions()
     name = "export"
-    reports = ExportReport
+    reports: ClassVar[type[Any]] = ExportReport
 
     @property
     def options(self) -> Mapping[str, Any]:

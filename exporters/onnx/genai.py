@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from exporters.files import MODEL_FILE
 from exporters.onnx.greedy import graph_greedy, greedy_gap, require_greedy, torch_greedy
 from exporters.onnx.options import precision_of
 from exporters.onnx.session import OnnxModel
-from exporters.onnx.torch_caches import flat_shapes, takes_positions
 from exporters.onnx.verify.probes import position_limit, probe_ids, vocabulary
 from exporters.options import OnnxOptions
 from passes.errors import LpcError
@@ -44,17 +44,22 @@ def context_length(model: PreTrainedModel) -> int:
     return position_limit(model) or DEFAULT_CONTEXT
 
 
-def genai_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, share: bool) -> dict[str, Any]:
+def genai_config(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    shapes: Sequence[tuple[int, int]],
+    *,
+    positions: bool,
+    share: bool,
+) -> dict[str, Any]:
     """The content of ``genai_config.json``; ``share``: whether the graph writes its cache in place.
 
-    Sizes are those of the model's cache and embedding (of the first layer, where layers differ; GenAI reads each
-    layer's own from the graph). ``position_ids`` is an input of a model whose logits depend on them, unless the graph
-    counts them, as one does that writes in place.
+    Sizes are those of the model's cache (``shapes``, see ``flat_shapes``) and embedding (of the first layer, where
+    layers differ; GenAI reads each layer's own from the graph). ``positions``: whether the graph has ``position_ids``.
     """
-    family, shapes = family_named(model.config.model_type), flat_shapes(model)
-    kv_heads, head_size = shapes[0]
+    family, (kv_heads, head_size) = family_named(model.config.model_type), shapes[0]
     inputs = {"input_ids": "input_ids", "attention_mask": "attention_mask"}
-    if not share and takes_positions(model):
+    if positions:
         inputs["position_ids"] = "position_ids"
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
@@ -85,11 +90,17 @@ def genai_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, 
 
 
 def write_genai_config(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, share: bool
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    shapes: Sequence[tuple[int, int]],
+    *,
+    positions: bool,
+    share: bool,
 ) -> Path:
-    """Write ``genai_config.json`` into ``folder``."""
-    path = folder / GENAI_CONFIG
-    path.write_text(json.dumps(genai_config(model, tokenizer, share=share), indent=4) + "\n", encoding="utf-8")
+    """Write ``genai_config.json`` into ``folder``; see ``genai_config``."""
+    path, described = folder / GENAI_CONFIG, genai_config(model, tokenizer, shapes, positions=positions, share=share)
+    path.write_text(json.dumps(described, indent=4) + "\n", encoding="utf-8")
     return path
 
 

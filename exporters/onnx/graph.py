@@ -10,19 +10,24 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
+from onnx_ir.tensor_adapters import TorchTensor
 
 from exporters.onnx.precision import FLOAT32, Precision
 from exporters.onnx.rewrite import EXTERNAL_FROM_BYTES, IR_VERSION
+
+Read = Callable[[torch.Tensor], torch.Tensor]
 
 
 class GraphBuilder:
     """Collects the nodes and initializers of one graph.
 
     Every weight is converted to the float type of ``precision``. Weights are read from their torch tensors only
-    while the file is written, one at a time, so that building a graph needs no second copy of the model.
+    while the file is written, one at a time, so that building a graph needs no second copy of the model; ``read`` gives
+    the values of a tensor, which may be on the meta device until then.
     """
 
-    def __init__(self, precision: Precision = FLOAT32) -> None:
+    def __init__(self, precision: Precision = FLOAT32, read: Read = torch.Tensor.detach) -> None:
+        self.read = read
         self.dtype, self.float_type, self.masked = precision.torch_dtype, precision.float_type, precision.masked
         self.nodes: list[ir.Node] = []
         self.initializers: dict[str, ir.Value] = {}
@@ -58,9 +63,8 @@ class GraphBuilder:
         if name not in self.initializers:
             rows = sum(part.shape[0] for part in parts)
             shape = [rows, *parts[0].shape[1:]]
-            read = _reader(tuple(parts), self.dtype, transpose)
             tensor = ir.LazyTensor(
-                lambda: ir.tensor(read(), name=name),
+                lambda: TorchTensor(self._values(parts, transpose), name=name),
                 dtype=self.float_type,
                 shape=ir.Shape(shape[::-1] if transpose else shape),
                 name=name,
@@ -102,6 +106,25 @@ class GraphBuilder:
         metadata: Mapping[str, str] | None = None,
     ) -> int:
         """Write the model with its large weights in ``data_file`` beside it; return the number of weights stored."""
+        model = self.model(inputs, outputs, opset=opset, metadata=metadata)
+        ir.save(model, path, external_data=data_file, size_threshold_bytes=EXTERNAL_FROM_BYTES)
+        return self.weights
+
+    @property
+    def weights(self) -> int:
+        """The number of weights stored."""
+        named = (value for name, value in self.initializers.items() if "." in name)
+        return sum(math.prod(int(size) for size in value.shape or ()) for value in named)
+
+    def model(
+        self,
+        inputs: Sequence[ir.Value],
+        outputs: Sequence[ir.Value],
+        *,
+        opset: int,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ir.Model:
+        """What was collected, once: its nodes are in this graph from then on. No weight is read."""
         domains = {node.domain for node in self.nodes} - {""}
         graph = ir.Graph(
             inputs,
@@ -111,22 +134,15 @@ class GraphBuilder:
             opset_imports={"": opset, **dict.fromkeys(domains, 1)},
             name="decoder",
         )
-        model = ir.Model(graph, ir_version=IR_VERSION, producer_name="lpc", metadata_props=dict(metadata or {}))
-        ir.save(model, path, external_data=data_file, size_threshold_bytes=EXTERNAL_FROM_BYTES)
-        weights = (value for name, value in self.initializers.items() if "." in name)
-        return sum(math.prod(int(size) for size in value.shape or ()) for value in weights)
+        return ir.Model(graph, ir_version=IR_VERSION, producer_name="lpc", metadata_props=dict(metadata or {}))
+
+    def _values(self, parts: Sequence[torch.Tensor], transpose: bool) -> torch.Tensor:
+        """The parts in the graph's type, stacked; transposed they are a view, which is copied only to be written."""
+        read = [self.read(part).to("cpu", self.dtype) for part in parts]
+        tensor = torch.cat(read) if len(read) > 1 else read[0]
+        return tensor.T if transpose else tensor
 
     def _store(self, name: str, tensor: ir.TensorProtocol) -> None:
         self.initializers[name] = ir.Value(
             name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(list(tensor.shape)), const_value=tensor
         )
-
-
-def _reader(parts: tuple[torch.Tensor, ...], dtype: torch.dtype, transpose: bool) -> Callable[[], NDArray[np.generic]]:
-    def read() -> NDArray[np.generic]:
-        tensor = torch.cat([part.detach().to("cpu", dtype) for part in parts]) if len(parts) > 1 else parts[0].detach()
-        tensor = tensor.to("cpu", dtype)
-        array: NDArray[np.generic] = (tensor.T if transpose else tensor).contiguous().numpy()
-        return array
-
-    return read

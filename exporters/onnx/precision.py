@@ -12,14 +12,17 @@ import onnx_ir as ir
 import torch
 from onnx_ir.tensor_adapters import to_torch_dtype
 
-from exporters.onnx.quantised import quantise
-from exporters.onnx.stored import store
+from exporters.onnx.quantised import quantise, quantise_streamed
+from exporters.onnx.stored import store, store_streamed
 from exporters.options import PRECISION_NAMES, OnnxOptions
 from passes.models import Parity, rounding_tolerance
 from passes.registry import Registry
 
 Writer: TypeAlias = Callable[[Path, OnnxOptions], tuple[Parity, ...]]
 """Rewrites the file of a graph in place; returns what it has proven of it (nothing: ``()``)."""
+
+Streamer: TypeAlias = Callable[[Callable[[], ir.Model], Path, OnnxOptions], tuple[Parity, ...]]
+"""Writes the file of a graph that is in none yet, a tensor at a time; returns what it has proven of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +36,10 @@ class Precision:
     choose either.
 
     ``writer`` rewrites a graph in place that was just written in ``float_type``, where weights are to be stored in
-    other numbers. ``first``: the precision whose tolerance the graph is held to before that; without it only the
-    rewritten graph is compared with torch. With it greedy tokens are those of the rewritten graph in onnxruntime, which
-    need not be torch's. ``blocks``: whether weights share scales in blocks of ``OnnxOptions.block`` inputs.
+    other numbers; ``streamer`` does so of a model that is not loaded. ``first``: the precision whose tolerance the
+    graph is held to before that; without it only the rewritten graph is compared with torch. With it greedy tokens are
+    those of the rewritten graph in onnxruntime, which need not be torch's. ``blocks``: whether weights share scales in
+    blocks of ``OnnxOptions.block`` inputs.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Precision:
     tolerance: float
     tie: float
     writer: Writer | None = None
+    streamer: Streamer | None = None
     first: Precision | None = None
     blocks: bool = False
 
@@ -90,14 +95,29 @@ STORED = {torch.bfloat16: "bf16", torch.float16: "fp16-weights"}
 
 def _stored(dtype: torch.dtype) -> Precision:
     rounding = rounding_tolerance(dtype)
-    writer = partial(store, dtype=dtype)
-    return replace(FLOAT32, name=STORED[dtype], tolerance=rounding, tie=rounding, writer=writer, first=FLOAT32)
+    return replace(
+        FLOAT32,
+        name=STORED[dtype],
+        tolerance=rounding,
+        tie=rounding,
+        writer=partial(store, dtype=dtype),
+        streamer=partial(store_streamed, dtype=dtype),
+        first=FLOAT32,
+    )
 
 
 def _quantised(bits: int, tolerance: float) -> Precision:
     """``tolerance`` is for weights of any kind, random ones too: the proof is what the writer compares."""
-    writer = partial(quantise, bits=bits)
-    return replace(FLOAT32, name=f"int{bits}", tolerance=tolerance, tie=2e-2, writer=writer, first=FLOAT32, blocks=True)
+    return replace(
+        FLOAT32,
+        name=f"int{bits}",
+        tolerance=tolerance,
+        tie=2e-2,
+        writer=partial(quantise, bits=bits),
+        streamer=partial(quantise_streamed, bits=bits),
+        first=FLOAT32,
+        blocks=True,
+    )
 
 
 for each in (

@@ -40,7 +40,11 @@ class Provenance:
     @classmethod
     def of(cls, model: PreTrainedModel, plan: Plan | None) -> Provenance:
         """That of a model as it stands; its package's kind and precision come with ``write_provenance``."""
-        own = fingerprint(model)
+        return cls.named(fingerprint(model), plan)
+
+    @classmethod
+    def named(cls, own: str, plan: Plan | None) -> Provenance:
+        """That of a model of this fingerprint."""
         digest = plan_digest(plan) if plan is not None else ""
         return cls(lpc=_version(), model=own, source=plan.source if plan else own, plan=digest, kind="", precision="")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from exporters.onnx.blockwise import Blocks, in_blocks
 from exporters.onnx.calibrated import grams, solved
 from exporters.onnx.quantised_proof import compare
-from exporters.onnx.rewrite import CONTRIB, matrices, put_in_place, rewritten, tensor_of
+from exporters.onnx.rewrite import CONTRIB, lazily, matrices, put_in_place, rewritten, save, tensor_of
 from exporters.options import OnnxOptions
 from passes.models import Parity
 
@@ -38,24 +39,40 @@ def quantise(path: Path, options: OnnxOptions, *, bits: int) -> tuple[Parity, ..
         known = grams(path, [each.input for each in calibrated], options.calibration)
         solved_for = {str(each.node.outputs[0].name): known[each.input] for each in calibrated}
     with rewritten(path, partial(_quantise, options=options, bits=bits, known=known)) as new:
-        proof = compare(path, new, bits, solved_for)
+        proof = compare(ir.load(path), new, bits, solved_for)
         put_in_place(new, path)
     return proof
 
 
+def quantise_streamed(
+    make: Callable[[], ir.Model], path: Path, options: OnnxOptions, *, bits: int
+) -> tuple[Parity, ...]:
+    """As ``quantise`` without a text, of a graph that is in no file: ``make`` gives it, its weights read as they go."""
+    model = make()
+    _quantise(model, options, bits, {})
+    save(model, path)
+    del model  # with the last weights that it read
+    return compare(make(), path, bits)
+
+
 @dataclass(frozen=True, kw_only=True)
 class WeightUse:
-    """A node that reads a matrix of weights: ``node`` a MatMul or a Gather. ``rows_first``: as (outputs, inputs)."""
+    """A node that reads a matrix of weights: ``node`` a MatMul or a Gather. ``rows_first``: as (outputs, inputs).
+
+    ``input`` is the name of what it multiplies with them; kept, since the node loses it when it is replaced.
+    """
 
     node: ir.Node
     weight: ir.Value
     rows_first: bool
     kind: Kind
+    input: str = ""
 
     @property
-    def input(self) -> str:
-        """The name of what the node multiplies with the weights."""
-        return str(self.node.inputs[0].name) if self.node.inputs[0] is not None else ""
+    def shape(self) -> tuple[int, int]:
+        """Outputs or tokens, inputs or hidden."""
+        first, second = (int(size) for size in self.weight.shape or ())
+        return (first, second) if self.rows_first else (second, first)
 
     def matrix(self) -> torch.Tensor:
         """The weights, fp32 (outputs or tokens, inputs or hidden)."""
@@ -81,11 +98,12 @@ def _reader(node: ir.Node) -> WeightUse | None:
     if weight is None:
         return None
     kind: Kind = "head" if _is_head(node) else "weight"
+    given = str(node.inputs[0].name) if node.inputs[0] is not None else ""
     before = weight.producer()
     if before is None:
-        return WeightUse(node=node, weight=weight, rows_first=False, kind=kind)
+        return WeightUse(node=node, weight=weight, rows_first=False, kind=kind, input=given)
     if before.op_type == "Transpose" and before.inputs[0] is not None:
-        return WeightUse(node=node, weight=before.inputs[0], rows_first=True, kind=kind)
+        return WeightUse(node=node, weight=before.inputs[0], rows_first=True, kind=kind, input=given)
     return None
 
 
@@ -102,48 +120,77 @@ def _is_head(node: ir.Node) -> bool:
 
 @dataclass(kw_only=True)
 class _Rewriting:
-    """One graph on its way to fewer bits; a matrix that several nodes read in the same bits is stored once."""
+    """One graph on its way to fewer bits; a matrix that several nodes read in the same bits is stored once.
+
+    Codes are made while the file is written: those of one matrix are held at a time.
+    """
 
     graph: ir.Graph
     options: OnnxOptions
     grams: Mapping[str, torch.Tensor]
-    done: dict[tuple[str, int], tuple[Blocks, list[ir.Value]]] = field(default_factory=dict)
+    done: dict[tuple[str, int], list[ir.Value]] = field(default_factory=dict)
+    held: tuple[tuple[str, int], Blocks] | None = None
 
     def quantise(self, reader: WeightUse, bits: int) -> None:
         """Put the quantised node in the place of the old one."""
-        blocks, stored = self._stored(reader, bits)
+        stored = self._stored(reader, bits)
         shape = {"bits": bits, "block_size": self.options.block}
         if reader.kind == "embedding":
-            self._replace(reader.node, self._gather(reader.node, blocks, stored, shape))
+            self._replace(reader.node, self._gather(reader, stored, shape))
             return
-        rows = blocks.codes.shape[0]
-        attributes = {"K": blocks.columns, "N": rows, **shape, "accuracy_level": INT8_PRODUCTS}
+        rows, columns = reader.shape
+        attributes = {"K": columns, "N": rows, **shape, "accuracy_level": INT8_PRODUCTS}
         product = ir.node("MatMulNBits", [reader.node.inputs[0], *stored], attributes, domain=CONTRIB)
         self._replace(reader.node, [product])
 
-    def _gather(self, node: ir.Node, blocks: Blocks, stored: list[ir.Value], shape: dict[str, int]) -> list[ir.Node]:
+    def _gather(self, reader: WeightUse, stored: list[ir.Value], shape: dict[str, int]) -> list[ir.Node]:
         """Rows of the table; what pads its last block is cut off again."""
         codes, *others = stored
-        flat = ir.node("Reshape", [codes, self._ints(f"{codes.name}.shape", blocks.codes.shape[0], -1)])
+        (count, columns), node = reader.shape, reader.node
+        flat = ir.node("Reshape", [codes, self._ints(f"{codes.name}.shape", count, -1)])
         attributes = {"gather_axis": 0, "quantize_axis": 1, **shape}
         rows = ir.node("GatherBlockQuantized", [flat.outputs[0], node.inputs[1], *others], attributes, domain=CONTRIB)
-        if blocks.columns == blocks.codes.shape[1] * self.options.block:
+        if columns % self.options.block == 0:
             return [flat, rows]
-        ends = [self._ints(f"{codes.name}.{name}", n) for name, n in (("0", 0), ("end", blocks.columns), ("axis", -1))]
+        ends = [self._ints(f"{codes.name}.{name}", n) for name, n in (("0", 0), ("end", columns), ("axis", -1))]
         return [flat, rows, ir.node("Slice", [rows.outputs[0], *ends])]
 
-    def _stored(self, reader: WeightUse, bits: int) -> tuple[Blocks, list[ir.Value]]:
-        name = str(reader.weight.name)
-        if (name, bits) not in self.done:
-            blocks = self._blocks(reader, bits)
-            parts = {"codes": blocks.packed(), "scales": blocks.scales.numpy(), "zeros": blocks.packed_zeros()}
-            values = [
-                self._initializer(ir.tensor(array, name=f"{name}.int{bits}.{part}"))
-                for part, array in parts.items()
-                if array is not None
-            ]
-            self.done[name, bits] = (blocks, values)
-        return self.done[name, bits]
+    def _stored(self, reader: WeightUse, bits: int) -> list[ir.Value]:
+        name, (rows, columns) = str(reader.weight.name), reader.shape
+        if (name, bits) in self.done:
+            return self.done[name, bits]
+        count, byte = math.ceil(columns / self.options.block), 8 // bits
+
+        def codes() -> torch.Tensor:
+            return torch.from_numpy(self._held(reader, bits).packed())
+
+        def scales() -> torch.Tensor:
+            return self._held(reader, bits).scales
+
+        def zeros() -> torch.Tensor:
+            packed = self._held(reader, bits).packed_zeros()
+            assert packed is not None
+            return torch.from_numpy(packed)
+
+        uint8, prefix = ir.DataType.UINT8, f"{name}.int{bits}"
+        stored = [
+            lazily(f"{prefix}.codes", codes, uint8, (rows, count, self.options.block // byte)),
+            lazily(f"{prefix}.scales", scales, ir.DataType.FLOAT, (rows, count)),
+        ]
+        if not self.options.symmetric:
+            stored.append(lazily(f"{prefix}.zeros", zeros, uint8, (rows, math.ceil(count / byte))))
+        for value in stored:
+            self.graph.register_initializer(value)
+        self.done[name, bits] = stored
+        return stored
+
+    def _held(self, reader: WeightUse, bits: int) -> Blocks:
+        """The blocks of a matrix: those asked for last are there still, for scales are written after codes."""
+        key = (str(reader.weight.name), bits)
+        if self.held is None or self.held[0] != key:
+            self.held = None
+            self.held = (key, self._blocks(reader, bits))
+        return self.held[1]
 
     def _blocks(self, reader: WeightUse, bits: int) -> Blocks:
         """Calibrated where the inputs are known, which those of the head and the embedding need not be."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import onnx_ir as ir
 import onnxruntime
 import torch
 
-from exporters.onnx.blockwise import in_blocks, unpack
+from exporters.onnx.blockwise import CHUNK, in_blocks, unpack
 from exporters.onnx.calibrated import lengths_on
 from exporters.onnx.rewrite import CONTRIB, IR_VERSION, tensor_of
 from passes.errors import PostconditionError
@@ -45,27 +46,31 @@ ZEROS = 3
 """The place of the zero points among the inputs of MatMulNBits."""
 
 
-def compare(path: Path, new: Path, bits: int, grams: Mapping[str, torch.Tensor] | None = None) -> tuple[Parity, ...]:
-    """Compare all quantised nodes of ``new`` with those of the same outputs in ``path``. Raises PostconditionError.
+def compare(old: ir.Model, new: Path, bits: int, grams: Mapping[str, torch.Tensor] | None = None) -> tuple[Parity, ...]:
+    """Compare all quantised nodes of ``new`` with those of the same outputs in ``old``. Raises PostconditionError.
 
     ``grams``: X^T X of the inputs of those that were calibrated, by their output.
     """
-    before = {str(value.name): node for node in ir.load(path).graph for value in node.outputs}
+    before = {str(value.name): node for node in old.graph for value in node.outputs}
     grams = grams or {}
     far, kernel, row, nearest = {4: 0.0, 8: 0.0}, 0.0, 0.0, 0.0
     for node in ir.load(new).graph:
         if node.op_type not in ("MatMulNBits", "GatherBlockQuantized"):
             continue
-        old = _old_matrix(before[_output_of(node)])
-        stored, width = _stored(node, old.shape[1]), node.attributes.get_int("bits")
-        if not stored.isfinite().all():
+        matrix = _old_matrix(before[_output_of(node)])
+        stored, width = _Stored.of(node, matrix.shape[1]), node.attributes.get_int("bits")
+        if not stored.scales.isfinite().all():
             raise PostconditionError(f"export: {_output_of(node)} of {new.name} in int{bits} is not finite")
         gram = grams.get(_output_of(node))
         if gram is None:
-            far[width] = max(far[width], _farthest_block(node, old, stored))
+            blocks = (_farthest_block(matrix[part], stored.numbers(part), stored.block) for part in stored.parts())
+            far[width] = max(far[width], *blocks)
         else:
-            row = max(row, _farthest_row(old, stored, gram))
-            nearest = max(nearest, _against_nearest(node, old, stored, gram))
+            numbers = stored.numbers(slice(None))
+            row = max(row, _farthest_row(matrix, numbers, gram))
+            nearest = max(nearest, _against_nearest(node, matrix, numbers, gram))
+            del numbers
+        del matrix  # a head's is large, and onnxruntime is about to copy its codes
         alone = _kernel(node, stored)
         kernel = max(kernel, alone if alone == alone else math.inf)  # max() passes NaN over
     found = [
@@ -110,15 +115,45 @@ def _source(value: ir.Value) -> ir.Value:
     return before.inputs[0]
 
 
-def _stored(node: ir.Node, columns: int) -> torch.Tensor:
-    """The numbers that a node's codes stand for, as the operators define them."""
-    bits, block = (node.attributes.get_int(name) for name in ("bits", "block_size"))
-    places = (1, 2, 3) if node.op_type == "MatMulNBits" else (0, 2, 3)
-    codes, scales, *zeros = (tensor_of(_source(node.inputs[at])) for at in places if at < len(node.inputs))
-    rows, count = scales.shape
-    numbers = unpack(codes.reshape(rows, -1).numpy(), bits).reshape(rows, count, block).float()
-    middle = unpack(zeros[0].numpy(), bits)[:, :count, None].float() if zeros else 2 ** (bits - 1)
-    return ((numbers - middle) * scales[..., None]).reshape(rows, -1)[:, :columns]
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """What a node has in its file: ``codes`` (rows, bytes), ``scales`` (rows, blocks), packed ``zeros`` or None."""
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor | None
+    bits: int
+    block: int
+    columns: int
+
+    @classmethod
+    def of(cls, node: ir.Node, columns: int) -> _Stored:
+        """Those of a node whose matrix has so many columns."""
+        bits, block = (node.attributes.get_int(name) for name in ("bits", "block_size"))
+        places = (1, 2, 3) if node.op_type == "MatMulNBits" else (0, 2, 3)
+        codes, scales, *zeros = (tensor_of(_source(node.inputs[at])) for at in places if at < len(node.inputs))
+        return cls(
+            codes=codes.reshape(len(scales), -1),
+            scales=scales,
+            zeros=zeros[0] if zeros else None,
+            bits=bits,
+            block=block,
+            columns=columns,
+        )
+
+    def parts(self) -> Iterator[slice]:
+        """Rows that are looked at at once."""
+        step = max(1, CHUNK // self.columns)
+        return (slice(at, at + step) for at in range(0, len(self.scales), step))
+
+    def numbers(self, rows: slice) -> torch.Tensor:
+        """What the codes of these rows stand for, as the operators define them: fp32 (rows, columns)."""
+        scales = self.scales[rows]
+        codes = unpack(self.codes[rows].numpy(), self.bits).reshape(*scales.shape, self.block)
+        middle: torch.Tensor | int = 2 ** (self.bits - 1)
+        if self.zeros is not None:
+            middle = unpack(self.zeros[rows].numpy(), self.bits)[:, : scales.shape[1], None].float()
+        return ((codes.float() - middle) * scales[..., None]).flatten(1)[:, : self.columns]
 
 
 def _farthest_row(old: torch.Tensor, stored: torch.Tensor, gram: torch.Tensor) -> float:
@@ -138,23 +173,22 @@ def _relative(differences: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     return torch.where(differences != 0, differences / lengths.clamp_min(1e-30), 0)
 
 
-def _farthest_block(node: ir.Node, old: torch.Tensor, stored: torch.Tensor) -> float:
-    block = node.attributes.get_int("block_size")
+def _farthest_block(old: torch.Tensor, stored: torch.Tensor, block: int) -> float:
     spare = -old.shape[1] % block
     wide = (torch.nn.functional.pad(each.float(), (0, spare)) for each in (old, old - stored))
     lengths, differences = (each.reshape(len(each), -1, block).norm(dim=-1) for each in wide)
     return float(_relative(differences, lengths).max())
 
 
-def _kernel(node: ir.Node, stored: torch.Tensor) -> float:
+def _kernel(node: ir.Node, stored: _Stored) -> float:
     """How far the node alone, in onnxruntime, is from the numbers that are stored."""
     generator = torch.Generator().manual_seed(0)
     if node.op_type == "MatMulNBits":
-        fed = torch.randn(ROWS, stored.shape[1], generator=generator)
-        expected = fed @ stored.T
+        fed = torch.randn(ROWS, stored.columns, generator=generator)
+        expected = torch.cat([fed @ stored.numbers(part).T for part in stored.parts()], dim=1)
     else:
-        fed = torch.randint(0, stored.shape[0], (ROWS,), generator=generator)
-        expected = stored[fed]
+        fed = torch.randint(0, len(stored.scales), (ROWS,), generator=generator)
+        expected = torch.cat([stored.numbers(slice(row, row + 1)) for row in fed.tolist()])
     found = _run(node, fed.numpy())[:, : expected.shape[1]]
     return relative_difference(torch.from_numpy(found), expected)
 

@@ -6,9 +6,11 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 from onnx_ir.tensor_adapters import TorchTensor
 
 from exporters.calls import GROUP_QUERY_NODE
@@ -28,10 +30,15 @@ def rewritten(path: Path, change: Callable[[ir.Model], None]) -> Iterator[Path]:
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir()
     try:
-        ir.save(model, stage / path.name, external_data=f"{path.name}.data", size_threshold_bytes=EXTERNAL_FROM_BYTES)
+        save(model, stage / path.name)
         yield stage / path.name
     finally:
         shutil.rmtree(stage)
+
+
+def save(model: ir.Model, path: Path) -> None:
+    """Write a model, with its data file beside it."""
+    ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=EXTERNAL_FROM_BYTES)
 
 
 def put_in_place(new: Path, path: Path) -> None:
@@ -54,10 +61,21 @@ def matrices(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def tensor_of(value: ir.Value | None) -> torch.Tensor:
-    """The numbers of an initializer; a copy, since the file under it may go."""
+    """The numbers of an initializer, see ``array_of``."""
     assert value is not None
-    assert value.const_value is not None
-    return torch.tensor(value.const_value.numpy())
+    return torch.from_numpy(array_of(value))
+
+
+def array_of(value: ir.Value) -> NDArray[Any]:
+    """The numbers of an initializer; of one in a file, which may go, a copy, and its pages of the file go back."""
+    tensor = value.const_value
+    assert tensor is not None
+    array: NDArray[Any] = tensor.numpy()
+    if not array.flags.writeable:
+        array = array.copy()
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.release()
+    return array
 
 
 def lazily(name: str, make: Callable[[], torch.Tensor], dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:

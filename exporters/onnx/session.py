@@ -76,9 +76,14 @@ def attention_of(path: Path) -> str:
 
 
 def open_checked(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> OnnxModel:
-    """Load a graph that is valid ONNX and whose inputs and outputs are exactly the promised ones, static in KV heads.
+    """Load a graph that ``check_graph`` lets pass. Raises ``PostconditionError``."""
+    check_graph(path, inputs, outputs)
+    return OnnxModel(path)
 
-    Raises ``PostconditionError``.
+
+def check_graph(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Raise ``PostconditionError`` unless a graph is valid ONNX, its inputs and outputs exactly the promised ones, and
+    its cache static in KV heads. Reads no weights.
     """
     import onnx
 
@@ -86,12 +91,13 @@ def open_checked(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> O
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise PostconditionError(f"export: onnx.checker refuses {path.name}: {error}") from error
-    model = OnnxModel(path)
-    for what, values, expected in (("inputs", model.inputs, inputs), ("outputs", model.outputs, outputs)):
+    graph = onnx.load_model(str(path), load_external_data=False).graph
+    for what, values, expected in (("inputs", graph.input, inputs), ("outputs", graph.output, outputs)):
         actual = [each.name for each in values]
         if actual != list(expected):
             raise PostconditionError(f"export: the {what} of {path.name} are {actual}, expected {list(expected)}")
-    for each in model.inputs:
-        if "past_key_values" in each.name and not all(isinstance(each.shape[axis], int) for axis in (1, 3)):
-            raise PostconditionError(f"export: KV heads and head size of {each.name} are not static: {each.shape}")
-    return model
+    for each in graph.input:
+        sizes = each.type.tensor_type.shape.dim
+        if "past_key_values" in each.name and not all(sizes[axis].HasField("dim_value") for axis in (1, 3)):
+            shape = [size.dim_param or size.dim_value for size in sizes]
+            raise PostconditionError(f"export: KV heads and head size of {each.name} are not static: {shape}")

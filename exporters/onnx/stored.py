@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.tensor_adapters import from_torch_dtype
 
-from exporters.onnx.rewrite import lazily, matrices, put_in_place, rewritten, tensor_of
+from exporters.onnx.rewrite import array_of, lazily, matrices, put_in_place, rewritten, save, tensor_of
 from exporters.options import OnnxOptions
 from passes.errors import PostconditionError
 from passes.models import Parity
@@ -18,9 +19,19 @@ from passes.models import Parity
 def store(path: Path, options: OnnxOptions, *, dtype: torch.dtype) -> tuple[Parity, ...]:
     """Store every matrix of the graph in ``dtype``, with a ``Cast`` behind it. Proven: to rounding, bit for bit."""
     with rewritten(path, partial(_narrow, dtype=dtype)) as new:
-        parity = _compare(path, new, dtype)
+        parity = _compare(ir.load(path), new, dtype)
         put_in_place(new, path)
     return (parity,)
+
+
+def store_streamed(
+    make: Callable[[], ir.Model], path: Path, options: OnnxOptions, *, dtype: torch.dtype
+) -> tuple[Parity, ...]:
+    """As ``store``, of a graph that is in no file: ``make`` gives it, and its weights are read while it is written."""
+    model = make()
+    _narrow(model, dtype)
+    save(model, path)
+    return (_compare(make(), path, dtype),)
 
 
 def _narrow(model: ir.Model, dtype: torch.dtype) -> None:
@@ -41,11 +52,11 @@ def _rounded(value: ir.Value, dtype: torch.dtype) -> torch.Tensor:
     return tensor_of(value).to(dtype)
 
 
-def _compare(path: Path, new: Path, dtype: torch.dtype) -> Parity:
+def _compare(old: ir.Model, new: Path, dtype: torch.dtype) -> Parity:
     """The stored numbers are the old ones, rounded."""
     stored = ir.load(new).graph.initializers
-    for value in matrices(ir.load(path).graph):
-        found = torch.from_numpy(stored[f"{value.name}.stored"].const_value.numpy().view("int16").copy()).view(dtype)
+    for value in matrices(old.graph):
+        found = torch.from_numpy(array_of(stored[f"{value.name}.stored"]).view("int16")).view(dtype)
         if not found.isfinite().all():
             raise PostconditionError(f"export: {value.name} is too large for {dtype}: take bf16 or fp32")
         if not torch.equal(found, _rounded(value, dtype)):

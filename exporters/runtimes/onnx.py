@@ -131,15 +131,16 @@ def _optimum(shape: Shape, evidence: Evidence) -> Verdict:
 
 
 def _triton(shape: Shape, evidence: Evidence) -> Verdict:
-    graphs = "both graphs" if evidence.export is not None and evidence.export.kind == "encoder-decoder" else "the graph"
+    how = "the graph in the repository that `lpc export --format triton` writes"
+    if evidence.export is not None and evidence.export.kind == "encoder-decoder":
+        how = "both graphs with a config.pbtxt of your own (max_batch_size 0, the sizes of every input and output)"
     cache = (
         "; the client carries the cache from step to step" if shape.task in (Task.CAUSAL_LM, Task.SEQ2SEQ_LM) else ""
     )
     return Verdict(
         target=TRITON.name,
         runs="yes",
-        reason=f"{graphs} with a config.pbtxt of your own (max_batch_size 0, the sizes of every input and output; "
-        f"widths may differ), in an image whose onnxruntime is {FIRST_WITH_OPSET_23} or newer{cache}",
+        reason=f"{how}; widths may differ; in an image whose onnxruntime is {FIRST_WITH_OPSET_23} or newer{cache}",
         source="triton-inference-server/onnxruntime_backend README.md, src/onnxruntime.cc (LoadModel); "
         "microsoft/onnxruntime#25156 (opset 23)",
     )
@@ -176,7 +177,7 @@ OPTIMUM = Runtime(
 )
 TRITON = Runtime(
     name="Triton, onnxruntime backend",
-    meaning="the graphs in a model repository of your own making",
+    meaning="the graphs in a model repository, which `lpc export --format triton` writes for one graph",
     checks=(HAS_PACKAGE,),
     passed=_triton,
 )

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporters.files import PACKAGE, write_text
+from exporters.files import write_text
 from exporters.options import OnnxOptions
 from lpc.cli import console
 from lpc.cli.output import asked_for, hold, told_if_done
@@ -62,7 +62,7 @@ class DemoOptions:
 
 
 INSPECT = (Part(TraceOptions), Part(OutputOptions, ("json",)))
-EXPORT = (Part(OnnxOptions), Part(OutputOptions, ("out", "force", "json")))
+EXPORT = (Part(OnnxOptions), Part(OutputOptions, ("out", "format", "streamed", "force", "json")))
 BENCHMARK = (Part(AgainstOptions), Part(BenchmarkOptions), Part(OutputOptions, ("json",)))
 EVALUATE = (
     Part(EvaluateOptions),
@@ -96,12 +96,13 @@ def export(given: Given) -> None:
     check_file(folder, "the folder of a checkpoint")
     with told_if_done(output.out, as_json=output.json):
         asked = asked_for(given, (folder,))
-        hold(given.held, output.out, force=output.force, reads=(folder,), owned=PACKAGE, asked=asked)
+        hold(given.held, output.out, force=output.force, reads=(folder,), owned=output.owned, asked=asked)
     from lpc.cli.tables import show_packages
     from lpc.exporting import export_each as run
 
+    how = {"streamed": output.streamed, "format": output.format}
     with progress_shown():
-        packages = run(folder, output.out, options, force=output.force)
+        packages = run(folder, output.out, options, **how, force=output.force)
     show_packages(packages, output.out, as_json=output.json)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from exporters.options import OnnxOptions
+from exporters.options import OF_ONNX, OnnxOptions
 from lpc.cli.output import Going, going_on, hold, hold_run, least_bytes, told_if_done
 from lpc.cli.progress import progress_shown
 from lpc.cli.words import Given, Part
@@ -118,7 +118,7 @@ def compress(given: Given) -> None:
 def leaving(given: Given, names: Sequence[str]) -> dict[str, Any]:
     """The formats to write, with the options of those that have words for them. Raises OptionError."""
     onnx = given.make(OnnxOptions)
-    return {name: onnx if name == "onnx" else None for name in names}
+    return {name: onnx if name in OF_ONNX else None for name in names}
 
 
 def _hold(

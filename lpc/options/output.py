@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from exporters.files import PACKAGE, REPOSITORY, Owned
 from exporters.options import DEFAULT_EXPORTS, EXPORTER_NAMES
 from passes.errors import OptionError
-from passes.options import Group, check, names_in, option
+from passes.options import AUTO, Group, check, names_in, option
+
+YES, NO = "yes", "no"
+ONNX, TRITON = "onnx", "triton"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,19 @@ class OutputOptions:
         flag="--onnx/--no-onnx",
         common=True,
     )
+    format: str = option(
+        ONNX,
+        choices=(ONNX, TRITON),
+        help="What of the graphs is written: the ONNX package, or a Triton model repository with it.",
+        group=Group.OUTPUT,
+    )
+    streamed: str = option(
+        AUTO,
+        choices=(AUTO, YES, NO),
+        help="Write the ONNX package of a causal language model a tensor at a time, and compare it a layer at a time; "
+        "auto: where the loaded model would need more memory than is free.",
+        group=Group.OUTPUT,
+    )
     force: bool = option(False, help="Replace an output that is there already.", group=Group.OUTPUT)
     fresh: bool = option(False, help="Begin anew where an unfinished run was kept.", group=Group.OUTPUT)
     benchmark: bool = option(False, help="With --snapshots: time all models against the dense one.", group=Group.OUTPUT)
@@ -56,6 +73,23 @@ class OutputOptions:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.is_repository and self.streams:
+            raise OptionError("a Triton repository is not written a tensor at a time: leave --streamed yes out")
+
+    @property
+    def streams(self) -> bool | None:
+        """Whether weights go through one at a time; None: where the loaded model would be too large."""
+        return None if self.streamed == AUTO else self.streamed == YES
+
+    @property
+    def is_repository(self) -> bool:
+        """Whether ``lpc export`` writes a Triton model repository."""
+        return self.format == TRITON
+
+    @property
+    def owned(self) -> Owned:
+        """What ``lpc export`` owns in the folder that it writes into."""
+        return REPOSITORY if self.is_repository else PACKAGE
 
     @property
     def exports(self) -> tuple[str, ...]:

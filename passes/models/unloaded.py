@@ -6,10 +6,11 @@ The renaming and stacking is transformers' own (``vendor.loaded_as``, ``vendor.l
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -54,8 +55,44 @@ class Unloaded:
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The parameters by name, ascending, on the CPU. Each is in memory only while the caller holds it."""
         for name in sorted(self.parameters):
-            stored, converted, target = self._made_of[name]
-            yield name, self._converted(target, stored) if converted else self._read(stored[0], self.parameters[name])
+            yield name, self._named(name)
+
+    def read(self, parameter: torch.Tensor) -> torch.Tensor:
+        """The values of a parameter of the model, on the CPU; a tensor that is no parameter of it as it is."""
+        name = self._names.get(id(parameter))
+        return parameter.detach() if name is None else self._named(name)
+
+    @contextmanager
+    def computing(self, dtype: torch.dtype) -> Iterator[PreTrainedModel]:
+        """The model as one that computes in ``dtype`` on the CPU; a module has weights only while its forward runs.
+
+        Its buffers are its own: one that is on the meta device must have been made anew.
+        """
+
+        def filled(module: nn.Module, given: Any) -> None:
+            for name, parameter in module.named_parameters(recurse=False):
+                before[id(module), name] = parameter
+                setattr(module, name, nn.Parameter(self.read(parameter).to(dtype), requires_grad=False))
+
+        def emptied(module: nn.Module, given: Any, output: Any) -> None:
+            for name, _ in module.named_parameters(recurse=False):
+                setattr(module, name, before.pop((id(module), name)))
+
+        before: dict[tuple[int, str], nn.Parameter] = {}
+        with ExitStack() as hooks:
+            for module in self.model.modules():
+                if any(True for _ in module.named_parameters(recurse=False)):
+                    hooks.callback(module.register_forward_pre_hook(filled).remove)
+                    hooks.callback(module.register_forward_hook(emptied, always_call=True).remove)
+            yield self.model
+
+    @cached_property
+    def _names(self) -> Mapping[int, str]:
+        return {id(parameter): name for name, parameter in self.parameters.items()}
+
+    def _named(self, name: str) -> torch.Tensor:
+        stored, converted, target = self._made_of[name]
+        return self._converted(target, stored) if converted else self._read(stored[0], self.parameters[name])
 
     def _read(self, stored: str, like: torch.Tensor) -> torch.Tensor:
         """A stored tensor in the dtype in which it is loaded: pages of the file, which go with the tensor."""

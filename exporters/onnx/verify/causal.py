@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from exporters.onnx.options import present_names
+from exporters.onnx.options import past_names, present_names
+from exporters.onnx.pieces import Pieces
 from exporters.onnx.session import OnnxModel
 from exporters.onnx.torch_caches import cache_tensors, fill_cache
 from exporters.onnx.verify.parity import require_parity
@@ -85,6 +86,37 @@ def probe_steps(model: PreTrainedModel, *, positions: bool) -> Iterator[tuple[st
     yield "right padding", ProbeStep(ids=ids, mask=padded(ids, left=False))
 
 
+def padded_step(model: PreTrainedModel) -> ProbeStep:
+    """Rows of random token ids on an empty cache: a whole one, two padded on the left, two on the right."""
+    ids = probe_ids(model, 5, probe_length(model))
+    left, right = padded(ids[:3], left=True), padded(ids[2:], left=False)[1:]
+    return ProbeStep(ids=ids, mask=torch.cat((left, right)))
+
+
+def verify_pieces(graph: Pieces, step: ProbeStep, expected: Answer, tolerance: float) -> tuple[Parity, ...]:
+    """Compare a graph in pieces with what torch answers to ``padded_step``; return the parities.
+
+    The last token of the rows in which it is a real one is a decode step: of its past torch has the cache already.
+    Raises ``PostconditionError`` as ``verify_onnx`` does.
+    """
+    last = step.mask[:, -1].bool()
+    caches = {name: each[last] for name, each in expected.items() if name != "logits"}
+    mask = step.mask[last]
+    past = _as_cached(graph, tuple(each[:, :, :-1] for each in caches.values()), mask[:, :-1])
+    decode = ProbeStep(ids=step.ids[last, -1:], mask=mask, past=past)
+    whole, decoded = graph([_named(each) for each in (step, decode)])
+    wanted = {"logits": expected["logits"][last, -1:]} | caches
+    return (
+        _compare(graph, "onnx prefill, padded on both sides", step, whole, expected, tolerance),
+        _compare(graph, "onnx decode, left padding", decode, decoded, wanted, tolerance),
+    )
+
+
+def _named(step: ProbeStep) -> dict[str, torch.Tensor]:
+    feeds = {"input_ids": step.ids, "attention_mask": step.mask, "position_ids": step.positions}
+    return feeds | dict(zip(past_names(len(step.past) // 2), step.past, strict=True))
+
+
 def _decode(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, positions: bool) -> ProbeStep:
     """The last token of ``ids``, with torch's cache of the others."""
     before = torch_answer(model, ProbeStep(ids=ids[:, :-1], mask=mask[:, :-1]), positions=positions)
@@ -123,7 +155,7 @@ def _verify_behind_padding(model: PreTrainedModel, graph: OnnxModel, tolerance: 
 
 
 def _compare(
-    graph: OnnxModel, name: str, step: ProbeStep, actual: Answer, expected: Answer, tolerance: float
+    graph: OnnxModel | Pieces, name: str, step: ProbeStep, actual: Answer, expected: Answer, tolerance: float
 ) -> Parity:
     """Logits and caches where the mask is 1."""
     real = step.mask.bool()
@@ -134,7 +166,9 @@ def _compare(
     return require_parity(name, actual, expected, rows, tolerance)
 
 
-def _as_cached(graph: OnnxModel, caches: tuple[torch.Tensor, ...], mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _as_cached(
+    graph: OnnxModel | Pieces, caches: tuple[torch.Tensor, ...], mask: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
     """torch's caches (batch, heads, tokens, size), which have a slot for padding, as the graph has them."""
     if not graph.compact:
         return caches

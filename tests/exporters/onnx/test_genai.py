@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from exporters.onnx import genai
 from exporters.onnx.genai import genai_config, verify_greedy
+from exporters.onnx.torch_caches import flat_shapes
 from exporters.options import OnnxOptions
 from passes.errors import PostconditionError
 
@@ -34,14 +35,14 @@ def test_genai_config_takes_ids_from_the_tokenizer_when_the_model_has_none(
     for source in (model.config, model.generation_config):
         source.bos_token_id = source.pad_token_id = None
         source.eos_token_id = [3, 4]
-    described = genai_config(model, tiny_tokenizer, share=False)["model"]
+    described = genai_config(model, tiny_tokenizer, flat_shapes(model), positions=True, share=False)["model"]
     assert [described[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")] == [256, [3, 4], 256]
 
 
 def test_search_defaults_come_from_the_generation_config(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
     model = copy.deepcopy(exported("llama")[0])
     model.generation_config.do_sample, model.generation_config.temperature = True, 0.6
-    search = genai_config(model, tiny_tokenizer, share=False)["search"]
+    search = genai_config(model, tiny_tokenizer, flat_shapes(model), positions=True, share=False)["search"]
     assert (search["do_sample"], search["temperature"], search["top_p"]) == (True, 0.6, 1.0)
 
 
