@@ -7,8 +7,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from passes.budget import Scores, Solver, best_units
 from passes.criteria import AnyModel
 from passes.graph import Masks
@@ -23,14 +21,15 @@ WAYS = 8
 
 
 @dataclass(frozen=True)
-class Way:
-    """A way to share what goes: how many units each width keeps, and the mean loss under its masks."""
+class BalanceTried:
+    """A way to share what goes: units that each width keeps, and the mean loss under its masks if it is a number."""
 
     kept: Mapping[str, int]
-    loss: float
+    loss: float | None
 
     def __str__(self) -> str:
-        return f"{', '.join(f'{count} {width}' for width, count in self.kept.items())}: {self.loss:.3f}"
+        loss = "no number" if self.loss is None else f"{self.loss:.3f}"
+        return f"{', '.join(f'{count:,} {width}' for width, count in self.kept.items())}: {loss}"
 
 
 def balanced(
@@ -40,21 +39,24 @@ def balanced(
     scores: Scores,
     loss: Callable[[], float],
     tell: Callable[[], None],
-) -> tuple[Masks, tuple[Way, ...]]:
-    """The masks that meet the target and leave the least loss among the choices, and the ways as they were measured;
-    without choices those of the solver, and nothing is measured.
+) -> tuple[Masks, tuple[BalanceTried, ...]]:
+    """The masks that meet the target and leave the least loss among the choices, and the ways as they were measured,
+    the best first; without choices those of the solver, and nothing is measured.
 
     ``choices`` are kept units a width; ``loss`` is the model's, in nats, as it then is; ``tell`` is called after each.
     A loss that is no number loses; of two alike the first wins.
     """
     if not choices:
         return solver.masks(scores), ()
-    graph, ways, found = solver.meter.graph, list[Way](), list[dict[str, torch.Tensor]]()
+    graph, found = solver.meter.graph, list[tuple[float, BalanceTried, Masks]]()
     for counts in choices:
-        found.append(best_units(graph, scores, graph.uniform(counts)))
-        with masked(model, graph, found[-1]):
-            ways.append(Way(dict(counts), loss()))
+        masks = best_units(graph, scores, graph.uniform(counts))
+        with masked(model, graph, masks):
+            value = loss()
+        known = math.isfinite(value)
+        found.append((value if known else math.inf, BalanceTried(dict(counts), value if known else None), masks))
         tell()
-    best = min(range(len(ways)), key=lambda way: ways[way].loss if math.isfinite(ways[way].loss) else math.inf)
-    logger.info("loss by what stays: %s; taken: %s", "; ".join(map(str, ways)), ways[best])
-    return found[best], tuple(ways)
+    found.sort(key=lambda each: each[0])
+    ways = tuple(way for _, way, _ in found)
+    logger.info("loss by what stays: %s", "; ".join(map(str, ways)))
+    return found[0][2], ways

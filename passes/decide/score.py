@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Subset
 from passes.algebra import on_cpu
 from passes.budget import LatencyModel, Solver
 from passes.criteria import AnyModel, Criterion, Needs, criterion_named, make_criterion, portions, room_on
-from passes.decide.balance import ROWS, WAYS, Way, balanced
+from passes.decide.balance import ROWS, WAYS, BalanceTried, balanced
 from passes.errors import DataError, ModelError, PreconditionError
 from passes.graph import PruningGraph
 from passes.models import (
@@ -54,7 +54,7 @@ class ScoreReport:
     batches: int
     loss: float | None
     portions: int = 1
-    ways: tuple[Way, ...] = ()
+    ways: tuple[BalanceTried, ...] = ()
 
 
 @dataclass

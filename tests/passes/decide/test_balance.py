@@ -84,7 +84,8 @@ def test_a_loss_that_is_no_number_loses() -> None:
     scores = {d.name: torch.rand(d.size) for d in program.traced.dimensions}
     losses = iter([float("nan"), *[3.0 - number for number in range(len(choices) - 1)]])
     masks, ways = balanced(program.model, solver, choices, scores, lambda: next(losses), lambda: None)
-    assert {name: int(mask.sum()) for name, mask in masks.items()} == program.traced.uniform(ways[-1].kept)
+    assert {name: int(mask.sum()) for name, mask in masks.items()} == program.traced.uniform(choices[-1])
+    assert [way.loss for way in ways] == [*sorted(way.loss for way in ways[:-1]), None]
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5])
