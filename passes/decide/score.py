@@ -125,7 +125,7 @@ class ScorePass(Pass):
         """Score, and leave scores and masks in the program."""
         graph, model = program.traced, program.model
         solver = Solver.of(self._target, graph, self._latency)
-        choices = solver.balances(WAYS)
+        choices = solver.balances(WAYS) if len(cast(Any, self._data)) else []
         parts = self._portions(graph, next(model.parameters()).device)
         scores: dict[str, torch.Tensor] = {}
         masks = masked(model, graph, program.masks) if program.masks is not None else nullcontext()

@@ -77,6 +77,13 @@ def test_equal_shares_stay_when_asked_for() -> None:
     assert scored.history[-1].report.ways == ()
 
 
+def test_shares_are_equal_where_there_is_no_data() -> None:
+    program = traced(build_model("llama"))
+    scored = ScorePass(TARGET, ListDataset([]), ScoreOptions(criterion="magnitude"))(program).program
+    counts = Solver.of(TARGET, program.traced).uniform_counts
+    assert {name: int(mask.sum()) for name, mask in scored.masks.items()} == program.traced.uniform(counts)
+
+
 def test_a_loss_that_is_no_number_loses() -> None:
     program = traced(build_model("llama"))
     solver = Solver.of(TARGET, program.traced)
