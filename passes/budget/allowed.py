@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from passes.budget.bundles import reachable_counts
+from passes.budget.multiples import reachable_counts
 from passes.errors import OptionError
 from passes.graph import Dimension, PruningGraph, layer_prefix
 from passes.options import Target

@@ -9,11 +9,12 @@ from functools import cached_property
 import torch
 
 from passes.budget.allowed import allowed_counts, removable_units
-from passes.budget.bundles import Bundle, by_dimension, layer_bundles, reachable_counts, width_bundles
+from passes.budget.bundles import Bundle, by_dimension, layer_bundles, width_bundles
 from passes.budget.comparison import comparable
 from passes.budget.depth import DepthSearch, most_gone, stay_without
 from passes.budget.latency import LatencyModel
 from passes.budget.meter import Costs, Meter
+from passes.budget.multiples import reachable_counts
 from passes.budget.per_layer import LayerAllocation
 from passes.budget.uniform import UniformAllocation
 from passes.errors import OptionError, PlanError, UnreachableBudgetError, UnsupportedModelError

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -13,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from exporters.files import (
-    UPDATE,
     Owned,
     claimed,
     folder,
@@ -22,11 +20,8 @@ from exporters.files import (
     sha256,
     staged_folder,
     swap,
-    updating,
-    write_text,
-    write_texts,
 )
-from exporters.files.folder import check_output, finish_update
+from exporters.files.folder import check_output
 from passes.errors import OutputError, OutputExistsError
 
 ROOT = Path(__file__).parents[3]
@@ -332,50 +327,6 @@ def test_killed_writer_leaves_no_output_and_its_remains_are_removed_next_time(tm
 def test_sha256_equals_hashlib(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"abc" * 1000)
     assert sha256(tmp_path / "x") == hashlib.sha256(b"abc" * 1000).hexdigest()
-
-
-def test_write_text_is_whole_or_the_old_one(tmp_path: Path) -> None:
-    write_text(tmp_path / "x", "new")
-    assert (tmp_path / "x").read_text() == "new"
-    with pytest.raises(OutputError, match="could not write"):
-        write_text(tmp_path / "absent" / "x", "new")
-    assert _names(tmp_path) == {"x"}
-
-
-def test_write_text_writes_what_a_link_leads_to(tmp_path: Path) -> None:
-    (tmp_path / "real").write_text("old")
-    (tmp_path / "link").symlink_to("real")
-    write_text(tmp_path / "link", "new")
-    assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "real").read_text() == "new"
-
-
-def test_texts_that_belong_together_are_finished_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_texts(tmp_path, {"report.md": "old", "lpc.json": "old"})
-    assert _names(tmp_path) == {"report.md", "lpc.json"}
-    (tmp_path / UPDATE).write_text(json.dumps({"report.md": "new", "lpc.json": "new"}))
-    (tmp_path / "report.md").write_text("new")
-    (tmp_path / ".lpc.json.partial-1").write_text("ne")
-    with updating(tmp_path):
-        assert (tmp_path / "lpc.json").read_text() == "new"
-    assert _names(tmp_path) == {"report.md", "lpc.json"}
-    finish_update(tmp_path)
-
-
-def test_updates_wait_for_one_another(tmp_path: Path) -> None:
-    order: list[str] = []
-
-    def second() -> None:
-        with updating(tmp_path):
-            order.append("second")
-
-    with updating(tmp_path):
-        thread = threading.Thread(target=second)
-        thread.start()
-        thread.join(0.1)
-        order.append("first")
-    thread.join()
-    assert order == ["first", "second"]
 
 
 def test_staged_files_get_the_default_mode(tmp_path: Path) -> None:

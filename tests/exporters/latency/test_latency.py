@@ -14,53 +14,27 @@ import pytest
 import torch
 import zoo
 from conftest import build_model
+from counted import FREE, READ, count_weights, exported, traced, weights
 from transformers import PreTrainedModel
 
 from exporters.calls import OnnxFolder
-from exporters.files import MODEL_FILE
 from exporters.latency import cache as latency_cache
 from exporters.latency import latency_model
 from exporters.latency import model as latency
 from exporters.latency import stock as latency_stock
 from exporters.latency.curve import Curve
 from exporters.latency.machine import Machine
-from exporters.latency.specimens import Terms, blocks_for
-from exporters.latency.stock import StockRoute
+from exporters.latency.specimens import Terms
 from exporters.latency.table import LatencyTable
-from exporters.latency.timing import WorkloadStep, measured_latency, steps_of
-from exporters.onnx import DATA_FILE, GraphBuilder, build_decoder
+from exporters.latency.timing import WorkloadStep, measured_latency
+from exporters.onnx import DATA_FILE, GraphBuilder
 from passes.budget import LatencyModel
 from passes.errors import OptionError, UnsupportedModelError
 from passes.graph import Dimension, Kept, Kind, PruningGraph, layer_path
 from passes.options import TraceOptions, Workload
 from passes.shrink import build_compact
-from passes.trace import trace
 
-READ = Workload(prefill=4, decode=0)
-FREE = TraceOptions(custom_code=True)
-FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
 PRUNED = {"layers.0.kv_groups": 1, "layers.0.mlp_channels": 13, "layers.1.kv_groups": 3, "layers.1.mlp_channels": 40}
-
-
-def count_weights(folder: OnnxFolder) -> int:
-    graph = onnx.load(str(folder.path), load_external_data=False).graph
-    return sum(math.prod(each.dims) for each in graph.initializer if each.data_type in FLOATS)
-
-
-def weights(folder: OnnxFolder, steps: Sequence[WorkloadStep], threads: int) -> list[list[float]]:
-    """A timer by which a call takes a second a weight."""
-    return [[float(count_weights(folder))] for _ in steps]
-
-
-def traced(model: PreTrainedModel, options: TraceOptions = FREE) -> PruningGraph:
-    return trace(model.config, torch.float32, model_type=type(model), options=options)
-
-
-def exported(model: PreTrainedModel, folder: Path) -> OnnxFolder:
-    builder = GraphBuilder()
-    decoder = build_decoder(model, builder)
-    builder.save(folder / MODEL_FILE, decoder.inputs, decoder.outputs, opset=23, data_file=DATA_FILE)
-    return OnnxFolder.find(folder)
 
 
 def compact(model: PreTrainedModel, graph: PruningGraph, kept: Kept) -> PreTrainedModel:
@@ -136,16 +110,6 @@ def test_the_torch_road_predicts_the_weights_of_a_pruned_model_exactly_when_weig
     layers = sum(math.prod(shape) for name, shape in graph.shapes.items() if layer_path(name) != name)
     without = {d.name: 0 for d in graph.dimensions}
     assert table.dense_seconds - table.seconds(without) == pytest.approx(layers)
-
-
-def test_a_traced_graph_is_what_the_torch_road_times(tmp_path: Path) -> None:
-    model = zoo.build("bert-sequence-classification")
-    graph = traced(model)
-    route = StockRoute(type(model), model.config, graph, 1)
-    specimen = next(each for each in route.specimens() if each.key == ("mlp_channels", 32))
-    specimen.write(tmp_path)
-    kept = {d.name: 32 for d in graph.dimensions if d.kind == "mlp_channels"}
-    assert count_weights(OnnxFolder.find(tmp_path)) == pytest.approx(graph.parameters(kept), rel=0.05)
 
 
 def test_no_two_weights_of_a_specimen_are_equal_since_onnxruntime_would_keep_them_once(
@@ -374,35 +338,6 @@ def test_impossible_requests_are_refused(llama: tuple[PreTrainedModel, PruningGr
         latency_model(*llama, READ, dtype="int3", cache=tmp_path)
 
 
-def test_what_cannot_be_timed_is_refused_with_the_reason(tmp_path: Path) -> None:
-    t5, bert = zoo.build("t5"), zoo.build("bert")
-    with pytest.raises(UnsupportedModelError, match="an encoder-decoder is in two"):
-        latency_model(t5, traced(t5), READ, cache=tmp_path)
-    with pytest.raises(OptionError, match="decode=0, not 32"):
-        latency_model(bert, traced(bert), Workload(), cache=tmp_path)
-
-
-def test_a_decoder_is_timed_at_one_prefill_and_at_a_token_of_mean_past() -> None:
-    prefill, decode = steps_of(Workload(batch=3, prefill=10, decode=5), has_cache=True, takes_images=False)
-    assert (prefill.call.key, prefill.times) == ("prefill_b3_t10_p0", 1)
-    assert (decode.call.key, decode.times) == ("decode_b3_t1_p12", 5)
-    (alone,) = steps_of(Workload(prefill=0, decode=4), has_cache=True, takes_images=False)
-    assert alone.call.key == "decode_b1_t1_p2"
-    (image,) = steps_of(Workload(batch=2, prefill=7, decode=0), has_cache=False, takes_images=True)
-    assert image.call.key == "forward_b2_t0_p0"
-
-
-def test_measured_latency_is_the_median_of_each_call_over_all_loadings(
-    llama: tuple[PreTrainedModel, PruningGraph], tmp_path: Path
-) -> None:
-    exported(llama[0], tmp_path)
-    loadings = iter([[[1.0, 9.0], [2.0]], [[3.0], [4.0, 6.0]]])
-    found = measured_latency(
-        tmp_path, Workload(prefill=4, decode=10), threads=1, repeats=2, timer=lambda *_: next(loadings)
-    )
-    assert found == 3.0 + 10 * 4.0
-
-
 def test_times_are_real_and_the_same_for_prediction_and_measurement(tmp_path: Path) -> None:
     model = build_model("llama", num_hidden_layers=1, intermediate_size=16, num_key_value_heads=2)
     graph, workload = traced(model), Workload(prefill=4, decode=2)
@@ -417,10 +352,3 @@ def test_times_are_real_and_the_same_for_prediction_and_measurement(tmp_path: Pa
     assert [done for _, done, _ in steps] == list(range(1, steps[-1][2] + 1))
     with pytest.raises(OptionError, match="repeats must be at least 1"):
         measured_latency(tmp_path / "model", workload, repeats=0)
-
-
-def test_specimens_outgrow_the_cache_but_not_the_model() -> None:
-    assert blocks_for(10, 10_000, 500) == 64
-    assert blocks_for(100, 10_000, 500) == 10
-    assert blocks_for(100, 300, 500) == 3
-    assert blocks_for(10_000, 100_000, 500) == 1

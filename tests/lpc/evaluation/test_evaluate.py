@@ -4,71 +4,31 @@ import json
 import logging
 import math
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import datasets
 import pytest
 import torch
-import zoo
+from lm_tasks import BEGINNINGS, CHOICES, ENDINGS, FUNCTIONS, TASK_YAML, TASKS, write_rows
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from exporters.onnx import export_onnx
-from lpc.evaluation import Evaluation, evaluate, evaluation_rows, harness
+from lpc.evaluation import Evaluation, evaluate, evaluation_rows
 from lpc.evaluation.evaluate import _context_length
-from lpc.evaluation.results import Agreement, ModelRun
+from lpc.evaluation.results import ModelRun
 from lpc.evaluation.subjects import find_subjects
-from lpc.evaluation.tasks import read_rows
 from lpc.options import EvaluateOptions
 from passes.errors import (
-    DataError,
     LpcError,
     MissingFileError,
     ModelError,
     OptionError,
     PostconditionError,
     TokenizerError,
-    UnsupportedModelError,
 )
 
 CONTEXT = 32
-CHOICES = [
-    {"query": "The cat sat on the", "choices": ["mat", "dog and the tree"], "gold": 0},
-    {"query": "The dog ran round the", "choices": ["cat", "tree", "mat"], "gold": 1},
-]
-BEGINNINGS = [{"context_options": ["The cat and the", "The dog"], "continuation": "sat on the mat", "gold": 1}]
-ENDINGS = [{"context": "The cat sat on the", "continuation": "mat"}]
-HELLASWAG = [
-    {
-        "ctx_a": "A man stands. [title] He",
-        "ctx_b": "runs",
-        "activity_label": "Running",
-        "endings": ["away [step] fast.", "home."],
-        "label": "1",
-    }
-]
-TASKS = {"choices": CHOICES, "beginnings": BEGINNINGS, "endings": ENDINGS, "hellaswag": HELLASWAG}
-
-TASK_YAML = """
-task: mine
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}}}}}
-test_split: test
-process_docs: !function functions.upper
-output_type: multiple_choice
-doc_to_text: query
-doc_to_choice: choices
-doc_to_target: gold
-metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
-metadata: {{version: 1.0}}
-"""
-FUNCTIONS = "def upper(docs):\n    return docs.map(lambda row: {**row, 'query': row['query'].upper()})\n"
-
-
-def write_rows(path: Path, rows: list[dict[str, object]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -231,16 +191,6 @@ def test_table_has_a_column_a_run(everything: tuple[Evaluation, list[tuple[str, 
     assert "endings acc (first 2)" in [row[0] for row in rows]
 
 
-def test_numbers_that_are_not_finite_are_null_in_json(
-    everything: tuple[Evaluation, list[tuple[str, int, int]]], tmp_path: Path
-) -> None:
-    run = everything[0].runs[0]
-    assert run.text is not None
-    endless = replace(run, texts=(replace(run.text, word_perplexity=math.inf),))
-    replace(everything[0], runs=(endless,)).write(tmp_path / "eval.json")
-    assert json.loads((tmp_path / "eval.json").read_text())["runs"][0]["texts"][0]["word_perplexity"] is None
-
-
 def test_task_from_include_path_leaves_the_cache_alone(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,13 +253,6 @@ def test_disagreement_of_backends_raises_with_the_numbers(
         evaluate(folder, EvaluateOptions(text=text_file, limit=1))
 
 
-def test_agreement_with_nan_does_not_hold() -> None:
-    agreement = Agreement(
-        model="m", backend="onnx", reference="hf", task="t", requests=1, total=math.nan, worst=0.0, tolerance=1e-3
-    )
-    assert not agreement.holds
-
-
 def test_nan_weights_raise(tiny_llama: PreTrainedModel, output_folder: Path, text_file: Path) -> None:
     with torch.no_grad():
         tiny_llama.model.norm.weight[0] = math.nan
@@ -349,24 +292,6 @@ def test_impossible_options_raise(
         evaluate(output_folder, EvaluateOptions(**{"text": text_file, "limit": 1, **changes}))  # type: ignore[arg-type]
 
 
-def test_unknown_task_raises_with_what_there_is(
-    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # without lm-eval's own tasks: reading their 10,000 files takes 20 s
-    local = partial(harness.TaskManager, include_defaults=False)
-    monkeypatch.setattr(harness, "TaskManager", lambda include_path, include_defaults=True: local(None, include_path))
-    (tmp_path / "functions.py").write_text(FUNCTIONS)
-    (tmp_path / "mine.yaml").write_text(TASK_YAML.format(file="rows.jsonl"))
-    with pytest.raises(OptionError, match=r"unknown task no_such_task.*it defines: mine"):
-        evaluate(tiny_model_folder, EvaluateOptions(tasks=("no_such_task",), include_path=tmp_path))
-
-
-def test_two_tasks_of_one_name_raise(tiny_model_folder: Path, tmp_path: Path) -> None:
-    path = str(write_rows(tmp_path / "same.jsonl", CHOICES))
-    with pytest.raises(OptionError, match="two tasks are named same"):
-        evaluate(tiny_model_folder, EvaluateOptions(tasks=(path, path)))
-
-
 def test_missing_parts_raise(output_folder: Path, tiny_model_folder: Path, text_file: Path, tmp_path: Path) -> None:
     options = EvaluateOptions(text=text_file, limit=1)
     with pytest.raises(MissingFileError, match="no such folder"):
@@ -378,13 +303,6 @@ def test_missing_parts_raise(output_folder: Path, tiny_model_folder: Path, text_
     AutoModelForCausalLM.from_pretrained(tiny_model_folder).save_pretrained(tmp_path)
     with pytest.raises(TokenizerError, match="no tokenizer"):
         evaluate(tmp_path, options)
-
-
-def test_models_of_other_tasks_are_refused_with_the_remedy(text_file: Path, tmp_path: Path) -> None:
-    for name in ("bert-sequence-classification", "t5"):
-        zoo.build(name).save_pretrained(tmp_path / name / "hf")
-        with pytest.raises(UnsupportedModelError, match=r"causal language models only: use lpc\.quality"):
-            evaluate(tmp_path / name, EvaluateOptions(text=text_file))
 
 
 def test_broken_graph_raises_with_the_folder(tmp_path: Path, output_folder: Path, text_file: Path) -> None:
@@ -407,32 +325,17 @@ def test_generating_task_is_refused_by_the_onnx_backend(output_folder: Path, tmp
         evaluate(output_folder, options)
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"question": "a"}, "line 2: fields question; a task row has one of"),
-        ({**CHOICES[0], "gold": 2}, "line 2: the gold answer must be a number from 0 to 1, not 2"),
-        ({**CHOICES[0], "gold": True}, "line 2: the gold answer"),
-        ({**CHOICES[0], "choices": ["one"]}, "line 2: `choices` must be a list of at least two"),
-        ({**CHOICES[0], "choices": ["one", ""]}, "line 2: `choices` must be a string with text"),
-        ({**CHOICES[0], "query": 3}, "line 2: `query` must be a string"),
-        (BEGINNINGS[0], "line 2: fields"),
-    ],
-)
-def test_bad_task_row_raises_with_its_line(tmp_path: Path, row: dict[str, object], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        read_rows(write_rows(tmp_path / "rows.jsonl", [CHOICES[0], row]))
-
-
-def test_hellaswag_rows_become_lm_evals_prompt(tmp_path: Path) -> None:
-    from lm_eval.tasks.hellaswag.utils import process_docs
-
-    task = read_rows(write_rows(tmp_path / "hellaswag.jsonl", HELLASWAG))
-    theirs = process_docs(datasets.Dataset.from_list(HELLASWAG))[0]
-    assert task.rows[0] == {key: theirs[key] for key in ("query", "choices", "gold")}
-
-
 def test_context_defaults_to_what_all_models_allow(output_folder: Path) -> None:
     subjects = find_subjects(output_folder, "all", None)
     options = EvaluateOptions(tasks=("x",))
     assert _context_length(options, subjects) == 128
+
+
+def test_numbers_that_are_not_finite_are_null_in_json(
+    everything: tuple[Evaluation, list[tuple[str, int, int]]], tmp_path: Path
+) -> None:
+    run = everything[0].runs[0]
+    assert run.text is not None
+    endless = replace(run, texts=(replace(run.text, word_perplexity=math.inf),))
+    replace(everything[0], runs=(endless,)).write(tmp_path / "eval.json")
+    assert json.loads((tmp_path / "eval.json").read_text())["runs"][0]["texts"][0]["word_perplexity"] is None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -8,13 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lpc.cli.commands import EVALUATE
 from lpc.evaluating import evaluate
 from lpc.evaluation import Evaluation, difference_rows, harness
+from lpc.evaluation.results import Agreement
 from lpc.options import EvaluateOptions
-from passes.errors import DataError, OptionError, OutputError, OutputExistsError
+from passes.errors import (
+    DataError,
+    OptionError,
+    OutputError,
+    OutputExistsError,
+    UnsupportedModelError,
+)
 
 CHOICES = [
     {"query": f"Question: The {a} saw the", "choices": [a, b, "tree", "mat"], "gold": n % 4}
@@ -182,3 +191,17 @@ def test_batch_size_is_a_number_or_auto() -> None:
     assert (option.facts.read("auto"), option.facts.read("4")) == (None, 4)
     with pytest.raises(OptionError, match="a whole number, or auto, not 'big'"):
         option.facts.read("big")
+
+
+def test_agreement_with_nan_does_not_hold() -> None:
+    agreement = Agreement(
+        model="m", backend="onnx", reference="hf", task="t", requests=1, total=math.nan, worst=0.0, tolerance=1e-3
+    )
+    assert not agreement.holds
+
+
+def test_models_of_other_tasks_are_refused_with_the_remedy(text_file: Path, tmp_path: Path) -> None:
+    for name in ("bert-sequence-classification", "t5"):
+        zoo.build(name).save_pretrained(tmp_path / name / "hf")
+        with pytest.raises(UnsupportedModelError, match=r"causal language models only: use lpc\.quality"):
+            evaluate(tmp_path / name, EvaluateOptions(text=text_file))

@@ -3,136 +3,36 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 import zoo
+from by_hand import (
+    DATA,
+    EXACT,
+    PLAIN,
+    Padded,
+    compensated,
+    gathered,
+    prepared,
+    report_of,
+    solve_by_hand,
+)
 from torch import nn
-from torch.utils.data import Dataset
-from transformers import PreTrainedModel
-from workbench import adapted, build_model, planned, random_kept, random_units, relative, traced, unit_indices
+from workbench import adapted, build_model, planned, random_kept, random_units, relative, traced
 
 from passes.compensation import CompensatePass
-from passes.compensation.compensate import CompensateReport
-from passes.compensation.guard import compared
 from passes.compensation.layer_by_layer import LayerByLayer
 from passes.compensation.layer_stack import Block
-from passes.compensation.streams import Sides
 from passes.errors import ModelError, OptionError, PostconditionError, PreconditionError
 from passes.graph import full_masks
-from passes.models import MaskedModel, masked
+from passes.models import masked
 from passes.options import CompensateOptions, TraceOptions
-from passes.pipeline import Compensation, PassResult, Program, Solved
-from passes.ranks import Share
+from passes.pipeline import Compensation, Program, Solved
 from passes.shrink import ShrinkPass
-from passes.trace import TracePass, trace
+from passes.trace import TracePass
 from passes.tuning import AttachPass, MergePass
-
-
-class Padded(Dataset[dict[str, torch.Tensor]]):
-    """Rows of 12 random tokens, of which every other one is padded on the left."""
-
-    def __init__(self, count: int = 24) -> None:
-        self.ids = torch.randint(0, 256, (count, 12), generator=torch.Generator().manual_seed(2))
-        self.mask = torch.ones_like(self.ids)
-        self.mask[::2, :5] = 0
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"input_ids": self.ids[index], "attention_mask": self.mask[index], "labels": self.ids[index]}
-
-
-DATA = Padded()
-PLAIN = CompensateOptions(residual=False, guard=False)  # the loss of a random model on random labels says nothing
-EXACT = replace(PLAIN, ridge=0.0, batch_size=5)
-
-
-def compensated(program: Program, options: CompensateOptions = EXACT, **arguments: bool) -> PassResult:
-    return CompensatePass(DATA, options, **arguments)(program)
-
-
-def report_of(result: PassResult) -> CompensateReport:
-    assert isinstance(result.report, CompensateReport)
-    return result.report
-
-
-@torch.no_grad()
-def gathered(model: PreTrainedModel, path: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a module reads and gives on all real tokens, in one whole forward pass; fp64."""
-    found: list[torch.Tensor] = []
-    handle = model.get_submodule(path).register_forward_hook(lambda _, i, o: found.extend((i[0], o)))
-    model(input_ids=DATA.ids, attention_mask=DATA.mask)
-    handle.remove()
-    inputs, outputs = (tensor[DATA.mask.bool()].double() for tensor in found)
-    return inputs, outputs
-
-
-def stream_at(model: PreTrainedModel, path: str) -> torch.Tensor:
-    """The residual stream that a Llama adds the projection's output to: what the norm before its block reads."""
-    layer, leaf = path.rsplit(".", 2)[0], path.rpartition(".")[2]
-    norm = "input_layernorm" if leaf == "o_proj" else "post_attention_layernorm"
-    return gathered(model, f"{layer}.{norm}")[0]
-
-
-def solve_by_hand(
-    dense: PreTrainedModel, places: Sequence[tuple[str, list[int]]], axis: int, *, residual: bool = False
-) -> PreTrainedModel:
-    """A copy of ``dense`` without the inputs that are not kept, each place solved by lstsq, in the order given."""
-    pruned = copy.deepcopy(dense)
-    with torch.no_grad():
-        for path, kept in places:
-            weight = pruned.get_submodule(path).weight
-            gone = torch.tensor(sorted(set(range(weight.shape[axis])) - set(kept)))
-            weight.index_fill_(axis, gone, 0.0)
-    for path, kept in places:
-        inputs, _ = gathered(pruned, path)
-        _, target = gathered(dense, path)
-        if residual:
-            target = target + stream_at(dense, path) - stream_at(pruned, path)
-        module, inputs = pruned.get_submodule(path), inputs[:, kept]
-        bias = getattr(module, "bias", None)
-        with torch.no_grad():
-            if bias is not None:
-                inputs = torch.cat([inputs, torch.ones(len(inputs), 1)], 1)
-            solution = torch.linalg.lstsq(inputs, target).solution.float()
-            if bias is not None:
-                bias.copy_(solution[-1])
-                solution = solution[:-1]
-            module.weight[(slice(None), kept) if axis == 1 else (kept,)] = solution.T if axis == 1 else solution
-    return pruned
-
-
-def llama_places(program: Program, kept: dict[str, tuple[int, ...]]) -> list[tuple[str, list[int]]]:
-    places = []
-    for index in range(program.model.config.num_hidden_layers):
-        for name, kind in (("self_attn.o_proj", "kv_groups"), ("mlp.down_proj", "mlp_channels")):
-            units = kept[f"layers.{index}.{kind}"]
-            leaf = name.rpartition(".")[2]
-            columns = [i for unit in units for i in unit_indices(program.model.config, leaf, unit)]
-            places.append((f"model.layers.{index}.{name}", columns))
-    return places
-
-
-def gpt2_places(program: Program, kept: dict[str, tuple[int, ...]]) -> list[tuple[str, list[int]]]:
-    places = []
-    for index in range(2):
-        heads, channels = (kept[f"layers.{index}.{kind}"] for kind in ("kv_groups", "mlp_channels"))
-        places.append((f"transformer.h.{index}.attn.c_proj", [4 * head + i for head in heads for i in range(4)]))
-        places.append((f"transformer.h.{index}.mlp.c_proj", list(channels)))
-    return places
-
-
-def prepared(family: str) -> tuple[Program, PreTrainedModel, list[tuple[str, list[int]]], int]:
-    """A program under masks, its dense twin, the consuming projections with their kept inputs, and the input axis."""
-    model = build_model("llama") if family == "llama" else zoo.build("gpt2")
-    dense, program = copy.deepcopy(model), TracePass(TraceOptions(custom_code=True))(Program.start(model)).program
-    kept = random_units(program.traced, {"kv_groups": 2 if family == "llama" else 4, "mlp_channels": 24}, seed=3)
-    places = (llama_places if family == "llama" else gpt2_places)(program, kept)
-    return planned(program, kept), dense, places, 1 if family == "llama" else 0
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -311,24 +211,6 @@ def test_a_new_adapter_changes_nothing_and_is_not_run() -> None:
     assert all(torch.equal(weights[name], each) for name, each in expected.items())
 
 
-def test_all_is_taken_back_if_the_loss_rises(caplog: pytest.LogCaptureFixture) -> None:
-    """The labels are what the masked model says itself: any change makes its loss rise."""
-    program, dense, _, _ = prepared("llama")
-    data = Padded()
-    with masked(program.model, program.traced, program.masks), torch.no_grad():
-        for _ in range(12):
-            answers = program.model(input_ids=data.ids, attention_mask=data.mask).logits.argmax(-1)
-            data.ids[:, 1:] = answers[:, :-1]
-    result = CompensatePass(data)(program)
-    report = report_of(result)
-    assert report.undone
-    assert report.loss_after > report.loss_before
-    assert "taken back" in caplog.text
-    assert not result.modified
-    assert result.program.compensation is None
-    assert all(torch.equal(value, dense.state_dict()[name]) for name, value in program.model.state_dict().items())
-
-
 def test_originals_are_kept_on_demand_and_undo_it_bit_for_bit() -> None:
     program, dense, _, _ = prepared("gpt2")
     done = compensated(program, keep_originals=True).program
@@ -401,38 +283,6 @@ def test_impossible_options_are_refused(wrong: dict[str, object]) -> None:
         CompensateOptions(**wrong)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "gemma3_text", "bert", "falcon-mqa", "t5"])
-def test_the_loss_after_is_the_model_s_own_of_whole_forward_passes(name: str) -> None:
-    program = TracePass(TraceOptions(custom_code=True))(Program.start(zoo.build(name))).program
-    kept = random_units(program.traced, {width.name: max(1, width.size // 2) for width in program.traced.widths}, 4)
-    program = planned(program, kept)
-    data = Labelled(name)
-    result = CompensatePass(data, CompensateOptions(batch_size=2, ridge=0.1))(program)
-    report = report_of(result)
-    assert report.layer_by_layer == (name != "t5")
-    batch = {key: torch.stack([row[key] for row in data.rows]) for key in data.rows[0]}
-    with torch.no_grad(), masked(program.model, program.traced, program.masks):
-        now = float(program.model(**batch).loss)
-    assert (report.loss_before if report.undone else report.loss_after) == pytest.approx(now, rel=1e-4)
-
-
-class Labelled(Dataset[dict[str, torch.Tensor]]):
-    """The three rows of a case of the zoo, without padding, so that each has as many labels."""
-
-    def __init__(self, name: str) -> None:
-        batch = zoo.inputs(name, zoo.ZOO[name])
-        batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
-        batch["input_ids"] = batch["input_ids"].masked_fill(batch["input_ids"] == 256, 7)
-        batch = {**batch, **zoo.labels(zoo.ZOO[name], batch)}
-        self.rows = [{key: value[row] for key, value in batch.items()} for row in range(3)]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return self.rows[index]
-
-
 def test_the_sample_goes_through_each_layer_no_more_than_is_needed() -> None:
     program, _, _, _ = prepared("llama")
     tokens: dict[str, int] = {"self_attn.q_proj": 0, "mlp.down_proj": 0}
@@ -451,35 +301,6 @@ def test_the_sample_goes_through_each_layer_no_more_than_is_needed() -> None:
     assert tokens["self_attn.q_proj"] <= 3.2 * once
     # here each new weight is tried on the first batch, and what it changes is added where the layer is left
     assert tokens["mlp.down_proj"] <= 4.3 * once
-
-
-def test_the_guard_looks_at_no_more_batches_than_it_needs() -> None:
-    seen = []
-
-    def outputs() -> Iterator[dict[str, float]]:
-        for number in range(16):
-            seen.append(number)
-            yield {"loss": 1.0 + 0.001 * number}
-
-    model = traced(build_model("llama")).model
-    rows = [{"input_ids": DATA.ids[:3], "labels": DATA.ids[:3]}] * 16
-    with torch.no_grad():
-        found = compared(Sides(model, MaskedModel(model, trace(model.config)), {}), Share.of(rows), outputs())
-    assert seen == [0, 1, 2, 3]
-    assert found.rows == 12
-    assert found.after == pytest.approx(1.0015)
-    with torch.no_grad():
-        assert found.before == pytest.approx(float(model(**rows[0]).loss), rel=1e-5)
-
-
-def test_the_guard_looks_at_all_batches_where_the_answer_is_not_clear() -> None:
-    model = traced(build_model("llama")).model
-    rows = [{"input_ids": DATA.ids[:3], "labels": DATA.ids[:3]}] * 16
-    with torch.no_grad():
-        now = float(model(**rows[0]).loss)
-        losses = ({"loss": now + (0.1 if number % 2 else -0.1)} for number in range(16))
-        found = compared(Sides(model, MaskedModel(model, trace(model.config)), {}), Share.of(rows), losses)
-    assert found.rows == 48
 
 
 def test_a_part_of_a_layer_stands_for_its_projection_only_if_it_gives_the_same() -> None:

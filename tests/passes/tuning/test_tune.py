@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import zoo
 from workbench import (
     EVERY_STEP,
     Blocks,
@@ -28,12 +27,11 @@ from workbench import (
 
 from passes.budget import Solver
 from passes.decide import ScorePass
-from passes.errors import MissingFileError, OptionError, PreconditionError, UnreachableBudgetError
+from passes.errors import MissingFileError, PreconditionError
 from passes.graph import full_masks
 from passes.models import Adapter
-from passes.options import ONE_SHOT, ImportanceOptions, Schedule, ScoreOptions, Target, TraceOptions, TuneOptions
+from passes.options import ONE_SHOT, ImportanceOptions, Schedule, ScoreOptions, Target, TuneOptions
 from passes.pipeline import Program, RunContext
-from passes.trace import TracePass
 from passes.tuning import TunePass, settled
 from passes.tuning.checkpoints import latest_checkpoint, seal
 
@@ -223,38 +221,6 @@ def test_an_adapter_is_needed() -> None:
         tune(traced(build_model("llama")))
 
 
-def test_an_unreachable_ratio_is_told_before_training() -> None:
-    with pytest.raises(UnreachableBudgetError, match="largest reachable ratio"):
-        tune(adapted(build_model("llama")), ratio=0.95)
-
-
-def test_an_unknown_learning_rate_schedule_is_refused_when_it_is_said() -> None:
-    with pytest.raises(OptionError, match="unknown lr_scheduler 'zigzag': choose one of linear, cosine"):
-        TuneOptions(lr_scheduler="zigzag")
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"steps": -1},
-        {"batch_size": 0},
-        {"gradient_accumulation": 0},
-        {"learning_rate": 0.0},
-        {"learning_rate": float("nan")},
-        {"criterion": "nonsense"},
-    ],
-    ids=str,
-)
-def test_impossible_options_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(OptionError, match=next(iter(wrong))):
-        TuneOptions(**wrong)
-
-
-def test_a_run_without_steps_is_refused_with_the_pass_that_scores_instead() -> None:
-    with pytest.raises(OptionError, match=r"steps=0 trains nothing.*ScorePass"):
-        TunePass(Target(ratio=0.3), Blocks(), TuneOptions(steps=0))
-
-
 def test_the_authors_code_lets_no_unit_come_back() -> None:
     options = settled(TuneOptions(criterion="loraprune-code"))
     assert (options.revival, options.importance) == (
@@ -266,16 +232,6 @@ def test_the_authors_code_lets_no_unit_come_back() -> None:
     assert sum(event.revived for event in coded.history[-1].report.events) == 0
     assert sum(event.revived for event in free.history[-1].report.events) > 0
     assert coded.history[-1].options["revival"] is False
-
-
-@pytest.mark.parametrize("wrong", [{"resume": True}, {"save_every": 5}], ids=str)
-def test_checkpoints_without_a_folder_are_refused_and_the_runs_folder_will_do(
-    wrong: dict[str, object], tmp_path: Path
-) -> None:
-    options = TuneOptions(steps=1, batch_size=4, schedule=EVERY_STEP, **wrong)
-    with pytest.raises(OptionError, match=next(iter(wrong))):
-        TunePass(Target(ratio=0.3), Blocks(), options)(adapted(build_model("llama")))
-    options.check_checkpoints(tmp_path)
 
 
 def test_the_latest_checkpoint_is_the_whole_one_with_the_most_steps(
@@ -333,36 +289,3 @@ def test_a_one_shot_schedule_tunes_under_the_masks_that_are_there(tmp_path: Path
 def test_a_one_shot_schedule_without_masks_is_refused() -> None:
     with pytest.raises(PreconditionError, match="run ScorePass before it"):
         tune(adapted(build_model("llama")), schedule=ONE_SHOT)
-
-
-@pytest.mark.parametrize(
-    ("name", "asked", "criterion", "one_shot"),
-    [
-        ("llama", {}, "obs", True),
-        ("llama", {"schedule": Schedule()}, "loraprune", False),
-        ("llama", {"schedule": ONE_SHOT}, "obs", True),
-        ("mixtral", {}, "loraprune", False),
-        ("llama", {"criterion": "taylor"}, "taylor", False),
-        ("llama", {"criterion": "obs"}, "obs", True),
-        ("llama", {"criterion": "obs", "schedule": Schedule()}, "obs", False),
-    ],
-)
-def test_what_is_left_open_is_settled_by_the_graph(
-    name: str, asked: dict[str, object], criterion: str, one_shot: bool
-) -> None:
-    found = settled(TuneOptions(**asked), traced(zoo.build(name)).traced)
-    assert (found.criterion, found.one_shot) == (criterion, one_shot)
-
-
-def test_whole_layers_are_loraprunes() -> None:
-    program = TracePass(TraceOptions(depth="layers"))(Program.start(build_model("llama"))).program
-    assert settled(TuneOptions(), program.traced).criterion == "loraprune"
-
-
-@pytest.mark.parametrize(("layout", "normalised"), [("uniform", True), ("per-layer", False)])
-def test_scores_are_normalised_in_the_uniform_layout_only_unless_said(layout: str, normalised: bool) -> None:
-    target = Target(ratio=0.3, layout=layout)
-    assert TuneOptions().importance_for(target).normalise is normalised
-    for chosen in (True, False):
-        options = TuneOptions(importance=ImportanceOptions(normalise=chosen))
-        assert options.importance_for(target).normalise is chosen
