@@ -11,7 +11,7 @@ from passes.options import AUTO, Group, Names, check, names_in, option
 MAX_OPSET = 23
 
 EXPORTER_NAMES = Names(("hf", "onnx", "triton"), "lpc.exporters")
-PRECISION_NAMES = Names(("fp32", "fp16", "bf16", "fp16-weights", "int8", "int4"), "lpc.precisions")
+PRECISION_NAMES = Names(("fp32", "fp16", "bf16", "fp16-weights", "int8", "int8-dynamic", "int4"), "lpc.precisions")
 
 DEFAULT_EXPORTS = ("hf", "onnx")
 OF_ONNX = ("onnx", "triton")

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.tensor_adapters import to_torch_dtype
 
+from exporters.onnx.dynamic import quantise_dynamic
 from exporters.onnx.quantised import quantise, quantise_streamed
 from exporters.onnx.stored import store, store_streamed
 from exporters.options import PRECISION_NAMES, OnnxOptions
@@ -127,5 +128,6 @@ for each in (
     _stored(torch.float16),
     _quantised(8, tolerance=0.3),
     _quantised(4, tolerance=4.0),
+    replace(FLOAT32, name="int8-dynamic", tolerance=0.5, tie=2e-2, writer=quantise_dynamic, first=FLOAT32),
 ):
     register_precision(each)

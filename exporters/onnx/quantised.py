@@ -119,7 +119,7 @@ def _is_head(node: ir.Node) -> bool:
 
 
 @dataclass(kw_only=True)
-class _Rewriting:
+class Rewriting:
     """One graph on its way to fewer bits; a matrix that several nodes read in the same bits is stored once.
 
     Codes are made while the file is written: those of one matrix are held at a time.
@@ -136,12 +136,12 @@ class _Rewriting:
         stored = self._stored(reader, bits)
         shape = {"bits": bits, "block_size": self.options.block}
         if reader.kind == "embedding":
-            self._replace(reader.node, self._gather(reader, stored, shape))
+            self.replace(reader.node, self._gather(reader, stored, shape))
             return
         rows, columns = reader.shape
         attributes = {"K": columns, "N": rows, **shape, "accuracy_level": INT8_PRODUCTS}
         product = ir.node("MatMulNBits", [reader.node.inputs[0], *stored], attributes, domain=CONTRIB)
-        self._replace(reader.node, [product])
+        self.replace(reader.node, [product])
 
     def _gather(self, reader: WeightUse, stored: list[ir.Value], shape: dict[str, int]) -> list[ir.Node]:
         """Rows of the table; what pads its last block is cut off again."""
@@ -210,7 +210,7 @@ class _Rewriting:
         self.graph.register_initializer(value)
         return value
 
-    def _replace(self, old: ir.Node, new: list[ir.Node]) -> None:
+    def replace(self, old: ir.Node, new: list[ir.Node]) -> None:
         """The last of the new nodes gives what the old one gave, under its name."""
         given, gives = old.outputs[0], new[-1].outputs[0]
         name = given.name
@@ -227,18 +227,23 @@ class _Rewriting:
 
 def _quantise(model: ir.Model, options: OnnxOptions, bits: int, known: Mapping[str, torch.Tensor]) -> None:
     graph = model.graph
-    rewriting = _Rewriting(graph=graph, options=options, grams=known)
+    rewriting = Rewriting(graph=graph, options=options, grams=known)
     for reader in list(readers(graph)):
         wanted = _bits(reader.kind, options, bits)
         if wanted is not None:
             rewriting.quantise(reader, wanted)
+    remove_unread(graph)
+    graph.opset_imports[CONTRIB] = 1
+
+
+def remove_unread(graph: ir.Graph) -> None:
+    """Remove the matrices that nothing reads any more, and what transposed them."""
     for node in list(graph):
         if node.op_type == "Transpose" and not list(node.outputs[0].uses()) and not node.outputs[0].is_graph_output():
             graph.remove(node, safe=True)
     for value in list(matrices(graph)):
         if not list(value.uses()):
             del graph.initializers[value.name]
-    graph.opset_imports[CONTRIB] = 1
 
 
 def _bits(kind: Kind, options: OnnxOptions, bits: int) -> int | None:
