@@ -16,7 +16,7 @@ from uneven import uneven_units
 from workbench import relative
 
 from passes.errors import PlanError
-from passes.models import compact_class, count_parameters
+from passes.models import compact_class, count_parameters, vendor
 from passes.models.resized import OwnConfig
 from passes.shrink import build_compact
 from passes.shrink.config import check_buildable, per_layer_config, uniform_counts
@@ -175,7 +175,7 @@ def test_gradients_are_those_without_checkpointing() -> None:
     gradients = []
     for checkpointed in (False, True):
         if checkpointed:
-            model.activation_checkpointing_enable()
+            vendor.recompute_activations(model)
         model.zero_grad()
         model(**batch, labels=batch["input_ids"], use_cache=False).loss.backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])
