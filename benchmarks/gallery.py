@@ -46,7 +46,7 @@ def picture(runs: list[dict[str, Any]], quality: str) -> Any:
         for run in runs
     ]
     rows = [{**row, "removed": "dense" if row["removed"] == "−0%" else row["removed"]} for row in rows]
-    base = alt.Chart(alt.Data(values=rows)).encode(
+    base = alt.Chart(alt.InlineData(values=rows)).encode(
         x=alt.X("parameters:Q", title="parameters, millions", scale=alt.Scale(zero=False)),
         y=alt.Y(f"{quality}:Q", title=f"held-out {quality}", scale=alt.Scale(zero=False, type="log")),
     )
