@@ -35,11 +35,12 @@ class Recipe:
     lora: LoraOptions = LoraOptions()
     layout: str = Layout.UNIFORM
     comparison: str = "kind"
+    balance: str = "measured"
     samples: int = 128
 
     def target(self, ratio: float) -> Target:
         """The target at a ratio."""
-        return Target(ratio=ratio, layout=self.layout, comparison=self.comparison)
+        return Target(ratio=ratio, layout=self.layout, comparison=self.comparison, balance=self.balance)
 
     @property
     def solves_first(self) -> bool:

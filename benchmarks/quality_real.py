@@ -50,8 +50,11 @@ WIKITEXT, STORIES, LAMBADA = TEXTS = ("WikiText-2", "TinyStories", "LAMBADA")
 WINDOW, WINDOWS = 512, 50
 DENSE, TUNED, OPTIPFAIR = "dense", "dense, tuned", "optipfair, not tuned"
 
+EQUAL = replace(DEFAULT, balance="equal")
+
 RECIPES: Mapping[str, Recipe] = {
     "default": DEFAULT,
+    "default, equal shares": EQUAL,
     "default, per-layer": replace(DEFAULT, layout=Layout.PER_LAYER),
     "LoRAPrune as coded": AUTHORS,
     "LoRAPrune as published": PAPER,
@@ -62,7 +65,12 @@ RECIPES: Mapping[str, Recipe] = {
 }
 """Ways on the user's text alone."""
 
-SHARES = {"default, a quarter its own": 0.25, "default, half its own": 0.5, "default, all its own": 1.0}
+SHARES = {
+    "default, a quarter its own": (DEFAULT, 0.25),
+    "default, equal shares, a quarter its own": (EQUAL, 0.25),
+    "default, half its own": (DEFAULT, 0.5),
+    "default, all its own": (DEFAULT, 1.0),
+}
 """The default with a share of the model's own text."""
 
 WAYS = (DENSE, TUNED, *RECIPES, *SHARES, OPTIPFAIR)
@@ -162,7 +170,7 @@ def _maker(way: str) -> Callable[[Real, float, int, Setting], PreTrainedModel]:
     if way in RECIPES:
         return lambda real, ratio, seed, setting: _compressed(real, RECIPES[way], 0.0, ratio, seed, setting)
     if way in SHARES:
-        return lambda real, ratio, seed, setting: _compressed(real, DEFAULT, SHARES[way], ratio, seed, setting)
+        return lambda real, ratio, seed, setting: _compressed(real, *SHARES[way], ratio, seed, setting)
     return {DENSE: lambda real, *_: lpc.load(real.folder), TUNED: _tuned, OPTIPFAIR: _optipfair}[way]
 
 

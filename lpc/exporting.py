@@ -32,9 +32,9 @@ logger = logging.getLogger(__name__)
 Writer: TypeAlias = "Callable[[PreTrainedModel, Processor | None, Path, OnnxOptions | None, Plan | None], Packages]"
 Packages: TypeAlias = tuple[OnnxPackage, ...]
 
-COPIES = 6
-"""Of the bytes of a checkpoint in half precision a loaded export takes so many: fp32 is two, in torch and twice in
-onnxruntime, which packs matrices anew."""
+COPIES = 8
+"""Of the bytes of a checkpoint in half precision a loaded export takes so many at most: fp32 is two of them, in torch,
+in onnxruntime, where it packs matrices, and where it transposes a tied head."""
 
 NO_TOKENIZER = "there is no tokenizer in {}, and an ONNX package needs one: save it there first"
 

@@ -15,7 +15,9 @@ from lpc.estimation.work import Load
 from lpc.generation import AT_ONCE
 from lpc.options import CompressOptions
 from lpc.pipelines import compensation_for
+from passes.budget import Solver
 from passes.criteria import Needs, criterion_named
+from passes.decide import WAYS
 from passes.graph import PruningGraph
 from passes.options import MEASURES, Target
 from passes.tuning import settled
@@ -58,6 +60,7 @@ class Costs:
             compensated=compensation_for(options.compensate, tune, graph) is not None,
             on_cpu=on_cpu,
             own=options.data_options.self_sequences,
+            ways=_ways(options.target, graph) if tune.one_shot or not tune.steps else 0,
         )
         return cls(sizes=Sizes.of(graph, config), load=load, kept=_kept(options.target, graph))
 
@@ -186,6 +189,13 @@ def _kept(target: Target, graph: PruningGraph) -> float:
             dense = getattr(cost, name)
             shares.append(amount if isinstance(amount, float) else MEASURES[name].parsed(amount) / dense)
     return min(shares)
+
+
+def _ways(target: Target, graph: PruningGraph) -> int:
+    """How many ways to share what goes are measured; 0 where latencies, which are not known yet, decide with."""
+    if "latency" in target.wanted.asked:
+        return 0
+    return len(Solver.of(target, graph).balances(WAYS))
 
 
 def _halves(value: int, least: int) -> Iterator[int]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from lpc.estimation.sizes import Sizes
 from passes.criteria import Needs, criterion_named
+from passes.decide import ROWS
 from passes.options import TuneOptions
 
 ELIMINATION = 4.0
@@ -27,7 +28,8 @@ ANSWERED = 50 * 100
 @dataclass(frozen=True, kw_only=True)
 class Load:
     """How much goes through the model. ``tune`` is settled; ``rank``: LoRA's; ``compensated``: whether projections are
-    re-solved; ``on_cpu``: where, since batches are ranked in pieces there; ``own``: sequences that the model writes.
+    re-solved; ``on_cpu``: where, since batches are ranked in pieces there; ``own``: sequences that the model writes;
+    ``ways`` to share what goes, which are measured.
     """
 
     tune: TuneOptions
@@ -39,6 +41,7 @@ class Load:
     compensated: bool
     on_cpu: bool
     own: int = 0
+    ways: int = 0
 
     @property
     def sampled(self) -> int:
@@ -80,10 +83,11 @@ def scoring(sizes: Sizes, load: Load) -> float:
 def rank_units(sizes: Sizes, load: Load) -> float:
     """Operations of ranking on the calibration sample."""
     entry = criterion_named(load.tune.criterion)
+    work = load.ways * min(load.samples, ROWS) * load.context * sizes.forward(load.context)
     if entry.needs is Needs.WEIGHTS:
-        return 0.0
+        return work
     passes = 1 + entry.sees_gradients
-    work = passes * sizes.forward(load.context, load.rank if entry.needs is Needs.ADAPTER else 0) * load.sampled
+    work += passes * sizes.forward(load.context, load.rank if entry.needs is Needs.ADAPTER else 0) * load.sampled
     if load.tune.criterion == "obs":
         work += load.sampled * seen(sizes, load) + eliminated(sizes)
     return work

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lpc.evaluation import RepliesCompared
+from lpc.report.balance import balance_notes
 from lpc.report.costs import Limited, limited
 from lpc.report.layers import DimensionKept, dimensions_kept
 from lpc.report.render import render
@@ -163,7 +164,7 @@ class Report:
             passes=passes,
             others=tuple(limited(graph, plan)),
             dimensions=tuple(dimensions_kept(graph, plan, scores)),
-            notes=notes,
+            notes=(*notes, *balance_notes(passes)),
             multiple=plan.options.get("multiple") or multiple_of(graph),
         )
 

@@ -19,7 +19,7 @@ from passes.budget.per_layer import LayerAllocation
 from passes.budget.uniform import UniformAllocation
 from passes.errors import OptionError, PlanError, UnreachableBudgetError, UnsupportedModelError
 from passes.graph import Kept, Masks, PruningGraph, count_of
-from passes.options import MEASURES, Comparison, Layout, Limit, Target
+from passes.options import MEASURES, Balance, Comparison, Layout, Limit, Target
 
 Scores = Mapping[str, torch.Tensor]
 """The importance of each unit, [units] a dimension."""
@@ -107,6 +107,18 @@ class Solver:
         counts = UniformAllocation(self.bundles, self.meter, self.limits).counts()
         assert counts is not None, "the smallest model is within the limits"
         return counts
+
+    def balances(self, most: int) -> list[Mapping[str, int]]:
+        """Kept units a width at each of at most so many ways to share what goes between heads and channels, the equal
+        one first.
+
+        None where there is nothing to choose: where layers differ or whole ones may go, where units of one sort go
+        alone, and where the target says ``equal``.
+        """
+        if self.target.layout is not Layout.UNIFORM or self.meter.graph.depth or self.target.balance is Balance.EQUAL:
+            return []
+        ways = UniformAllocation(self.bundles, self.meter, self.limits).balances(most)
+        return list(ways) if len(ways) > 1 else []
 
     def kept(self, scores: Scores, share: float = 1.0, among: Masks | None = None) -> Kept:
         """How many units each dimension keeps, or which ones where they are layers or blocks, at which the share of

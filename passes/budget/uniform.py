@@ -40,6 +40,25 @@ class UniformAllocation:
                 return self.filled([*coarse, *fine], widest)
         return None
 
+    def balances(self, most: int) -> list[dict[str, int]]:
+        """Ways to share what goes between the coarse units and the channels, of equal cost as nearly as counts allow:
+        at most ``most``, evenly from those that leave heads and experts whole, the equal share of ``counts`` first.
+
+        Where there are several coarse bundles they give the same share, as nearly as whole units allow.
+        """
+        equal = self.counts()
+        if equal is None:
+            return []
+        coarse = [bundle for bundle in self.bundles if not bundle.kind.is_fine]
+        fine = [bundle for bundle in self.bundles if bundle.kind.is_fine]
+        ways: list[dict[str, int]] = []
+        for share in sorted({count / bundle.size for bundle in coarse for count in bundle.counts}, reverse=True):
+            widest = self._widest(fine, {b.name: _nearest(b, share) for b in coarse})
+            way = self.filled([*coarse, *fine], widest) if widest is not None else equal
+            if way != equal and way not in ways:
+                ways.append(way)
+        return [equal, *_evenly(ways, most - 1)]
+
     def _fits(self, counts: Mapping[str, float]) -> bool:
         whole: dict[str, int] = dict(counts)  # type: ignore[arg-type]  # shares of units while bisecting
         return self.meter.fits(by_dimension(self.bundles, whole), self.limits)
@@ -98,3 +117,15 @@ def _nearest_first(bundles: Sequence[Bundle], share: float) -> Iterator[dict[str
 
     for counts in sorted(product(*(bundle.counts for bundle in bundles)), key=distance):
         yield {bundle.name: count for bundle, count in zip(bundles, counts, strict=True)}
+
+
+def _nearest(bundle: Bundle, share: float) -> int:
+    """The allowed count nearest to a share; of two the larger."""
+    return min(bundle.counts, key=lambda count: (abs(count / bundle.size - share), -count))
+
+
+def _evenly(ways: Sequence[dict[str, int]], most: int) -> list[dict[str, int]]:
+    """At most so many of them, the first and the last among them."""
+    if len(ways) <= most:
+        return list(ways)
+    return [ways[round(place * (len(ways) - 1) / max(most - 1, 1))] for place in range(most)]

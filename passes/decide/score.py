@@ -11,11 +11,12 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from passes.algebra import on_cpu
 from passes.budget import LatencyModel, Solver
 from passes.criteria import AnyModel, Criterion, Needs, criterion_named, make_criterion, portions, room_on
+from passes.decide.balance import ROWS, WAYS, BalanceTried, balanced
 from passes.errors import DataError, ModelError, PreconditionError
 from passes.graph import PruningGraph
 from passes.models import (
@@ -25,6 +26,7 @@ from passes.models import (
     base_model,
     batches,
     drawn_around,
+    heldout_loss,
     idle_adapter_off,
     label_count,
     lean_loss,
@@ -42,7 +44,8 @@ from passes.ranks import Share, from_first
 @dataclass(frozen=True)
 class ScoreReport:
     """How many rows were scored, in how many batches, the model's mean loss on those that it was computed of (all, or
-    where a criterion needs gradients in part, these), and in how many portions.
+    where a criterion needs gradients in part, these), and in how many portions; ``ways`` to share what goes between
+    heads and channels, as they were measured (docs/budgets.md).
 
     Rows and batches are 0, and the loss None, for a criterion that looks at the weights alone.
     """
@@ -51,27 +54,36 @@ class ScoreReport:
     batches: int
     loss: float | None
     portions: int = 1
+    ways: tuple[BalanceTried, ...] = ()
 
 
 @dataclass
 class _Course:
-    """How far it is: the sample's rows for each portion, and the dimensions ``to_rank`` once these were seen."""
+    """How far it is: the sample's rows for each portion, the dimensions ``to_rank`` once these were seen, and ``last``
+    the rows that the ways to share what goes are measured on.
+    """
 
     progress: Progress
     portions: int
     to_rank: int
+    last: int
     gone: int = 0
     rows: int = 0
 
     def tell(self, rows: int) -> None:
         """So many rows of the portion at hand are seen."""
-        self.progress("score", self.gone + rows, self.portions * self.rows + self.to_rank)
+        self.progress("score", self.gone + rows, self.portions * self.rows + self.to_rank + self.last)
 
     def ranked(self, dimensions: int) -> None:
         """The portion is done, with so many dimensions."""
         self.gone += self.rows + (dimensions if self.to_rank else 0)
         if self.rows:
             self.tell(0)
+
+    def measured(self) -> None:
+        """One more way is measured."""
+        self.gone += ROWS
+        self.tell(0)
 
 
 class ScorePass(Pass):
@@ -113,6 +125,7 @@ class ScorePass(Pass):
         """Score, and leave scores and masks in the program."""
         graph, model = program.traced, program.model
         solver = Solver.of(self._target, graph, self._latency)
+        choices = solver.balances(WAYS) if len(cast(Any, self._data)) else []
         parts = self._portions(graph, next(model.parameters()).device)
         scores: dict[str, torch.Tensor] = {}
         masks = masked(model, graph, program.masks) if program.masks is not None else nullcontext()
@@ -124,14 +137,16 @@ class ScorePass(Pass):
             stack.enter_context(masks)
             stack.enter_context(lean_loss(model))
             ranks = criterion_named(self._options.criterion).held is not None
-            course = _Course(run.progress, len(parts), len(graph.dimensions) if ranks else 0)
+            course = _Course(run.progress, len(parts), len(graph.dimensions) if ranks else 0, len(choices) * ROWS)
             for part in parts:
                 found, report = self._look(model, part, course, run.narrowed(self._options))
                 scores |= found
                 course.ranked(len(part.dimensions))
-        report = replace(report, portions=len(parts))
         scores = from_first(scores)
-        scored = replace(program, masks=from_first(solver.masks(scores)), scores=scores).expecting_itself()
+        loss = partial(self._loss, model, run.narrowed(self._options))
+        chosen, ways = balanced(model, solver, choices, scores, loss, course.measured)
+        report = replace(report, portions=len(parts), ways=ways)
+        scored = replace(program, masks=from_first(chosen), scores=scores).expecting_itself()
         return PassResult(scored, modified=False, report=report)
 
     def keep(self, after: Program, folder: Path) -> bool:
@@ -163,6 +178,13 @@ class ScorePass(Pass):
         finally:
             criterion.end(model)
         return on_cpu(criterion.scores), report
+
+    def _loss(self, model: AnyModel, run: RunContext) -> float:
+        """The model's mean loss on the first rows of the sample, as it now is."""
+        count = len(cast(Any, self._data))
+        rows = sample_rows(count, min(run.samples, ROWS), run.seed)
+        with idle_adapter_off(model):
+            return heldout_loss(model, Subset(self._data, rows), run.batch_size, run.collate)
 
     def _observe(self, criterion: Criterion, model: AnyModel) -> None:
         if not criterion.observe(model):

@@ -16,7 +16,7 @@ from passes.options.run import DTYPE_NAMES, DtypeLike, RunOptions, left_to_run
 from passes.options.schedule import ONE_SHOT, Schedule, cubic
 from passes.options.score import ScoreOptions
 from passes.options.snapshots import SnapshotOptions
-from passes.options.target import Comparison, Layout, Target
+from passes.options.target import Balance, Comparison, Layout, Target
 from passes.options.trace import TraceOptions
 from passes.options.tune import LOGGERS, TuneOptions, check_loggers
 from passes.options.types import alternatives, main_type, read_text, texts_of
@@ -33,6 +33,7 @@ __all__ = [
     "RUNTIMES",
     "SECONDS",
     "Amount",
+    "Balance",
     "Budget",
     "Comparison",
     "CompensateOptions",

@@ -35,6 +35,15 @@ class Comparison(StrEnum):
     """Each dimension has the same mean importance a parameter; only the spread inside a dimension counts."""
 
 
+class Balance(StrEnum):
+    """How the uniform layout shares what goes between heads and channels; docs/budgets.md has the evidence."""
+
+    MEASURED = "measured"
+    """Where units are ranked before tuning, by the loss under the masks of each way."""
+    EQUAL = "equal"
+    """Both give the same share of their units."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """What the user asked for: the budget, or short for one of parameters the ``ratio`` of them that goes; the layout.
@@ -93,6 +102,12 @@ class Target:
         metavar="NAME",
         repeated=True,
     )
+    balance: Balance | str = option(
+        Balance.MEASURED,
+        help="How the uniform layout shares what goes between heads and MLP channels where units are ranked before "
+        "tuning. measured: the way whose masks leave the least loss. equal: the same share of both.",
+        group=Group.REMOVE,
+    )
     comparison: Comparison | str = option(
         Comparison.KIND,
         help="How scores of different layers compare where layers compete: raw, kind or dimension (docs/budgets.md).",
@@ -125,6 +140,6 @@ class Target:
     def options(self) -> dict[str, Any]:
         """The options that differ from the defaults, as plain values, for a plan."""
         default = Target(ratio=0.5)
-        names = ("multiple", "min_heads", "min_channels", "protect", "freeze", "comparison")
+        names = ("multiple", "min_heads", "min_channels", "protect", "freeze", "balance", "comparison")
         values = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(default, name)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

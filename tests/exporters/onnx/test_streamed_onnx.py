@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from conftest import build_model, build_tokenizer
@@ -30,7 +32,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_streamed_package_is_the_loaded_one_byte_for_byte(checkpoint: Path, tmp_path: Path) -> None:
     for attention in ("gqa", "plain"):
-        options = OnnxOptions(precision=("fp16", "bf16", "int4"), attention=attention, symmetric=attention == "gqa")
+        symmetric = attention == "gqa"
+        precisions = ("fp16", "int4") if symmetric else ("bf16", "int4")
+        options = OnnxOptions(precision=precisions, attention=attention, symmetric=symmetric, greedy_prompts=0)
         kinds = {}
         for way in ("yes", "no"):
             out = tmp_path / f"{attention}-{way}"
@@ -40,6 +44,15 @@ def test_a_streamed_package_is_the_loaded_one_byte_for_byte(checkpoint: Path, tm
             exact = [p.value for each in packages for p in each.parity if p.name.startswith("onnx prefill")]
             assert max(exact) < 1e-2
         assert kinds["yes"] == kinds["no"]
+
+
+@pytest.mark.parametrize(("free", "case"), [(1, "onnx prefill, padded on both sides"), (10**15, "onnx prefill")])
+def test_auto_streams_where_the_loaded_model_would_not_fit(
+    free: int, case: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    package = lpc.export(checkpoint, tmp_path / "onnx", OnnxOptions(precision=("fp32",), greedy_prompts=0))
+    assert package.parity[0].name == case
 
 
 def test_windows_stream_too(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_progress_goes_on_over_all_portions() -> None:
     program, calls = traced(build_model("llama")), []
     options = ScoreOptions(criterion="obs", samples=12, batch_size=6, statistics_bytes=1)
     run = RunContext(progress=lambda *call: calls.append(call))
-    done = ScorePass(Target(ratio=0.3), Blocks(), options)(program, run).program
+    done = ScorePass(Target(ratio=0.3, balance="equal"), Blocks(), options)(program, run).program
     parts = done.history[-1].report.portions
     assert parts == len(program.traced.dimensions)
     one = 12 + 1  # the rows of the sample, and the dimension that is ranked behind them

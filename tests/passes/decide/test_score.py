@@ -23,7 +23,8 @@ from passes.pipeline import Pipeline, Program, RunContext
 from passes.shrink import ShrinkPass
 from passes.tuning import AttachPass, DetachPass, MergePass
 
-TARGET = Target(ratio=0.3)
+TARGET = Target(ratio=0.3, balance="equal")
+"""What is measured of other shares is in test_balance.py."""
 ONCE = ImportanceOptions(smoothing=0.0)
 
 

@@ -1,0 +1,58 @@
+"""The gallery of the documentation, from a finished sweep and what ``lpc evaluate`` left in its cells.
+
+    lpc sweep docs/gallery/sweep.yaml --out OUT                       # an hour of two cores
+    lpc evaluate OUT/CELL --tasks quick --task-data DIR               # each cell, where accuracies are wanted
+    python benchmarks/gallery.py OUT                                  # writes docs/gallery
+
+Of each cell the report (Markdown) and the card, of the sweep its report (HTML and Markdown) and its numbers, and one
+picture, ``trade-off.svg``, for which ``pip install vl-convert-python``. Numbers are the files' own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+
+GALLERY = Path(__file__).parent.parent / "docs" / "gallery"
+CARDS = {"report.md": "report.md", "hf/README.md": "card.md"}
+SWEEP = ("report.html", "report.md", "sweep.json")
+
+
+def main() -> None:
+    """Copy the reports, draw the picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweep", type=Path, help="the output of lpc sweep")
+    sweep: Path = parser.parse_args().sweep
+    told = json.loads((sweep / "sweep.json").read_text())
+    for name in SWEEP:
+        shutil.copyfile(sweep / name, GALLERY / name)
+    for cell in told["cells"]:
+        for name, to in CARDS.items():
+            place = GALLERY / cell["name"] / to
+            place.parent.mkdir(exist_ok=True)
+            shutil.copyfile(sweep / cell["name"] / name, place)
+    picture(told["runs"], told["quality"]).save(GALLERY / "trade-off.svg")
+
+
+def picture(runs: list[dict[str, Any]], quality: str) -> Any:
+    """Held-out quality against parameters, the dense model at the right end, and beside it mean accuracies if any."""
+    rows = [
+        {"parameters": run["parameters"] / 1e6, quality: run["measures"][quality], "removed": f"−{run['ratio']:.0%}"}
+        for run in runs
+    ]
+    rows = [{**row, "removed": "dense" if row["removed"] == "−0%" else row["removed"]} for row in rows]
+    base = alt.Chart(alt.InlineData(values=rows)).encode(
+        x=alt.X("parameters:Q", title="parameters, millions", scale=alt.Scale(zero=False)),
+        y=alt.Y(f"{quality}:Q", title=f"held-out {quality}", scale=alt.Scale(zero=False, type="log")),
+    )
+    marks = base.mark_line(color="#3f51b5") + base.mark_point(color="#3f51b5", filled=True, size=60)
+    return (marks + base.mark_text(dy=-12).encode(text="removed:N")).properties(width=480, height=260)
+
+
+if __name__ == "__main__":
+    main()
