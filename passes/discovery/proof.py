@@ -28,6 +28,7 @@ from passes.models import (
     respond,
     rounding_tolerance,
     task_of,
+    vendor,
 )
 from passes.options import TraceOptions
 from passes.shrink import build_compact
@@ -150,10 +151,10 @@ def _cached(model: PreTrainedModel, probe: Probe) -> tuple[torch.Tensor, ...] | 
     first = {name: value[:, :PROMPT] for name, value in inputs.items()}
     then = {name: value[:, PROMPT:] for name, value in inputs.items() if name != "attention_mask"}
     start = model(**first, use_cache=True)
-    past = getattr(start, "past_key_values", None)
+    past = vendor.cache_of(start)
     if past is None:
         return None
-    rest = model(**then, attention_mask=mask, past_key_values=past, use_cache=True).logits
+    rest = model(**then, attention_mask=mask, **vendor.with_cache(model, past), use_cache=True).logits
     real = mask.bool()
     assert rest.shape[1] == ids.shape[1] - PROMPT
     return start.logits[real[:, :PROMPT]], rest[real[:, PROMPT:]]

@@ -114,8 +114,8 @@ def with_cache(model: nn.Module, cache: Any) -> dict[str, Any]:
 
 
 def cache_of(output: Any) -> Any:
-    """transformers: the cache in what ``forward`` returned; likewise."""
-    return output.cache if hasattr(output, "cache") else output.past_key_values
+    """transformers: the cache in what ``forward`` returned; likewise. None if there is none."""
+    return output.cache if hasattr(output, "cache") else getattr(output, "past_key_values", None)
 
 
 def kept_in_fp32(model: PreTrainedModel) -> tuple[str, ...]:

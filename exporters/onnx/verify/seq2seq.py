@@ -60,7 +60,7 @@ def verify_generation(model: PreTrainedModel, encoder: OnnxModel, decoder: OnnxM
     for index, row in enumerate(probe_ids(model, options.greedy_prompts, length)):
         text = row[None, : max(1, length - 2 * index)]
         inputs = {"input_ids": text, "attention_mask": torch.ones_like(text)}
-        own_cache = {"past_key_values": fill_cross_cache((), ())}  # generate's has a place a layer of the encoder
+        own_cache = vendor.with_cache(model, fill_cross_cache((), ()))  # generate's has a place a layer of the encoder
         reference = torch_greedy(model, inputs | own_cache, new, eos=None)
         gaps.append(greedy_gap(reference, onnx_greedy(encoder, decoder, inputs, int(reference.sequences[0, 0]), new)))
     return require_greedy("onnx greedy tokens", "the graphs'", gaps, precision_of(options).tie)
