@@ -31,7 +31,7 @@ def test_model_without_keys_and_values_is_refused_with_the_reason() -> None:
     model = MambaForCausalLM(MambaConfig(**SMALL, state_size=4)).eval()
     outcome = try_export(model, build_tokenizer())
     assert outcome.worst_parity is None
-    assert "MambaForCausalLM (mamba) does not run with a plain cache" in str(outcome.refused)
+    assert "MambaForCausalLM (mamba) keeps no cache, not a plain list of keys and values" in str(outcome.refused)
 
 
 def test_windowed_cache_is_refused_with_the_layer() -> None:

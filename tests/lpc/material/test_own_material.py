@@ -112,7 +112,7 @@ def test_nothing_but_a_model_is_enough(tmp_path: Path, caplog: pytest.LogCapture
     manifest = json.loads((tmp_path / "out" / "lpc.json").read_text())
     note = "no data were given: ranked, tuned and measured on 12 chats of 32 tokens that the model wrote itself"
     assert f"{note}; ratio 0.2 of the parameters goes" in caplog.text
-    assert (manifest["notes"], manifest["ratio"]["asked"]) == ([note], 0.2)
+    assert (manifest["notes"][0], manifest["ratio"]["asked"]) == (note, 0.2)
     assert f"Note: {note}." in (tmp_path / "out" / "report.md").read_text()
     recipe = (tmp_path / "out" / "recipe.yaml").read_text()
     assert "self_share: 1.0" in recipe
