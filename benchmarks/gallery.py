@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,22 @@ def main() -> None:
     sweep: Path = parser.parse_args().sweep
     told = json.loads((sweep / "sweep.json").read_text())
     for name in SWEEP:
-        shutil.copyfile(sweep / name, GALLERY / name)
+        copied(sweep, sweep / name, GALLERY / name)
     for cell in told["cells"]:
+        if cell["outcome"]["state"] != "finished":
+            print(f"{cell['name']}: {cell['outcome']['state']}, left out")
+            continue
         for name, to in CARDS.items():
             place = GALLERY / cell["name"] / to
             place.parent.mkdir(exist_ok=True)
-            shutil.copyfile(sweep / cell["name"] / name, place)
+            copied(sweep, sweep / cell["name"] / name, place)
     picture(told["runs"], told["quality"]).save(GALLERY / "trade-off.svg")
+
+
+def copied(sweep: Path, file: Path, to: Path) -> None:
+    """The file, with the place of the sweep as its reader would have it."""
+    text = file.read_text().replace(f"{sweep.resolve()}/", "out/").replace(f"{sweep.resolve().parent}/", "")
+    to.write_text(text)
 
 
 def picture(runs: list[dict[str, Any]], quality: str) -> Any:
@@ -47,11 +55,13 @@ def picture(runs: list[dict[str, Any]], quality: str) -> Any:
     ]
     rows = [{**row, "removed": "dense" if row["removed"] == "−0%" else row["removed"]} for row in rows]
     base = alt.Chart(alt.InlineData(values=rows)).encode(
-        x=alt.X("parameters:Q", title="parameters, millions", scale=alt.Scale(zero=False)),
-        y=alt.Y(f"{quality}:Q", title=f"held-out {quality}", scale=alt.Scale(zero=False, type="log")),
+        x=alt.X("parameters:Q", title="parameters, millions", scale=alt.Scale(zero=False, nice=False, padding=30)),
+        y=alt.Y(f"{quality}:Q", title=f"held-out {quality}", scale=alt.Scale(nice=False, type="log", padding=30)),
     )
     marks = base.mark_line(color="#3f51b5") + base.mark_point(color="#3f51b5", filled=True, size=60)
-    return (marks + base.mark_text(dy=-12).encode(text="removed:N")).properties(width=480, height=260)
+    return (marks + base.mark_text(dy=-12).encode(text="removed:N")).properties(
+        width=480, height=260, background="white"
+    )
 
 
 if __name__ == "__main__":
