@@ -112,7 +112,8 @@ def test_python_page_has_every_public_name() -> None:
 def test_site_shows_pages_that_are_there() -> None:
     site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     shown = re.findall(r"^ +- [^:]+: (\S+\.md)$", site, re.MULTILINE)
-    assert {f"docs/{each}" for each in shown} <= {*PAGES}
+    assert len(shown) >= len(PAGES) // 2
+    assert [each for each in shown if not (ROOT / "docs" / each).is_file()] == []
 
 
 @pytest.mark.matrix
