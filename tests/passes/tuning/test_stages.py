@@ -38,7 +38,7 @@ ladders = st.lists(st.sampled_from([0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5]), min_s
 @settings(max_examples=60, deadline=None)
 @given(
     ratios=ladders.map(sorted),
-    steps=st.integers(40, 400),
+    steps=st.integers(48, 400),
     cooldown=st.integers(1, 8),
     warmup=st.floats(0, 0.2),
     every=st.integers(1, 12),
