@@ -1,4 +1,4 @@
-"""The gallery of the documentation, from a finished sweep and what ``lpc evaluate`` left in its cells.
+"""The gallery of the documentation, from a sweep; what ``lpc evaluate`` added to its cells' reports is in it.
 
     lpc sweep docs/gallery/sweep.yaml --out OUT                       # an hour of two cores
     lpc evaluate OUT/CELL --tasks quick --task-data DIR               # each cell, where accuracies are wanted
@@ -48,7 +48,7 @@ def copied(sweep: Path, file: Path, to: Path) -> None:
 
 
 def picture(runs: list[dict[str, Any]], quality: str) -> Any:
-    """Held-out quality against parameters, the dense model at the right end, and beside it mean accuracies if any."""
+    """Held-out quality against parameters, the dense model at the right end."""
     rows = [
         {"parameters": run["parameters"] / 1e6, quality: run["measures"][quality], "removed": f"−{run['ratio']:.0%}"}
         for run in runs

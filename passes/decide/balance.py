@@ -29,7 +29,7 @@ class BalanceTried:
 
     def __str__(self) -> str:
         loss = "no number" if self.loss is None else f"{self.loss:.3f}"
-        return f"{', '.join(f'{count:,} {width}' for width, count in self.kept.items())}: {loss}"
+        return f"{', '.join(f'{count:,} {width}' for width, count in self.kept.items())}: loss {loss}"
 
 
 def balanced(
@@ -58,5 +58,5 @@ def balanced(
         tell()
     found.sort(key=lambda each: each[0])
     ways = tuple(way for _, way, _ in found)
-    logger.info("loss by what stays: %s", "; ".join(map(str, ways)))
+    logger.info("what stays, and the loss under its masks: %s", "; ".join(map(str, ways)))
     return found[0][2], ways

@@ -60,6 +60,15 @@ def test_a_forward_pass_is_what_torch_counts(family: str) -> None:
     assert sizes.forward(CONTEXT) - sizes.forward(0) == 2 * 2 * 64 * CONTEXT  # two layers of 8 heads of 8
 
 
+def test_the_shares_that_are_measured_cost_a_forward_pass_each() -> None:
+    wanted = costs(build_model("llama", **SIZES), criterion="obs", schedule=lpc.ONE_SHOT)
+    none = replace(wanted.load, ways=0)
+    assert wanted.load.ways > 1
+    more = work.rank_units(wanted.sizes, wanted.load) - work.rank_units(wanted.sizes, none)
+    assert more == pytest.approx(wanted.load.ways * 8 * CONTEXT * wanted.sizes.forward(CONTEXT))
+    assert costs(build_model("llama", **SIZES), criterion="loraprune").load.ways == 0
+
+
 def test_a_step_is_what_torch_counts() -> None:
     from workbench import adapted
 

@@ -113,6 +113,10 @@ def test_nothing_but_a_model_is_enough(tmp_path: Path, caplog: pytest.LogCapture
     note = "no data were given: ranked, tuned and measured on 12 chats of 32 tokens that the model wrote itself"
     assert f"{note}; ratio 0.2 of the parameters goes" in caplog.text
     assert (manifest["notes"][0], manifest["ratio"]["asked"]) == (note, 0.2)
+    ways = next(each for each in manifest["passes"] if each["name"] == "score")["report"]["ways"]
+    taken = ", ".join(f"{count} {width}" for width, count in ways[0]["kept"].items())
+    assert ways[0]["loss"] == min(way["loss"] for way in ways)
+    assert f"was taken: {taken}: loss {ways[0]['loss']:.3f}; " in manifest["notes"][1]
     assert f"Note: {note}." in (tmp_path / "out" / "report.md").read_text()
     recipe = (tmp_path / "out" / "recipe.yaml").read_text()
     assert "self_share: 1.0" in recipe
