@@ -41,7 +41,7 @@ def by_torch(model: Path, folder: Path) -> Path:
 def by_transformers(model: Path, folder: Path) -> Path:
     """What transformers' exporter writes in fp32, fused for the CPU; its one graph for prompts and tokens.
 
-    Its names of caches are others: they are given those that all others have.
+    Its caches have other names, and sizes as text: they are given what all others have.
     """
     if not (folder / "model.onnx").is_file():
         from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
@@ -55,6 +55,14 @@ def by_transformers(model: Path, folder: Path) -> Path:
         graph = ir.load(folder / "decode.onnx")
         for value in (*graph.graph.inputs, *graph.graph.outputs):
             found = CACHE.fullmatch(str(value.name))
-            value.name = f"{PAST[found[1]]}.{found[2]}.{found[3]}" if found else value.name
+            if found:
+                value.name = f"{PAST[found[1]]}.{found[2]}.{found[3]}"
+                value.shape = ir.Shape(_size(each) for each in value.shape or ())
         ir.save(graph, folder / "model.onnx", external_data="model.onnx.data")
     return folder
+
+
+def _size(said: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
+    """A number where a dimension is one, said as such or as its name."""
+    name = str(said if isinstance(said, int) else said.value)
+    return int(name) if name.isdecimal() else said

@@ -25,6 +25,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from agreement import genai_greedy, ort_greedy
 from asked import MODEL, NEW_TOKENS, Asked, asked
+from browser import browsed, chromium_version
+from open_inference import by_mlserver, by_triton
 from openai_api import completions
 
 from passes.errors import LpcError
@@ -130,6 +132,24 @@ SERVERS = (
         answer=transformers_js,
     ),
     Server(
+        name="transformers.js in a browser",
+        how="`examples/browser.html` in headless Chromium, its button pressed",
+        packages=("@huggingface/transformers", "onnxruntime-web", "chromium"),
+        answer=browsed,
+    ),
+    Server(
+        name="MLServer",
+        how="the Open Inference Protocol over HTTP, the graph step by step",
+        packages=("mlserver", "onnxruntime"),
+        answer=by_mlserver,
+    ),
+    Server(
+        name="Triton, onnxruntime backend",
+        how="the server itself on `lpc export --format triton`, its Python backend calling onnxruntime; over HTTP",
+        packages=("nvidia-pytriton", "onnxruntime"),
+        answer=by_triton,
+    ),
+    Server(
         name="llama.cpp (GGUF)",
         how="node-llama-cpp on the checkpoint as GGUF in float32 (tests/gguf_file.py)",
         packages=("node-llama-cpp",),
@@ -146,7 +166,9 @@ def versions(server: Server, servers: Path) -> dict[str, str]:
     found = {}
     for name in server.packages:
         npm = servers / "node/node_modules" / name / "package.json"
-        if npm.is_file() and not ours:
+        if name == "chromium":
+            found[name] = chromium_version()
+        elif npm.is_file() and not ours:
             found[name] = json.loads(npm.read_text(encoding="utf-8"))["version"]
         else:
             found[name] = subprocess.run(
