@@ -25,7 +25,7 @@ CALIBRATED = "int4"
 """The precision whose codes a calibration text can choose."""
 
 
-class TokenRows(Protocol):
+class IdRows(Protocol):
     """Rows whose ``input_ids`` are token ids (tokens,), such as those that a language model is tuned on."""
 
     def __len__(self) -> int:
@@ -116,7 +116,7 @@ class OnnxOptions:
         "leaves that check out.",
     )
     greedy_tokens: int = option(12, least=1, help="Tokens a probe prompt.")
-    rows: TokenRows | None = field(default=None, compare=False, repr=False, metadata={"record": False})
+    rows: IdRows | None = field(default=None, compare=False, repr=False, metadata={"record": False})
     """In the place of a calibration text, where that is not given: what ``lpc.compress`` tuned on."""
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from exporters.files import MODEL_FILE, sha256, staged_folder, write_text
 from exporters.hf import Processor
 from exporters.onnx import ExportReport
-from exporters.options import DEFAULT_EXPORTS, OnnxOptions, TokenRows
+from exporters.options import DEFAULT_EXPORTS, OnnxOptions, IdRows
 from exporters.registry import EXPORTERS, Exports, chosen
 from exporters.runtimes import compatibility
 from lpc.answering import answers_of
@@ -54,7 +54,7 @@ class Result:
     options: CompressOptions | None = None
     command: str | None = None
     judge: Callable[[Path], Quality] | None = None
-    rows: TokenRows | None = None
+    rows: IdRows | None = None
 
     @classmethod
     def of(

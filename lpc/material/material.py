@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch.utils.data import Subset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from exporters.options import TokenRows
+from exporters.options import IdRows
 from lpc.data import (
     SPLIT_SEED,
     BlockDataset,
@@ -87,9 +87,9 @@ class Material:
     notes: tuple[str, ...] = ()
 
     @property
-    def rows(self) -> TokenRows:
+    def rows(self) -> IdRows:
         """The training data of a language model, by index."""
-        return cast("TokenRows", self.train)
+        return cast("IdRows", self.train)
 
 
 LEAST_HELD = 3

@@ -71,15 +71,15 @@ def by_mlserver(asked: Asked, servers: Path) -> list[list[int]]:
 def by_triton(asked: Asked, servers: Path) -> list[list[int]]:
     """Greedy tokens of all prompts, the repository served by ``tritonserver``.
 
-    It is the server that nvidia-pytriton brings, which has the Python backend alone: with that one, onnxruntime is
-    called from Python in the place of the backend of that name.
+    It is the server that nvidia-pytriton brings (with a numpy of its own, since it wants one before 2), which has the
+    Python backend alone: by that one onnxruntime is called in the place of the backend of that name.
     """
     folder = asked.output.parent / "triton"
     shutil.rmtree(folder, ignore_errors=True)
     export_each(asked.output / "hf", folder / "models", format="triton")
     (model,) = (folder / "models").iterdir()
-    packages = next((servers / "lib").glob("python3*")) / "site-packages"
-    given, backends = packages / "pytriton/tritonserver", folder / "backends"
+    own, packages = servers / "triton", next((servers / "lib").glob("python3*")) / "site-packages"
+    given, backends = own / "pytriton/tritonserver", folder / "backends"
     shutil.copytree(given / "backends/python", backends / "python")
     version = packages.parent.name.removeprefix("python")
     shutil.copy(given / "python_backend_stubs" / version / "triton_python_backend_stub", backends / "python")
@@ -90,7 +90,8 @@ def by_triton(asked: Asked, servers: Path) -> list[list[int]]:
     command += ["--backend-directory", str(backends), "--http-address", "127.0.0.1", "--http-port", str(http)]
     command += ["--allow-grpc", "false", "--allow-metrics", "false"]
     url = f"http://127.0.0.1:{http}/v2/models/{model.name}"
-    with running(command, {"PYTHONPATH": str(packages)}, folder, url) as url:
+    found = {"PYTHONPATH": f"{own}{os.pathsep}{packages}", "LD_LIBRARY_PATH": str(own / "nvidia_pytriton.libs")}
+    with running(command, found, folder, url):
         return greedy(Remote(model / "1/model.onnx", url), asked)
 
 

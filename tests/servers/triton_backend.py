@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
+
+sys.path += os.environ["PYTHONPATH"].split(os.pathsep)  # which the interpreter that Triton starts does not read
 
 import triton_python_backend_utils as triton
 from onnxruntime import InferenceSession
