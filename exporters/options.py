@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -116,8 +116,12 @@ class OnnxOptions:
         "leaves that check out.",
     )
     greedy_tokens: int = option(12, least=1, help="Tokens a probe prompt.")
-    rows: IdRows | None = field(default=None, compare=False, repr=False, metadata={"record": False})
-    """In the place of a calibration text, where that is not given: what ``lpc.compress`` tuned on."""
+    rows: IdRows | None = option(
+        None,
+        record=False,
+        hash=False,
+        help="Instead of a calibration text, where none is given: what lpc.compress tuned on, which says so.",
+    )
 
     def __post_init__(self) -> None:
         check(self)

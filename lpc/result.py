@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from exporters.files import MODEL_FILE, sha256, staged_folder, write_text
 from exporters.hf import Processor
 from exporters.onnx import ExportReport
-from exporters.options import DEFAULT_EXPORTS, OnnxOptions, IdRows
+from exporters.options import DEFAULT_EXPORTS, IdRows, OnnxOptions
 from exporters.registry import EXPORTERS, Exports, chosen
 from exporters.runtimes import compatibility
 from lpc.answering import answers_of
