@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from lpc.options import BenchmarkOptions
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 ModelName = Literal["dense", "pruned"]
 

@@ -44,7 +44,7 @@ def test_benchmark_writes_the_promised_json(
     pruned, (found, seen) = folders[0], timed
     written = json.loads((pruned / "benchmark.json").read_text(encoding="utf-8"))
     assert written == json.loads(json.dumps(found.to_json()))
-    assert written["schema_version"] == 1
+    assert written["schema_version"] == 2
     assert {(r["model"], r["phase"], r["batch"], r["tokens"], r["past"]) for r in written["runs"]} == {
         (model, *call)
         for model in ("dense", "pruned")
