@@ -29,6 +29,7 @@ from transformers.core_model_loading import (
     revert_weight_conversion,
 )
 from transformers.initialization import no_init_weights
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.loss import loss_utils
 from transformers.modeling_utils import LoadStateDictConfig, remove_tied_weights_from_state_dict
 from transformers.models.auto import modeling_auto
@@ -46,6 +47,7 @@ CAPTURING = "_output_capturing_hooks_installed"
 OFFLOADED = "_hf_hook"
 PACKED = ("Params4bit", "Int8Params")
 CPU_LAYOUT = "support_avx512bf16_for_cpu"
+EXPERTS = ("has_gate", "has_bias", "is_transposed", "_apply_gate")
 IN_FP32 = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
 
 
@@ -86,6 +88,22 @@ def attention_of(config: PreTrainedConfig) -> str | None:
 def experts_of(config: PreTrainedConfig) -> str | None:
     """transformers: ``_experts_implementation``, likewise; the public getter wants a model."""
     return cast("str | None", config._experts_implementation)
+
+
+def is_expert_stack(module: object) -> bool:
+    """transformers: whether a module is its stack of experts, whose implementation can be exchanged."""
+    return all(hasattr(module, name) for name in EXPERTS)
+
+
+def gated(experts: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """transformers: ``_apply_gate``, the gate and the activation of one expert, which each model defines."""
+    inner: torch.Tensor = experts._apply_gate(hidden)
+    return inner
+
+
+def register_experts(name: str, function: Callable[..., torch.Tensor]) -> None:
+    """transformers: ``ALL_EXPERTS_FUNCTIONS``, its list of implementations of experts, which has no public door."""
+    ALL_EXPERTS_FUNCTIONS.register(name, function)
 
 
 def forget_quantizer(model: PreTrainedModel) -> None:

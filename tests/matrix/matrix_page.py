@@ -64,16 +64,18 @@ def _all_models(outcomes: list[dict[str, Any]]) -> str:
     """Every model type that was tried, right ones with what goes, refused ones counted by reason."""
     right = [each for each in outcomes if each["state"] == "right"]
     states, types = Counter(each["state"] for each in outcomes), len({each["model_type"] for each in right})
+    minutes = sum(each["seconds"] for each in outcomes) / 60
     text = f"""
 ## Every model type
 
 What is not in the table above is discovered (docs/custom-models.md) and proven on a small random model before anything
 is done. `python tests/matrix/all_models.py` does that with a tiny model of the default configuration of each class in
 transformers' mappings, cuts it by {PLANS} other random plans, and holds it against the masked model. Of {len(outcomes)}
-classes {len(right)} are right ({types} model types), {states["refused"]} refused, {states["wrong"]} wrong.
+classes {len(right)} are right ({types} model types), {states["refused"]} refused, {states["wrong"]} wrong; that took
+{minutes:.0f} minutes of processor time.
 
-| model type | class | what goes, dense → least with custom code | worst | stays as it is |
-|---|---|---|---:|---|
+| model type | class | mapping | what goes, dense → least with custom code | worst | stays as it is |
+|---|---|---|---|---:|---|
 """
     text += "".join(_model_line(each) for each in right)
     counts = Counter(_kind_of_reason(each["reason"]) for each in outcomes if each["state"] != "right")
@@ -88,7 +90,8 @@ def _model_line(each: dict[str, Any]) -> str:
     goes = ", ".join(f"{name} {dense} → {least}" for name, (dense, least) in each["goes"].items())
     stays = ", ".join(f"`{name}`" for name in each["fixed"]) or "–"
     mark = "" if each["discovered"] else " (described)"
-    cells = [each["model_type"] + mark, f"`{each['model_class']}`", goes, _number(each["worst"]), stays]
+    who = [each["model_type"] + mark, f"`{each['model_class']}`", each["mapping"]]
+    cells = [*who, goes, _number(each["worst"]), stays]
     return f"| {' | '.join(cells)} |\n"
 
 
