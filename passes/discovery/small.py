@@ -97,7 +97,8 @@ def _is_model(part: object) -> bool:
 def random_model(kind: type[PreTrainedModel], config: PreTrainedConfig, *, seed: int = 0) -> PreTrainedModel:
     """The model of a configuration, fp32 and in evaluation mode, with random numbers in every parameter.
 
-    Matrices are z / (2 sqrt(inputs)), z standard normal; vectors are as they are initialised plus 0.2 z.
+    Matrices are z / (2 sqrt(inputs)), z standard normal; vectors, and biases among what is stored beside parameters,
+    are as they are initialised plus 0.2 z.
     """
     model = vendor.from_config(kind, copy.deepcopy(config), attention="eager", dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
@@ -111,6 +112,9 @@ def random_model(kind: type[PreTrainedModel], config: PreTrainedConfig, *, seed:
                 inputs = parameter.shape[0] if id(parameter) in turned else parameter[0].numel()
                 stack = parameter.dim() == 3 and not _is_convolution(model, parameter)
                 parameter.copy_(GAIN * noise / math.sqrt(parameter.shape[-1] if stack else inputs))
+        for name, buffer in model.named_buffers():
+            if name.endswith("bias") and buffer.is_floating_point():
+                buffer.add_(0.2 * torch.randn(buffer.shape, generator=generator))
     model.tie_weights()
     return model.eval()
 

@@ -96,6 +96,11 @@ class AttentionBlock:
         return self.heads // self.groups
 
     @property
+    def width(self) -> int:
+        """How many values it writes for each token."""
+        return self.shapes[self._consumed(()).parameter][int(self.transposed)]
+
+    @property
     def output_outside(self) -> str | None:
         """The path of the output projection if it lies outside of the block."""
         return _absolute(self.path, self.layout.output) if self.layout.output.startswith(".") else None

@@ -39,7 +39,10 @@ class Opaque(nn.Module):
             return (node, *[None] * (self._outputs - 1)) if self._outputs else node
         with torch.no_grad():
             outputs = self.block(*args, **kwargs)
-        return type(outputs)((node, *outputs[1:])) if isinstance(outputs, tuple | list) else node
+        if not isinstance(outputs, tuple | list):
+            return node
+        made = getattr(type(outputs), "_make", type(outputs))
+        return made((node, *outputs[1:]))
 
     def __getattr__(self, name: str) -> Any:
         try:

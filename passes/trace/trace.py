@@ -228,14 +228,13 @@ def _hide_blocks(
     outputs: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
     """Make the blocks whose inside is described, or not to be looked into, opaque to the trace."""
-    hidden = twin.config.hidden_size
     for block in attention:
-        twin.set_submodule(block.path, Opaque(twin.get_submodule(block.path), hidden))
+        twin.set_submodule(block.path, Opaque(twin.get_submodule(block.path), block.width))
         if block.output_outside is not None:  # its inputs, all heads' values, need not be as many as hidden states
             outside = twin.get_submodule(block.output_outside)
-            twin.set_submodule(block.output_outside, Opaque(outside, hidden, run=False))
+            twin.set_submodule(block.output_outside, Opaque(outside, block.width, run=False))
     for path in (*fixed, *(mixture.path for mixture in experts)):
-        block = twin.get_submodule(path)
+        block, hidden = twin.get_submodule(path), twin.config.hidden_size
         twin.set_submodule(path, Opaque(block, hidden, run=False, outputs=outputs.get(type(block).__name__, 0)))
 
 

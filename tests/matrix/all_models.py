@@ -57,9 +57,10 @@ MAPPINGS = {
     "feature-extraction": "MODEL_MAPPING",
 }
 
+ROUTED = {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
 USUAL: dict[str, Any] = {
-    "vocab_size": 160, "n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1,
-    "topk_group": 1, "moe_intermediate_size": 64, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    "vocab_size": 160, "n_routed_experts": 8, "n_shared_experts": 1, "moe_intermediate_size": 64,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
 }  # fmt: skip
 """What entries may be that a default configuration leaves open."""
 
@@ -137,9 +138,10 @@ def completed(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrain
     layers = ["full_attention"] * values["num_hidden_layers"] if "num_hidden_layers" in values else None
     usual = {**kv, **pad, **USUAL, "head_dim": size, "layer_types": layers}
     open_ones = {name: value for name, value in usual.items() if values.get(name, value) is None}
+    routed = {name: value for name, value in ROUTED.items() if values.get(name, value) is None}
     for more in ({}, kv, pad, {**kv, **pad}, {**kv, **pad, "head_dim": size}, open_ones):
         try:
-            found = type(config).from_dict({**config.to_dict(), **more})
+            found = type(config).from_dict({**config.to_dict(), **routed, **more})
             twin_of(kind, found)
         except Exception:  # noqa: BLE001 - whatever a class raises for what is missing
             continue
