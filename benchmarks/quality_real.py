@@ -221,7 +221,7 @@ def measure(real: Real, model: PreTrainedModel, rows: int) -> dict[str, Any]:
     texts = {
         name: token_perplexity(model, data.blocks, labels=data.labels).value for name, data in real.measured.items()
     }
-    found: dict[str, Any] = {"texts": texts, "tasks": _tasks(real, model, rows)}
+    found: dict[str, Any] = {"texts": texts, "tasks": zero_shot(real, model, rows)}
     if real.tokenizer.chat_template is not None:
         dense = replies(lpc.load(real.folder), real.tokenizer)
         compared = plain(RepliesCompared.of(dense, replies(model, real.tokenizer)))
@@ -229,7 +229,7 @@ def measure(real: Real, model: PreTrainedModel, rows: int) -> dict[str, Any]:
     return found
 
 
-def _tasks(real: Real, model: PreTrainedModel, rows: int) -> dict[str, tuple[float, float]]:
+def zero_shot(real: Real, model: PreTrainedModel, rows: int) -> dict[str, tuple[float, float]]:
     """acc_norm of each task, acc where there is none, and its standard error."""
     files = tuple(str(real.tasks / f"{name}.jsonl") for name in TASKS)
     with tempfile.TemporaryDirectory() as folder:

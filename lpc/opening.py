@@ -148,7 +148,7 @@ def on_data(
 
     Says in the log what it is made on and how far it goes where no data were given. Raises what ``prepare`` raises.
     """
-    material = prepare(source, data, options.data_options)
+    material = prepare(source, data, options.data_options, options.rows_read)
     if data is None:
         ratio = options.target.ratio
         goes = f"ratio {ratio} of the parameters goes" if ratio is not None else "the budget is as given"

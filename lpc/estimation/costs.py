@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -59,7 +60,7 @@ class Costs:
             heldout=options.data_options.heldout_sequences,
             compensated=compensation_for(options.compensate, tune, graph) is not None,
             on_cpu=on_cpu,
-            own=options.data_options.self_sequences,
+            own=_own(options),
             ways=_ways(options.target, graph) if tune.one_shot or not tune.steps else 0,
         )
         return cls(sizes=Sizes.of(graph, config), load=load, kept=_kept(options.target, graph))
@@ -189,6 +190,13 @@ def _kept(target: Target, graph: PruningGraph) -> float:
             dense = getattr(cost, name)
             shares.append(amount if isinstance(amount, float) else MEASURES[name].parsed(amount) / dense)
     return min(shares)
+
+
+def _own(options: CompressOptions) -> int:
+    """How many sequences the model writes itself, where it does."""
+    data = options.data_options
+    share = 1.0 if data.self_share is None else data.self_share
+    return math.ceil(share * min(data.self_sequences, options.rows_read))
 
 
 def _ways(target: Target, graph: PruningGraph) -> int:

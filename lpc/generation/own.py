@@ -125,15 +125,16 @@ class GeneratePass(Pass):
     length: int
     most_seconds: float
     chat: bool
+    temperature: float = 1.0
     seed: int | None = None
     name = "generate"
     batches = True
     reports = Written
 
     @classmethod
-    def of(cls, own: OwnText, sequences: int, most_seconds: float) -> GeneratePass:
+    def of(cls, own: OwnText, sequences: int, most_seconds: float, temperature: float = 1.0) -> GeneratePass:
         """The pass that draws so many sequences for a data set."""
-        return cls(own, sequences, own.length, most_seconds, own.script.is_chat)
+        return cls(own, sequences, own.length, most_seconds, own.script.is_chat, temperature)
 
     def call(self, program: Program, run: RunContext) -> PassResult:
         """Draw; of several processes the first one does."""
@@ -168,7 +169,8 @@ class GeneratePass(Pass):
                 )  # fmt: skip
                 break
             tell = self._teller(run, done, sizes[number])
-            parts.append(drawn(base_model(program.model), self.own.script, sizes[number], self.length, seed, tell))
+            model, heat = base_model(program.model), self.temperature
+            parts.append(drawn(model, self.own.script, sizes[number], self.length, seed, heat, tell))
             self._save(run.checkpoints, parts)
         return torch.cat(parts)
 

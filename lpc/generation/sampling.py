@@ -13,8 +13,8 @@ from passes.models import base_model, evaluation_mode, generated
 
 __all__ = ["drawn"]
 
-TEMPERATURE, TOP_P = 1.0, 0.95
-"""How tokens are drawn: as the model says, without the unlikely rest of a twentieth."""
+TOP_P = 0.95
+"""The unlikely rest of a twentieth is not drawn."""
 
 
 class Following(LogitsProcessor):  # type: ignore[misc]
@@ -54,11 +54,13 @@ def drawn(
     rows: int,
     length: int,
     seed: int,
+    temperature: float,
     tell: Callable[[int], None] = lambda done: None,
 ) -> torch.Tensor:
     """``rows`` texts of ``length`` tokens each, int64 on the CPU, as the seed draws them with torch's own generator.
 
-    ``tell`` is told after every token how many there are. Raises what the model raises.
+    A token is drawn of softmax(logits / ``temperature``). ``tell`` is told after every token how many there are.
+    Raises what the model raises.
     """
     parameter = next(model.parameters())
     begin = torch.tensor([script.opening] * rows, device=parameter.device)
@@ -66,7 +68,7 @@ def drawn(
     settings = GenerationConfig(
         max_new_tokens=new,
         do_sample=True,
-        temperature=TEMPERATURE,
+        temperature=temperature,
         top_p=TOP_P,
         top_k=0,
         use_cache=True,

@@ -26,8 +26,8 @@ CHAT_SHARE = 0.25
 """The share of chats of its own making in what a model with a chat template is tuned on, where it is given text."""
 
 
-def prepare(source: Source, data: AnyData | None, options: DataOptions) -> Material:
-    """Read the data for a model; None: the model's own, which it has yet to write.
+def prepare(source: Source, data: AnyData | None, options: DataOptions, reads: int | None = None) -> Material:
+    """Read the data for a model; None: the model's own, which it has yet to write, and not more than a run ``reads``.
 
     Raises DataError, MissingFileError, TokenizerError (before anything is read, for a tokenizer with more tokens than
     the model), OptionError, and ModelError for a model that cannot be batched.
@@ -41,7 +41,8 @@ def prepare(source: Source, data: AnyData | None, options: DataOptions) -> Mater
     )
     if source.tokenizer is not None and reading.rows.vocabulary is not None:
         check_size(source.tokenizer, reading.rows.vocabulary)
-    material = _material(source, data, reading, options)
+    most = options.self_sequences if reads is None else min(options.self_sequences, reads)
+    material = _material(source, data, reading, options, most)
     tokenizer = source.tokenizer
     if not reading.is_causal or tokenizer is None or tokenizer.chat_template is None or sharded():
         return material  # sharded weights (FSDP) are there only for all processes together
@@ -53,19 +54,19 @@ def prepare(source: Source, data: AnyData | None, options: DataOptions) -> Mater
     return replace(material, answer=lambda answering: replies(answering, tokenizer))
 
 
-def _material(source: Source, data: AnyData | None, reading: Reading, options: DataOptions) -> Material:
+def _material(source: Source, data: AnyData | None, reading: Reading, options: DataOptions, most: int) -> Material:
     if data is None:
-        return _of_own(source, reading, options)
+        return _of_own(source, reading, options, most)
     material, blocks = of_data(source, data, reading, options)
     if blocks is not None:
-        return _with_own(source, material, blocks, options)
+        return _with_own(source, material, blocks, options, most)
     if options.self_share:
         raise OptionError(f"self_share (--self-data) {options.self_share} goes with text, and the data are rows")
     return replace(material, options=replace(options, self_share=0.0))
 
 
-def _of_own(source: Source, reading: Reading, options: DataOptions) -> Material:
-    """Nothing but what the model writes; the first of it is held out."""
+def _of_own(source: Source, reading: Reading, options: DataOptions, most: int) -> Material:
+    """Nothing but what the model writes, ``most`` sequences and those of them that are held out, the first."""
     if not reading.is_causal:
         wanted = ", ".join([*reading.rows.inputs, *reading.rows.task.label_names])
         raise DataError(
@@ -74,7 +75,7 @@ def _of_own(source: Source, reading: Reading, options: DataOptions) -> Material:
         )
     if options.self_share not in (None, 1.0):
         raise OptionError(f"self_share (--self-data) {options.self_share} needs data for the rest: give data= (--data)")
-    count = options.self_sequences
+    count = min(options.self_sequences, math.ceil(most / (1 - options.heldout_fraction)) + 1)
     heldout = max(1, min(options.heldout_sequences, round(options.heldout_fraction * count)))
     script = Script.of(base_model(source.model), source.tokenizer)
     own = OwnText(script, length=reading.length(TEXT_LENGTH), count=count - heldout, heldout=heldout)
@@ -83,14 +84,14 @@ def _of_own(source: Source, reading: Reading, options: DataOptions) -> Material:
     return _generating(material, own, count, replace(options, self_share=1.0), (note,))
 
 
-def _with_own(source: Source, material: Material, blocks: TokenBlocks, options: DataOptions) -> Material:
+def _with_own(source: Source, material: Material, blocks: TokenBlocks, options: DataOptions, most: int) -> Material:
     """The user's text with the model's own in it: as large a share as was asked for, or as a model that chats gets."""
     forgets = _is_plain(source, blocks)
     share = options.self_share if options.self_share is not None else CHAT_SHARE if forgets else 0.0
     given, length = len(cast(Sized, material.train)), material.context_length
     assert length is not None
-    count = options.self_sequences if share == 1 else math.floor(share * mixed_count(given, share))
-    count = min(math.ceil(share * options.self_sequences), count)
+    count = most if share == 1 else math.floor(share * mixed_count(given, share))
+    count = min(math.ceil(share * most), count)
     if options.self_share and not count:
         raise OptionError(
             f"self_share (--self-data) {options.self_share} of {given} sequences is none: give more text, or 1"
@@ -113,7 +114,8 @@ def _with_own(source: Source, material: Material, blocks: TokenBlocks, options: 
 
 
 def _generating(material: Material, own: OwnText, count: int, options: DataOptions, notes: tuple[str, ...]) -> Material:
-    return replace(material, generate=GeneratePass.of(own, count, options.self_seconds), options=options, notes=notes)
+    generate = GeneratePass.of(own, count, options.self_seconds, options.self_temperature)
+    return replace(material, generate=generate, options=options, notes=notes)
 
 
 def _told(own: OwnText, count: int) -> str:

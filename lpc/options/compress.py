@@ -20,6 +20,7 @@ from passes.options import (
     check,
     option,
 )
+from passes.ranks import count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,13 @@ class CompressOptions:
                 "compensate and recover (--compensate, --recover-steps) are for one model: leave them out with "
                 "snapshots (--snapshots)"
             )
+
+    @property
+    def rows_read(self) -> int:
+        """Sequences or rows that the run reads at most to rank and to train, by all of its processes."""
+        batch, trained = self.run.batch_size, [each for each in (self.tune, self.recover) if each is not None]
+        rows = max(each.steps * (each.batch_size or batch) * each.gradient_accumulation for each in trained)
+        return max(self.run.samples, count() * rows)
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments of ``lpc.compress``, or with ``snapshots`` of ``lpc.compress_family``."""

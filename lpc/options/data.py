@@ -57,6 +57,13 @@ class DataOptions:
         help="Seconds after which it begins no further batch of them (four of the run's batches at once).",
         group=Group.DATA,
     )
+    self_temperature: float = option(
+        1.0,
+        above=0,
+        most=10,
+        help="Temperature that it draws their tokens at: 1 as it would say them, below 1 the likely ones more often.",
+        group=Group.DATA,
+    )
     instructions: InstructionFormat | None = option(
         None,
         help="How prompts and answers become rows; by default as the columns are, where data have no text.",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from exporters.files import put_in_place, write_text
+from exporters.files import locked, put_in_place, run_folder, write_text
 from lpc.options import Cell, SweepOptions
 from lpc.owned import is_complete
 from passes.errors import DataError, OptionError, OutputError, OutputExistsError
@@ -100,6 +100,14 @@ class SweepFolder:
             return Outcome(state=State.OPEN)
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{self.beside(cell, '.json')} cannot be read: remove it to run the cell anew") from error
+
+    def held(self, cell: Cell) -> str:
+        """Who is at a cell just now, as its lock tells; nothing if nobody is."""
+        try:
+            with locked(run_folder(self.output(cell)), f"the cell {cell.name}"):
+                return ""
+        except OutputError as error:
+            return str(error)
 
     def forget(self, cell: Cell) -> None:
         """No word of an earlier try is left, so that one that dies is not told as that."""

@@ -111,12 +111,15 @@ class _Processes:
         self.cells[place] = cell, started
 
     def wait(self) -> None:
-        """Wait for one to end; one that says nothing of its outcome has failed."""
+        """Wait for one to end; one that says nothing of its outcome has failed, unless another sweep has its cell."""
         while not (ended := [place for place, (_, each) in self.cells.items() if each.poll() is not None]):
             time.sleep(POLL_SECONDS)
         for place in ended:
             cell, process = self.cells.pop(place)
             found = self._folder.outcome(cell)
+            if found.state is State.OPEN and (holder := self._folder.held(cell)):
+                logger.warning("the cell %s is left to who is at it: %s", cell.name, holder)
+                continue
             if found.state is State.OPEN:
                 found = Outcome(state=State.FAILED, why=f"its process ended with {process.returncode}")
                 self._folder.note(cell, found)

@@ -107,7 +107,8 @@ class TokenHead:
 
         def keep(_: nn.Module, __: Any, output: ModelOutput) -> ModelOutput:
             seen.hidden = output["last_hidden_state"]
-            return type(output)(**{**output, "last_hidden_state": seen.states[:, :1]})
+            first = seen.states[:, :1].contiguous()  # else torch multiplies with a copy of the head for every row
+            return type(output)(**{**output, "last_hidden_state": first})
 
         handle = self._backbone.register_forward_hook(keep)
         try:
@@ -165,10 +166,18 @@ def _in_chunks(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     losses, right = [rows.new_zeros(0, dtype=torch.float32)], [targets.new_zeros(0, dtype=torch.bool)]
     for some, wanted in zip(torch.split(rows, size), torch.split(targets, size), strict=True):
-        logits = logits_of(some)
-        losses.append(cross_entropy(logits.float(), wanted, reduction="none"))
-        right.append(logits.argmax(-1) == wanted)
+        logits = logits_of(some).float()
+        losses.append(cross_entropy(logits, wanted, reduction="none"))
+        right.append(_largest(logits, wanted))
     return torch.cat(losses), torch.cat(right)
+
+
+def _largest(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Whether ``argmax`` of each row is the wanted one. A processor finds a maximum much faster than its place."""
+    found = logits.gather(1, wanted[:, None])[:, 0] == logits.amax(1)
+    places = found.nonzero()[:, 0]
+    found[places] = logits[places].argmax(1) == wanted[places]
+    return found
 
 
 def label_losses(

@@ -62,21 +62,22 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "way",
+    ("way", "every"),
     [
-        "default",
-        pytest.param("loraprune", marks=pytest.mark.matrix),
-        pytest.param("untrained", marks=pytest.mark.matrix),
+        ("default", 3),
+        pytest.param("default", 1, marks=pytest.mark.matrix),
+        pytest.param("loraprune", 3, marks=pytest.mark.matrix),
+        pytest.param("untrained", 3, marks=pytest.mark.matrix),
     ],
 )
 def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_bits(
-    tiny_llama: PreTrainedModel, tmp_path: Path, way: str
+    tiny_llama: PreTrainedModel, tmp_path: Path, way: str, every: int
 ) -> None:
-    """Before each pass and after each step of training; it goes on, and is stopped at the next."""
+    """Before passes and after steps of training, all or one of so many; it goes on, and is stopped at the next."""
     seen = Seen()
     compress(tiny_llama, None, seen, **WAYS[way]).save(tmp_path / "straight", export=["hf"], progress=seen)
     order = [event for event in dict.fromkeys(seen) if event[1] == 0 or event[0] in ("tune", "recover")]
-    stops = order if way == "default" else order[1::3]
+    stops = order[every // 2 :: every]
     for place in range(len(stops)):
         with pytest.raises(KeyboardInterrupt):
             progress = Seen(stops[place:])

@@ -74,10 +74,8 @@ CORE = {
     "gemma3_text",
     "mixtral",
     "gpt2",
-    "falcon-mqa",
     "bloom",
     "bert",
-    "bert-question-answering",
     "vit",
     "t5",
 }

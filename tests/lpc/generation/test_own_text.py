@@ -47,7 +47,7 @@ def test_what_is_drawn_follows_the_script_token_for_token(dtype: torch.dtype, mo
     script = replace(script, barred=(plainly(model, script, 24)[6], free[2]))  # the likeliest behind what is put in
     wanted = plainly(model, script, 24)
     assert wanted[2:6] == [free[2], 7, 9, 11]
-    assert sampling.drawn(model, script, 3, 24, seed=1).tolist() == [wanted] * 3
+    assert sampling.drawn(model, script, 3, 24, 1, 1.0).tolist() == [wanted] * 3
     assert model.training is False
 
 
@@ -55,11 +55,19 @@ def test_the_seed_decides_and_the_model_and_its_settings_stay() -> None:
     model = build_model("llama")
     model.generation_config.eos_token_id = list(range(200))  # would end every text at once
     script = Script(opening=OPENING, turns=(Turn(end=None),), is_chat=False)
-    texts = [sampling.drawn(model, script, 4, 16, seed) for seed in (0, 0, 1)]
+    texts = [sampling.drawn(model, script, 4, 16, seed, 1.0) for seed in (0, 0, 1)]
     assert torch.equal(texts[0], texts[1])
     assert not torch.equal(texts[0], texts[2])
     assert len({tuple(row) for row in texts[0].tolist()}) == 4
     assert model.generation_config.eos_token_id == list(range(200))
+
+
+def test_a_low_temperature_draws_what_is_likeliest() -> None:
+    model, script = build_model("llama"), Script(opening=OPENING, turns=(Turn(end=None),), is_chat=False)
+    data = OwnText(script, length=16, count=3)
+    program = Program.start(model)
+    Pipeline([GeneratePass.of(data, 3, 60.0, temperature=1e-5)])(program, RunContext(seed=4))
+    assert data.tokens.tolist() == [plainly(model, script, 16)] * 3
 
 
 def own(count: int, heldout: int = 0, length: int = 12) -> OwnText:

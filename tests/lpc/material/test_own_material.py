@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ from transformers import (
 )
 
 import lpc
-from lpc.generation import Mixed, OwnText
+from lpc.generation import GeneratePass, Mixed, OwnText
 from lpc.material import Material, prepare
+from lpc.options import CompressOptions
 from lpc.source import Source
 from passes.errors import DataError, OptionError
 
@@ -51,6 +53,25 @@ def test_plain_text_for_a_model_that_chats_gets_chats_and_is_told(caplog: pytest
     assert "25%" in found.notes[1]
     assert "from 3 chats of 32 tokens" in found.notes[1]  # a quarter of 12
     assert found.answer is not None
+
+
+@pytest.mark.parametrize(
+    ("data", "share", "reads", "written"),
+    [(None, None, 4, 6), (None, None, 400, 12), (TEXT, 0.5, 4, 2), (TEXT, 0.5, 400, 6), (TEXT, 1.0, 4, 4)],
+)
+def test_no_more_is_written_than_a_run_reads(data: object, share: float | None, reads: int, written: int) -> None:
+    source, options = Source(build_model("llama"), chatting(), "tiny"), lpc.DataOptions(**SMALL, self_share=share)  # type: ignore[arg-type]
+    made = prepare(source, data, options, reads)  # type: ignore[arg-type]
+    assert isinstance(made.generate, GeneratePass)
+    assert made.generate.sequences == written
+
+
+def test_rows_that_a_run_reads_are_those_of_its_longest_stage() -> None:
+    target, run = lpc.Target(ratio=0.2), lpc.RunOptions(samples=10, batch_size=2)
+    tuned = CompressOptions(target=target, run=run, tune=lpc.TuneOptions(steps=7, gradient_accumulation=3))
+    assert CompressOptions(target=target, run=run, tune=lpc.TuneOptions(steps=0)).rows_read == 10
+    assert tuned.rows_read == 42
+    assert replace(tuned, recover=lpc.RecoverOptions(steps=11, batch_size=5)).rows_read == 55
 
 
 @pytest.mark.parametrize(("share", "notes"), [(0.0, 1), (0.5, 2), (1.0, 2)])
@@ -110,7 +131,7 @@ def test_nothing_but_a_model_is_enough(tmp_path: Path, caplog: pytest.LogCapture
     result = lpc.compress(build_model("llama"), tokenizer=chatting(), steps=1, samples=4, data_options=options)
     result.save(tmp_path / "out", export=["hf"])
     manifest = json.loads((tmp_path / "out" / "lpc.json").read_text())
-    note = "no data were given: ranked, tuned and measured on 12 chats of 32 tokens that the model wrote itself"
+    note = "no data were given: ranked, tuned and measured on 10 chats of 32 tokens that the model wrote itself"
     assert f"{note}; ratio 0.2 of the parameters goes" in caplog.text
     assert (manifest["notes"][0], manifest["ratio"]["asked"]) == (note, 0.2)
     ways = next(each for each in manifest["passes"] if each["name"] == "score")["report"]["ways"]
@@ -122,7 +143,7 @@ def test_nothing_but_a_model_is_enough(tmp_path: Path, caplog: pytest.LogCapture
     assert "self_share: 1.0" in recipe
     assert "ratio: 0.2" in recipe
     generate = next(each for each in manifest["passes"] if each["name"] == "generate")
-    assert generate["report"] == {"sequences": 12, "asked": 12, "length": 32, "chat": True}
+    assert generate["report"] == {"sequences": 10, "asked": 10, "length": 32, "chat": True}
     answers = manifest["answers"]
     assert len(answers["dense"]) == len(answers["pruned"]) == 50
     assert 0 <= answers["same"] <= 50

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 import lpc
+from exporters.files import run_folder
 from lpc.cli import app
 from lpc.options import Cell, StoppingOptions, SweepOptions
 from lpc.sweeping import Outcome, State, SweepFolder, begun, run_cell, slurm_script
@@ -150,6 +152,32 @@ def test_processes_run_side_by_side_and_a_silent_end_is_a_failure(
     assert folder.outcome(cells[0]) == Outcome(state=State.FAILED, why="its process ended with 7")
     assert folder.beside(cells[1], ".log").read_text().strip().isdecimal()
     assert "the sweep goes on" in caplog.text
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from exporters.files import locked
+with locked(Path(sys.argv[1]), "a cell"):
+    print("held", flush=True)
+    input()
+"""
+
+
+def test_cell_of_another_sweep_is_left_to_it(
+    asked: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cells, folder, words = running(asked, tmp_path / "out", "exit(2)")
+    command = [sys.executable, "-c", HOLDER, str(run_folder(folder.output(cells[0])))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with processes(folder, 1, words) as at_work:
+            at_work.start(cells[0])
+            at_work.wait()
+        other.communicate("\n")
+    assert folder.outcome(cells[0]) == Outcome(state=State.OPEN)
+    assert f"process {other.pid}" in caplog.text
 
 
 def test_processes_end_with_the_sweep(asked: dict[str, Any], tmp_path: Path) -> None:

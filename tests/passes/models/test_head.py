@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM, PreTrainedModel
 from workbench import build_model
 
-from passes.models import TokenHead, labelled
+from passes.models import TokenHead, labelled, scored_logits
 from passes.models.tasks import Task, task_of
 
 LANGUAGE = [name for name, case in zoo.ZOO.items() if case.task in ("causal-lm", "masked-lm")]
@@ -69,6 +69,29 @@ def test_chunks_give_the_same_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     assert head.chunk == 4
     assert torch.allclose(head.losses(hidden, targets), whole, atol=1e-6)
     assert not head.losses(hidden[:0], targets[:0]).numel()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_largest_of_several_alike_is_the_first_as_argmax_has_it(dtype: torch.dtype) -> None:
+    logits = torch.randint(0, 4, (64, 9), generator=torch.Generator().manual_seed(2)).to(dtype)
+    logits[0, 3] = torch.nan
+    targets = torch.randint(0, 9, (64,), generator=torch.Generator().manual_seed(3))
+    targets[1:30] = logits[1:30].argmax(1)
+    _, right = scored_logits(logits, targets)
+    assert right[1:].tolist() == (logits.argmax(1) == targets)[1:].tolist()
+    assert not right[0]
+
+
+def test_the_head_reads_first_positions_without_gaps() -> None:
+    """Else torch copies the head's weight for every row of a batch."""
+    model, read = build_model("llama"), list[torch.Tensor]()
+    head = TokenHead.of(model)
+    assert head is not None
+    model.lm_head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    with torch.no_grad(), head.apart():
+        model(input_ids=torch.zeros(3, 5, dtype=torch.int64))
+    assert read[0].shape[:2] == (3, 1)
+    assert read[0].is_contiguous()
 
 
 class Mixing(LlamaForCausalLM):
