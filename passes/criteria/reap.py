@@ -98,7 +98,7 @@ class Reap:
             experts, _, channels = down.shape
             sizes = ((experts,), (experts,), (experts, channels))
             use = self._uses[name] = Use(*(torch.zeros(size, device=hidden.device) for size in sizes))
-        for expert in chosen.unique().tolist():
+        for expert in sorted({*chosen.flatten().tolist()}):
             tokens, place = torch.where(chosen == expert)
             inner = vendor.gated(stack, functional.linear(hidden[tokens], gate_up[expert]))
             gate = gates[tokens, place].float()

@@ -100,7 +100,7 @@ def trace(
     """
     family, model_type = family_of(config), model_type or model_class(config)
     _check_dense(config)
-    with Unvalued():
+    with Unvalued():  # type: ignore[no-untyped-call]
         return _traced(family, config, dtype, model_type, options)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class Unvalued(TorchDispatchMode):
+class Unvalued(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside the block, a number that is asked of a tensor on the meta device is 0: no padding, no global token.
 
     Which way a model takes then does not matter: what is found there is compared with what runs on values.

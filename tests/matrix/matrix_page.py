@@ -70,7 +70,7 @@ def _all_models(outcomes: list[dict[str, Any]]) -> str:
     right = [each for each in outcomes if each["state"] == "right"]
     states, types = Counter(each["state"] for each in outcomes), len({each["model_type"] for each in right})
     described, lines = _descriptions()
-    each = lines / described
+    mean = lines / described
     minutes = sum(each["seconds"] for each in outcomes) / 60
     text = f"""
 ## Every model type
@@ -79,8 +79,8 @@ What is not in the table above is discovered (docs/custom-models.md) and proven 
 is done. `python tests/matrix/all_models.py` does that with a tiny model of the default configuration of each class in
 transformers' mappings, cuts it by {PLANS} other random plans, and holds it against the masked model. Of {len(outcomes)}
 classes {len(right)} are right ({types} model types), {states["refused"]} refused, {states["wrong"]} wrong; that took
-{minutes:.0f} minutes of processor time. {described} types are described, in {each:.1f} lines each on average; the others
-need none, which makes {lines / max(types, described):.1f} lines a type.
+{minutes:.0f} minutes of processor time. {described} types are described, in {mean:.1f} lines each on average, the
+others need none, which makes {lines / max(types, described):.1f} lines a type.
 
 | model type | class | mapping | what goes, dense → least with custom code | worst | stays as it is |
 |---|---|---|---|---:|---|
