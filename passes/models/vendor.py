@@ -18,6 +18,7 @@ import torch
 import transformers
 from peft import PeftModel
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -88,6 +89,20 @@ def attention_of(config: PreTrainedConfig) -> str | None:
 def experts_of(config: PreTrainedConfig) -> str | None:
     """transformers: ``_experts_implementation``, likewise; the public getter wants a model."""
     return cast("str | None", config._experts_implementation)
+
+
+class Unvalued(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """torch: ``_local_scalar_dense``. Inside the block, a number that is asked of a tensor on the meta device is 0.
+
+    So models can be traced that look for padding or global tokens: they find none. Which way they take then does not
+    matter: what is found there is compared with what runs on values.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See ``TorchDispatchMode``."""
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return torch.zeros((), dtype=args[0].dtype, device="cpu").item()
+        return func(*args, **(kwargs or {}))
 
 
 def is_expert_stack(module: object) -> bool:

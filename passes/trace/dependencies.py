@@ -41,8 +41,9 @@ class Opaque(nn.Module):
             outputs = self.block(*args, **kwargs)
         if not isinstance(outputs, tuple | list):
             return node
-        made = getattr(type(outputs), "_make", type(outputs))
-        return made((node, *outputs[1:]))
+        found = (node, *outputs[1:])
+        plain = type(outputs) in (tuple, list)
+        return type(outputs)(found) if plain else type(outputs)(*found)  # of named ones
 
     def __getattr__(self, name: str) -> Any:
         try:

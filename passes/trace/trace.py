@@ -37,7 +37,6 @@ from passes.trace.dependencies import CoupledModule, Dependencies, Opaque
 from passes.trace.depth import DepthFinder, depth_of
 from passes.trace.dimensions import DimensionFinder
 from passes.trace.hidden import HiddenFinder
-from passes.trace.unvalued import Unvalued
 from passes.trace.widths import find_widths
 
 UNTRACEABLE_INPUTS = ("attention_mask", "decoder_attention_mask", "position_ids")
@@ -100,7 +99,7 @@ def trace(
     """
     family, model_type = family_of(config), model_type or model_class(config)
     _check_dense(config)
-    with Unvalued():  # type: ignore[no-untyped-call]
+    with vendor.Unvalued():  # type: ignore[no-untyped-call]
         return _traced(family, config, dtype, model_type, options)
 
 

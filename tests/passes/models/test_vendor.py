@@ -118,6 +118,17 @@ def experts() -> Any:
     return model, [module for module in model.modules() if vendor.is_expert_stack(module)]
 
 
+def test_inside_unvalued_a_number_of_a_tensor_without_values_is_zero() -> None:
+    with named("torch", "aten._local_scalar_dense, utils._python_dispatch.TorchDispatchMode"):
+        mask = torch.ones(2, 3, dtype=torch.int64, device="meta")
+        with vendor.Unvalued():
+            assert bool((mask == 1).all()) is False
+            assert mask.sum().item() == 0
+            assert (torch.ones(2) == 1).all()
+        with pytest.raises(RuntimeError):
+            mask.sum().item()
+
+
 def test_is_expert_stack_finds_the_experts_of_a_layer() -> None:
     with named("transformers", "has_gate, has_bias, is_transposed, _apply_gate of stacked experts"):
         model, found = experts()

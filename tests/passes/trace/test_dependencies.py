@@ -10,9 +10,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from passes.families import FAMILIES
-from passes.models import Probe, twin_of
+from passes.models import Probe, twin_of, vendor
 from passes.trace.dependencies import CoupledModule, Dependencies, Opaque, outputs_of
-from passes.trace.unvalued import Unvalued
 
 UNTRACEABLE = ("attention_mask", "decoder_attention_mask", "position_ids")
 
@@ -30,7 +29,7 @@ def dependencies_of(name: str) -> Dependencies:
         elif path.endswith(".mlp") and hasattr(twin.get_submodule(path), "experts"):
             twin.set_submodule(path, Opaque(twin.get_submodule(path), config.hidden_size, run=False))
     inputs = {k: v[:1].to("meta") for k, v in Probe.of(twin).inputs.items() if k not in UNTRACEABLE}
-    with Unvalued():
+    with vendor.Unvalued():
         return Dependencies(twin, inputs)
 
 
