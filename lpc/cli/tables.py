@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lpc.cli.alike import alike, spread
 from lpc.cli.console import print_json, print_line, print_table
 from lpc.progress import clocked
-from lpc.report import Report, asked_words, heldout_rows, runs_on, size_rows, speed_rows
+from lpc.report import SPEED_HEADER, Report, asked_words, heldout_rows, runs_on, size_rows, speed_rows, unsure_line
 
 if TYPE_CHECKING:
     from exporters.onnx import OnnxPackage
@@ -234,7 +234,9 @@ def show_benchmark(benchmark: Benchmark, *, as_json: bool) -> None:
     if as_json:
         print_json(values)
         return
-    print_table("onnxruntime, milliseconds (median)", ["", "dense", "pruned", "ratio"], speed_rows(values))
+    print_table("onnxruntime, milliseconds (median)", SPEED_HEADER, speed_rows(values))
+    if told := unsure_line(values):
+        print_line(told)
     for each in benchmark.skipped:
         print_line(f"left out: {each.phase}, batch {each.batch}, {each.tokens} tokens, past {each.past}: {each.reason}")
     for name, footprint in benchmark.models.items():
