@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from passes.errors import UnsupportedModelError
+from passes.errors import LpcError, UnsupportedModelError
 from passes.families import (
     AttentionBlock,
     ExpertsBlock,
@@ -30,7 +30,18 @@ from passes.families import (
     fixed_blocks,
 )
 from passes.graph import Dimension, Kind, PruningGraph, Role, layer_path
-from passes.models import Probe, Task, base_model, has_own_sizes, model_class, plain_name, task_of, twin_of, vendor
+from passes.models import (
+    Probe,
+    Task,
+    base_model,
+    has_own_sizes,
+    model_class,
+    plain_name,
+    reason,
+    task_of,
+    twin_of,
+    vendor,
+)
 from passes.options import TraceOptions
 from passes.pipeline import Pass, PassResult, Program, RunContext
 from passes.trace.dependencies import CoupledModule, Dependencies, Opaque
@@ -41,6 +52,9 @@ from passes.trace.widths import find_widths
 
 UNTRACEABLE_INPUTS = ("attention_mask", "decoder_attention_mask", "position_ids")
 """transformers inspects their values, which meta tensors do not have."""
+
+WHATEVER = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a class may raise that is run without values, or from a configuration that lacks what it reads."""
 
 
 def options_for(dimensions: Iterable[str], *, custom_code: bool = True) -> TraceOptions:
@@ -99,8 +113,16 @@ def trace(
     """
     family, model_type = family_of(config), model_type or model_class(config)
     _check_dense(config)
-    with vendor.Unvalued():  # type: ignore[no-untyped-call]
-        return _traced(family, config, dtype, model_type, options)
+    try:
+        with vendor.Unvalued():  # type: ignore[no-untyped-call]
+            return _traced(family, config, dtype, model_type, options)
+    except LpcError:
+        raise
+    except WHATEVER as error:
+        raise UnsupportedModelError(
+            f"{model_type.__name__} cannot be followed without values ({type(error).__name__}: {reason(error)}), so "
+            "what hangs together in it is not known"
+        ) from error
 
 
 def _traced(
@@ -215,8 +237,8 @@ def _uncounted(finder: DimensionFinder, layers: set[str], config: PreTrainedConf
 def _check_nothing_fixed(fixed: Sequence[str], family: Family, what: str) -> None:
     """Raise UnsupportedModelError if there are blocks whose inside nobody knows."""
     if fixed:
-        reason = next(why for name, why in family.fixed.items() if fixed[0].endswith(f".{name}"))
-        raise UnsupportedModelError(f"{what} to stay, since {fixed[0]} does: {reason}")
+        why = next(why for name, why in family.fixed.items() if fixed[0].endswith(f".{name}"))
+        raise UnsupportedModelError(f"{what} to stay, since {fixed[0]} does: {why}")
 
 
 def _hide_blocks(
