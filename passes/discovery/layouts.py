@@ -58,12 +58,29 @@ def attention_kinds(model: nn.Module, *, stacks: bool) -> list[AttentionKind]:
             by_end.setdefault(_end(path, modules), []).append(path)
     found = []
     for name, paths in by_end.items():
-        fitting = [list(_layouts(model, path, name)) for path in paths]
+        fitting = _with_tables([list(_layouts(model, path, name)) for path in paths])
         same = [each for each in fitting[0] if all(each in others for others in fitting[1:])]
         if stacks:
             same = [_in_stacks(each) for each in same]
         found.append(AttentionKind(name, tuple(paths), tuple(same)))
-    return found
+    return [_passing_on(kind, found) for kind in found]
+
+
+def _with_tables(fitting: list[list[AttentionLayout]]) -> list[list[AttentionLayout]]:
+    """The layouts of blocks of one kind, where the first has a table of biases for all of them."""
+    table = next((each.bias_table for layouts in fitting for each in layouts if each.bias_table), None)
+    if table is None:
+        return fitting
+    return [[replace(each, bias_table=table, head_inputs=()) for each in layouts] for layouts in fitting]
+
+
+def _passing_on(kind: AttentionKind, kinds: Sequence[AttentionKind]) -> AttentionKind:
+    """A kind of cross-attention beside others with such tables: its first block passes its biases, all 0, on."""
+    tables = any(layout.bias_table for each in kinds for layout in each.layouts)
+    if not tables or not all(layout.cross and layout.head_inputs for layout in kind.layouts):
+        return kind
+    passed = (replace(each, passes_on=each.head_inputs[0], head_inputs=()) for each in kind.layouts)
+    return replace(kind, layouts=tuple(passed))
 
 
 def combinations(kinds: Sequence[AttentionKind]) -> Iterator[tuple[AttentionLayout, ...]]:
@@ -187,9 +204,11 @@ def _norms(
     query = tuple(name for name in others if _is_of(name, "q"))
     key = tuple(name for name in others if _is_of(name, "k") and name not in query)
     a_head = tuple(name for name, each in others.items() if name not in (*query, *key) and each == (heads,))
-    known = {*query, *key, *a_head}
+    tables = tuple(name for name, each in others.items() if each[1:] == (heads,) and _is_table(block, name))
+    known = {*query, *key, *a_head, *tables[:1]}
     whole = tuple(name for name, each in others.items() if name not in known and output and each == output[1:])
-    more = {name: value for name, value in (("a_head", a_head), ("whole", whole)) if value}
+    more: dict[str, Any] = {name: value for name, value in (("a_head", a_head), ("whole", whole)) if value}
+    more |= {"bias_table": tables[0]} if tables else {}
     if {*known, *whole} != {*others} or len(query) > 1 or len(key) > 1:
         return
     if {others[name] for name in (*query, *key)} <= {(size,)}:
@@ -202,6 +221,10 @@ def _norms(
             (groups, size),
         ):
             yield {"query_norms": query, "key_norms": key, **more}
+
+
+def _is_table(block: nn.Module, name: str) -> bool:
+    return name in dict(block.named_children()) and isinstance(block.get_submodule(name), nn.Embedding)
 
 
 def _is_of(name: str, letter: str) -> bool:

@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import re
 import resource
 import sys
 import tempfile
@@ -41,7 +42,8 @@ from passes.families import FAMILIES
 from passes.models import Task, task_of
 from passes.trace import trace
 
-WORDS = 320
+WORDS, WIDE = 320, 512
+CHANNELS = re.compile(r"intermediate|ffn|d_ff|mlp_dim|n_inner")
 TOGGLED = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_qk_norm", "qkv_bias", "bias", "use_bias")
 
 
@@ -61,6 +63,7 @@ def tiny(name: str, model_type: str, seed: int) -> tuple[Any, PreTrainedConfig]:
     chance, values = random.Random(f"{seed} {name}"), config.to_dict()
     changes = {key: chance.random() < 0.5 for key in TOGGLED if isinstance(values.get(key), bool)}
     more = {"vocab_size": WORDS} if isinstance(values.get("vocab_size"), int) else {}
+    more |= {key: WIDE for key, value in values.items() if CHANNELS.search(key) and type(value) is int and value > 16}
     for each in ({**more, **changes}, more):
         try:
             found = type(config).from_dict({**values, **each})

@@ -169,6 +169,13 @@ def test_biases_that_are_handed_in_and_norms_behind_the_output_do_not_hold_heads
     assert ("counted once" in graph.untouched.get("MACs", "")) is (name == "Albert")
 
 
+def test_tables_of_biases_are_found_and_passed_on_as_t5_s_are_described() -> None:
+    kinds = attention_kinds(twin_of(zoo.ZOO["t5"].model_class, zoo.ZOO["t5"].config()), stacks=False)
+    described = {layout.block: layout for layout in FAMILIES_OF["t5"].attentions}
+    assert {kind.name for kind in kinds} == described.keys()
+    assert all(described[kind.name] in kind.layouts for kind in kinds)
+
+
 def test_gates_go_with_their_heads() -> None:
     class Gated(torch.nn.Module):
         def __init__(self) -> None:
