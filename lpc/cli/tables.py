@@ -165,6 +165,12 @@ def show_cell(cell: Cell, outcome: Outcome, out: Path, *, as_json: bool) -> bool
     return not failed
 
 
+ROUTES = {
+    "builder": "the graph is written from the weights, and verified against torch",
+    "torch": "the graph is traced by torch.onnx.export, and verified against torch",
+}
+
+
 def show_inspection(inspection: Inspection, *, as_json: bool) -> None:
     """``lpc inspect``."""
     if as_json:
@@ -194,6 +200,12 @@ def show_inspection(inspection: Inspection, *, as_json: bool) -> None:
         f"{inspection.prunable:.1%} of the parameters belong to units that can go, "
         f"at most {inspection.largest_ratio:.4f} of all can be removed{rounded}"
     )
+    shares = {name: getattr(inspection.least, name) / getattr(cost, name) for name in vars(cost) if getattr(cost, name)}
+    print_line(f"budgets go down to {', '.join(f'{name}={share:.3f}' for name, share in shares.items())}")
+    values = {"compatibility": [{**vars(each), "evidence": each.evidence} for each in inspection.runs_on]}
+    for line in runs_on(values):
+        print_line(f"a smaller checkpoint {line}")
+    print_line(f"ONNX: {inspection.no_onnx or ROUTES[inspection.onnx or '']}")
 
 
 def show_packages(packages: Sequence[OnnxPackage], out: Path, *, as_json: bool) -> None:
