@@ -152,7 +152,7 @@ def _mismatch(
     graph: PruningGraph, width: Width, count: int, config: PreTrainedConfig, model_type: type[PreTrainedModel]
 ) -> str | None:
     """Why the stock model of this count is not the one that the graph predicts, or None if it is."""
-    kept = graph.uniform({width.name: count})
+    left = graph.shapes_left(graph.uniform({width.name: count}))
     try:
         smaller = compact_config(config, graph, {width.name: count})
         twin = twin_of(stock_class(model_type, smaller), smaller)
@@ -160,7 +160,7 @@ def _mismatch(
         return f"the stock class cannot be built with {count} {width.kind}: {reason(error)}"
     shapes = {name: tuple(parameter.shape) for name, parameter in twin.named_parameters()}
     for name in sorted({*shapes, *graph.shapes}):
-        wanted = graph.shape(name, kept) if name in graph.shapes else None
+        wanted = left.get(name)
         if shapes.get(name) != wanted:
             return f"with {count} {width.kind} the stock class makes {name} {shapes.get(name)}, not {wanted}"
     for dimension in graph.of_width(width.name):
