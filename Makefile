@@ -47,6 +47,7 @@ $(SERVERS)/.ready: tests/servers/requirements.txt tests/servers/package.json
 	$(PYTHON) -m venv $(SERVERS)
 	$(SERVERS)/bin/pip $(INSTALL) $(TORCH)
 	$(SERVERS)/bin/pip $(INSTALL) $(TORCH) -r tests/servers/requirements.txt
+	$(SERVERS)/bin/pip $(INSTALL) --target $(SERVERS)/triton --no-deps nvidia-pytriton==0.7.0 numpy==1.26.4
 	mkdir -p $(SERVERS)/node && cp tests/servers/package.json $(SERVERS)/node/
 	npm --prefix $(SERVERS)/node install --ignore-scripts --no-audit --no-fund --silent
 	touch $@

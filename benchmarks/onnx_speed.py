@@ -1,14 +1,17 @@
-"""lpc's ONNX packages against onnxruntime-genai's model builder: milliseconds, spread and bytes, in one run.
+"""lpc's ONNX packages against those of others: milliseconds, spread, bytes and the physical limit, in one run.
 
     python benchmarks/onnx_speed.py MODEL --work DIR [--pruned HF_DIR] [--precision fp32,int4] [--rounds 15]
-        [--attention plain,gqa] [--head int4] [--engine genai]
+        [--attention plain,gqa] [--head int4] [--engine genai] [--peers builder,transformers,torch]
 
+MODEL is a folder or a shape of ``onnx_shapes.py``, of random weights (``--pruned yes`` is the same shape pruned).
 Writes each package that is not there yet into DIR, loads all of them, and has them take turns, call by call, in order
 that rotates. The engine is onnxruntime, called step by step with a cache that is handed over, or GenAI, which keeps
 the cache. The builder stores the head of an int4 model in 4 bits, which ``--head int4`` has lpc do as well. With one
 thread (the default) the processor time of this process is compared, which other work on the machine disturbs less than
-the clock; with more it is the clock's. A ratio is the median over the turns of lpc's time over the builder's of the
-same precision. Prints a table, and writes it and the numbers into benchmarks/results.
+the clock; with more it is the clock's. A ratio is the median over the turns of a package's time over the builder's of
+the same precision; of a pruned one over that of lpc's own dense package. The second table has what each takes in
+multiples of the least that the machine allows one thread (``onnx_limit.py``). Prints the tables, and writes them and
+the numbers into benchmarks/results.
 """
 
 from __future__ import annotations
@@ -16,8 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -25,55 +26,71 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from onnx_limit import Machine, Work, machine, work
+from onnx_peers import built, by_torch, by_transformers, exported
+from onnx_shapes import SHAPES, made
 
 from exporters.calls import Call, Graph, OnnxFolder, call_grid
 from exporters.latency import processor
 from exporters.options import GROUP_QUERY, PLAIN, OnnxOptions
-from lpc import export
 from passes.options import names_in
 
 RESULTS = Path(__file__).parent / "results"
 DECODES = 4
 """Turns of a decode step for one of a prefill, which takes so much longer."""
+BUILDER, DENSE, PRUNED = "builder", "lpc", "lpc pruned"
+IN_FP32 = {"transformers": by_transformers, "torch": by_torch}
 Turn = Callable[[], object]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
-    """One package on one call: milliseconds at the quartiles of its turns, and the ratio to the builder's."""
+    """One package on one call: milliseconds at the quartiles of its turns, and the ratio to that of another package.
+
+    ``limit_ms``: the least that the machine allows for what the package computes.
+    """
 
     package: str
     call: str
     ms: tuple[float, float, float]
-    against_builder: tuple[float, float, float] | None
+    against: str | None
+    ratio: tuple[float, float, float] | None
+    limit_ms: float
 
 
 def packages(given: argparse.Namespace) -> dict[str, Path]:
     """Folders of the packages by name; those that are missing are made."""
-    found, models = {}, {"lpc": given.model} | ({"lpc pruned": given.pruned} if given.pruned is not None else {})
+    found, models = {}, {DENSE: given.model} | ({PRUNED: given.pruned} if given.pruned is not None else {})
     for precision in given.precision:
-        found[f"builder {precision}"] = built(given.model, given.work / f"builder-{precision}", precision)
+        if BUILDER in given.peers:
+            found[f"{BUILDER} {precision}"] = built(given.model, given.work / f"builder-{precision}", precision)
         for name, model in models.items():
             for attention in given.attention:
                 options = OnnxOptions(precision=(precision,), attention=attention, head=given.head)
                 folder = given.work / f"{name.replace(' ', '-')}-{attention}-{given.head}-head-{precision}"
                 found[f"{name} {attention} {precision}"] = exported(model, folder, options)
+    for name, make in IN_FP32.items():
+        if name in given.peers and "fp32" in given.precision:
+            found[f"{name} fp32"] = make(given.model, given.work / name)
     return found
 
 
-def built(model: Path, folder: Path, precision: str) -> Path:
-    """The builder's package of a model, as it makes it by default for the CPU."""
-    if not (folder / "model.onnx").is_file():
-        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", model, "-o", folder, "-e", "cpu"]
-        subprocess.run([*map(str, command), "-p", precision, "-c", str(folder) + ".cache"], check=True)
-    return folder
+def base_of(name: str, names: Mapping[str, Any]) -> str | None:
+    """The package that this one is compared with: the builder's of its precision, or lpc's own if it is pruned."""
+    base = name.replace(PRUNED, DENSE) if name.startswith(PRUNED) else f"{BUILDER} {precision_of(name)}"
+    return base if base in names and base != name else None
 
 
-def exported(model: Path, folder: Path, options: OnnxOptions) -> Path:
-    """lpc's package of a model."""
-    if not (folder / "model.onnx").is_file():
-        export(model, folder, options)
-    return folder
+def precision_of(name: str) -> str:
+    """The last word of a package's name."""
+    return name.rpartition(" ")[2]
+
+
+def works(folders: Mapping[str, Path]) -> dict[str, Work]:
+    """What each package computes: what lpc's of the same model and precision does."""
+    models = {name: PRUNED if name.startswith(PRUNED) else DENSE for name in folders}
+    own = {(models[name], precision_of(name)): work(path) for name, path in folders.items() if name.startswith("lpc")}
+    return {name: own[models[name], precision_of(name)] for name in folders}
 
 
 class InOnnxruntime:
@@ -137,15 +154,20 @@ def timed(loaded: Loaded, call: Call, rounds: int, *, one_thread: bool) -> dict[
     return {name: np.array(each) for name, each in seconds.items()}
 
 
-def measured(loaded: Loaded, calls: list[Call], rounds: int, *, one_thread: bool) -> list[Timed]:
+def measured(
+    loaded: Loaded, calls: list[Call], given: argparse.Namespace, works: Mapping[str, Work], here: Machine
+) -> list[Timed]:
     """All packages on all calls."""
     found = []
     for call in calls:
-        times = timed(loaded, call, rounds * (DECODES if call.phase == "decode" else 1), one_thread=one_thread)
+        rounds = given.rounds * (DECODES if call.phase == "decode" else 1)
+        times = timed(loaded, call, rounds, one_thread=given.threads == 1)
         for name, seconds in times.items():
-            base = times.get(f"builder {name.rpartition(' ')[2]}")
-            ratio = None if base is None or name.startswith("builder") else quartiles(seconds / base)
-            found.append(Timed(package=name, call=call.key, ms=quartiles(1000 * seconds), against_builder=ratio))
+            base = base_of(name, times)
+            ratio = None if base is None else quartiles(seconds / times[base])
+            limit = works[name].least_ms(call, here)
+            ms = quartiles(1000 * seconds)
+            found.append(Timed(package=name, call=call.key, ms=ms, against=base, ratio=ratio, limit_ms=limit))
             print(found[-1], flush=True)
     return found
 
@@ -158,52 +180,92 @@ def quartiles(values: np.ndarray) -> tuple[float, float, float]:
 
 def table(found: list[Timed], sizes: dict[str, int]) -> str:
     """A row a package: megabytes, then for each call the median milliseconds and the ratio with its quartiles."""
-    calls = list(dict.fromkeys(each.call for each in found))
-    lines = [["package", "MB", *calls], ["---", *["---:"] * (len(calls) + 1)]]
-    for name, size in sizes.items():
-        cells = {each.call: each for each in found if each.package == name}
-        lines.append([name, f"{size / 1e6:.1f}", *(_cell(cells[call]) for call in calls)])
+    rows = [[name, f"{size / 1e6:.1f}", *map(_cell, _of(found, name))] for name, size in sizes.items()]
+    return _lines(["package", "MB", *dict.fromkeys(each.call for each in found)], rows)
+
+
+def limits(found: list[Timed]) -> str:
+    """A row a package: for each call the median as a multiple of the limit, which is in brackets."""
+    cells = {
+        name: [f"{each.ms[1] / each.limit_ms:.2f} ({each.limit_ms:.1f} ms)" for each in _of(found, name)]
+        for name in dict.fromkeys(each.package for each in found)
+    }
+    rows = [[name, *row] for name, row in cells.items()]
+    return _lines(["package, over the limit", *dict.fromkeys(each.call for each in found)], rows)
+
+
+def _of(found: list[Timed], package: str) -> list[Timed]:
+    return [each for each in found if each.package == package]
+
+
+def _lines(headings: list[str], rows: list[list[str]]) -> str:
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _cell(timed: Timed) -> str:
     shown = f"{timed.ms[1]:.1f} ms"
-    if timed.against_builder is None:
+    if timed.ratio is None:
         return shown
-    low, middle, high = timed.against_builder
+    low, middle, high = timed.ratio
     return f"{shown}, {middle:.2f} ({low:.2f}–{high:.2f})"
 
 
-def main() -> None:
-    """Measure, print and write."""
+def arguments() -> argparse.Namespace:
+    """What was asked; models of random weights are made."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
+    parser.add_argument("model", help="a folder, or a shape: " + ", ".join(SHAPES))
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--pruned", type=Path)
+    parser.add_argument("--pruned", help="a folder; of a shape: yes")
     parser.add_argument("--precision", type=names_in, default=("fp32", "int4"))
     parser.add_argument("--attention", type=names_in, default=(PLAIN, GROUP_QUERY))
+    parser.add_argument("--peers", type=names_in, default=(BUILDER,), help=", ".join((BUILDER, *IN_FP32)))
     parser.add_argument("--head", default="int8", help="how lpc's int4 stores it")
     parser.add_argument("--engine", choices=ENGINES, default="onnxruntime")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--prefill", type=int, nargs="+", default=[128, 512])
-    parser.add_argument("--decode", type=int, nargs="+", default=[128, 1024])
+    parser.add_argument("--prefill", type=int, nargs="*", default=[128, 512])
+    parser.add_argument("--decode", type=int, nargs="*", default=[128, 1024])
+    parser.add_argument("--most-new", type=int, default=4096, help="no call with more new tokens, of all rows together")
+    parser.add_argument("--most-past", type=int, default=8192, help="none with more past ones")
     parser.add_argument("--name", default="smollm2", help="of the files in benchmarks/results: onnx-speed-NAME")
     given = parser.parse_args()
+    if given.model in SHAPES:
+        given.pruned = made(given.model, given.work, pruned=True) if given.pruned else None
+        given.model = made(given.model, given.work, pruned=False)
+    given.model, given.pruned = Path(given.model), given.pruned and Path(given.pruned)
+    return given
+
+
+def main() -> None:
+    """Measure, print and write."""
+    given = arguments()
     folders = packages(given)
+    here, needed = machine(), works(folders)
     loaded = {name: ENGINES[given.engine](folder, given.threads) for name, folder in folders.items()}
     calls = call_grid(tuple(given.batches), tuple(given.prefill), tuple(given.decode))
+    calls = [each for each in calls if each.batch * each.tokens <= given.most_new]
+    calls = [each for each in calls if each.batch * each.past <= given.most_past]
     load = os.getloadavg()[0]
-    found = measured(loaded, calls, given.rounds, one_thread=given.threads == 1)
+    found = measured(loaded, calls, given, needed, here)
     sizes = {name: OnnxFolder.find(folder).file_bytes for name, folder in folders.items()}
     loads = f"load {load:.1f} before and {os.getloadavg()[0]:.1f} after"
     where = f"{given.engine}, {processor()}, {given.threads} thread(s), {loads}"
-    text = f"{given.model.name}: {where}.\n\n{table(found, sizes)}\n"
+    text = f"{given.model.name}: {where}.\n\n{table(found, sizes)}\n\n{_rates(here, needed)}\n\n{limits(found)}\n"
     print(text)
-    values = {"machine": where, "bytes": sizes, "runs": [asdict(each) for each in found]}
+    values = {"machine": where, "rates": asdict(here), "bytes": sizes, "runs": [asdict(each) for each in found]}
     (RESULTS / f"onnx-speed-{given.name}.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     (RESULTS / f"onnx-speed-{given.name}.md").write_text(text, encoding="utf-8")
+
+
+def _rates(here: Machine, works: Mapping[str, Work]) -> str:
+    """What the limit is made of, and what is left of the dense model's weights where another is pruned."""
+    kept = [each.macs for name, each in works.items() if name.startswith(PRUNED)]
+    dense = [each.macs for name, each in works.items() if not name.startswith(PRUNED)]
+    share = f" The pruned model multiplies with {kept[0] / dense[0]:.3f} of the dense one's weights." if kept else ""
+    rates = f"{here.bytes_s / 1e9:.1f} GB/s read, {here.flops_s / 1e9:.0f} GFLOP/s of fp32 products"
+    return f"The limit: {rates}, one thread.{share}"
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 from lpc.compression import compress
 from lpc.exporting import export
 from lpc.options import BenchmarkOptions
-from lpc.report import speed_rows, table
+from lpc.report import SPEED_HEADER, speed_rows, table
 from lpc.source import load_config
 from lpc.speed import benchmark
 from lpc.versions import versions
@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--model", type=Path, default=models / "wikitext-llama")
     parser.add_argument("--ratios", default="0.3,0.5")
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads", type=int, nargs="+")
     arguments = parser.parse_args()
     if not arguments.model.is_dir():
         sys.exit(f"{arguments.model} is absent; name a model folder with --model, or set LPC_MODELS")
@@ -54,9 +54,7 @@ def main() -> None:
             share = result.report.pruned.parameters / result.report.dense.parameters
             found[str(ratio)] = {"report": asdict(result.report.pruned), "parameter_ratio": share, **timed.to_json()}
             rows = [[*row, f"{share:.3f}"] for row in speed_rows(timed.to_json())]
-            text += (
-                f"\nratio {ratio}\n\n" + table(["", "dense ms", "pruned ms", "ratio", "parameter ratio"], rows) + "\n"
-            )
+            text += f"\nratio {ratio}\n\n" + table([*SPEED_HEADER, "parameter ratio"], rows) + "\n"
     OUT.mkdir(exist_ok=True)
     (OUT / "speed.json").write_text(json.dumps(found, indent=1))
     (OUT / "speed.md").write_text(text)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from passes.errors import OptionError
 from passes.options import AUTO, Group, Names, check, names_in, option
@@ -21,6 +23,16 @@ PLAIN, GROUP_QUERY = "plain", "gqa"
 
 CALIBRATED = "int4"
 """The precision whose codes a calibration text can choose."""
+
+
+class IdRows(Protocol):
+    """Rows whose ``input_ids`` are token ids (tokens,), such as those that a language model is tuned on."""
+
+    def __len__(self) -> int:
+        """The number of rows."""
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        """One of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +67,15 @@ class OnnxOptions:
     )
     symmetric: bool = option(True, help="int4 and int8 without zero points: smaller, and on SmolLM2 no worse.")
     rounding: str = option(
-        "nearest",
-        choices=("nearest", "search"),
-        help="int4 and int8: the nearest code in a block's whole range, or in the range with the least squared error.",
+        AUTO,
+        choices=(AUTO, "nearest", "search"),
+        help="int4 and int8: the nearest code in a block's whole range, or in the range with the least squared error; "
+        "auto: GPTQ's for int4 where there is text (that of lpc compress, or --calibration), else the nearest.",
         group=Group.OUTPUT,
     )
     calibration: Path | None = option(
         None,
-        help="int4 of a causal language model: a text on which GPTQ chooses codes, instead of the nearest.",
+        help="int4 of a causal language model: a text on which GPTQ chooses codes; lpc compress takes its own data.",
         group=Group.OUTPUT,
         metavar="FILE",
     )
@@ -103,6 +116,12 @@ class OnnxOptions:
         "leaves that check out.",
     )
     greedy_tokens: int = option(12, least=1, help="Tokens a probe prompt.")
+    rows: IdRows | None = option(
+        None,
+        record=False,
+        hash=False,
+        help="Instead of a calibration text, where none is given: what lpc.compress tuned on, which says so.",
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -110,5 +129,9 @@ class OnnxOptions:
             raise OptionError(f"block must be a power of two from 16 to 256, got {self.block}")
         if self.calibration is not None and CALIBRATED not in self.precision:
             raise OptionError(f"calibration {self.calibration} is for int4: ask for precision int4, or leave it out")
+        if self.calibration is not None and self.rounding != AUTO:
+            raise OptionError(
+                f"calibration {self.calibration} has GPTQ choose codes, not rounding {self.rounding!r}: leave one out"
+            )
         if not self.precision or len(set(self.precision)) < len(self.precision):
             raise OptionError(f"name each precision once, and at least one: got {', '.join(self.precision) or 'none'}")

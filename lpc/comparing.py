@@ -174,8 +174,9 @@ def _made(
 
 
 def _latency(benchmark: Mapping[str, Any] | None, model: str) -> Iterator[tuple[str, float]]:
-    for run in (benchmark or {}).get("runs", ()):
-        if run["model"] == model:
+    runs = (benchmark or {}).get("runs", ())
+    for run in runs:
+        if run["model"] == model and run.get("threads") == runs[0].get("threads"):
             yield f"{run['phase']} b{run['batch']} t{run['tokens']} p{run['past']}", run["ms_median"]
 
 

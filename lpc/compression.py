@@ -158,7 +158,8 @@ def compress(
         program = passes.after(TracePass.name).run(handed, context).program
     result = Result.of(program, name, processor, context, passes, material.context_length, notes)
     report = replace(result.report, latency=predicted(latency, options.target.wanted, result.plan))
-    return replace(result, recipe=recipe, options=options, report=report, judge=material.measure_package)
+    judge, rows = material.measure_package, material.rows
+    return replace(result, recipe=recipe, options=options, report=report, judge=judge, rows=rows)
 
 
 def _passes(

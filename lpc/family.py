@@ -222,7 +222,8 @@ class _Training:
         found = Result.of(
             done, source.name, source.processor, context, whole, length, source.notes + self.material.notes
         )
-        return replace(found, recipe=self.recipe, options=self.options, judge=self.material.measure_package)
+        judge, rows = self.material.measure_package, self.material.rows
+        return replace(found, recipe=self.recipe, options=self.options, judge=judge, rows=rows)
 
 
 def check_timeable(model: PreTrainedModel, export: Exports) -> None:

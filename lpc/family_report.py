@@ -172,11 +172,11 @@ def _latencies(times: Mapping[float, Benchmark]) -> dict[float, dict[str, float]
     dense: dict[str, list[float]] = {}
     ratios: dict[float, dict[str, float]] = {}
     for ratio, found in times.items():
-        for run in found.runs:
+        for run in (each for each in found.runs if each.threads == found.options.thread_counts[0]):
             if run.model == "dense":
                 dense.setdefault(_workload(run), []).append(run.ms_median)
-                key = f"{run.phase}_b{run.batch}_t{run.tokens}_p{run.past}"
-                ratios.setdefault(ratio, {})[_workload(run)] = found.ratios[key]
+            elif run.ratio is not None:
+                ratios.setdefault(ratio, {})[_workload(run)] = run.ratio[1]
     medians = {workload: statistics.median(values) for workload, values in dense.items()}
     pruned = {ratio: {name: each * medians[name] for name, each in those.items()} for ratio, those in ratios.items()}
     return {0.0: medians, **pruned} if times else {}

@@ -8,14 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from exporters.onnx import check_exportable, why_not_builder
+from exporters.options import OnnxOptions
+from exporters.runtimes import Verdict, compatibility
 from lpc.report import untouched
 from lpc.source import load_config
 from passes.budget import largest_ratio, multiple_of, reachable_counts
 from passes.discovery import describe
+from passes.errors import LpcError, TokenizerError
 from passes.graph import Cost, Dimension, Kind, PruningGraph, Width
-from passes.models import model_class, task_of
+from passes.models import model_class, stock_class, task_of, weightless
 from passes.options import TraceOptions
 from passes.pipeline import plain
+from passes.shrink import compact_config
 from passes.trace import trace
 
 
@@ -43,8 +50,11 @@ class Inspection:
     """What lpc sees in a model.
 
     ``prunable`` is the share of all parameters that belongs to units that can go, ``largest_ratio`` what can be removed
-    of all, ``multiple`` what MLP widths are rounded to, ``untouched`` why the other parts stay as they are.
-    ``discovered``: how a structure that nobody described was proven, else None.
+    of all, ``least`` what is left then, ``multiple`` what MLP widths are rounded to, ``untouched`` why the other parts
+    stay as they are. ``discovered``: how a structure that nobody described was proven, else None.
+
+    Of a smaller model of the stock class: ``runs_on``, who will run its checkpoint, by rule; ``onnx``, the route to its
+    graphs (``builder`` or ``torch``), and ``no_onnx``, why there is none.
     """
 
     model: str
@@ -57,6 +67,10 @@ class Inspection:
     largest_ratio: float
     widths: tuple[WidthSummary, ...]
     untouched: Mapping[str, str]
+    least: Cost
+    runs_on: tuple[Verdict, ...]
+    onnx: str | None
+    no_onnx: str | None
     discovered: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -74,6 +88,9 @@ def inspect(model: str | Path, options: TraceOptions = TraceOptions()) -> Inspec
     found = model_class(config)
     family = describe(config, found)
     graph = trace(config, model_type=found, options=options)
+    least = {width.name: reachable_counts(width, None)[0] for width in graph.widths}
+    smaller = _smaller(config, found, graph)
+    why_not = _why_no_onnx(smaller)
     widths = (*(_summary(graph, width) for width in graph.widths), *(_depth_summary(graph, d) for d in graph.depth))
     return Inspection(
         model=str(model),
@@ -86,8 +103,35 @@ def inspect(model: str | Path, options: TraceOptions = TraceOptions()) -> Inspec
         largest_ratio=largest_ratio(graph),
         widths=widths,
         untouched=untouched(graph),
+        least=graph.cost(graph.uniform(least)),
+        runs_on=tuple(each for each in compatibility(smaller) if each.runs != "unverified"),
+        onnx=None if why_not else "torch" if why_not_builder(smaller) else "builder",
+        no_onnx=why_not,
         discovered=str(family.proof) if family.proof is not None else None,
     )
+
+
+def _smaller(config: PreTrainedConfig, kind: type[PreTrainedModel], graph: PruningGraph) -> PreTrainedModel:
+    """A model with one unit less of each width that the stock class lets go, or of no width if it cannot be of all at
+    once; without weights.
+    """
+    counts = {width.name: width.stock[-2] for width in graph.widths if len(width.stock) > 1}
+    try:
+        smaller = compact_config(config, graph, counts)
+    except Exception:  # noqa: BLE001 whatever a configuration raises for sizes that it cannot have
+        smaller = config
+    return weightless(stock_class(kind, smaller), smaller)
+
+
+def _why_no_onnx(model: PreTrainedModel) -> str | None:
+    """Why no ONNX package can be made of a model, or None; its tokenizer is not looked for."""
+    try:
+        check_exportable(model, None, OnnxOptions())
+    except TokenizerError:
+        return None
+    except LpcError as error:
+        return str(error)
+    return None
 
 
 def _prunable(graph: PruningGraph) -> float:

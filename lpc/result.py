@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from exporters.files import MODEL_FILE, sha256, staged_folder, write_text
 from exporters.hf import Processor
 from exporters.onnx import ExportReport
-from exporters.options import DEFAULT_EXPORTS
+from exporters.options import DEFAULT_EXPORTS, IdRows, OnnxOptions
 from exporters.registry import EXPORTERS, Exports, chosen
 from exporters.runtimes import compatibility
 from lpc.answering import answers_of
@@ -44,7 +44,7 @@ class Result:
     ``report`` holds the numbers so far; saving adds those of the checkpoint and of the ONNX package. ``recipe`` is
     there if the run kept what it had done, in the folder ``report.run.checkpoints``; ``options`` are those of the run,
     for ``recipe.yaml``; ``command`` is what was typed; ``judge`` measures an ONNX folder on what
-    was held out.
+    was held out; ``rows`` are what the model was tuned on, by which int4's codes are chosen.
     """
 
     program: Program
@@ -54,6 +54,7 @@ class Result:
     options: CompressOptions | None = None
     command: str | None = None
     judge: Callable[[Path], Quality] | None = None
+    rows: IdRows | None = None
 
     @classmethod
     def of(
@@ -219,10 +220,10 @@ class Result:
         """Run the exporters until one fails; what that one wrote is removed."""
         program, names, steps = self.program, list(exports), list[Pass]()
         for position, name in enumerate(names):
-            exporter, folder = EXPORTERS[name], stage / name
+            exporter, folder, options = EXPORTERS[name], stage / name, self._with_rows(exports[name])
             try:
-                exporter.check(self.model, self.processor, exports[name])
-                steps.append(exporter.make(folder, self.processor, exports[name]))
+                exporter.check(self.model, self.processor, options)
+                steps.append(exporter.make(folder, self.processor, options))
                 run = RunContext(progress=progress, checkpoints=self.run_folder).inside(EXPORTS).inside(name)
                 program = Pipeline(steps[-1:])(program, run).program
             except (LpcError, KeyboardInterrupt) as error:
@@ -233,6 +234,10 @@ class Result:
                 later = dict.fromkeys(names[position + 1 :], f"{name} failed before it")
                 return Done(program, steps, {name: why, **later}, error)
         return Done(program, steps, {}, None)
+
+    def _with_rows(self, options: Any) -> Any:
+        """The options of an exporter, with what the model was tuned on where it can use that."""
+        return replace(options, rows=self.rows) if isinstance(options, OnnxOptions) else options
 
 
 @dataclass(frozen=True)

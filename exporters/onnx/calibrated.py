@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from exporters.onnx.blockwise import Blocks, coded, in_blocks, ranges_of
 from exporters.onnx.rewrite import rewritten
 from exporters.onnx.session import OnnxModel
+from exporters.options import IdRows
 from passes.errors import DataError
 
 WINDOWS, TOKENS = 16, 512
@@ -31,7 +32,7 @@ LAZY = 128
 """Columns whose errors are made good at once in those behind them."""
 
 
-def grams(path: Path, names: Iterable[str], text: Path) -> dict[str, torch.Tensor]:
+def grams(path: Path, names: Iterable[str], text: Path | IdRows) -> dict[str, torch.Tensor]:
     """X^T X (inputs, inputs) of the values of these names, X being all rows that the graph gives them on the text.
 
     Each row of X is scaled to the same length. Some tokens, most often the first, have hidden activations thousands of
@@ -51,7 +52,7 @@ def grams(path: Path, names: Iterable[str], text: Path) -> dict[str, torch.Tenso
     with rewritten(path, shown) as new:
         graph = OnnxModel(new)
         found: dict[str, torch.Tensor] = {}
-        for window in windows(path.parent, text):
+        for window in windows(path.parent, text) if isinstance(text, Path) else spread(text):
             answer = graph(_feeds(graph, window))
             for name in wanted:
                 rows = torch.nn.functional.normalize(answer[name].flatten(0, -2), dim=-1)
@@ -75,6 +76,13 @@ def windows(folder: Path, text: Path) -> Iterator[torch.Tensor]:
     starts = np.linspace(0, len(ids) - tokens, min(WINDOWS, len(ids) // tokens)).astype(int)
     for start in starts:
         yield ids[None, start : start + tokens]
+
+
+def spread(rows: IdRows) -> Iterator[torch.Tensor]:
+    """Token ids (1, tokens) of evenly spaced rows, as many as a text would give."""
+    count = min(len(rows), max(1, WINDOWS * TOKENS // len(rows[0]["input_ids"])))
+    for index in np.linspace(0, len(rows) - 1, count).astype(int):
+        yield torch.as_tensor(rows[int(index)]["input_ids"])[None]
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: Path) -> torch.Tensor:

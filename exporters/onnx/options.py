@@ -15,7 +15,7 @@ from exporters.files import ENCODER_FILE as ENCODER_FILE
 from exporters.files import MODEL_FILE as MODEL_FILE
 from exporters.onnx.precision import FLOAT32, PRECISIONS, STORED, Precision
 from exporters.options import CALIBRATED, OnnxOptions
-from passes.models import Parity
+from passes.models import Parity, Task, task_of
 from passes.options import AUTO
 
 DATA_FILE = f"{MODEL_FILE}.data"
@@ -64,7 +64,9 @@ def settled(options: OnnxOptions, model: PreTrainedModel) -> tuple[OnnxOptions, 
     stored = STORED.get(model.dtype, FLOAT32.name)
     names = dict.fromkeys(stored if name == AUTO else name for name in options.precision)
     text = {name: options.calibration if name == CALIBRATED else None for name in names}
-    return tuple(replace(options, precision=(name,), calibration=text[name]) for name in names)
+    speaks = options.rounding == AUTO and task_of(model) is Task.CAUSAL_LM
+    rows = {name: options.rows if name == CALIBRATED and speaks else None for name in names}
+    return tuple(replace(options, precision=(name,), calibration=text[name], rows=rows[name]) for name in names)
 
 
 def precision_of(options: OnnxOptions) -> Precision:

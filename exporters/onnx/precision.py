@@ -126,7 +126,7 @@ for each in (
     FLOAT16,
     _stored(torch.bfloat16),
     _stored(torch.float16),
-    _quantised(8, tolerance=0.3),
+    _quantised(8, tolerance=1.0),
     replace(FLOAT32, name="int8-dynamic", tolerance=0.5, tie=2e-2, writer=quantise_dynamic, first=FLOAT32),
     _quantised(4, tolerance=4.0),
 ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import onnx_ir as ir
+import psutil
 import torch
 
 from exporters.onnx.blockwise import Blocks, in_blocks
@@ -20,6 +22,11 @@ from exporters.options import OnnxOptions
 from passes.models import Parity
 
 Kind = Literal["weight", "head", "embedding"]
+
+logger = logging.getLogger(__name__)
+
+FREE_FOR_GRAMS = 3
+"""So many times what the products of a calibration text with themselves take must be free, if nobody asked for them."""
 
 INT8_PRODUCTS = 4
 """The accuracy level of MatMulNBits whose products are of int8: the fast one on CPU."""
@@ -34,14 +41,33 @@ def quantise(path: Path, options: OnnxOptions, *, bits: int) -> tuple[Parity, ..
     """
     known: Mapping[str, torch.Tensor] = {}
     solved_for: dict[str, torch.Tensor] = {}
-    if bits == 4 and options.calibration is not None:
-        calibrated = [reader for reader in readers(ir.load(path).graph) if reader.kind == "weight"]
-        known = grams(path, [each.input for each in calibrated], options.calibration)
+    calibrated = _calibrated(path, options) if bits == 4 else []
+    text = options.calibration or options.rows
+    if calibrated and text is not None:
+        known = grams(path, [each.input for each in calibrated], text)
         solved_for = {str(each.node.outputs[0].name): known[each.input] for each in calibrated}
     with rewritten(path, partial(_quantise, options=options, bits=bits, known=known)) as new:
         proof = compare(ir.load(path), new, bits, solved_for)
         put_in_place(new, path)
     return proof
+
+
+def _calibrated(path: Path, options: OnnxOptions) -> list[WeightUse]:
+    """The products whose codes a text chooses: none without one, nor where nobody named it and memory is short."""
+    if options.calibration is None and options.rows is None:
+        return []
+    found = [reader for reader in readers(ir.load(path).graph) if reader.kind == "weight"]
+    needed = 4 * sum(width**2 for width in {each.input: each.shape[1] for each in found}.values())
+    free = int(psutil.virtual_memory().available)
+    if options.calibration is None and FREE_FOR_GRAMS * needed > free:
+        logger.warning(
+            "int4 has the nearest codes: to choose them on the data takes %.1f GB, of %.1f free; --calibration FILE "
+            "does it all the same",
+            needed / 1e9,
+            free / 1e9,
+        )
+        return []
+    return found
 
 
 def quantise_streamed(

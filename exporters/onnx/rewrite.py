@@ -50,13 +50,14 @@ def put_in_place(new: Path, path: Path) -> None:
             (path.parent / name).unlink(missing_ok=True)
 
 
-def matrices(graph: ir.Graph) -> Iterator[ir.Value]:
-    """The initializers that are matrices of fp32, but for tables of angles; what is in fewer bits, such as ALiBi's
-    slopes, the model rounds itself.
+def matrices(graph: ir.Graph, *, stacks: bool = False) -> Iterator[ir.Value]:
+    """The initializers that are matrices of fp32, or ``stacks`` of such (experts), but for tables of angles; what is in
+    fewer bits, such as ALiBi's slopes, the model rounds itself.
     """
+    axes = (2, 3) if stacks else (2,)
     for value in graph.initializers.values():
         table = any(user.op_type == GROUP_QUERY_NODE for user, _ in value.uses())
-        if value.dtype == ir.DataType.FLOAT and len(value.shape or ()) == 2 and not table:
+        if value.dtype == ir.DataType.FLOAT and len(value.shape or ()) in axes and not table:
             yield value
 
 

@@ -17,7 +17,9 @@ from passes.models import Parity
 
 
 def store(path: Path, options: OnnxOptions, *, dtype: torch.dtype) -> tuple[Parity, ...]:
-    """Store every matrix of the graph in ``dtype``, with a ``Cast`` behind it. Proven: to rounding, bit for bit."""
+    """Store every matrix of the graph, or stack of such, in ``dtype``, with a ``Cast`` behind it. Proven: to rounding,
+    bit for bit.
+    """
     with rewritten(path, partial(_narrow, dtype=dtype)) as new:
         parity = _compare(ir.load(path), new, dtype)
         put_in_place(new, path)
@@ -36,7 +38,7 @@ def store_streamed(
 
 def _narrow(model: ir.Model, dtype: torch.dtype) -> None:
     graph, kind = model.graph, from_torch_dtype(dtype)
-    for value in list(matrices(graph)):
+    for value in list(matrices(graph, stacks=True)):
         narrow = lazily(f"{value.name}.stored", partial(_rounded, value, dtype), kind, value.shape.numpy())
         cast = ir.node("Cast", [narrow], {"to": value.dtype.value}, name=f"{value.name}.widened")
         wide = cast.outputs[0]
@@ -55,7 +57,7 @@ def _rounded(value: ir.Value, dtype: torch.dtype) -> torch.Tensor:
 def _compare(old: ir.Model, new: Path, dtype: torch.dtype) -> Parity:
     """The stored numbers are the old ones, rounded."""
     stored = ir.load(new).graph.initializers
-    for value in matrices(old.graph):
+    for value in matrices(old.graph, stacks=True):
         found = torch.from_numpy(array_of(stored[f"{value.name}.stored"]).view("int16")).view(dtype)
         if not found.isfinite().all():
             raise PostconditionError(f"export: {value.name} is too large for {dtype}: take bf16 or fp32")

@@ -18,7 +18,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from exporters.onnx import vendor
-from exporters.onnx.experts import traceable_experts
+from exporters.onnx.expert_loops import put_loops
+from exporters.onnx.experts import Mixtures, traceable_experts
 from exporters.onnx.torch_caches import RUN_ERRORS
 from passes.errors import UnsupportedModelError
 from passes.models import reason
@@ -48,7 +49,7 @@ def trace_to_onnx(model: PreTrainedModel, wrapper: nn.Module, tracing: Tracing, 
     cannot trace it.
     """
     try:
-        with _ready_to_trace(model):
+        with _ready_to_trace(model) as mixtures:
             program = torch.onnx.export(
                 wrapper.eval(),
                 tracing.sample,
@@ -59,6 +60,8 @@ def trace_to_onnx(model: PreTrainedModel, wrapper: nn.Module, tracing: Tracing, 
                 dynamic_shapes=tracing.dynamic,
                 verbose=False,
             )
+            if program is not None:
+                put_loops(program.model, mixtures, opset)
     except (torch.onnx.errors.OnnxExporterError, *RUN_ERRORS) as error:
         message = f"torch.onnx.export cannot trace {type(model).__name__} ({model.config.model_type}): {_root(error)}"
         raise UnsupportedModelError(message) from error
@@ -74,19 +77,19 @@ def trace_to_onnx(model: PreTrainedModel, wrapper: nn.Module, tracing: Tracing, 
 
 
 @contextmanager
-def _ready_to_trace(model: PreTrainedModel) -> Iterator[None]:
+def _ready_to_trace(model: PreTrainedModel) -> Iterator[Mixtures]:
     loggers = (logging.getLogger("torch.onnx"), logging.getLogger(vendor.REGISTRATION))
     levels = [each.level for each in loggers]
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(vendor.no_fake_tensor_cache())
-        stack.enter_context(traceable_experts(model))
+        mixtures = stack.enter_context(traceable_experts(model))
         stack.enter_context(vendor.Instead(functional.scaled_dot_product_attention, _grouped_attention))
         stack.enter_context(vendor.exporter_warnings_off())
         for each in loggers:
             each.setLevel(logging.ERROR)
         try:
-            yield
+            yield mixtures
         finally:
             for each, level in zip(loggers, levels, strict=True):
                 each.setLevel(level)

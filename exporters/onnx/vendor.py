@@ -7,30 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch._dynamo import config as dynamo_config
 from torch.overrides import TorchFunctionMode
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-EXPERTS = ("has_gate", "has_bias", "is_transposed", "_apply_gate")
 REGISTRATION = "torch.onnx._internal.exporter._registration"
 """The logger that misses torchvision's operators, which no transformer needs."""
-
-
-def is_expert_stack(module: object) -> bool:
-    """transformers: whether a module is its stack of experts, whose implementation can be exchanged."""
-    return all(hasattr(module, name) for name in EXPERTS)
-
-
-def gated(experts: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """transformers: ``_apply_gate``, the gate and the activation of one expert, which each model defines."""
-    inner: torch.Tensor = experts._apply_gate(hidden)
-    return inner
-
-
-def register_experts(name: str, function: Callable[..., torch.Tensor]) -> None:
-    """transformers: ``ALL_EXPERTS_FUNCTIONS``, its list of implementations of experts, which has no public door."""
-    ALL_EXPERTS_FUNCTIONS.register(name, function)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lpc.cli.alike import alike, spread
 from lpc.cli.console import print_json, print_line, print_table
 from lpc.progress import clocked
-from lpc.report import Report, asked_words, heldout_rows, runs_on, size_rows, speed_rows
+from lpc.report import SPEED_HEADER, Report, asked_words, heldout_rows, runs_on, size_rows, speed_rows, unsure_line
 
 if TYPE_CHECKING:
     from exporters.onnx import OnnxPackage
@@ -165,6 +165,12 @@ def show_cell(cell: Cell, outcome: Outcome, out: Path, *, as_json: bool) -> bool
     return not failed
 
 
+ROUTES = {
+    "builder": "the graph is written from the weights, and verified against torch",
+    "torch": "the graph is traced by torch.onnx.export, and verified against torch",
+}
+
+
 def show_inspection(inspection: Inspection, *, as_json: bool) -> None:
     """``lpc inspect``."""
     if as_json:
@@ -194,6 +200,12 @@ def show_inspection(inspection: Inspection, *, as_json: bool) -> None:
         f"{inspection.prunable:.1%} of the parameters belong to units that can go, "
         f"at most {inspection.largest_ratio:.4f} of all can be removed{rounded}"
     )
+    shares = {name: getattr(inspection.least, name) / getattr(cost, name) for name in vars(cost) if getattr(cost, name)}
+    print_line(f"budgets go down to {', '.join(f'{name}={share:.3f}' for name, share in shares.items())}")
+    values = {"compatibility": [{**vars(each), "evidence": each.evidence} for each in inspection.runs_on]}
+    for line in runs_on(values):
+        print_line(f"a smaller checkpoint {line}")
+    print_line(f"ONNX: {inspection.no_onnx or ROUTES[inspection.onnx or '']}")
 
 
 def show_packages(packages: Sequence[OnnxPackage], out: Path, *, as_json: bool) -> None:
@@ -222,7 +234,9 @@ def show_benchmark(benchmark: Benchmark, *, as_json: bool) -> None:
     if as_json:
         print_json(values)
         return
-    print_table("onnxruntime, milliseconds (median)", ["", "dense", "pruned", "ratio"], speed_rows(values))
+    print_table("onnxruntime, milliseconds (median)", SPEED_HEADER, speed_rows(values))
+    if told := unsure_line(values):
+        print_line(told)
     for each in benchmark.skipped:
         print_line(f"left out: {each.phase}, batch {each.batch}, {each.tokens} tokens, past {each.past}: {each.reason}")
     for name, footprint in benchmark.models.items():

@@ -239,7 +239,7 @@ def _check_generation(built: Sequence[Built], subjects: tuple[Subject, ...]) -> 
 
     leaves = [task for each in built for task in harness.leaves(each.tasks)]
     generating = [task.task_name for task in leaves if task.OUTPUT_TYPE == "generate_until"]
-    if generating and any(subject.backend == "onnx" for subject in subjects):
+    if generating and any(subject.engine == "onnx" for subject in subjects):
         raise OptionError(
             f"task {', '.join(generating)} generates text, which lm-eval's onnxruntime backend does not: "
             "use backend hf or genai"

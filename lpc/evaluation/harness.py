@@ -87,7 +87,7 @@ def open_backend(
                 prefix_token_id=prefix,
             )
         else:
-            kind = OrtBackend if subject.backend == "onnx" else GenaiBackend
+            kind = OrtBackend if subject.engine == "onnx" else GenaiBackend
             backend = kind(subject.folder, max_length=context_length, prefix=prefix)
     except LpcError:
         raise

@@ -84,7 +84,8 @@ class Kept:
         parts = [name.replace("/", "_")]
         parts += [f"{fewshot}shot"] if fewshot is not None else []
         parts += [f"first{task.limit}"] if task.limit is not None else []
-        return self.folder / HOME / f"{subject.model}-{subject.backend}" / ".".join(parts)
+        backend = subject.backend.replace(" ", "-")
+        return self.folder / HOME / f"{subject.model}-{backend}" / ".".join(parts)
 
     def read(self, place: Path, key: str) -> Found | None:
         """The result that lies there, if it is whole and was made from the same."""
@@ -103,7 +104,7 @@ class Kept:
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            save_as_lm_eval(found, partial, LM_EVAL_NAMES[subject.backend], str(subject.folder.absolute()))
+            save_as_lm_eval(found, partial, LM_EVAL_NAMES[subject.engine], str(subject.folder.absolute()))
             write_text(partial / NOTE, json.dumps(asdict(note), indent=1) + "\n")
             shutil.rmtree(place, ignore_errors=True)
             os.replace(partial, place)

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from exporters.files import PRECISION_ENTRY
+from exporters.options import PRECISION_NAMES
 from lpc.options import BACKENDS
 from lpc.source import load_config
 from passes.errors import DataError, MissingFileError, OptionError, UnsupportedModelError
@@ -20,16 +21,24 @@ __all__ = ["Subject", "context_limit", "find_subjects", "tolerance_of", "weight_
 
 @dataclass(frozen=True)
 class Subject:
-    """One model for one backend. ``folder`` holds its configuration and tokenizer; ``live`` is a model in memory."""
+    """One model for one backend. ``folder`` holds its configuration and tokenizer; ``live`` is a model in memory.
+
+    Of several packages ``backend`` also names the precision, such as ``onnx int4``.
+    """
 
     model: str
     backend: str
     folder: Path
     live: PreTrainedModel | None = None
 
+    @property
+    def engine(self) -> str:
+        """The backend alone: hf, onnx or genai."""
+        return self.backend.partition(" ")[0]
+
 
 def find_subjects(folder: Path, backend: str, dense: Path | PreTrainedModel | None) -> tuple[Subject, ...]:
-    """The dense model, then what is in the folder, in the order hf, onnx, genai.
+    """The dense model, then what is in the folder, in the order hf, onnx, genai; of several packages each.
 
     ``folder`` is an output of ``lpc compress``, a Hugging Face checkpoint or an ONNX folder. Without ``dense``, the
     source that the manifest names is used if it is a local folder that still exists. Raises `MissingFileError`,
@@ -41,11 +50,15 @@ def find_subjects(folder: Path, backend: str, dense: Path | PreTrainedModel | No
         raise MissingFileError(f"no such folder: {folder}")
     manifest = _read_json(folder / "lpc.json")
     name = "model" if manifest is None else "pruned"
-    checkpoint, package = _checkpoint(folder), _package(folder)
-    _check_causal(checkpoint or package)
-    homes = {"hf": checkpoint, "onnx": package, "genai": _with_genai(package)}
+    checkpoint, packages = _checkpoint(folder), _packages(folder)
+    _check_causal(checkpoint or next(iter(packages.values()), None))
+    homes = {
+        "hf": {} if checkpoint is None else {"": checkpoint},
+        "onnx": packages,
+        "genai": {each: home for each, home in packages.items() if (home / "genai_config.json").is_file()},
+    }
     wanted = BACKENDS if backend == "all" else (backend,)
-    found = [Subject(name, each, home) for each in wanted if (home := homes[each]) is not None]
+    found = [Subject(name, f"{each}{more}", home) for each in wanted for more, home in homes[each].items()]
     if not found:
         missing = {"hf": "a checkpoint (config.json and *.safetensors)", "onnx": "an ONNX model", "all": "a model"}
         what = missing.get(backend, "an ONNX package with genai_config.json")
@@ -124,12 +137,15 @@ def _checkpoint(folder: Path) -> Path | None:
     return next((h for h in homes if (h / "config.json").is_file() and any(h.glob("*.safetensors"))), None)
 
 
-def _package(folder: Path) -> Path | None:
-    return next((home for home in (folder / "onnx", folder) if any(home.glob("*.onnx"))), None)
-
-
-def _with_genai(package: Path | None) -> Path | None:
-    return package if package is not None and (package / "genai_config.json").is_file() else None
+def _packages(folder: Path) -> dict[str, Path]:
+    """The ONNX package, or those of several precisions by what stands behind the backend's name."""
+    for home in (folder / "onnx", folder):
+        if any(home.glob("*.onnx")):
+            return {"": home}
+        named = {path.parent.name: path.parent for path in sorted(home.glob("*/*.onnx"))}
+        if several := {f" {name}": each for name, each in named.items() if name in PRECISION_NAMES.known()}:
+            return several
+    return {}
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 from peft import PeftModel
 from torch.utils.data import Subset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from exporters.options import IdRows
 from lpc.data import (
     SPLIT_SEED,
     BlockDataset,
@@ -84,6 +85,11 @@ class Material:
     answer: Answerer | None = None
     options: DataOptions = DataOptions()
     notes: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> IdRows:
+        """The training data of a language model, by index."""
+        return cast("IdRows", self.train)
 
 
 LEAST_HELD = 3

@@ -9,6 +9,14 @@ from passes.errors import OptionError
 from passes.options import Group, check, option
 
 
+def _counts(text: str) -> tuple[int, ...]:
+    """Whole numbers between commas. Raises OptionError."""
+    try:
+        return tuple(int(each) for each in text.split(","))
+    except ValueError:
+        raise OptionError(f"benchmark threads are whole numbers, such as 1,2, not {text!r}") from None
+
+
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkOptions:
     """What is timed and how often.
@@ -26,8 +34,15 @@ class BenchmarkOptions:
         common=True,
     )
     warmup: int = option(2, noun="benchmark warmup", least=0, help="Uncounted rounds before them.")
-    threads: int | None = option(
-        None, noun="benchmark threads", least=1, help="Threads of onnxruntime; by default one a core."
+    threads: tuple[int, ...] | None = option(
+        None,
+        noun="benchmark threads",
+        least=1,
+        help="Threads of onnxruntime, one after the other if they are several; by default one a core.",
+        group=Group.ADVANCED,
+        metavar="N,...",
+        words=str,
+        read=_counts,
     )
     batches: tuple[int, ...] = option((1, 8), noun="benchmark batches", least=1, help="Sequences at once.")
     prefill_tokens: tuple[int, ...] = option(
@@ -49,8 +64,10 @@ class BenchmarkOptions:
         check(self)
         if not self.batches or not (self.prefill_tokens or self.decode_pasts):
             raise OptionError("benchmark needs a batch size, and a prefill length or a decode length")
+        if self.threads is not None and not 0 < len(set(self.threads)) == len(self.threads):
+            raise OptionError("benchmark threads: name each number once, and at least one")
 
     @property
-    def thread_count(self) -> int:
-        """Threads that onnxruntime gets."""
-        return self.threads or os.cpu_count() or 1
+    def thread_counts(self) -> tuple[int, ...]:
+        """Threads that onnxruntime gets, one after the other."""
+        return self.threads or (os.cpu_count() or 1,)

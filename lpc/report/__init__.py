@@ -5,6 +5,7 @@ from lpc.report.front import HIGHER_IS_BETTER, QUALITIES, pareto_front
 from lpc.report.manifest import complete, record, write_manifest
 from lpc.report.page import comparison_page, family_page
 from lpc.report.render import (
+    SPEED_HEADER,
     asked_words,
     heldout_rows,
     package_rows,
@@ -13,6 +14,7 @@ from lpc.report.render import (
     size_rows,
     speed_rows,
     table,
+    unsure_line,
 )
 from lpc.report.report import BeforeAfter, Completed, HeldOut, Merging, PackageCost, PredictedLatency, Report
 from lpc.report.untouched import untouched
@@ -20,6 +22,7 @@ from lpc.report.untouched import untouched
 __all__ = [
     "HIGHER_IS_BETTER",
     "QUALITIES",
+    "SPEED_HEADER",
     "BeforeAfter",
     "Completed",
     "HeldOut",
@@ -43,6 +46,7 @@ __all__ = [
     "size_rows",
     "speed_rows",
     "table",
+    "unsure_line",
     "untouched",
     "write_manifest",
 ]

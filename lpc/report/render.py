@@ -212,29 +212,48 @@ def _differences(evaluation: Mapping[str, Any]) -> str:
     return f"\n\n{how}\n\n" + text_table(header, rows) if rows else ""
 
 
+SPEED_HEADER = ["", "dense", "pruned", "ratio", "its quartiles", "tokens/s"]
+
+
 def speed_rows(benchmark: Mapping[str, Any]) -> list[list[str]]:
-    """Rows of a call, dense and pruned median in milliseconds, and the ratio measured pair by pair."""
-    calls: dict[tuple[str, int, int, int], dict[str, float]] = {}
-    marked: set[tuple[str, int, int, int]] = set()
+    """Rows of ``SPEED_HEADER``: a call, medians in ms, the ratio pair by pair, and the rate of the pruned model."""
+    calls: dict[tuple[Any, ...], dict[str, Mapping[str, Any]]] = {}
     for run in benchmark["runs"]:
-        key = (run["phase"], run["batch"], run["tokens"], run["past"])
-        calls.setdefault(key, {})[run["model"]] = run["ms_median"]
-        marked |= {key} if run["beyond_context"] else set()
-    rows = []
-    for (phase, batch, tokens, past), medians in calls.items():
-        times = [f"{medians[model]:.2f}" if model in medians else "–" for model in ("dense", "pruned")]
-        ratio = benchmark["ratios"].get(f"{phase}_b{batch}_t{tokens}_p{past}")
+        key = tuple(run.get(each) for each in ("phase", "batch", "tokens", "past", "threads"))
+        calls.setdefault(key, {})[run["model"]] = run
+    several, rows = len({key[-1] for key in calls}) > 1, []
+    for (phase, batch, tokens, past, threads), runs in calls.items():
+        times = [f"{runs[model]['ms_median']:.2f}" if model in runs else "–" for model in ("dense", "pruned")]
         what = f"1 token, past {past}" if phase == "decode" else f"{tokens} tokens" if tokens else "1 image a row"
-        what += " (beyond the context: speed only)" if (phase, batch, tokens, past) in marked else ""
-        rows.append([f"{phase}, batch {batch}, {what}", *times, "–" if ratio is None else f"{ratio:.2f}"])
+        what += f", {threads} thread{'s' if threads > 1 else ''}" if several else ""
+        last = next(reversed(runs.values()))
+        what += " (beyond the context: speed only)" if last["beyond_context"] else ""
+        rows.append([f"{phase}, batch {batch}, {what}", *times, *_ratio(last), _rate(last)])
     return rows
+
+
+def _ratio(run: Mapping[str, Any]) -> tuple[str, str]:
+    if run.get("ratio") is None:
+        return "–", "–"
+    low, middle, high = run["ratio"]
+    return f"{middle:.2f}", f"{low:.2f}–{high:.2f}"
+
+
+def _rate(run: Mapping[str, Any]) -> str:
+    return f"{run['tokens_per_s']:,.0f}" if run.get("tokens_per_s") else "–"
+
+
+def unsure_line(benchmark: Mapping[str, Any]) -> str:
+    """That the machine was too busy to tell, and of which calls; empty where it was not."""
+    found = benchmark.get("unsure")
+    return f"the machine was too busy to tell: {'; '.join(found)}. Time them again when it is quiet" if found else ""
 
 
 def _speed(benchmark: Mapping[str, Any]) -> str:
     skipped = [f"- {each['phase']} {each['tokens']}+{each['past']}: {each['reason']}" for each in benchmark["skipped"]]
     left_out = "\n\nLeft out:\n" + "\n".join(skipped) if skipped else ""
-    header = ["", "dense", "pruned", "ratio"]
-    return "## onnxruntime, milliseconds (median)\n\n" + table(header, speed_rows(benchmark)) + left_out
+    unsure = f"\n\nNote: {told}." if (told := unsure_line(benchmark)) else ""
+    return "## onnxruntime, milliseconds (median)\n\n" + table(SPEED_HEADER, speed_rows(benchmark)) + unsure + left_out
 
 
 def compatibility_rows(manifest: Mapping[str, Any]) -> list[list[str]]:

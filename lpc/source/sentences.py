@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from passes.errors import ModelError, UnsupportedModelError
-from passes.models import Pooling, PoolingMode, SentenceFiles, Task, embeds, task_of, vendor
+from passes.models import Pooling, PoolingMode, SentenceFiles, Task, embeds, quiet, task_of, unreadable, vendor
+from passes.places import Place
 from passes.stored import read_json, read_json_list
 
-__all__ = ["MODULES_FILE", "as_embedding", "headless_name", "read_pooling"]
+__all__ = ["MODULES_FILE", "as_embedding", "headless_name", "read_pooling", "sentence_folder"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +34,10 @@ MODES = {
 
 MADE_ANEW = frozenset({"config.json", "generation_config.json", "README.md", "tokenizer.json", "tokenizer_config.json"})
 """Files that are written for the smaller model."""
-WEIGHTS = (".safetensors", ".bin", ".h5", ".ot", ".msgpack", ".onnx", ".onnx_data", ".pt", ".pth", ".ckpt", ".gguf")
-"""How the names of files end that hold the dense model's weights, in whatever format."""
+WEIGHTS = (
+    ".safetensors", ".bin", ".h5", ".ot", ".msgpack", ".onnx", ".onnx_data", ".pt", ".pth", ".ckpt", ".gguf", ".xml",
+)  # fmt: skip
+"""How the names of files end that hold the dense model's weights, in whatever format (.xml: OpenVINO's graph)."""
 LARGEST = 16 << 20
 """Bytes of a file that is taken along."""
 
@@ -54,9 +58,33 @@ def as_embedding(model: PreTrainedModel, folder: Path | None) -> tuple[str, ...]
     return (f"an embedding model; no {MODULES_FILE} says how its vectors are pooled, so: {pooling}",)
 
 
-def headless_name(folder: Path | None, config: PreTrainedConfig) -> str | None:
-    """The class that sentence-transformers would load of a folder, whatever head its configuration names; else None."""
-    if folder is None or not (folder / MODULES_FILE).is_file():
+def sentence_folder(place: Place) -> Path | None:
+    """Where what lies beside a model's weights is: its folder; of a hub model of sentence-transformers, its snapshot in
+    the hub's cache, fetched but for the weights. None where there is none, and for GGUF files.
+
+    Raises ModelError if the hub gives only a part.
+    """
+    if place.folder is not None or not _has_modules(place):
+        return place.folder if place.gguf is None else None
+    try:
+        with quiet():
+            return Path(snapshot_download(place.name, ignore_patterns=[f"*{end}" for end in WEIGHTS]))
+    except Exception as error:
+        raise unreadable(place.name, f"files that {MODULES_FILE} names", error) from error
+
+
+def _has_modules(place: Place) -> bool:
+    """Whether a place is one of sentence-transformers."""
+    if place.gguf is not None:
+        return False
+    if place.folder is not None:
+        return (place.folder / MODULES_FILE).is_file()
+    return vendor.cached_or_none(place.name, MODULES_FILE) is not None
+
+
+def headless_name(place: Place, config: PreTrainedConfig) -> str | None:
+    """The class that sentence-transformers would load of a place, whatever head its configuration names; else None."""
+    if not _has_modules(place):
         return None
     return next((each.__name__ for each in vendor.classes_for("AutoModel", config)), None)
 

@@ -24,7 +24,7 @@ from lpc.source.adapters import brings_embeddings, load_adapter, named_base, pla
 from lpc.source.handed import check_as_built, check_handed, without_hooks
 from lpc.source.placing import placed
 from lpc.source.processors import check_processor, find_processor, processor_of
-from lpc.source.sentences import as_embedding, headless_name, read_pooling
+from lpc.source.sentences import as_embedding, headless_name, read_pooling, sentence_folder
 from passes.discovery import describe
 from passes.errors import LpcError, ModelError, OptionError, UnsupportedModelError
 from passes.families import check_dense, family_of
@@ -189,7 +189,7 @@ def _config_at(place: Place, trust_remote_code: bool) -> PreTrainedConfig:
             ) from error
         raise unreadable(place.name, "config.json", error, values) from error
     check_declared(config.to_dict(), place.name)
-    headless = headless_name(place.folder, config) if place.gguf is None and not has_own_sizes(config) else None
+    headless = None if has_own_sizes(config) else headless_name(place, config)
     if headless is not None:
         config.architectures = [headless]
     return config
@@ -262,7 +262,7 @@ def _load_plain(
     check_loss(kind, config.model_type)
     check_padding(config, task_of(kind))
     describe(config, kind)
-    folder = place.folder if place.gguf is None else None
+    folder = sentence_folder(place)
     read_pooling(folder)  # what it refuses, it refuses before any weights are read
     loaded = load_model(kind, place, config, packing.arguments(config) if packing else None)
     _check_supported(loaded)

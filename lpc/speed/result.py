@@ -8,16 +8,21 @@ from typing import Any, Literal
 
 from lpc.options import BenchmarkOptions
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 ModelName = Literal["dense", "pruned"]
+
+APART, APART_ALONE = 1.25, 1.6
+"""The third quartile of a ratio over its first is about 1.05 on a quiet machine; so may the times of a model that is
+timed alone differ, the slowest tenth left out and the fastest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """One model's times on one call, in milliseconds; ``tokens_per_s`` counts new tokens of all sequences.
 
-    Of images, ``tokens`` and ``tokens_per_s`` are 0.
+    A prefill of one sequence is the time to its first token. ``ratio``: of the pruned model's runs to the dense one's
+    beside them, the quartiles; None where there is no dense one. Of images, ``tokens`` and ``tokens_per_s`` are 0.
 
     ``beyond_context``: the sequence is longer than the model's context.
     """
@@ -33,6 +38,21 @@ class Run:
     tokens_per_s: float
     repeats: int
     beyond_context: bool
+    threads: int
+    ratio: tuple[float, float, float] | None
+
+    @property
+    def unsure(self) -> bool:
+        """Whether the machine was too busy to tell."""
+        if self.ratio is None:
+            return self.ms_p90 > APART_ALONE * self.ms_p10
+        return self.ratio[2] > APART * self.ratio[0]
+
+    @property
+    def name(self) -> str:
+        """The call in words."""
+        past = f", past {self.past}" if self.past else ""
+        return f"{self.phase}, batch {self.batch}, {self.tokens} tokens{past}, {self.threads} threads"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +86,9 @@ class Skipped:
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """All measurements. ``ratios`` are pruned over dense: below 1 is smaller or faster."""
+    """All measurements. ``ratios`` are pruned over dense: below 1 is smaller or faster; of times, with the first number
+    of threads.
+    """
 
     machine: Mapping[str, Any]
     options: BenchmarkOptions
@@ -74,6 +96,11 @@ class Benchmark:
     runs: tuple[Run, ...]
     skipped: tuple[Skipped, ...]
     ratios: Mapping[str, float]
+
+    @property
+    def unsure(self) -> tuple[str, ...]:
+        """The calls for which the machine was too busy to tell."""
+        return tuple(run.name for run in self.runs if run.model == "pruned" and run.unsure)
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``benchmark.json``."""
@@ -85,4 +112,5 @@ class Benchmark:
             "runs": [asdict(run) for run in self.runs],
             "skipped": [asdict(each) for each in self.skipped],
             "ratios": dict(self.ratios),
+            "unsure": list(self.unsure),
         }

@@ -56,7 +56,7 @@ def benchmark(
     if against is not None:
         folders = {"dense": OnnxFolder.find(against), **folders}
     calls, skipped = _choose(options, list(folders.values()))
-    done, total = 0, len(folders) + turns(calls, options)
+    done, total = 0, len(folders) + len(options.thread_counts) * turns(calls, options)
 
     def tick(count: int) -> None:
         nonlocal done
@@ -68,16 +68,24 @@ def benchmark(
     for name, each in folders.items():
         footprints[name] = _footprint(each, calls, options)
         tick(1)
-    times = dict(zip(calls, time_models(folders, calls, options, tick), strict=True))
+    times = {
+        threads: dict(zip(calls, time_models(folders, calls, options, threads, tick), strict=True))
+        for threads in options.thread_counts
+    }
     context = _context(list(folders.values()))
-    runs = [_run(name, work, seconds, context) for work in calls for name, seconds in times[work].items()]
+    runs = [
+        _run(name, call, taken, threads, context)
+        for threads, by_call in times.items()
+        for call, taken in by_call.items()
+        for name in taken
+    ]
     found = Benchmark(
         machine=_machine(options),
         options=options,
         models=footprints,
         runs=tuple(runs),
         skipped=tuple(skipped),
-        ratios={**_time_ratios(times), **_size_ratios(footprints)},
+        ratios={**_time_ratios(times[options.thread_counts[0]]), **_size_ratios(footprints)},
     )
     record(folder, {BENCHMARK_FILE: json.dumps(found.to_json(), indent=1) + "\n"})
     return found
@@ -117,7 +125,8 @@ def _context(folders: Sequence[OnnxFolder]) -> int | None:
     return min((each.context_length for each in folders if each.context_length is not None), default=None)
 
 
-def _run(name: ModelName, call: Call, seconds: Sequence[float], context: int | None) -> Run:
+def _run(name: ModelName, call: Call, taken: Times, threads: int, context: int | None) -> Run:
+    seconds = taken[name]
     low, median, high = (float(1000 * value) for value in np.percentile(seconds, (10, 50, 90)))
     return Run(
         model=name,
@@ -128,6 +137,8 @@ def _run(name: ModelName, call: Call, seconds: Sequence[float], context: int | N
         tokens_per_s=call.batch * call.tokens / statistics.median(seconds),
         repeats=len(seconds),
         beyond_context=context is not None and call.length > context,
+        threads=threads,
+        ratio=_quartiles(taken) if name == "pruned" and "dense" in taken else None,
     )
 
 
@@ -135,7 +146,7 @@ def _footprint(folder: OnnxFolder, calls: Sequence[Call], options: BenchmarkOpti
     prefills = [each for each in calls if each.phase != "decode"]
     largest = max(prefills, key=lambda each: each.batch * each.tokens, default=None)
     batch, tokens = (largest.batch, largest.tokens) if largest else (1, 1)
-    arguments = [str(folder.path.parent), str(options.thread_count), str(batch), str(tokens)]
+    arguments = [str(folder.path.parent), str(options.thread_counts[0]), str(batch), str(tokens)]
     probe = _probe(arguments)
     return Footprint(
         path=str(folder.path),
@@ -163,11 +174,13 @@ def _probe(arguments: Sequence[str]) -> dict[str, Any]:
 
 def _time_ratios(times: Mapping[Call, Times]) -> dict[str, float]:
     """Pruned over dense, a call: the median over pairs of neighbouring runs."""
-    return {
-        call.key: float(np.median(np.array(both["pruned"]) / np.array(both["dense"])))
-        for call, both in times.items()
-        if "dense" in both
-    }
+    return {call.key: _quartiles(both)[1] for call, both in times.items() if "dense" in both}
+
+
+def _quartiles(both: Times) -> tuple[float, float, float]:
+    """Of the ratios of the pruned model's runs to the dense one's beside them."""
+    low, middle, high = np.percentile(np.array(both["pruned"]) / np.array(both["dense"]), (25, 50, 75))
+    return float(low), float(middle), float(high)
 
 
 def _size_ratios(footprints: Mapping[ModelName, Footprint]) -> dict[str, float]:
@@ -185,7 +198,7 @@ def _machine(options: BenchmarkOptions) -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": processor(),
         "cores": os.cpu_count(),
-        "threads": options.thread_count,
+        "threads": list(options.thread_counts),
         "load_average_1min": load,
         "python": platform.python_version(),
         "onnxruntime": onnxruntime.__version__,

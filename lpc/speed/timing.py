@@ -25,6 +25,7 @@ def time_models(
     folders: Mapping[ModelName, OnnxFolder],
     calls: Sequence[Call],
     options: BenchmarkOptions,
+    threads: int,
     tick: Callable[[int], None],
 ) -> list[Times]:
     """Seconds of every counted run of every model, a call; equally many for each model, and paired by index.
@@ -36,7 +37,7 @@ def time_models(
     found: list[Times] = [{name: [] for name in folders} for _ in calls]
     for half, rounds in enumerate(_halves(options)):
         names = list(folders) if half == 0 else list(folders)[::-1]
-        graphs = {name: Graph(folders[name], options.thread_count) for name in names} if rounds else {}
+        graphs = {name: Graph(folders[name], threads) for name in names} if rounds else {}
         for call, times in zip(calls, found, strict=True):
             if rounds:
                 _take_turns(graphs, call, rounds, options, times, tick)

@@ -10,6 +10,7 @@ from passes.criteria.measured_depth import MeasuredDepth
 from passes.criteria.obs import Obs
 from passes.criteria.portions import portions, room_on
 from passes.criteria.random import Random
+from passes.criteria.reap import Reap
 from passes.criteria.registry import (
     CRITERIA,
     CriterionEntry,
@@ -42,6 +43,7 @@ __all__ = [
     "Needs",
     "Obs",
     "Random",
+    "Reap",
     "SavedScores",
     "ScoreFunction",
     "Taylor",

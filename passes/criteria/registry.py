@@ -18,6 +18,7 @@ from passes.criteria.magnitude import Magnitude
 from passes.criteria.mask_fisher import MaskFisher
 from passes.criteria.obs import Obs, held_bytes
 from passes.criteria.random import Random
+from passes.criteria.reap import Reap
 from passes.criteria.taylor import Taylor
 from passes.criteria.wanda import Wanda
 from passes.errors import OptionError, UnsupportedModelError
@@ -156,6 +157,15 @@ _add(
     lambda graph, options, seed: Flap(graph, options),
     "Var(X_j)·‖W_:j‖₂² of the columns that read the unit, standardised a layer and kind (FLAP)",
     reads=("normalise", "smoothing"),
+    widths_only=True,
+    additive=True,
+)
+_add(
+    "reap",
+    Needs.ACTIVATIONS,
+    lambda graph, options, seed: Reap(graph, options),
+    "E[g·‖f(x)‖₂] over an expert's tokens, g its router's weight; all else as wanda (REAP)",
+    reads=("smoothing",),
     widths_only=True,
     additive=True,
 )

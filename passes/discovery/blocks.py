@@ -26,35 +26,39 @@ def fixed_of(model: nn.Module, kinds: Sequence[AttentionKind]) -> dict[str, str]
     known = {path for kind in kinds if kind.layouts for path in kind.paths}
     mixtures = {path for path, _ in mixtures_of(model)}
     found: dict[str, str] = {}
-    for layer_name, layer in layers_of(model):
-        for name, child in layer.named_children():
-            path = f"{layer_name}.{name}"
-            if any(f"{each}.".startswith(f"{path}.") for each in known):
-                continue
-            reason = _why_fixed(path, child, mixtures, kinds)
-            if reason is not None:
-                found.setdefault(_end(model, path, known), reason)
+    for path, child in blocks_of(model):
+        if any(f"{each}.".startswith(f"{path}.") for each in known):
+            continue
+        reason = _why_fixed(path, child, mixtures, kinds)
+        if reason is not None:
+            found.setdefault(_end(model, path, known), reason)
     return found
 
 
 def mlps_of(model: nn.Module, kinds: Sequence[AttentionKind], fixed: Mapping[str, str]) -> set[str]:
     """The ends of the paths of blocks that are no attention and hold several linear layers."""
     known, found = {path for kind in kinds for path in kind.paths}, set[str]()
-    for layer_name, layer in layers_of(model):
-        for name, child in layer.named_children():
-            path = f"{layer_name}.{name}"
-            mixes = any(f"{each}.".startswith(f"{path}.") for each in known)
-            several = sum(isinstance(each, nn.Linear | Conv1D) for each in child.modules()) > 1
-            if several and not mixes and not any(path.endswith(f".{end}") for end in fixed):
-                found.add(_end(model, path, known))
+    for path, child in blocks_of(model):
+        mixes = any(f"{each}.".startswith(f"{path}.") for each in known)
+        several = sum(isinstance(each, nn.Linear | Conv1D) for each in child.modules()) > 1
+        if several and not mixes and not any(path.endswith(f".{end}") for end in fixed):
+            found.add(_end(model, path, known))
     return found
 
 
-def layers_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The layers of a model, with their paths."""
+def blocks_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The blocks of all layers, with their paths: their children, and those of lists among these."""
     for path, stack in stacks_of(model).items():
         for number, layer in enumerate(stack):
-            yield f"{path}.{number}", layer
+            yield from _blocks(f"{path}.{number}", layer)
+
+
+def _blocks(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module.named_children():
+        if isinstance(child, nn.ModuleList):
+            yield from _blocks(f"{path}.{name}", child)
+        else:
+            yield f"{path}.{name}", child
 
 
 def mixtures_of(model: nn.Module) -> Iterator[tuple[str, str | None]]:

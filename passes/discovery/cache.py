@@ -84,6 +84,7 @@ def _plain(family: Family) -> dict[str, Any]:
         **values,
         "attentions": [{**vars(each), "attributes": dict(each.attributes)} for each in family.attentions],
         "fixed": dict(family.fixed),
+        "stays": dict(family.stays),
         "outputs": dict(family.outputs),
         "proof": asdict(family.proof) if family.proof is not None else None,
     }

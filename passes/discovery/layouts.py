@@ -5,6 +5,7 @@ Nothing here is believed: what fits is a candidate, and a proof (``passes.discov
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,8 @@ STREAM_WIDTHS = 4
 READ_OF_CONFIG = {"config.num_attention_heads": "heads", "config.num_key_value_heads": "groups"}
 CROSS = re.compile(r"cross|enc_?dec|encoder_attn|src_attn|encoder_decoder", re.IGNORECASE)
 GATE = re.compile(r"gate|^g_proj$")
+HEAD_INPUT = re.compile(r"position_bias|alibi")
+"""Arguments of attention that may have an entry a head; where they have none, or are not given, it does not matter."""
 MOST = 8
 """Candidates that are tried of one model at most."""
 
@@ -55,12 +58,29 @@ def attention_kinds(model: nn.Module, *, stacks: bool) -> list[AttentionKind]:
             by_end.setdefault(_end(path, modules), []).append(path)
     found = []
     for name, paths in by_end.items():
-        fitting = [list(_layouts(model, path, name)) for path in paths]
+        fitting = _with_tables([list(_layouts(model, path, name)) for path in paths])
         same = [each for each in fitting[0] if all(each in others for others in fitting[1:])]
         if stacks:
             same = [_in_stacks(each) for each in same]
         found.append(AttentionKind(name, tuple(paths), tuple(same)))
-    return found
+    return [_passing_on(kind, found) for kind in found]
+
+
+def _with_tables(fitting: list[list[AttentionLayout]]) -> list[list[AttentionLayout]]:
+    """The layouts of blocks of one kind, where the first has a table of biases for all of them."""
+    table = next((each.bias_table for layouts in fitting for each in layouts if each.bias_table), None)
+    if table is None:
+        return fitting
+    return [[replace(each, bias_table=table, head_inputs=()) for each in layouts] for layouts in fitting]
+
+
+def _passing_on(kind: AttentionKind, kinds: Sequence[AttentionKind]) -> AttentionKind:
+    """A kind of cross-attention beside others with such tables: its first block passes its biases, all 0, on."""
+    tables = any(layout.bias_table for each in kinds for layout in each.layouts)
+    if not tables or not all(layout.cross and layout.head_inputs for layout in kind.layouts):
+        return kind
+    passed = (replace(each, passes_on=each.head_inputs[0], head_inputs=()) for each in kind.layouts)
+    return replace(kind, layouts=tuple(passed))
 
 
 def combinations(kinds: Sequence[AttentionKind]) -> Iterator[tuple[AttentionLayout, ...]]:
@@ -117,7 +137,7 @@ def _layouts(model: nn.Module, path: str, name: str) -> Iterator[AttentionLayout
             shape = heads, groups, size
             packings = [Packing.SEPARATE] if len(produced) > 1 else [Packing.PARTS, Packing.GROUPS]
             for attributes in _attributes(block, shape):
-                for norms in _norms(block, shape, {*projections, *gates, output}):
+                for norms in _norms(block, shape, {*projections, *gates, output}, sizes.get(output)):
                     for packing in packings:
                         yield AttentionLayout(
                             block=name,
@@ -129,8 +149,13 @@ def _layouts(model: nn.Module, path: str, name: str) -> Iterator[AttentionLayout
                             cross=CROSS.search(name) is not None,
                             gates=gates,
                             gated_query=gated,
+                            head_inputs=_head_inputs(block),
                             **norms,
                         )
+
+
+def _head_inputs(block: nn.Module) -> tuple[str, ...]:
+    return tuple(name for name in inspect.signature(block.forward).parameters if HEAD_INPUT.search(name))
 
 
 def _counts(produced: Sequence[int], inputs: int, size: int) -> tuple[int, int, bool]:
@@ -164,8 +189,12 @@ def _head_sizes(block: nn.Module) -> Iterator[str]:
     yield from (name for name in HEAD_DIMS if isinstance(getattr(block, name, None), int) and getattr(block, name) > 0)
 
 
-def _norms(block: nn.Module, shape: tuple[int, int, int], linear: set[str]) -> Iterator[dict[str, Any]]:
-    """What the parameters that are no projections' may be: norms over a head, over all of them, or a weight a head."""
+def _norms(
+    block: nn.Module, shape: tuple[int, int, int], linear: set[str], output: tuple[int, int] | None
+) -> Iterator[dict[str, Any]]:
+    """What the parameters that are no projections' may be: norms over a head, over all of them, or a weight a head; or
+    norms of what the output projection makes, whose sizes are ``output``.
+    """
     heads, groups, size = shape
     others: dict[str, tuple[int, ...]] = {}
     for name, parameter in block.named_parameters():
@@ -175,8 +204,12 @@ def _norms(block: nn.Module, shape: tuple[int, int, int], linear: set[str]) -> I
     query = tuple(name for name in others if _is_of(name, "q"))
     key = tuple(name for name in others if _is_of(name, "k") and name not in query)
     a_head = tuple(name for name, each in others.items() if name not in (*query, *key) and each == (heads,))
-    more = {"a_head": a_head} if a_head else {}
-    if {*query, *key, *a_head} != {*others} or len(query) > 1 or len(key) > 1:
+    tables = tuple(name for name, each in others.items() if each[1:] == (heads,) and _is_table(block, name))
+    known = {*query, *key, *a_head, *tables[:1]}
+    whole = tuple(name for name, each in others.items() if name not in known and output and each == output[1:])
+    more: dict[str, Any] = {name: value for name, value in (("a_head", a_head), ("whole", whole)) if value}
+    more |= {"bias_table": tables[0]} if tables else {}
+    if {*known, *whole} != {*others} or len(query) > 1 or len(key) > 1:
         return
     if {others[name] for name in (*query, *key)} <= {(size,)}:
         yield {"shared": (*query, *key), **more} if query or key else more
@@ -188,6 +221,10 @@ def _norms(block: nn.Module, shape: tuple[int, int, int], linear: set[str]) -> I
             (groups, size),
         ):
             yield {"query_norms": query, "key_norms": key, **more}
+
+
+def _is_table(block: nn.Module, name: str) -> bool:
+    return name in dict(block.named_children()) and isinstance(block.get_submodule(name), nn.Embedding)
 
 
 def _is_of(name: str, letter: str) -> bool:

@@ -90,7 +90,7 @@ UNSURE = "could not be proven to be understood"
 
 
 def _with_reason(fixed: Mapping[str, str], failures: Sequence[LpcError]) -> dict[str, str]:
-    """The fixed blocks, where what lets more go was tried and failed with the first of these failures."""
+    """What stays, where what lets more go was tried and failed with the first of these failures."""
     return {name: f"{why}: {reason(failures[0])}" if why.endswith(UNSURE) else why for name, why in fixed.items()}
 
 
@@ -105,14 +105,15 @@ UNPROVEN = Proof(worst=math.inf, checks=())
 
 @torch.no_grad()
 def _outputs(model: PreTrainedModel, family: Family) -> dict[str, int]:
-    """How many values the fixed blocks return, by the names of their classes: those that return more than one."""
+    """How many values fixed blocks and mixtures return, by the names of their classes: those that return a tuple."""
     found: dict[str, int] = {}
 
     def note(block: nn.Module, _: Any, output: Any) -> None:
         if isinstance(output, tuple):
             found[type(block).__name__] = len(output)
 
-    handles = [model.get_submodule(path).register_forward_hook(note) for path in fixed_blocks(model, family)]
+    hidden = [*fixed_blocks(model, family), *(path for path, _ in mixtures_of(model))]
+    handles = [model.get_submodule(path).register_forward_hook(note) for path in hidden]
     try:
         if handles:
             respond(model, Probe.of(model))
@@ -148,7 +149,8 @@ class _Search:
                 failures.append(UnsupportedModelError(f"{type(error).__name__}: {error}"))
             else:
                 logger.info("%s is %s", self.config.model_type, proof)
-                return replace(family, proof=proof, fixed=_with_reason(family.fixed, failures))
+                fixed, stays = (_with_reason(each, failures) for each in (family.fixed, family.stays))
+                return replace(family, proof=proof, fixed=fixed, stays=stays)
             logger.debug("no family of %s: %s (%s)", self.config.model_type, failures[-1], candidate)
         why = reason(failures[0]) if failures else "it has no layers that are understood"
         raise UnsupportedModelError(
@@ -215,7 +217,8 @@ class _Search:
             return [{}]
         down = twin.get_parameter(f"{paths[0]}.experts.down_proj")
         experts, channels = expert_entries(self.config, down.shape[0], down.shape[2])
-        alone: dict[str, Any] = {"experts": None, "expert_channels": channels}
+        why = f"their removal {UNSURE}" if experts else "no entry of the configuration says how many there are"
+        alone: dict[str, Any] = {"experts": None, "expert_channels": channels, "stays": {str(Kind.EXPERTS): why}}
         return [{"experts": experts, "expert_channels": channels}, alone] if experts else [alone]
 
     def _finished(self, candidate: Family) -> Family:

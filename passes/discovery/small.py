@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from passes.errors import UnsupportedModelError
+from passes.families import PER_TOKEN
 from passes.models import has_own_sizes, reason, twin_of, vendor
 
 HEADS, EXPERTS, EXPERTS_PER_TOKEN, VOCABULARY, POSITIONS, PATCHES = 4, 4, 2, 160, 512, 4
@@ -38,10 +39,13 @@ LAYER_ENTRIES = (
     "num_encoder_layers",
 )  # fmt: skip
 EXPERT_ENTRIES = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-TOP_ENTRIES = ("num_experts_per_tok", "num_experts_per_token", "top_k", "moe_k", "moe_top_k", "num_selected_experts")
+TOP_ENTRIES = (*PER_TOKEN, "top_k")
 GROUP_ENTRIES = ("n_group", "topk_group")
 STAGES = ("stage_names", "out_features", "out_indices")
 """Entries of vision models that follow from the number of layers."""
+
+STATE_SIZES = re.compile(r"mamba.*heads|mamba_d_ssm|ssm.*heads")
+"""Entries of state-space layers that go with the hidden size."""
 
 CHANNELS = re.compile(r"intermediate|ffn|inner|d_ff|mlp_(dim|size|hidden)|hidden_dim|feed_forward")
 
@@ -56,7 +60,8 @@ def small_config(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTr
     for sizes in (_sizes, _without_experts, _layers_only):
         values = {**config.to_dict(), **_layers(kind, config), **sizes(config)}
         try:
-            small = type(config).from_dict(_mended({name: v for name, v in values.items() if name not in STAGES}))
+            plain = {name: value for name, value in values.items() if name.lstrip("_") not in STAGES}
+            small = type(config).from_dict(_mended(plain))
             twin = twin_of(kind, small)
         except Exception as error:  # noqa: BLE001 whatever a class raises for sizes that it cannot have
             reasons.append(f"{type(error).__name__}: {reason(error)}")
@@ -92,7 +97,8 @@ def _is_model(part: object) -> bool:
 def random_model(kind: type[PreTrainedModel], config: PreTrainedConfig, *, seed: int = 0) -> PreTrainedModel:
     """The model of a configuration, fp32 and in evaluation mode, with random numbers in every parameter.
 
-    Matrices are z / (2 sqrt(inputs)), z standard normal; vectors are as they are initialised plus 0.2 z.
+    Matrices are z / (2 sqrt(inputs)), z standard normal; vectors, and biases among what is stored beside parameters,
+    are as they are initialised plus 0.2 z.
     """
     model = vendor.from_config(kind, copy.deepcopy(config), attention="eager", dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
@@ -106,6 +112,9 @@ def random_model(kind: type[PreTrainedModel], config: PreTrainedConfig, *, seed:
                 inputs = parameter.shape[0] if id(parameter) in turned else parameter[0].numel()
                 stack = parameter.dim() == 3 and not _is_convolution(model, parameter)
                 parameter.copy_(GAIN * noise / math.sqrt(parameter.shape[-1] if stack else inputs))
+        for name, buffer in model.named_buffers():
+            if name.endswith("bias") and buffer.is_floating_point():
+                buffer.add_(0.2 * torch.randn(buffer.shape, generator=generator))
     model.tie_weights()
     return model.eval()
 
@@ -197,6 +206,8 @@ def _without_experts(config: PreTrainedConfig) -> dict[str, Any]:
         wide, odd = divmod(value * few, dense)
         found[name] = few * (size or value // dense or USUAL_HEAD) if odd or value % dense else wide
     values = config.to_dict()
+    states = {name: value * few for name, value in values.items() if STATE_SIZES.search(name) and _is_number(value)}
+    found |= {name: size // dense for name, size in states.items() if size % dense == 0}
     wide_entries = [name for name, value in values.items() if CHANNELS.search(name) and _is_number(value)]
     wide_entries = [name for name in wide_entries if values[name] >= LEAST_CHANNELS]
     found |= {name: 48 + 16 * place for place, name in enumerate(wide_entries) if name not in found}
@@ -206,8 +217,8 @@ def _without_experts(config: PreTrainedConfig) -> dict[str, Any]:
 def _layers_only(config: PreTrainedConfig) -> dict[str, Any]:
     values = config.to_dict()
     found: dict[str, Any] = {}
-    if _is_number(values.get("vocab_size")):
-        found["vocab_size"] = min(values["vocab_size"], VOCABULARY)
+    words = [name for name, value in values.items() if "vocab" in name and _is_number(value)]
+    found |= {name: min(values[name], VOCABULARY) for name in words}
     for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"):
         if _is_number(values.get(name)):
             found[name] = min(values[name], POSITIONS)

@@ -1,7 +1,7 @@
 """What lpc knows of model types: attention layouts, experts, one entry a family."""
 
 from passes.families.attention import AttentionBlock, AttentionLayout, Packing, unit_kind
-from passes.families.experts import ExpertsBlock
+from passes.families.experts import PER_TOKEN, ExpertsBlock, expert_groups, experts_per_token
 from passes.families.family import Family, HeadDim, Proof, Served
 from passes.families.registry import (
     FAMILIES,
@@ -17,6 +17,7 @@ from passes.families.registry import (
 
 __all__ = [
     "FAMILIES",
+    "PER_TOKEN",
     "AttentionBlock",
     "AttentionLayout",
     "ExpertsBlock",
@@ -27,6 +28,8 @@ __all__ = [
     "Served",
     "attention_blocks",
     "check_dense",
+    "expert_groups",
+    "experts_per_token",
     "family_named",
     "family_of",
     "fixed_blocks",

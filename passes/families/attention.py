@@ -34,14 +34,14 @@ class AttentionLayout:
     weights a head, [heads, head_dim] or [heads * head_dim] applied a head. ``whole_query_norm`` and ``whole_key_norm``:
     RMS norms over all heads together. ``gates``: projections with an output for each of all heads' values, by which
     these are multiplied; ``gated_query``: each head's queries are followed by such values in the query projection.
-    ``a_head``: parameters with an entry a head (attention sinks). ``bias_table``: an embedding [buckets, heads] of the
-    first block, whose bias all blocks of the stack share, so that their heads go together. ``head_inputs``: arguments
-    of the block with an entry a head (ALiBi). ``passes_on``: the argument in which all blocks get what the first one
-    made, an entry a head, all of them equal. ``attributes``: the block's attributes that must change with the heads,
-    with ``heads``, ``groups`` or ``width`` (heads * head_dim); ``config.NAME`` is one that it reads of its
-    configuration while it runs. ``width``: name of the width; ``{stack}`` is encoder or decoder. ``cross``: keys and
-    values come from the encoder. ``expands``: the block's attribute that says whether keys and values are repeated for
-    each query head before they are cached.
+    ``whole``: norms behind the output projection, which stay whole. ``a_head``: parameters with an entry a head
+    (attention sinks). ``bias_table``: an embedding [buckets, heads] of the first block, whose bias all blocks of the
+    stack share, so that their heads go together. ``head_inputs``: arguments of the block with an entry a head (ALiBi).
+    ``passes_on``: the argument in which all blocks get what the first one made, an entry a head, all of them equal.
+    ``attributes``: the block's attributes that must change with the heads, with ``heads``, ``groups`` or ``width``
+    (heads * head_dim); ``config.NAME`` is one that it reads of its configuration while it runs. ``width``: name of the
+    width; ``{stack}`` is encoder or decoder. ``cross``: keys and values come from the encoder. ``expands``: the block's
+    attribute that says whether keys and values are repeated for each query head before they are cached.
     """
 
     block: str = "self_attn"
@@ -54,6 +54,7 @@ class AttentionLayout:
     key_norms: tuple[str, ...] = ()
     whole_query_norm: str | None = None
     whole_key_norm: str | None = None
+    whole: tuple[str, ...] = ()
     gates: tuple[str, ...] = ()
     gated_query: bool = False
     a_head: tuple[str, ...] = ()
@@ -93,6 +94,11 @@ class AttentionBlock:
     def per_group(self) -> int:
         """Query heads that read one KV head."""
         return self.heads // self.groups
+
+    @property
+    def width(self) -> int:
+        """How many values it writes for each token."""
+        return self.shapes[self._consumed(()).parameter][int(self.transposed)]
 
     @property
     def output_outside(self) -> str | None:
@@ -142,10 +148,12 @@ class AttentionBlock:
 
     def _check_described(self, linears: Mapping[str, nn.Module]) -> None:
         known = {part.parameter for part in self.group_slices()} | {f"{list(linears)[-1]}.bias"}
+        width = _features(list(linears.values())[-1])[1]
         for name, shape in self.shapes.items():
             module = name.removeprefix(f"{self.path}.").rpartition(".")[0]
-            shared = module in self.layout.shared and shape == (self.head_dim,)
-            if name not in known and not shared:
+            stays = module in self.layout.shared and shape == (self.head_dim,)
+            stays = stays or (module in self.layout.whole and shape == (width,))
+            if name not in known and not stays:
                 raise UnsupportedModelError(
                     f"{name} with shape {shape} is not part of the known attention layout; "
                     "removing heads around it cannot be proven sound"

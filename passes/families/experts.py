@@ -6,11 +6,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
+from transformers import PreTrainedConfig
 
 from passes.errors import UnsupportedModelError
 from passes.graph import Dimension, Kind, Role, Slice
 
+PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_top_k", "num_selected_experts")
+"""Entries that say how many experts a token visits."""
+
 ROUTERS = ("gate", "router", "router.gate", "router.layer", "gate.wg")
+
+
+def experts_per_token(config: PreTrainedConfig) -> int:
+    """How many experts a token visits; 1 where no entry says it."""
+    return next((int(n) for n in (getattr(config, name, None) for name in PER_TOKEN) if n), 1)
+
+
+def expert_groups(config: PreTrainedConfig) -> int:
+    """How many groups of as many experts a router chooses among before it chooses experts."""
+    return int(getattr(config, "n_group", 1) or 1)
 
 
 @dataclass(frozen=True)
@@ -25,6 +39,8 @@ class ExpertsBlock:
     layer: int
     shapes: Mapping[str, tuple[int, ...]]
     router: str = ROUTERS[0]
+    biases: tuple[str, ...] = ()
+    """What the router stores beside its parameters, an entry an expert (``e_score_correction_bias``)."""
 
     @classmethod
     def read(cls, model: nn.Module, path: str, *, alone: bool = True) -> ExpertsBlock:
@@ -35,7 +51,10 @@ class ExpertsBlock:
         shapes = {f"{path}.{name}": tuple(p.shape) for name, p in model.get_submodule(path).named_parameters()}
         layer = next(int(part) for part in path.split(".") if part.isdigit())
         router = next((name for name in ROUTERS if f"{path}.{name}.weight" in shapes), ROUTERS[0])
-        block = cls(path, layer, shapes, router)
+        stored = model.get_submodule(f"{path}.{router}").named_buffers() if f"{path}.{router}.weight" in shapes else ()
+        rows = shapes.get(f"{path}.{router}.weight", (0,))[:1]
+        biases = tuple(f"{path}.{router}.{name}" for name, buffer in stored if tuple(buffer.shape) == rows)
+        block = cls(path, layer, shapes, router, biases)
         block._check(alone=alone)
         return block
 
@@ -79,8 +98,8 @@ class ExpertsBlock:
             Slice(self._down, 0, role=Role.OWN),
             Slice(self._router, 0, role=Role.ROUTE),
         )
-        kind = Kind.EXPERTS
-        found = [Dimension(f"layers.{self.layer}.{kind}", kind, self.layer, experts, whole, str(kind))]
+        kind, stored = Kind.EXPERTS, tuple(Slice(name, 0) for name in self.biases)
+        found = [Dimension(f"layers.{self.layer}.{kind}", kind, self.layer, experts, whole, str(kind), buffers=stored)]
         found = found if whole_experts else []
         kind = Kind.EXPERT_CHANNELS
         for expert in range(experts):

@@ -55,13 +55,14 @@ class Family:
     """One supported ``model_type``.
 
     ``attentions``: the kinds of attention blocks it has. ``fixed``: blocks that stay as they are, by the ends of their
-    paths, with the reason; ``outputs`` says how many values the blocks of a class return if not one. ``proof``: None
-    for one that was described, not discovered. ``heads``, ``kv_heads``, ``head_dim`` and ``channels`` are the
-    configuration's entries that a stock class builds its sizes from, None where it has none: then a compact model of
-    other sizes needs a modelling file (``passes.shrink``). ``{stack}`` in a name is encoder or decoder. ``experts`` and
-    ``expert_channels`` likewise. ``epsilon`` is the entry that RMS norms build theirs from. ``refused`` maps
-    configuration entries to values that are not supported. ``meaningful`` are entries of this type that change what the
-    same parameters compute, beside those of all types (``passes.graph.MEANINGFUL``): a plan is bound to them.
+    paths, with the reason; ``stays`` names kinds of units that do, likewise; ``outputs`` says how many values the
+    blocks of a class return in a tuple. ``proof``: None for one that was described, not discovered. ``heads``,
+    ``kv_heads``, ``head_dim`` and ``channels`` are the configuration's entries that a stock class builds its sizes
+    from, None where it has none: then a compact model of other sizes needs a modelling file (``passes.shrink``).
+    ``{stack}`` in a name is encoder or decoder. ``experts`` and ``expert_channels`` likewise. ``epsilon`` is the entry
+    that RMS norms build theirs from. ``refused`` maps configuration entries to values that are not supported.
+    ``meaningful`` are entries of this type that change what the same parameters compute, beside those of all types
+    (``passes.graph.MEANINGFUL``): a plan is bound to them.
 
     On the way out: ``onnx_builder``: ``exporters.onnx.decoder`` writes its graph from the weights. ``window``: the
     entry with the sliding window of all layers, where the attention modules do not say it. ``endless``: its positions
@@ -82,6 +83,7 @@ class Family:
     refused: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     meaningful: tuple[str, ...] = ()
     fixed: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    stays: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     outputs: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     proof: Proof | None = None
     onnx_builder: bool = False

@@ -80,6 +80,7 @@ class Dimension:
 
     Units of depth (``Kind.is_depth``) are layers or blocks: unit ``j`` owns the parameters ``owned[j]`` whole, and
     ``owned_cache[j]`` of the graph's fixed cache elements. Such a dimension has no slices and no ``Width``.
+    ``buffers`` are slices of what is stored beside the parameters, which go with the units and cost nothing.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Dimension:
     owned: tuple[tuple[str, ...], ...] = ()
     owned_cache: tuple[int, ...] = ()
     stream: Stream | None = None
+    buffers: tuple[Slice, ...] = ()
 
     @property
     def weights(self) -> tuple[Slice, ...]:
@@ -140,6 +142,14 @@ class Cost:
     kv_cache_bytes: int
 
 
+def _owners(parts: Iterable[tuple[Dimension, Slice]]) -> dict[str, tuple[tuple[Dimension, Slice], ...]]:
+    """Slices with their dimensions, by the tensor that they are of."""
+    owners: dict[str, list[tuple[Dimension, Slice]]] = {}
+    for dimension, part in parts:
+        owners.setdefault(part.parameter, []).append((dimension, part))
+    return {parameter: tuple(found) for parameter, found in owners.items()}
+
+
 @dataclass(frozen=True)
 class PruningGraph:
     """All dimensions of a model, with the shapes of its parameters (tied ones once).
@@ -168,11 +178,13 @@ class PruningGraph:
     @cached_property
     def slices_of(self) -> Mapping[str, tuple[tuple[Dimension, Slice], ...]]:
         """The slices of each parameter that has any, with their dimensions."""
-        owners: dict[str, list[tuple[Dimension, Slice]]] = {}
-        for dimension in self.dimensions:
-            for part in dimension.slices:
-                owners.setdefault(part.parameter, []).append((dimension, part))
-        return {parameter: tuple(found) for parameter, found in owners.items()}
+        return _owners((dimension, part) for dimension in self.dimensions for part in dimension.slices)
+
+    @cached_property
+    def cuts_of(self) -> Mapping[str, tuple[tuple[Dimension, Slice], ...]]:
+        """The same of each stored tensor, buffers among them."""
+        buffers = _owners((dimension, part) for dimension in self.dimensions for part in dimension.buffers)
+        return {**self.slices_of, **buffers}
 
     def of_kind(self, kind: Kind) -> tuple[Dimension, ...]:
         """The dimensions of one kind, in layer order."""

@@ -118,18 +118,25 @@ def _product(tensor: torch.Tensor, factor: torch.Tensor | None) -> torch.Tensor:
 
 
 def _route(router: nn.Module, factor: Factor) -> Iterator[RemovableHandle]:
-    """The router sees only the rows of the experts that are on; its choices are numbered as before."""
+    """The router sees only what it has of the experts that are on; its choices are numbered as before."""
+    own: dict[str, Any] = {}
 
     def hide(module: nn.Module, inputs: Any) -> None:
         keep = factor()
         if keep is not None:
             # An instance attribute goes before a registered parameter.
-            module.__dict__["weight"] = module.get_parameter("weight")[keep]
+            hidden = _of_experts(module, keep)
+            own.update({name: module.__dict__[name] for name in hidden.keys() & module.__dict__.keys()})
+            own["hidden"] = hidden.keys()
+            module.__dict__.update(hidden)
 
     def number(
         module: nn.Module, inputs: Any, output: tuple[torch.Tensor, ...] | None
     ) -> tuple[torch.Tensor, ...] | None:
-        module.__dict__.pop("weight", None)
+        for name in own.pop("hidden", ()):
+            module.__dict__.pop(name, None)
+        module.__dict__.update(own)
+        own.clear()
         keep = factor()
         if output is None or keep is None:  # the router failed, and its own error is on the way; or masks are off
             return None
@@ -138,6 +145,14 @@ def _route(router: nn.Module, factor: Factor) -> Iterator[RemovableHandle]:
 
     yield router.register_forward_pre_hook(hide)
     yield router.register_forward_hook(number, always_call=True)
+
+
+def _of_experts(router: nn.Module, keep: torch.Tensor) -> dict[str, Any]:
+    """What a router has of the experts that are on: the rows of its tensors, and their number where it says that."""
+    tensors = [*router.named_parameters(recurse=False), *router.named_buffers(recurse=False)]
+    rows = {name: tensor[keep] for name, tensor in tensors if tensor.dim() and len(tensor) == len(keep)}
+    said = [name for name, value in vars(router).items() if type(value) is int and "expert" in name]
+    return {**rows, **{name: int(keep.sum()) for name in said if vars(router)[name] == len(keep)}}
 
 
 class _Product(nn.Module):

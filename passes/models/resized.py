@@ -83,9 +83,9 @@ class OwnConfig:
 
 
 def resize(model: nn.Module, compact: dict[str, Any]) -> None:
-    """Give a dense model the sizes of a compact one; the resized parameters are uninitialised.
+    """Give a dense model the sizes of a compact one; the resized tensors are uninitialised.
 
-    ``compact["shapes"]``: shape a parameter. ``compact["attributes"]``: values a module; those called ``config.NAME``
+    ``compact["shapes"]``: shape a tensor. ``compact["attributes"]``: values a module; those called ``config.NAME``
     are what it reads of its configuration. ``compact["heads"]``: a module whose arguments have an entry a head of the
     dense model: their names, that number, and the heads that are left. ``compact["absent"]``: what the modules of
     blocks that are gone do instead (see ``Absent``).
@@ -94,7 +94,8 @@ def resize(model: nn.Module, compact: dict[str, Any]) -> None:
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)
         old = getattr(module, leaf)
-        setattr(module, leaf, nn.Parameter(torch.empty(shape, dtype=old.dtype, device=old.device)))
+        new = torch.empty(shape, dtype=old.dtype, device=old.device)
+        setattr(module, leaf, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
         if leaf == "weight":
             _describe(module, shape)
     for path, values in compact["attributes"].items():
@@ -153,8 +154,13 @@ class _HeadsOf:
         self.names, self.dense, self.kept = heads["arguments"], heads["dense"], heads["kept"]
 
     def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        chosen = {name: self._take(kwargs[name]) for name in self.names if isinstance(kwargs.get(name), torch.Tensor)}
-        return args, {**kwargs, **chosen}
+        places = inspect.signature(module.forward).parameters
+        first = (self._of_heads(name, value) for name, value in zip(places, args, strict=False))
+        named = {name: self._of_heads(name, value) for name, value in kwargs.items()}
+        return (*first, *args[len(places) :]), named
+
+    def _of_heads(self, name: str, value: Any) -> Any:
+        return self._take(value) if name in self.names and isinstance(value, torch.Tensor) else value
 
     def _take(self, value: torch.Tensor) -> torch.Tensor:
         kept = torch.tensor(self.kept, device=value.device)

@@ -26,11 +26,10 @@ ROPE_BY_LENGTH = ("dynamic", "longrope")
 def twin_of(model_type: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     """The model of a configuration on the meta device: names and shapes, no memory.
 
-    Its forward pass reads no values, which meta tensors do not have: it is for following shapes, not for numbers.
+    Its forward pass takes no way by the values of positions or masks, which meta tensors do not have: it is for
+    following shapes, not for numbers.
     """
-    twin = weightless(model_type, _valueless(config))
-    vars(twin.config)["pad_token_id"] = None  # or GPT-2 looks for it in its inputs; some classes forbid to say so
-    return twin
+    return weightless(model_type, _valueless(config))
 
 
 def weightless(model_type: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:

@@ -106,6 +106,11 @@ def task_of(model: PreTrainedModel | type[PreTrainedModel]) -> Task:
             return task
     if _is_headless_text(model_class):
         return Task.FEATURE_EXTRACTION
+    if model_class.__name__ in _BARE:
+        raise UnsupportedModelError(
+            f"{model_class.__name__} has no head and reads {_other_inputs(model_class)}: without a head, lpc prunes "
+            "models that read text alone, as embedding models; hand over the model with its head, if there is one"
+        )
     raise UnsupportedModelError(
         f"{model_class.__name__} has no task that lpc knows; supported are models for {', '.join(Task)}, "
         "stock ones or ones whose class name ends in, say, ForSequenceClassification"
@@ -124,6 +129,13 @@ def _is_headless_text(kind: type[PreTrainedModel]) -> bool:
         return False
     taken = inspect.signature(kind.forward).parameters
     return "input_ids" in taken and OTHER_INPUTS.isdisjoint(taken)
+
+
+def _other_inputs(kind: type[PreTrainedModel]) -> str:
+    """What a class reads that is not text alone."""
+    taken = inspect.signature(kind.forward).parameters
+    named = [name for name in taken if name in OTHER_INPUTS]
+    return ", ".join(named or list(taken)[1:2]) or "something else than text"
 
 
 def check_loss(kind: type[PreTrainedModel], model_type: str) -> None:

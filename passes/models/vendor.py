@@ -18,6 +18,7 @@ import torch
 import transformers
 from peft import PeftModel
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -29,6 +30,7 @@ from transformers.core_model_loading import (
     revert_weight_conversion,
 )
 from transformers.initialization import no_init_weights
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.loss import loss_utils
 from transformers.modeling_utils import LoadStateDictConfig, remove_tied_weights_from_state_dict
 from transformers.models.auto import modeling_auto
@@ -46,6 +48,7 @@ CAPTURING = "_output_capturing_hooks_installed"
 OFFLOADED = "_hf_hook"
 PACKED = ("Params4bit", "Int8Params")
 CPU_LAYOUT = "support_avx512bf16_for_cpu"
+EXPERTS = ("has_gate", "has_bias", "is_transposed", "_apply_gate")
 IN_FP32 = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
 
 
@@ -86,6 +89,36 @@ def attention_of(config: PreTrainedConfig) -> str | None:
 def experts_of(config: PreTrainedConfig) -> str | None:
     """transformers: ``_experts_implementation``, likewise; the public getter wants a model."""
     return cast("str | None", config._experts_implementation)
+
+
+class Unvalued(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """torch: ``_local_scalar_dense``. Inside the block, a number that is asked of a tensor on the meta device is 0.
+
+    So models can be traced that look for padding or global tokens: they find none. Which way they take then does not
+    matter: what is found there is compared with what runs on values.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See ``TorchDispatchMode``."""
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return torch.zeros((), dtype=args[0].dtype, device="cpu").item()
+        return func(*args, **(kwargs or {}))
+
+
+def is_expert_stack(module: object) -> bool:
+    """transformers: whether a module is its stack of experts, whose implementation can be exchanged."""
+    return all(hasattr(module, name) for name in EXPERTS)
+
+
+def gated(experts: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """transformers: ``_apply_gate``, the gate and the activation of one expert, which each model defines."""
+    inner: torch.Tensor = experts._apply_gate(hidden)
+    return inner
+
+
+def register_experts(name: str, function: Callable[..., torch.Tensor]) -> None:
+    """transformers: ``ALL_EXPERTS_FUNCTIONS``, its list of implementations of experts, which has no public door."""
+    ALL_EXPERTS_FUNCTIONS.register(name, function)
 
 
 def forget_quantizer(model: PreTrainedModel) -> None:

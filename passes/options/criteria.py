@@ -6,8 +6,8 @@ from passes.options.names import Names
 from passes.options.option import AUTO
 
 CRITERION_NAMES = Names(
-    ("loraprune", "loraprune-code", "taylor", "fisher", "mask-fisher", "wanda", "flap", "obs", "magnitude",
-     "magnitude-l1", "random"),
+    ("loraprune", "loraprune-code", "taylor", "fisher", "mask-fisher", "wanda", "flap", "reap", "obs",
+     "magnitude", "magnitude-l1", "random"),
     "lpc.criteria",
 )  # fmt: skip
 

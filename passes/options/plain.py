@@ -89,7 +89,7 @@ def _property(option: Option) -> dict[str, Any]:
         return {**found, "type": "object"}
     if get_origin(main) is tuple:
         item = {"type": JSON_TYPES.get(get_args(main)[0], "string"), **_limits(option)}
-        return {**found, "type": "array", "items": item}
+        return {**found, "type": ["array", "null"] if takes_none(option.type) else "array", "items": item}
     return {**found, "type": _json_type(option.type), **_limits(option)}
 
 

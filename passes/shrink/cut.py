@@ -110,7 +110,7 @@ class Cutting:
         if name in self._gone:
             return tensor[..., :0].clone()  # not the first axis: transformers saves stacks an expert at a time
         first = self.tied.get(name, name)
-        parts = self.graph.slices_of.get(first, ())
+        parts = self.graph.cuts_of.get(first, ())
         tensor = cut_tensor(tensor, parts, self.kept) if parts else tensor
         return self._rescaled[first](tensor) if first in self._rescaled else tensor
 
@@ -179,6 +179,9 @@ def resized_config(model: PreTrainedModel, graph: PruningGraph, kept: KeptUnits)
             # What the first block passes on is the same for all heads, and one entry broadcasts to any number.
             first = passed_on.setdefault(block.layout.block, len(heads))
             compact["heads"][block.path] = {"arguments": [block.layout.passes_on], "dense": first, "kept": [0]}
+    for dimension in graph.dimensions:
+        count = len(kept[dimension.name])
+        compact["shapes"] |= {part.parameter: [count] for part in dimension.buffers if count < dimension.size}
     for dimension in graph.of_kind(Kind.EXPERTS):
         for path in sorted({part.module for part in dimension.slices} if kept[dimension.name] else ()):
             if hasattr(model.get_submodule(path), "num_experts"):

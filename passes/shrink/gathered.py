@@ -87,7 +87,7 @@ class Gathered:
         first = self._first_names.get(dense, dense)
         if first in self._gone:
             return tensor[..., :0]
-        return gathered(tensor, self.graph.slices_of.get(first, ()), self.kept)
+        return gathered(tensor, self.graph.cuts_of.get(first, ()), self.kept)
 
     def check_one(self, name: str, tensor: torch.Tensor, before: torch.Tensor) -> None:
         """Raise PostconditionError unless a tensor of the compact model is what the plan leaves of the dense one's."""

@@ -20,15 +20,15 @@ from transformers.pytorch_utils import Conv1D
 class Opaque(nn.Module):
     """Stands for a block in the trace: hidden states in, hidden states out.
 
-    With ``run`` the block itself runs beside, for its other outputs and for their number; without, the others of its
-    ``outputs`` are None.
+    With ``run`` the block itself runs beside, for its other outputs and for their number; without, it returns a tuple
+    of so many ``outputs``, the others being None, or for 0 the hidden states alone.
     """
 
-    def __init__(self, block: nn.Module, hidden_size: int, *, run: bool = True, outputs: int = 1) -> None:
+    def __init__(self, block: nn.Module, hidden_size: int, *, run: bool = True, outputs: int = 0) -> None:
         super().__init__()
         object.__setattr__(self, "block", block)  # not a submodule: its inside is not traced
         self.opaque_scale = nn.Parameter(torch.empty(hidden_size, device="meta"))
-        self._run, self._others = run, (None,) * (outputs - 1)
+        self._run, self._outputs = run, outputs
         self._first = next(iter(inspect.signature(block.forward).parameters))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -36,10 +36,14 @@ class Opaque(nn.Module):
         hidden_states = args[0] if args else kwargs[self._first]
         node = hidden_states * self.opaque_scale
         if not self._run:
-            return (node, *self._others) if self._others else node
+            return (node, *[None] * (self._outputs - 1)) if self._outputs else node
         with torch.no_grad():
             outputs = self.block(*args, **kwargs)
-        return (node, *outputs[1:]) if isinstance(outputs, tuple) else node
+        if not isinstance(outputs, tuple | list):
+            return node
+        found = (node, *outputs[1:])
+        plain = type(outputs) in (tuple, list)
+        return type(outputs)(found) if plain else type(outputs)(*found)  # of named ones
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -18,10 +18,30 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from passes.errors import UnsupportedModelError
-from passes.families import AttentionBlock, ExpertsBlock, Family, attention_blocks, family_of, fixed_blocks
+from passes.errors import LpcError, UnsupportedModelError
+from passes.families import (
+    AttentionBlock,
+    ExpertsBlock,
+    Family,
+    attention_blocks,
+    expert_groups,
+    experts_per_token,
+    family_of,
+    fixed_blocks,
+)
 from passes.graph import Dimension, Kind, PruningGraph, Role, layer_path
-from passes.models import Probe, Task, base_model, has_own_sizes, model_class, plain_name, task_of, twin_of, vendor
+from passes.models import (
+    Probe,
+    Task,
+    base_model,
+    has_own_sizes,
+    model_class,
+    plain_name,
+    reason,
+    task_of,
+    twin_of,
+    vendor,
+)
 from passes.options import TraceOptions
 from passes.pipeline import Pass, PassResult, Program, RunContext
 from passes.trace.dependencies import CoupledModule, Dependencies, Opaque
@@ -32,6 +52,9 @@ from passes.trace.widths import find_widths
 
 UNTRACEABLE_INPUTS = ("attention_mask", "decoder_attention_mask", "position_ids")
 """transformers inspects their values, which meta tensors do not have."""
+
+WHATEVER = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a class may raise that is run without values, or from a configuration that lacks what it reads."""
 
 
 def options_for(dimensions: Iterable[str], *, custom_code: bool = True) -> TraceOptions:
@@ -90,20 +113,37 @@ def trace(
     """
     family, model_type = family_of(config), model_type or model_class(config)
     _check_dense(config)
+    try:
+        with vendor.Unvalued():  # type: ignore[no-untyped-call]
+            return _traced(family, config, dtype, model_type, options)
+    except LpcError:
+        raise
+    except WHATEVER as error:
+        raise UnsupportedModelError(
+            f"{model_type.__name__} cannot be followed without values ({type(error).__name__}: {reason(error)}), so "
+            "what hangs together in it is not known"
+        ) from error
+
+
+def _traced(
+    family: Family,
+    config: PreTrainedConfig,
+    dtype: torch.dtype | None,
+    model_type: type[PreTrainedModel],
+    options: TraceOptions,
+) -> PruningGraph:
     twin = twin_of(model_type, config).float()  # only shapes are followed, and BLOOM adds no two dtypes
     shapes = {name: tuple(parameter.shape) for name, parameter in twin.named_parameters()}
     matmuls = _matmuls(twin)
     attention, fixed = list(attention_blocks(twin, family)), fixed_blocks(twin, family)
     experts = list(_expert_blocks(twin, family))
     finder = DimensionFinder(family, task_of(model_type), attention, options.query_heads)
-    whole = family.experts is not None
+    whole = family.experts is not None and expert_groups(config) == 1
     dimensions = [*finder.attention_dimensions(), *(d for e in experts for d in e.dimensions(whole_experts=whole))]
     known = {name for each in attention for name in each.shapes} | {name for each in experts for name in each.shapes}
     known |= {name for name in shapes if any(name.startswith(f"{path}.") for path in fixed)}
     _hide_blocks(twin, attention, experts, fixed, family.outputs)
     inputs = _traceable_inputs(twin)
-    if family.proof is not None:
-        inputs = _with_mask(twin, inputs)
     layers = {layer_path(path) for path in (*(block.path for block in attention), *fixed)}
     dependencies = Dependencies(twin, inputs)
     found, residual = finder.channel_dimensions(dependencies, layers)
@@ -116,7 +156,10 @@ def trace(
         ordered.append(HiddenFinder(config, shapes, attention, experts).dimension(dependencies, residual, ordered))
     graph = _graph_of(config, dtype, shapes, matmuls, ordered, finder)
     graph = find_widths(graph, family, config, model_type, finder.head_shapes(), custom_code=options.custom_code)
-    graph = replace(graph, untouched={**graph.untouched, **family.fixed, **_uncounted(finder, layers)})
+    stays = {**graph.untouched, **family.stays, **family.fixed, **_uncounted(finder, layers, config)}
+    if experts and not whole:
+        stays.setdefault(str(Kind.EXPERTS), "their router chooses among groups of them (n_group)")
+    graph = replace(graph, untouched=stays)
     if options.depth is None:
         return graph
     _check_nothing_fixed(fixed, family, "its layers have")
@@ -144,7 +187,7 @@ def _graph_of(
         widths=(),
         untouched=finder.untouched(),
         fixed_cache_elements=finder.fixed_cache_elements(),
-        experts_per_token=int(getattr(config, "num_experts_per_tok", 1) or 1),
+        experts_per_token=experts_per_token(config),
     )
 
 
@@ -162,21 +205,6 @@ def _traceable_inputs(twin: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {name: value[:1].to("meta") for name, value in probe.items() if name not in UNTRACEABLE_INPUTS}
 
 
-def _with_mask(twin: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The inputs, with a mask [1, 1, tokens, tokens] where the model makes one of its own and looks into its values."""
-    if "input_ids" not in inputs:
-        return inputs
-    try:
-        with torch.no_grad():
-            twin(**inputs)
-    except RuntimeError as error:
-        if "meta tensors" not in str(error):
-            raise
-        tokens = inputs["input_ids"].shape[1]
-        return {**inputs, "attention_mask": torch.zeros(1, 1, tokens, tokens, device="meta")}
-    return inputs
-
-
 def _matmuls(twin: nn.Module) -> tuple[str, ...]:
     """The weights that multiply activations: those of linear layers and stacks of experts; routers are to be added."""
     names = {id(parameter): name for name, parameter in twin.named_parameters()}
@@ -192,19 +220,25 @@ def _expert_blocks(twin: nn.Module, family: Family) -> Iterator[ExpertsBlock]:
                 yield ExpertsBlock.read(twin, path, alone=family.proof is None)
 
 
-def _uncounted(finder: DimensionFinder, layers: set[str]) -> dict[str, str]:
-    """What the costs leave out: the cache of decoder layers of whose attention nothing is known."""
-    known = {layer_path(block.path) for block in finder.attention}
+def _uncounted(finder: DimensionFinder, layers: set[str], config: PreTrainedConfig) -> dict[str, str]:
+    """What the costs leave out: caches of decoder layers of whose attention nothing is known, and turns of weights."""
+    known, turns = {layer_path(block.path) for block in finder.attention}, getattr(config, "num_hidden_groups", None)
+    found = {}
+    if turns is not None and turns < config.num_hidden_layers:
+        found["MACs"] = f"{config.num_hidden_layers} layers share the weights of {turns}, counted once in the costs"
     if finder.task is not Task.CAUSAL_LM or not layers - known:
-        return {}
-    return {"KV cache": f"what {len(layers - known)} layers keep of past tokens is not known, and not in the costs"}
+        return found
+    return {
+        **found,
+        "KV cache": f"what {len(layers - known)} layers keep of past tokens is not known, and not in the costs",
+    }
 
 
 def _check_nothing_fixed(fixed: Sequence[str], family: Family, what: str) -> None:
     """Raise UnsupportedModelError if there are blocks whose inside nobody knows."""
     if fixed:
-        reason = next(why for name, why in family.fixed.items() if fixed[0].endswith(f".{name}"))
-        raise UnsupportedModelError(f"{what} to stay, since {fixed[0]} does: {reason}")
+        why = next(why for name, why in family.fixed.items() if fixed[0].endswith(f".{name}"))
+        raise UnsupportedModelError(f"{what} to stay, since {fixed[0]} does: {why}")
 
 
 def _hide_blocks(
@@ -215,17 +249,14 @@ def _hide_blocks(
     outputs: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
     """Make the blocks whose inside is described, or not to be looked into, opaque to the trace."""
-    hidden = twin.config.hidden_size
     for block in attention:
-        twin.set_submodule(block.path, Opaque(twin.get_submodule(block.path), hidden))
+        twin.set_submodule(block.path, Opaque(twin.get_submodule(block.path), block.width))
         if block.output_outside is not None:  # its inputs, all heads' values, need not be as many as hidden states
             outside = twin.get_submodule(block.output_outside)
-            twin.set_submodule(block.output_outside, Opaque(outside, hidden, run=False))
-    for path in fixed:
-        block = twin.get_submodule(path)
-        twin.set_submodule(path, Opaque(block, hidden, run=False, outputs=outputs.get(type(block).__name__, 1)))
-    for mixture in experts:
-        twin.set_submodule(mixture.path, Opaque(twin.get_submodule(mixture.path), hidden, run=False))
+            twin.set_submodule(block.output_outside, Opaque(outside, block.width, run=False))
+    for path in (*fixed, *(mixture.path for mixture in experts)):
+        block, hidden = twin.get_submodule(path), twin.config.hidden_size
+        twin.set_submodule(path, Opaque(block, hidden, run=False, outputs=outputs.get(type(block).__name__, 0)))
 
 
 def _check_known(

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import lpc
 from exporters.files import sha256
+from exporters.options import OnnxOptions
 from lpc.cli.app import app
 
 TEXT = lpc.DataOptions(sequence_length=32)
@@ -51,13 +52,16 @@ def test_it_scores_compensates_and_distils(tiny_model_folder: Path, text_file: P
 
 
 def test_without_steps_it_compensates_after_scoring_unless_told_not_to(
-    tiny_model_folder: Path, text_file: Path
+    tiny_model_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
     solved = lpc.compress(tiny_model_folder, text_file, 0.3, steps=0, run=RUN, data_options=TEXT)
     assert passes_of(solved) == ["trace", "score", "decide", "detach", "merge", "compensate", "shrink"]
     assert next(r.options for r in solved.report.passes if r.name == "compensate")["ridge"] == 0.01
     plain = lpc.compress(tiny_model_folder, text_file, 0.3, steps=0, run=RUN, data_options=TEXT, compensate=False)
     assert "compensate" not in passes_of(plain)
+    int4 = OnnxOptions(precision=("int4",), greedy_prompts=0)
+    report = plain.save(tmp_path / "out", export={"onnx": int4})
+    assert "onnx int4 weights, row by row on the text" in report.to_json()["parity"]  # by what it was scored on
     assert solved.plan.kept == plain.plan.kept
 
 

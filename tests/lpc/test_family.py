@@ -188,7 +188,7 @@ def test_latency_is_measured_against_the_dense_model(
 ) -> None:
     found = lpc.compress_family(tiny_llama, DATA, [0.2, 0.4], steps=6, tokenizer=tiny_tokenizer, data_options=TEXT)
     options = BenchmarkOptions(
-        repeats=2, warmup=0, threads=1, batches=(1,), prefill_tokens=(8,), decode_pasts=(8,), max_seconds=0.1
+        repeats=2, warmup=0, threads=(1,), batches=(1,), prefill_tokens=(8,), decode_pasts=(8,), max_seconds=0.1
     )
     onnx = lpc.OnnxOptions(greedy_prompts=0)
     report = found.save(tmp_path / "out", export={"hf": None, "onnx": onnx}, benchmark=options)

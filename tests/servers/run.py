@@ -1,7 +1,7 @@
 """Start every server that is installed, send it prompts, and hold its greedy tokens against torch's.
 
     make test-servers              installs the servers into an environment of their own, and runs all
-    python tests/servers/run.py --servers VENV [--only NAME,...]
+    python tests/servers/run.py --servers VENV [--only NAME ...]
 
 Each server writes a line of ``tests/servers/results.json``, from which docs/compatibility.md says what was run when.
 Exit code 1 if one answers otherwise than torch.
@@ -25,6 +25,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from agreement import genai_greedy, ort_greedy
 from asked import MODEL, NEW_TOKENS, Asked, asked
+from browser import browsed, chromium_version
+from open_inference import by_mlserver, by_triton
 from openai_api import completions
 
 from passes.errors import LpcError
@@ -130,6 +132,24 @@ SERVERS = (
         answer=transformers_js,
     ),
     Server(
+        name="transformers.js in a browser",
+        how="`examples/browser.html` in headless Chromium, its button pressed",
+        packages=("@huggingface/transformers", "onnxruntime-web", "chromium"),
+        answer=browsed,
+    ),
+    Server(
+        name="MLServer",
+        how="the Open Inference Protocol over HTTP, the graph step by step",
+        packages=("mlserver", "onnxruntime"),
+        answer=by_mlserver,
+    ),
+    Server(
+        name="Triton, onnxruntime backend",
+        how="the server itself on `lpc export --format triton`, its Python backend calling onnxruntime; over HTTP",
+        packages=("nvidia-pytriton", "onnxruntime"),
+        answer=by_triton,
+    ),
+    Server(
         name="llama.cpp (GGUF)",
         how="node-llama-cpp on the checkpoint as GGUF in float32 (tests/gguf_file.py)",
         packages=("node-llama-cpp",),
@@ -142,15 +162,17 @@ def versions(server: Server, servers: Path) -> dict[str, str]:
     """The version of each package: npm's, this environment's, or the servers'."""
     ours = server.name in ("onnxruntime", "onnxruntime-genai")
     python = sys.executable if ours else str(servers / "bin/python")
-    ask = "import importlib.metadata as m, sys; print(m.version(sys.argv[1]))"
+    ask = "import importlib.metadata as m, sys; sys.path.append(sys.argv[2]); print(m.version(sys.argv[1]))"
     found = {}
     for name in server.packages:
         npm = servers / "node/node_modules" / name / "package.json"
-        if npm.is_file() and not ours:
+        if name == "chromium":
+            found[name] = chromium_version()
+        elif npm.is_file() and not ours:
             found[name] = json.loads(npm.read_text(encoding="utf-8"))["version"]
         else:
             found[name] = subprocess.run(
-                [python, "-c", ask, name], capture_output=True, text=True, check=True
+                [python, "-c", ask, name, str(servers / "triton")], capture_output=True, text=True, check=True
             ).stdout.strip()
     return found
 
@@ -174,14 +196,14 @@ def run(server: Server, asked: Asked, servers: Path) -> Ran:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--servers", type=Path, required=True, help="the environment that make test-servers makes")
-    parser.add_argument("--only", help="names, separated by commas")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these alone")
     parser.add_argument("--work", type=Path, default=ROOT / "servers-work", help="where the output is kept")
     given = parser.parse_args()
     given.work.mkdir(exist_ok=True)
     question, bad = asked(given.work.resolve()), 0
     found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     for server in SERVERS:
-        if given.only is not None and server.name not in given.only.split(","):
+        if given.only is not None and server.name not in given.only:
             continue
         try:
             ran = run(server, question, given.servers.resolve())

@@ -3,7 +3,7 @@
     python tests/servers/triton.py --servers VENV        (a part of make test-servers)
 
 What each ``config.pbtxt`` says is held against the graph beside it as onnxruntime, which is Triton's backend, sees it.
-No server is started: Triton is not on PyPI. Exit code 1 if one differs.
+``run.py`` starts a server. Exit code 1 if one differs.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def _percent(ratio: float) -> str:
 
 
 def _speed(benchmark: Mapping[str, Any] | None) -> Iterator[Line]:
-    for what, dense, pruned, ratio in speed_rows(benchmark) if benchmark else ():
+    for what, dense, pruned, ratio, *_ in speed_rows(benchmark) if benchmark else ():
         known = ratio != "–"
         change = _percent(float(ratio)) if known else "–"
         good = float(ratio) < 1 if known and float(ratio) != 1 else None

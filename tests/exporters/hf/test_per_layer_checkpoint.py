@@ -166,7 +166,7 @@ def test_export_benchmark_and_evaluate_take_such_a_checkpoint(tmp_path: Path, te
     package = export(hf, tmp_path / "out" / "onnx", OnnxOptions(greedy_prompts=1, greedy_tokens=4))
     assert package.parameters == sum(parameter.numel() for parameter in model.parameters())
     quick = BenchmarkOptions(
-        beyond_context=False, repeats=2, warmup=1, threads=1, batches=(1,), prefill_tokens=(6,), decode_pasts=(3,)
+        beyond_context=False, repeats=2, warmup=1, threads=(1,), batches=(1,), prefill_tokens=(6,), decode_pasts=(3,)
     )
     assert benchmark(tmp_path / "out", None, quick).runs
     found = evaluate(tmp_path / "out", EvaluateOptions(text=text_file, limit=2))

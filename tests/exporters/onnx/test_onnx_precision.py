@@ -99,5 +99,8 @@ def test_only_what_is_in_fp32_is_stored_in_fewer_bits() -> None:
     values = [ir.Value(name=str(kind), type=ir.TensorType(kind), shape=ir.Shape((2, 2))) for kind in kinds]
     for value, kind in zip(values, kinds, strict=True):
         value.const_value = ir.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=kind, name=value.name)
-    graph = ir.Graph([], [], nodes=[], initializers=values)
+    stack = ir.Value(name="experts", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape((2, 2, 2)))
+    stack.const_value = ir.tensor([[[1.0, 2.0], [3.0, 4.0]]] * 2, name=stack.name)
+    graph = ir.Graph([], [], nodes=[], initializers=[*values, stack])
     assert list(matrices(graph)) == values[:1]
+    assert list(matrices(graph, stacks=True)) == [values[0], stack]

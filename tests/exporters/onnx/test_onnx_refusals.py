@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import zoo
 from conftest import build_model, build_tokenizer
 from onnx_outcome import try_export
-from transformers import MambaConfig, MambaForCausalLM, ViTModel
+from torch import nn
+from transformers import GptOssConfig, MambaConfig, MambaForCausalLM, ViTModel
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
 from exporters.onnx import causal as onnx_causal
 from exporters.onnx import export_onnx, takes_positions
-from exporters.onnx.experts import NAME, traceable_experts
+from exporters.onnx.experts import NAME, ExpertStep, stacked, traceable_experts
 from exporters.onnx.genai import GenaiRefusedError
 from exporters.onnx.greedy import greedy_gap
 from exporters.onnx.refusals import kind_of
@@ -98,18 +101,41 @@ def test_token_types_are_an_input_where_there_is_more_than_one() -> None:
     assert not takes_token_types(zoo.build("distilbert"))
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
-def test_unrolled_experts_equal_eager_ones_and_are_put_back(name: str) -> None:
-    model = zoo.build(name)
-    batch = zoo.inputs(model, zoo.ZOO[name])
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+@torch.no_grad()
+def test_the_steps_of_all_experts_add_up_to_the_eager_mixture(name: str) -> None:
+    """Mixtral's, and GPT-OSS's, whose weights are turned and which have biases."""
+    stack: Any = zoo.build("mixtral").model.layers[0].mlp.experts if name == "mixtral" else gpt_oss_experts()
+    stack.config._experts_implementation = "eager"
+    generator = torch.Generator().manual_seed(0)
+    experts, width = stack.down_proj.shape[0], stack.hidden_size if name == "gpt_oss" else stack.hidden_dim
+    hidden, weights = torch.randn(6, width, generator=generator), torch.rand(6, 2, generator=generator)
+    chosen = torch.stack([torch.randperm(experts, generator=generator)[:2] for _ in range(6)])
+    total = torch.zeros_like(hidden)
+    for expert in range(experts):
+        tokens, place = torch.where(chosen == expert)
+        slices = [getattr(stack, each)[expert] for each in stacked(stack)]
+        total[tokens] += ExpertStep(stack)(hidden[tokens], weights[tokens, place, None], *slices)
+    torch.testing.assert_close(total, stack(hidden, chosen, weights), rtol=1e-5, atol=1e-5)
+
+
+def gpt_oss_experts() -> nn.Module:
+    config = GptOssConfig(hidden_size=16, intermediate_size=24, num_local_experts=4, num_hidden_layers=1)
+    torch.manual_seed(0)
+    stack = GptOssExperts(config)
+    for parameter in stack.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return stack
+
+
+def test_the_models_own_experts_are_back_after_the_block() -> None:
+    model = zoo.build("mixtral")
     model.set_experts_implementation("eager")
-    with torch.no_grad():
-        expected = model(**batch).logits
-        with traceable_experts(model):
-            assert model.config._experts_implementation == NAME
-            actual = model(**batch).logits
+    with traceable_experts(model) as mixtures:
+        assert model.config._experts_implementation == NAME
+        model(torch.arange(4)[None])
+    assert mixtures.met == [layer.mlp.experts for layer in model.model.layers]
     assert model.config._experts_implementation == "eager"
-    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_greedy_gap_is_infinite_when_tokens_are_missing() -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -177,6 +178,17 @@ def test_fused_model_that_was_cut_in_place_is_exported_as_it_is(tmp_path: Path) 
     assert heads == {"past_key_values.0.key": 7, "past_key_values.1.key": 8}
     assert package.kv_bytes_per_token == (7 + 8) * 4 * 2 * 4
     assert compare_decoder(whole, package, zoo.inputs(whole, zoo.ZOO["gpt2"])) < 1e-5
+
+
+def test_experts_are_a_loop_a_layer_that_alone_reads_their_stacks() -> None:
+    model, package = exported("mixtral")
+    graph = ir.load(package.folder / "model.onnx").graph
+    loops = [node for node in graph if node.op_type == "Loop"]
+    assert len(loops) == model.config.num_hidden_layers
+    bodies = [node.attributes["body"].as_graph() for node in loops]
+    stacks = [value for value in graph.initializers.values() if len(value.shape or ()) == 3]
+    assert len(stacks) == 2 * len(loops)
+    assert all(user.graph in bodies for value in stacks for user, _ in value.uses())
 
 
 def test_experts_setting_is_the_models_own_again_after_the_export() -> None:

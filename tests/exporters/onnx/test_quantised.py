@@ -14,14 +14,16 @@ from onnx_workbench import difference, run_onnx
 from transformers import PreTrainedModel
 
 from exporters.calls import OnnxFolder
-from exporters.onnx import export_onnx, export_packages, quantised_proof
-from exporters.onnx.calibrated import grams, windows
+from exporters.onnx import export_onnx, export_packages, quantised, quantised_proof
+from exporters.onnx.calibrated import WINDOWS, grams, spread, windows
+from exporters.onnx.options import settled
 from exporters.onnx.quantised import readers
 from exporters.onnx.quantised_proof import compare
 from exporters.onnx.rewrite import rewritten
 from exporters.options import OnnxOptions
 from lpc.exporting import export_each
 from passes.errors import DataError, MissingFileError, OptionError, PostconditionError, UnsupportedModelError
+from passes.pipeline import plain
 
 QUICK = {"greedy_prompts": 1, "greedy_tokens": 3}
 
@@ -150,10 +152,39 @@ def test_a_calibrated_package_is_nearer_on_its_text_than_the_nearest_codes(text_
     with torch.no_grad():
         expected = model(ids).logits.numpy()
     far = []
-    for name, options in (("nearest", {}), ("calibrated", {"calibration": text_file})):
+    rows = [{"input_ids": ids[0]}]  # what lpc.compress tuned on
+    asked = {
+        "nearest": {"rounding": "nearest", "rows": rows},
+        "text": {"calibration": text_file},
+        "rows": {"rows": rows},
+    }
+    for name, options in asked.items():
         _export(model, tmp_path / name, "int4", greedy_prompts=0, head="float", **options)
         far.append(difference(run_onnx(tmp_path / name, ids, torch.ones_like(ids))["logits"], expected))
-    assert far[1] < 0.9 * far[0]
+    assert max(far[1:]) < 0.9 * far[0]
+
+
+def test_rows_are_for_int4_of_a_language_model_and_not_in_a_record() -> None:
+    asked = OnnxOptions(precision=("fp32", "int4"), rows=[{"input_ids": [1, 2, 3]}])
+    assert [each.rows for each in settled(asked, build_model("llama"))] == [None, asked.rows]
+    assert [each.rows for each in settled(asked, zoo.build("bert"))] == [None, None]
+    assert "rows" not in plain(asked)
+
+
+def test_the_data_choose_no_codes_where_that_takes_too_much_of_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(quantised, "FREE_FOR_GRAMS", 10**12)
+    model, rows = build_model("llama"), [{"input_ids": torch.arange(9)}]
+    assert "onnx int4 weights, block by block" in _export(model, tmp_path, "int4", greedy_prompts=0, rows=rows)
+    assert "int4 has the nearest codes" in caplog.text
+
+
+def test_spread_rows_are_as_many_as_a_text_gives() -> None:
+    rows = [{"input_ids": torch.full((512,), index)} for index in range(100)]
+    taken = [int(each[0, 0]) for each in spread(rows)]
+    assert (len(taken), taken[0], taken[-1]) == (WINDOWS, 0, 99)
+    assert len(list(spread(rows[:3]))) == 3
 
 
 def test_every_token_of_the_text_counts_alike(text_file: Path, tmp_path: Path) -> None:
@@ -180,6 +211,8 @@ def test_calibration_of_an_encoder_or_on_nothing_is_refused_before_any_work(text
         export_onnx(zoo.build("bert"), None, tmp_path, OnnxOptions(precision=("int4",), calibration=Path("gone")))
     with pytest.raises(OptionError, match="is for int4"):
         OnnxOptions(calibration=text_file)
+    with pytest.raises(OptionError, match="not rounding 'search'"):
+        OnnxOptions(precision=("int4",), calibration=text_file, rounding="search")
     (tmp_path / "latin").write_bytes(b"caf\xe9 " * 99)
     (tmp_path / "short").write_text("a")
     for name, told in (("latin", "no UTF-8"), ("short", "has 1 tokens")):

@@ -128,7 +128,16 @@ def test_inspect_works_from_a_folder_with_only_a_config(run, tiny_model_folder: 
     assert kinds["kv_groups"]["units"] == 4
     assert kinds["kv_groups"]["unit_parameters"] == 2 * (16 * 32) + 2 * (8 * 32)
     assert kinds["mlp_channels"]["unit_parameters"] == 3 * 32
-    assert run("inspect", tmp_path)[0] == 0
+    assert values["least"]["parameters"] / values["cost"]["parameters"] == pytest.approx(
+        1 - values["largest_ratio"], abs=1e-4
+    )
+    assert (values["onnx"], values["no_onnx"]) == ("builder", None)
+    assert {"transformers", "vLLM"} <= {each["target"] for each in values["runs_on"] if each["runs"] == "yes"}
+    code, stdout, _ = run("inspect", tmp_path)
+    assert code == 0
+    assert f"budgets go down to parameters={values['least']['parameters'] / values['cost']['parameters']:.3f}" in stdout
+    assert "a smaller checkpoint runs on, yes: transformers" in stdout
+    assert "ONNX: the graph is written from the weights" in stdout
 
 
 def test_help_names_every_command(run) -> None:  # type: ignore[no-untyped-def]

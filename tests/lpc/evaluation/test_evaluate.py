@@ -273,6 +273,16 @@ def test_plain_onnx_folder_is_evaluated_by_both_runtimes(output_folder: Path) ->
     assert [(s.model, s.backend) for s in found] == [("model", "onnx"), ("model", "genai")]
 
 
+def test_each_of_several_packages_is_evaluated_under_its_precision(output_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "onnx").mkdir()
+    for name in ("int4", "fp32", "mine"):
+        (tmp_path / "onnx" / name).symlink_to(output_folder / "onnx")
+    found = find_subjects(tmp_path, "all", None)
+    assert [each.backend for each in found] == ["onnx fp32", "onnx int4", "genai fp32", "genai int4"]
+    assert [each.folder.name for each in found] == ["fp32", "int4", "fp32", "int4"]
+    assert {each.engine for each in found} == {"onnx", "genai"}
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [

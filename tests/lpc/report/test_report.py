@@ -103,9 +103,11 @@ def test_widths_that_differ_are_shown_from_least_to_most_and_absent_costs_not_at
 
 def test_speed_rows_give_medians_and_ratio_and_mark_what_is_beyond_the_context() -> None:
     run = {"phase": "decode", "batch": 1, "tokens": 1, "past": 1024, "beyond_context": True}
-    runs = [{**run, "model": "dense", "ms_median": 2.0}, {**run, "model": "pruned", "ms_median": 1.0}]
-    rows = speed_rows({"runs": runs, "ratios": {"decode_b1_t1_p1024": 0.5}})
-    assert rows == [["decode, batch 1, 1 token, past 1024 (beyond the context: speed only)", "2.00", "1.00", "0.50"]]
+    pruned = {**run, "model": "pruned", "ms_median": 1.0, "ratio": [0.4, 0.5, 0.6], "tokens_per_s": 1000.0}
+    what = "decode, batch 1, 1 token, past 1024 (beyond the context: speed only)"
+    rows = speed_rows({"runs": [{**run, "model": "dense", "ms_median": 2.0}, pruned]})
+    assert rows == [[what, "2.00", "1.00", "0.50", "0.40–0.60", "1,000"]]
+    assert speed_rows({"runs": [{**run, "model": "pruned", "ms_median": 1.0}]})[0][1:] == ["–", "1.00", "–", "–", "–"]
 
 
 def test_manifest_hashes_every_file_and_refresh_brings_it_up_to_date(report: Report, tmp_path: Path) -> None:

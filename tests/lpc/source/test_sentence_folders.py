@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers as hf
+from conftest import build_tokenizer
 from sentence_models import SMALL, sentence_folder
 
 from lpc.source import load_source
-from passes.errors import ModelError, UnsupportedModelError
+from passes.errors import LpcError, ModelError, UnsupportedModelError
 from passes.models import Pooling, PoolingMode, pooling_of, sentence_files
 
 
@@ -37,6 +39,48 @@ def test_of_a_folder_whose_configuration_names_a_head_the_model_without_it_is_ta
     said = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**said, "architectures": ["BertForMaskedLM"]}))
     assert type(load_source(folder).model).__name__ == "BertModel"
+
+
+def on_the_hub(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A folder laid into a cache as huggingface_hub lays it there, by links into blobs; the name of the model."""
+    repository, commit = cache / "models--own--sentences", "0" * 40
+    snapshot = repository / "snapshots" / commit
+    for path in folder.rglob("*"):
+        if path.is_file():
+            content, link = path.read_bytes(), snapshot / path.relative_to(folder)
+            blob = repository / "blobs" / hashlib.sha256(content).hexdigest()
+            for each in (blob, link):
+                each.parent.mkdir(parents=True, exist_ok=True)
+            blob.write_bytes(content)
+            link.symlink_to(blob)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    return "own/sentences"
+
+
+def test_a_hub_model_brings_its_files_along_and_is_taken_without_its_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = sentence_folder(tmp_path / "made", {"pooling_mode": "cls"})
+    said = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**said, "architectures": ["BertForMaskedLM"]}))
+    build_tokenizer().save_pretrained(folder)
+    source = load_source(on_the_hub(folder, tmp_path / "cache", monkeypatch))
+    assert type(source.model).__name__ == "BertModel"
+    assert pooling_of(source.model) == Pooling(mode=PoolingMode.CLS, normalise=True)
+    kept = {name for name, _ in sentence_files(source.model).files}
+    assert {"modules.json", "1_Pooling/config.json", "sentence_bert_config.json"} <= kept
+    assert not any("safetensors" in name for name in kept)
+
+
+def test_a_hub_model_of_which_a_part_is_here_is_refused_with_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = sentence_folder(tmp_path / "made", {"pooling_mode": "cls"})
+    (folder / "1_Pooling" / "config.json").unlink()
+    with pytest.raises(LpcError, match=r"1_Pooling/config\.json"):
+        load_source(on_the_hub(folder, tmp_path / "cache", monkeypatch))
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ from exporters.calls import Call, Graph, OnnxFolder
 from exporters.onnx import export_onnx
 from exporters.options import OnnxOptions
 from lpc.options import BenchmarkOptions
-from lpc.report import speed_rows
+from lpc.report import speed_rows, unsure_line
 from lpc.speed import Benchmark, benchmark
 from passes.errors import MissingFileError, ModelError, OptionError, UnsupportedModelError
 
 SMALL = BenchmarkOptions(
-    beyond_context=False, repeats=2, warmup=1, threads=1, batches=(1, 2), prefill_tokens=(6,), decode_pasts=(3, 500)
+    beyond_context=False, repeats=2, warmup=1, threads=(1,), batches=(1, 2), prefill_tokens=(6,), decode_pasts=(3, 500)
 )
 
 
@@ -44,7 +44,7 @@ def test_benchmark_writes_the_promised_json(
     pruned, (found, seen) = folders[0], timed
     written = json.loads((pruned / "benchmark.json").read_text(encoding="utf-8"))
     assert written == json.loads(json.dumps(found.to_json()))
-    assert written["schema_version"] == 1
+    assert written["schema_version"] == 2
     assert {(r["model"], r["phase"], r["batch"], r["tokens"], r["past"]) for r in written["runs"]} == {
         (model, *call)
         for model in ("dense", "pruned")
@@ -53,6 +53,7 @@ def test_benchmark_writes_the_promised_json(
     for run in written["runs"]:
         assert 0 < run["ms_p10"] <= run["ms_median"] <= run["ms_p90"]
         assert run["tokens_per_s"] == pytest.approx(1000 * run["batch"] * run["tokens"] / run["ms_median"])
+        assert (run["threads"], run["ratio"] is None) == (1, run["model"] == "dense")
     assert seen[-1] == ("benchmark", 30, 30)
 
 
@@ -78,6 +79,29 @@ def test_benchmark_alone_has_no_ratios_and_may_go_beyond_the_context(folders: tu
     assert found.runs[0].beyond_context
     assert not found.ratios
     assert not found.skipped
+
+
+def test_several_numbers_of_threads_are_timed_one_after_the_other(folders: tuple[Path, Path]) -> None:
+    asked = {"repeats": 1, "warmup": 0, "batches": (1,), "prefill_tokens": (), "decode_pasts": (3,)}
+    found = benchmark(*folders, BenchmarkOptions(threads=(1, 2), **asked))
+    assert [(run.model, run.threads) for run in found.runs if run.model == "pruned"] == [("pruned", 1), ("pruned", 2)]
+    assert found.ratios["decode_b1_t1_p3"] == found.runs[1].ratio[1]
+    rows = [row[0] for row in speed_rows(found.to_json())]
+    assert rows == ["decode, batch 1, 1 token, past 3, 1 thread", "decode, batch 1, 1 token, past 3, 2 threads"]
+
+
+def test_a_machine_that_was_too_busy_to_tell_is_said_of_the_calls_that_it_spoilt(
+    timed: tuple[Benchmark, list[tuple[str, int, int]]],
+) -> None:
+    quiet = [replace(each, ratio=each.ratio and (0.68, 0.7, 0.72), ms_p10=1, ms_p90=9) for each in timed[0].runs]
+    found = replace(timed[0], runs=tuple(quiet))
+    assert not found.unsure
+    assert not unsure_line(found.to_json())
+    loud = replace(found, runs=(*quiet[:-1], replace(quiet[-1], ratio=(0.5, 0.7, 0.9))))
+    assert loud.unsure == ("decode, batch 2, 1 tokens, past 3, 1 threads",)
+    assert "too busy to tell: decode, batch 2" in unsure_line(loud.to_json())
+    alone = replace(found, runs=tuple(replace(each, ratio=None) for each in quiet))
+    assert len(alone.unsure) == 4 == len([run for run in found.runs if run.model == "pruned"])
 
 
 def test_feeds_fit_the_graph(folders: tuple[Path, Path]) -> None:
@@ -114,7 +138,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_an_encoder_is_timed_at_its_one_call_within_its_context(single: dict[str, Path]) -> None:
-    options = BenchmarkOptions(repeats=2, warmup=0, threads=1, batches=(1, 2), prefill_tokens=(8, 512))
+    options = BenchmarkOptions(repeats=2, warmup=0, threads=(1,), batches=(1, 2), prefill_tokens=(8, 512))
     found = benchmark(single["narrow"], single["dense"], options)
     assert {(run.model, run.phase, run.batch, run.tokens, run.past) for run in found.runs} == {
         (model, "forward", batch, 8, 0) for model in ("dense", "pruned") for batch in (1, 2)
@@ -157,7 +181,14 @@ def test_positions_from_a_table_end_and_rotary_ones_do_not(folders: tuple[Path, 
 
 @pytest.mark.parametrize(
     "options",
-    [{"repeats": 0}, {"threads": 0}, {"batches": ()}, {"batches": (0,)}, {"prefill_tokens": (), "decode_pasts": ()}],
+    [
+        {"repeats": 0},
+        {"threads": (0,)},
+        {"threads": (1, 1)},
+        {"batches": ()},
+        {"batches": (0,)},
+        {"prefill_tokens": (), "decode_pasts": ()},
+    ],
 )
 def test_options_refuse_impossible_values(options: dict[str, object]) -> None:
     with pytest.raises(OptionError):

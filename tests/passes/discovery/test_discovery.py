@@ -18,7 +18,10 @@ from passes.discovery.layouts import attention_kinds
 from passes.discovery.proof import prove
 from passes.errors import UnsupportedModelError
 from passes.families import FAMILIES, AttentionLayout, Family, Packing, family_named, tried
+from passes.graph import Kind
 from passes.models import twin_of
+from passes.options import TraceOptions
+from passes.shrink import build_compact
 from passes.trace import trace
 
 SIZES = {**zoo.GQA, "num_hidden_layers": 2}
@@ -128,6 +131,49 @@ def test_a_small_model_has_each_kind_of_layer_and_the_size_of_the_heads() -> Non
     assert small.layer_types == ["sliding_attention"] * 3 + ["full_attention"]
     assert (small.num_attention_heads, small.num_key_value_heads, small.head_dim) == (4, 2, 256)
     assert small.vocab_size < 1000
+
+
+def glm4_moe(**sizes: int) -> hf.Glm4MoeConfig:
+    return hf.Glm4MoeConfig(
+        **SIZES, head_dim=8, moe_intermediate_size=24, n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1,
+        first_k_dense_replace=1, **sizes,
+    )  # fmt: skip
+
+
+def test_experts_go_with_their_router_s_biases_unless_it_chooses_among_groups(tmp_path: Path) -> None:
+    kind = hf.Glm4MoeForCausalLM
+    family = describe(glm4_moe(n_group=1), kind, cache=tmp_path)
+    assert (family.experts, family.stays) == ("num_local_experts", {})
+    graph, model = trace(glm4_moe(n_group=1), model_type=kind), random_model(kind, glm4_moe(n_group=1))
+    (experts,) = graph.of_kind(Kind.EXPERTS)
+    name = "model.layers.1.mlp.gate.e_score_correction_bias"
+    assert [part.parameter for part in experts.buffers] == [name]
+    kept = {dimension.name: range(dimension.size) for dimension in graph.dimensions} | {experts.name: [0, 3]}
+    compact = build_compact(model, graph, kept)
+    assert torch.equal(compact.state_dict()[name], model.state_dict()[name][[0, 3]])
+    assert model.state_dict()[name].unique().numel() == 4
+    grouped = trace(glm4_moe(n_group=2, topk_group=1), model_type=kind)
+    assert not grouped.of_kind(Kind.EXPERTS)
+    assert "groups of them (n_group)" in grouped.untouched["experts"]
+
+
+@pytest.mark.parametrize("name", ["MPNet", "Albert"])
+def test_biases_that_are_handed_in_and_norms_behind_the_output_do_not_hold_heads(name: str, tmp_path: Path) -> None:
+    config = getattr(hf, f"{name}Config")(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+                                          intermediate_size=48)  # fmt: skip
+    family = describe(config, getattr(hf, f"{name}Model"), cache=tmp_path)
+    (layout,) = family.attentions
+    assert (layout.head_inputs, layout.whole) == ((("position_bias",), ()) if name == "MPNet" else ((), ("LayerNorm",)))
+    graph = trace(config, model_type=getattr(hf, f"{name}Model"), options=TraceOptions(custom_code=True))
+    assert {width.name: width.counts[0] for width in graph.widths} == {"kv_groups": 1, "mlp_channels": 1}
+    assert ("counted once" in graph.untouched.get("MACs", "")) is (name == "Albert")
+
+
+def test_tables_of_biases_are_found_and_passed_on_as_t5_s_are_described() -> None:
+    kinds = attention_kinds(twin_of(zoo.ZOO["t5"].model_class, zoo.ZOO["t5"].config()), stacks=False)
+    described = {layout.block: layout for layout in FAMILIES_OF["t5"].attentions}
+    assert {kind.name for kind in kinds} == described.keys()
+    assert all(described[kind.name] in kind.layouts for kind in kinds)
 
 
 def test_gates_go_with_their_heads() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from moved import Named
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional
 from transformers import AutoConfig, DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from passes.models import compact_class, vendor
@@ -109,6 +111,51 @@ def test_cached_or_none_finds_a_file_or_none(tmp_path: Path) -> None:
         (tmp_path / "a.json").write_text("{}", encoding="utf-8")
         assert vendor.cached_or_none(str(tmp_path), "a.json") == str(tmp_path / "a.json")
         assert vendor.cached_or_none(str(tmp_path), "b.json") is None
+
+
+def experts() -> Any:
+    model = zoo.build("mixtral", num_hidden_layers=1)
+    return model, [module for module in model.modules() if vendor.is_expert_stack(module)]
+
+
+def test_inside_unvalued_a_number_of_a_tensor_without_values_is_zero() -> None:
+    with named("torch", "aten._local_scalar_dense, utils._python_dispatch.TorchDispatchMode"):
+        mask = torch.ones(2, 3, dtype=torch.int64, device="meta")
+        with vendor.Unvalued():
+            assert bool((mask == 1).all()) is False
+            assert mask.sum().item() == 0
+            assert (torch.ones(2) == 1).all()
+        with pytest.raises(RuntimeError):
+            mask.sum().item()
+
+
+def test_is_expert_stack_finds_the_experts_of_a_layer() -> None:
+    with named("transformers", "has_gate, has_bias, is_transposed, _apply_gate of stacked experts"):
+        model, found = experts()
+        assert found == [model.model.layers[0].mlp.experts]
+
+
+def test_gated_is_the_gate_times_the_value() -> None:
+    with named("transformers", "_apply_gate of stacked experts"):
+        (stack,) = experts()[1]
+        hidden = torch.randn(3, stack.gate_up_proj.shape[1], generator=torch.Generator().manual_seed(0))
+        gate, value = hidden.chunk(2, -1)
+        torch.testing.assert_close(vendor.gated(stack, hidden), functional.silu(gate) * value)
+
+
+def test_register_experts_makes_a_function_the_implementation() -> None:
+    with named("transformers", "integrations.moe.ALL_EXPERTS_FUNCTIONS"):
+        called = []
+
+        def none_of_them(stack: nn.Module, hidden: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+            called.append(stack)
+            return torch.zeros_like(hidden)
+
+        model, found = experts()
+        vendor.register_experts("lpc_test", none_of_them)
+        model.set_experts_implementation("lpc_test")
+        model(torch.arange(4)[None])
+        assert called == found
 
 
 def test_kept_in_fp32_names_what_a_class_keeps() -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from passes.families import FAMILIES
-from passes.models import Probe, twin_of
+from passes.models import Probe, twin_of, vendor
 from passes.trace.dependencies import CoupledModule, Dependencies, Opaque, outputs_of
 
 UNTRACEABLE = ("attention_mask", "decoder_attention_mask", "position_ids")
@@ -29,7 +29,8 @@ def dependencies_of(name: str) -> Dependencies:
         elif path.endswith(".mlp") and hasattr(twin.get_submodule(path), "experts"):
             twin.set_submodule(path, Opaque(twin.get_submodule(path), config.hidden_size, run=False))
     inputs = {k: v[:1].to("meta") for k, v in Probe.of(twin).inputs.items() if k not in UNTRACEABLE}
-    return Dependencies(twin, inputs)
+    with vendor.Unvalued():
+        return Dependencies(twin, inputs)
 
 
 def members(name: str, module: str, units: tuple[int, ...] = (3,)) -> dict[tuple[str, bool], tuple[int, ...]]:
