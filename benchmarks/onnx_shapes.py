@@ -65,7 +65,7 @@ SHAPES = {"llama-60m": LLAMA_60M, "qwen3-60m": QWEN3_60M, "llama-500m": LLAMA_50
 def made(name: str, work: Path, *, pruned: bool) -> Path:
     """The folder of the model, written if it is not there."""
     folder, shape = work / f"{name}{'-pruned' if pruned else ''}", SHAPES[name]
-    if not (folder / "config.json").is_file():
+    if not (folder / "model.safetensors").is_file():
         shape = shape.pruned if pruned else shape
         config_class, model_class = (Qwen3Config, Qwen3ForCausalLM) if shape.qwen3 else (LlamaConfig, LlamaForCausalLM)
         tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)

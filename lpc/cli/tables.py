@@ -265,7 +265,7 @@ def show_evaluation(evaluation: Evaluation, out: Path | None, *, as_json: bool) 
             print_line(f"left out: {task}: {why}")
     if evaluation.agreements:
         worst = max(evaluation.agreements, key=lambda agreement: agreement.worst)
-        print_line(f"torch and ONNX agree: {worst}")
+        print_line(f"backends of one model, at most: {worst}")
     for command in evaluation.asked[-1].command:
         print_line(f"the same with lm-eval itself: {command}")
     if out is not None:

@@ -62,6 +62,8 @@ def _column(run: Mapping[str, Any]) -> dict[str, str]:
     for result in run["scores"]:
         stderr = "" if result["stderr"] is None else f" ± {result['stderr']:.4f}"
         cells[told(result)] = f"{_number(result['value'])}{stderr}"
+    if "seconds" in run:
+        cells["seconds, without loading"] = f"{run['seconds']:,.0f}"
     return cells
 
 

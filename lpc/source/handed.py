@@ -147,10 +147,9 @@ def _why_meta(model: PreTrainedModel, name: str) -> str:
 def _check_dtypes(model: PreTrainedModel | PeftModel) -> None:
     """Raise ModelError for weights of several dtypes, but for those that the class itself keeps in fp32."""
     base = base_model(model)
-    kept = vendor.kept_in_fp32(base)
     seen: dict[torch.dtype, str] = {}
     for name, tensor in base.named_parameters():
-        if ".lora_" in name or "modules_to_save" in name or any(part in name.split(".") for part in kept):
+        if ".lora_" in name or "modules_to_save" in name or vendor.stays_in_fp32(base, name, torch.float16):
             continue
         if is_packed(tensor):
             continue

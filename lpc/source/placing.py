@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from passes.errors import OptionError
-from passes.models import base_model, packed_weights
+from passes.models import base_model, packed_weights, vendor
 from passes.pipeline import RunContext, device_named, dtype_named
 
 AnyModel = TypeVar("AnyModel", PreTrainedModel, PeftModel, PreTrainedModel | PeftModel)
@@ -39,5 +39,13 @@ def cast_to(run: RunContext, model: PreTrainedModel) -> None:
         return
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and ".lora_" not in name:
-            parameter.data = parameter.data.to(dtype)
+            parameter.data = parameter.data.to(torch.float32 if vendor.stays_in_fp32(model, name, dtype) else dtype)
     model.config.dtype = dtype
+
+
+@torch.no_grad()
+def as_loaded(model: PreTrainedModel) -> None:
+    """Have in fp32 what the class has there when it is loaded in the model's dtype, though all of it was rounded."""
+    for name, parameter in model.named_parameters():
+        if vendor.stays_in_fp32(model, name, parameter.dtype):
+            parameter.data = parameter.data.float()

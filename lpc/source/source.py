@@ -22,7 +22,7 @@ from transformers import (
 from exporters.hf import Processor, class_of
 from lpc.source.adapters import brings_embeddings, load_adapter, named_base, plain_or_lora
 from lpc.source.handed import check_as_built, check_handed, without_hooks
-from lpc.source.placing import placed
+from lpc.source.placing import as_loaded, placed
 from lpc.source.processors import check_processor, find_processor, processor_of
 from lpc.source.sentences import as_embedding, headless_name, read_pooling, sentence_folder
 from passes.discovery import describe
@@ -246,6 +246,7 @@ def _copied(model: PreTrainedModel | PeftModel, processor: Processor | None) -> 
             f"this live {type(base).__name__} cannot be copied ({reason(error)}): save it and hand over the folder"
         ) from error
     dense_weights(base_model(copied).config, base_model(copied))
+    as_loaded(base_model(copied))
     keep_own_head(base_model(copied), name)
     _check_supported(base_model(copied))
     pooled = as_embedding(base_model(copied), folder)

@@ -51,8 +51,8 @@ class Run:
     @property
     def name(self) -> str:
         """The call in words."""
-        past = f", past {self.past}" if self.past else ""
-        return f"{self.phase}, batch {self.batch}, {self.tokens} tokens{past}, {self.threads} threads"
+        length = f"past {self.past}" if self.phase == "decode" else f"tokens {self.tokens}"
+        return f"{self.phase}, batch {self.batch}, {length}, threads {self.threads}"
 
 
 @dataclass(frozen=True, kw_only=True)

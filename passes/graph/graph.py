@@ -46,7 +46,7 @@ class Slice:
         """Whether the parameter is a weight whose entries are scored."""
         return self.role in (Role.PRODUCE, Role.CONSUME, Role.OWN)
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Indices that one unit owns."""
         return sum(block for _, block in self.segments)
@@ -148,6 +148,11 @@ def _owners(parts: Iterable[tuple[Dimension, Slice]]) -> dict[str, tuple[tuple[D
     for dimension, part in parts:
         owners.setdefault(part.parameter, []).append((dimension, part))
     return {parameter: tuple(found) for parameter, found in owners.items()}
+
+
+def _lost(dimensions: Iterable[Dimension], kept: Kept) -> dict[str, int]:
+    """How many units each dimension loses."""
+    return {dimension.name: dimension.size - dimension.count(kept) for dimension in dimensions}
 
 
 @dataclass(frozen=True)
@@ -262,20 +267,21 @@ class PruningGraph:
         The experts of one stack must keep as many channels each. A parameter that a removed layer or block owns has 0
         elements: its last axis has length 0.
         """
-        return self._shape(parameter, self.complete(kept), self.gone(kept))
+        owners = (dimension for dimension, _ in self.slices_of.get(parameter, ()))
+        return self._shape(parameter, _lost(owners, self.complete(kept)), self.gone(kept))
 
     def shapes_left(self, kept: Kept) -> dict[str, tuple[int, ...]]:
         """The shapes left of all parameters; see ``shape``."""
-        complete, gone = self.complete(kept), self.gone(kept)
-        return {parameter: self._shape(parameter, complete, gone) for parameter in self.shapes}
+        lost, gone = _lost(self.dimensions, self.complete(kept)), self.gone(kept)
+        return {parameter: self._shape(parameter, lost, gone) for parameter in self.shapes}
 
-    def _shape(self, parameter: str, kept: Kept, gone: frozenset[str]) -> tuple[int, ...]:
+    def _shape(self, parameter: str, lost: Mapping[str, int], gone: frozenset[str]) -> tuple[int, ...]:
         shape = list(self.shapes[parameter])
         if parameter in gone:
             return (*shape[:-1], 0)
         in_stack: dict[int, int] = {}
         for dimension, part in self.slices_of.get(parameter, ()):
-            removed = (dimension.size - dimension.count(kept)) * part.width
+            removed = lost[dimension.name] * part.width
             if part.at is None:
                 shape[part.axis] -= removed
             else:

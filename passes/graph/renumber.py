@@ -56,7 +56,9 @@ class Renumbering:
             return replace(dense, slices=slices)
         layer = self.stay.index(dense.layer)
         name = dense.name.replace(f"layers.{dense.layer}.", f"layers.{layer}.", 1)
-        return replace(dense, name=name, layer=layer, slices=slices)
+        buffers = [(self.name(part.parameter), part) for part in dense.buffers]
+        kept = tuple(replace(part, parameter=now) for now, part in buffers if now is not None)
+        return replace(dense, name=name, layer=layer, slices=slices, buffers=kept)
 
     def graph(self, dense: PruningGraph) -> PruningGraph:
         """The graph of the model without the layers."""

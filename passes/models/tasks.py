@@ -108,8 +108,8 @@ def task_of(model: PreTrainedModel | type[PreTrainedModel]) -> Task:
         return Task.FEATURE_EXTRACTION
     if model_class.__name__ in _BARE:
         raise UnsupportedModelError(
-            f"{model_class.__name__} has no head and reads {_other_inputs(model_class)}: without a head, lpc prunes "
-            "models that read text alone, as embedding models; hand over the model with its head, if there is one"
+            f"{model_class.__name__} has no task that lpc knows: it reads {_other_inputs(model_class)}, and without a "
+            "head lpc prunes models of text alone, as embedding models: hand it over with its head, if there is one"
         )
     raise UnsupportedModelError(
         f"{model_class.__name__} has no task that lpc knows; supported are models for {', '.join(Task)}, "

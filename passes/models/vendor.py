@@ -151,9 +151,11 @@ def cache_of(output: Any) -> Any:
     return output.cache if hasattr(output, "cache") else getattr(output, "past_key_values", None)
 
 
-def kept_in_fp32(model: PreTrainedModel) -> tuple[str, ...]:
-    """transformers: the modules that a class keeps in fp32 whatever its dtype, by the last part of their names."""
-    return tuple(part for name in IN_FP32 for part in getattr(model, name, None) or ())
+def stays_in_fp32(model: PreTrainedModel, name: str, dtype: torch.dtype) -> bool:
+    """transformers: whether a class keeps a parameter in fp32 when it is loaded in another dtype."""
+    soft, strict = (getattr(model, each, None) or () for each in IN_FP32)
+    parts = {torch.float16: (*soft, *strict), torch.bfloat16: tuple(strict)}.get(dtype, ())
+    return any(f".{part}." in f".{name}." for part in parts)
 
 
 def recompute_activations(model: PreTrainedModel, *, on: bool = True) -> None:

@@ -108,7 +108,7 @@ def _stock_counts(
         if not isinstance(getattr(config, str(width.epsilon), None), float):
             return dense, f"no entry of {type(config).__name__} says the epsilon of its norms"
         counts = _accepted_with_all(graph, width, config, settled)
-    elif not width.kind.is_fine:
+    elif not width.kind.is_fine and not all(_accepted(graph, {width.name: count}, config) for count in _ends(counts)):
         counts = [count for count in counts if _accepted(graph, {width.name: count}, config)]
     if not counts:
         return dense, f"{type(config).__name__} accepts no other number of {width.kind} units"
@@ -126,10 +126,14 @@ def _accepted_with_all(
     counts = list(_candidates(graph, width))
     for heads in [each for each in settled if each.kind in (Kind.KV_GROUPS, Kind.QUERY_HEADS)]:
         for number in heads.stock:
-            ends = [*counts[:ENDS], *counts[-ENDS:]]
-            if not all(_accepted(graph, {width.name: count, heads.name: number}, config) for count in ends):
+            if not all(_accepted(graph, {width.name: count, heads.name: number}, config) for count in _ends(counts)):
                 counts = [c for c in counts if _accepted(graph, {width.name: c, heads.name: number}, config)]
     return counts
+
+
+def _ends(counts: Sequence[int]) -> Sequence[int]:
+    """What is tried of a range first: where a configuration accepts both ends of it, it accepts all of it."""
+    return [*counts[:ENDS], *counts[-ENDS:]] if len(counts) > 2 * ENDS else counts
 
 
 def _accepted(graph: PruningGraph, counts: Mapping[str, int], config: PreTrainedConfig) -> bool:
@@ -148,7 +152,7 @@ def _mismatch(
     graph: PruningGraph, width: Width, count: int, config: PreTrainedConfig, model_type: type[PreTrainedModel]
 ) -> str | None:
     """Why the stock model of this count is not the one that the graph predicts, or None if it is."""
-    kept = graph.uniform({width.name: count})
+    left = graph.shapes_left(graph.uniform({width.name: count}))
     try:
         smaller = compact_config(config, graph, {width.name: count})
         twin = twin_of(stock_class(model_type, smaller), smaller)
@@ -156,7 +160,7 @@ def _mismatch(
         return f"the stock class cannot be built with {count} {width.kind}: {reason(error)}"
     shapes = {name: tuple(parameter.shape) for name, parameter in twin.named_parameters()}
     for name in sorted({*shapes, *graph.shapes}):
-        wanted = graph.shape(name, kept) if name in graph.shapes else None
+        wanted = left.get(name)
         if shapes.get(name) != wanted:
             return f"with {count} {width.kind} the stock class makes {name} {shapes.get(name)}, not {wanted}"
     for dimension in graph.of_width(width.name):

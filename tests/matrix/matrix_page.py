@@ -15,7 +15,7 @@ REASONS = (
     ("several models in one", r"is several models in one"),
     ("the default configuration builds no model", r"cannot be built from this configuration"),
     ("no small model can be built", r"no small model"),
-    ("no task that lpc knows", r"has no task"),
+    ("no task that lpc knows: no head, and more than text is read", r"has no (task|head)"),
     ("nothing that can go: no part is understood", r"nothing of .* can go"),
     ("a small model does not run on a padded batch", r"does not run on"),
     ("took too long", r"took more than"),

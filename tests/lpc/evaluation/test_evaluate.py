@@ -189,6 +189,7 @@ def test_table_has_a_column_a_run(everything: tuple[Evaluation, list[tuple[str, 
     assert all(len(row) == 5 for row in rows)
     assert rows[0][0] == f"token perplexity (context {CONTEXT})"
     assert "endings acc (first 2)" in [row[0] for row in rows]
+    assert rows[-1][0] == "seconds, without loading"
 
 
 def test_task_from_include_path_leaves_the_cache_alone(

@@ -25,7 +25,7 @@ import lpc
 from lpc.source import load_source
 from passes.errors import ModelError, OptionError, TokenizerError, UnsupportedModelError
 from passes.options import LoraOptions
-from passes.pipeline import caller_state_kept
+from passes.pipeline import RunContext, caller_state_kept
 from passes.trace import trace
 
 
@@ -267,3 +267,14 @@ def test_an_idle_adapter_is_left_out_of_the_copy_and_said_so() -> None:
     assert list(source.model.peft_config) == ["default"]
     assert list(model.peft_config) == ["default", "second"]
     assert "second" in source.notes[0]
+
+
+def test_what_a_class_keeps_in_fp32_is_there_though_the_live_model_was_rounded_as_a_whole() -> None:
+    model = zoo.build("llama").to(torch.bfloat16)
+    model._keep_in_fp32_modules_strict = {"o_proj"}
+    dtypes = {name: parameter.dtype for name, parameter in load_source(model).model.named_parameters()}
+    kept = {name for name, dtype in dtypes.items() if dtype == torch.float32}
+    assert kept == {f"model.layers.{layer}.self_attn.o_proj.weight" for layer in range(2)}
+    assert model.model.layers[0].self_attn.o_proj.weight.dtype == torch.bfloat16
+    again = load_source(load_source(model).model, run=RunContext(dtype="bf16")).model
+    assert {name for name, each in again.named_parameters() if each.dtype == torch.float32} == kept

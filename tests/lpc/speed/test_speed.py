@@ -98,7 +98,7 @@ def test_a_machine_that_was_too_busy_to_tell_is_said_of_the_calls_that_it_spoilt
     assert not found.unsure
     assert not unsure_line(found.to_json())
     loud = replace(found, runs=(*quiet[:-1], replace(quiet[-1], ratio=(0.5, 0.7, 0.9))))
-    assert loud.unsure == ("decode, batch 2, 1 tokens, past 3, 1 threads",)
+    assert loud.unsure == ("decode, batch 2, past 3, threads 1",)
     assert "too busy to tell: decode, batch 2" in unsure_line(loud.to_json())
     alone = replace(found, runs=tuple(replace(each, ratio=None) for each in quiet))
     assert len(alone.unsure) == 4 == len([run for run in found.runs if run.model == "pruned"])

@@ -18,7 +18,7 @@ from passes.discovery.layouts import attention_kinds
 from passes.discovery.proof import prove
 from passes.errors import UnsupportedModelError
 from passes.families import FAMILIES, AttentionLayout, Family, Packing, family_named, tried
-from passes.graph import Kind
+from passes.graph import Kind, Renumbering
 from passes.models import twin_of
 from passes.options import TraceOptions
 from passes.shrink import build_compact
@@ -152,6 +152,8 @@ def test_experts_go_with_their_router_s_biases_unless_it_chooses_among_groups(tm
     compact = build_compact(model, graph, kept)
     assert torch.equal(compact.state_dict()[name], model.state_dict()[name][[0, 3]])
     assert model.state_dict()[name].unique().numel() == 4
+    (first,) = Renumbering("model.layers", (1,)).dimension(experts).buffers
+    assert first.parameter == name.replace("layers.1", "layers.0")
     grouped = trace(glm4_moe(n_group=2, topk_group=1), model_type=kind)
     assert not grouped.of_kind(Kind.EXPERTS)
     assert "groups of them (n_group)" in grouped.untouched["experts"]

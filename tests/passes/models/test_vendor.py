@@ -158,11 +158,16 @@ def test_register_experts_makes_a_function_the_implementation() -> None:
         assert called == found
 
 
-def test_kept_in_fp32_names_what_a_class_keeps() -> None:
+def test_stays_in_fp32_says_what_a_class_keeps_there() -> None:
     with named("transformers", "PreTrainedModel._keep_in_fp32_modules"):
         assert all(hasattr(PreTrainedModel, name) for name in vendor.IN_FP32)
-        assert vendor.kept_in_fp32(zoo.build("t5")) == ("wo",)
-        assert vendor.kept_in_fp32(llama()) == ()
+        model, name = zoo.build("t5"), "encoder.block.0.layer.1.DenseReluDense.wo.weight"
+        assert vendor.stays_in_fp32(model, name, torch.float16)
+        assert not vendor.stays_in_fp32(model, name, torch.bfloat16)
+        assert not vendor.stays_in_fp32(llama(), "model.layers.0.mlp.down_proj.weight", torch.float16)
+        model._keep_in_fp32_modules_strict = {"DenseReluDense.wo"}
+        assert vendor.stays_in_fp32(model, name, torch.bfloat16)
+        assert not vendor.stays_in_fp32(model, name, torch.float32)
 
 
 def test_let_capture_again_brings_captured_outputs_back() -> None:
