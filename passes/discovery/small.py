@@ -98,13 +98,15 @@ def random_model(kind: type[PreTrainedModel], config: PreTrainedConfig, *, seed:
     """The model of a configuration, fp32 and in evaluation mode, with random numbers in every parameter.
 
     Matrices are z / (2 sqrt(inputs)), z standard normal; vectors, and biases among what is stored beside parameters,
-    are as they are initialised plus 0.2 z.
+    are as they are initialised plus 0.2 z. Frozen tables (sines of positions), which no checkpoint holds, stay.
     """
     model = vendor.from_config(kind, copy.deepcopy(config), attention="eager", dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     turned = {id(module.weight) for module in model.modules() if isinstance(module, Conv1D)}
     with torch.no_grad():
         for parameter in model.parameters():
+            if not parameter.requires_grad and parameter.dim() > 1 and min(parameter.shape) > 1:
+                continue
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.dim() < 2:
                 parameter.add_(0.2 * noise)
