@@ -61,19 +61,20 @@ class Way:
 
 WAYS: Mapping[str, Way] = {
     "default: a quarter own, w = 0.5": Way(),
-    "half own": Way(share=0.5),
     "all own": Way(share=1.0),
+    "rate x 2": Way(rate=2.0),
+    "w = 1, half own": Way(tune=replace(BASE, distill=DistillOptions(weight=1.0)), share=0.5),
+    "w = 1, half own, rate x 2": Way(tune=replace(BASE, distill=DistillOptions(weight=1.0)), share=0.5, rate=2.0),
+    "muon": Way(tune=replace(BASE, optimizer="muon")),
+    "half own": Way(share=0.5),
     "a quarter own at T = 0.7": Way(heat=0.7),
     "half own at T = 0.7": Way(share=0.5, heat=0.7),
     "all own at T = 0.7": Way(share=1.0, heat=0.7),
     "w = 1": Way(tune=replace(BASE, distill=DistillOptions(weight=1.0))),
-    "w = 1, half own": Way(tune=replace(BASE, distill=DistillOptions(weight=1.0)), share=0.5),
-    "rate x 2": Way(rate=2.0),
     "rate x 3": Way(rate=3.0),
     "h = 0": Way(tune=replace(BASE, distill=DistillOptions(hidden_weight=0.0))),
     "h = 20": Way(tune=replace(BASE, distill=DistillOptions(hidden_weight=20.0))),
     "rank 128": Way(lora=LoraOptions(rank=128)),
-    "muon": Way(tune=replace(BASE, optimizer="muon")),
     "muon, rate x 3": Way(tune=replace(BASE, optimizer="muon"), rate=3.0),
 }
 

@@ -27,7 +27,7 @@ __all__ = ["AT_ONCE", "GeneratePass", "Mixed", "OwnText", "Written", "mixed_coun
 logger = logging.getLogger(__name__)
 
 TEXTS = "own_text.safetensors"
-AT_ONCE = 4
+AT_ONCE = 8
 """Batches of the run's size that are drawn at once: what a token costs is mostly the reading of the weights."""
 
 

@@ -48,6 +48,39 @@ class Following(LogitsProcessor):  # type: ignore[misc]
         return coming.pop(0) if coming else None
 
 
+class Nucleus(LogitsProcessor):  # type: ignore[misc]
+    """Draws a token of softmax(logits / ``temperature``), cut to the fewest that have ``TOP_P`` of it; bars all others.
+
+    The nucleus is that of Holtzman et al. (arXiv 1904.09751, section 3.1). What is drawn outside of it is drawn again,
+    since sorting the vocabulary takes a processor longer than a small model's step.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        self._temperature = temperature
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Scores ``[rows, vocabulary]`` in which one token a row is not barred."""
+        shares = (scores.float() / self._temperature).softmax(-1)
+        chosen = _any_of(shares)
+        while len(rows := _outside(shares, chosen)):
+            chosen[rows] = _any_of(shares[rows])
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)  # type: ignore[return-value]
+
+
+def _any_of(shares: torch.Tensor) -> torch.Tensor:
+    """A token of each row by its share, ``[rows, 1]``."""
+    mass = shares.cumsum(-1)
+    at = torch.rand(len(mass), 1, device=mass.device) * mass[:, -1:]
+    return torch.searchsorted(mass, at, right=True).clamp_max(mass.shape[-1] - 1)
+
+
+def _outside(shares: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """The rows whose token is not in the nucleus: likelier ones, and alike ones before it, have ``TOP_P`` already."""
+    share, places = shares.gather(1, chosen), torch.arange(shares.shape[-1], device=shares.device)
+    before = (shares > share) | ((shares == share) & (places < chosen))
+    return ((shares * before).sum(-1) >= TOP_P).nonzero()[:, 0]
+
+
 def drawn(
     model: PreTrainedModel | PeftModel,
     script: Script,
@@ -67,17 +100,14 @@ def drawn(
     new = length - begin.shape[1]
     settings = GenerationConfig(
         max_new_tokens=new,
-        do_sample=True,
-        temperature=temperature,
-        top_p=TOP_P,
-        top_k=0,
+        do_sample=False,  # Nucleus draws, and leaves one token
         use_cache=True,
         pad_token_id=0,
     )
     torch.manual_seed(seed)
     inputs = {"input_ids": begin, "attention_mask": torch.ones_like(begin)}
     with evaluation_mode(model):
-        found = generated(base_model(model), inputs, settings, [Following(script, rows, tell)])
+        found = generated(base_model(model), inputs, settings, [Following(script, rows, tell), Nucleus(temperature)])
     texts: torch.Tensor = found.cpu()
     return texts
 

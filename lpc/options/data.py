@@ -54,7 +54,7 @@ class DataOptions:
         600.0,
         above=0,
         most=604_800,
-        help="Seconds after which it begins no further batch of them (four of the run's batches at once).",
+        help="Seconds after which it begins no further batch of them (eight of the run's batches at once).",
         group=Group.DATA,
     )
     self_temperature: float = option(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import build_model
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TemperatureLogitsWarper, TopPLogitsWarper
 
 from lpc.data import BlockDataset
 from lpc.generation import GeneratePass, Mixed, OwnText, Script, Written, sampling
@@ -70,6 +70,18 @@ def test_a_low_temperature_draws_what_is_likeliest() -> None:
     assert data.tokens.tolist() == [plainly(model, script, 16)] * 3
 
 
+def test_what_is_drawn_has_the_shares_that_transformers_draws_by() -> None:
+    scores = torch.tensor([[2.0, -torch.inf, 0.5, 1.0, -3.0, 2.5, 0.0, 1.5], [9.0, 0.0, 0.0, -torch.inf, 0, 0, 0, 0]])
+    ids = torch.zeros(2, 1, dtype=torch.int64)
+    kept = TopPLogitsWarper(sampling.TOP_P)(ids, TemperatureLogitsWarper(1.3)(ids, scores.clone()))
+    torch.manual_seed(0)
+    draw, count = sampling.Nucleus(1.3), 6000
+    found = torch.stack([draw(ids, scores).isfinite().float() for _ in range(count)])
+    assert (found.sum(-1) == 1).all()
+    assert torch.equal(found.sum(0) > 0, kept > -torch.inf)
+    assert torch.allclose(found.mean(0), kept.softmax(-1), atol=4 * (0.25 / count) ** 0.5)
+
+
 def own(count: int, heldout: int = 0, length: int = 12) -> OwnText:
     script = Script(opening=OPENING, turns=(Turn(end=None),), is_chat=False)
     return OwnText(script, length=length, count=count, heldout=heldout)
@@ -120,9 +132,9 @@ def test_no_batch_is_begun_after_the_time(monkeypatch: pytest.MonkeyPatch, caplo
     monkeypatch.setattr("lpc.generation.own.time", Slow(1.0))
     data = own(count=19, heldout=1)
     found = Pipeline([GeneratePass.of(data, 20, 2.5)])(Program.start(build_model("llama")), RunContext(batch_size=1))
-    assert len(data.tokens) == 8  # two batches of four
-    assert found.program.history[-1].report == Written(sequences=8, asked=20, length=12, chat=False)
-    assert "8 of 20" in caplog.text
+    assert len(data.tokens) == 16  # two batches of eight
+    assert found.program.history[-1].report == Written(sequences=16, asked=20, length=12, chat=False)
+    assert "16 of 20" in caplog.text
     assert len(data) == 19
 
 
