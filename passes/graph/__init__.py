@@ -1,6 +1,7 @@
 """What can be removed and what it costs: dimensions, units, slices, masks, the plan. Knows no torch model."""
 
-from passes.graph.graph import Cost, Dimension, PruningGraph, Slice, Stream, Width
+from passes.graph.dimensions import Dimension, Slice, Stream, Width
+from passes.graph.graph import Cost, PruningGraph
 from passes.graph.kept import Kept, count_of
 from passes.graph.kinds import Kind, Role
 from passes.graph.masks import Masks, full_masks

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from passes.graph.graph import Dimension, PruningGraph
+from passes.graph.dimensions import Dimension
+from passes.graph.graph import PruningGraph
 from passes.graph.kept import Kept
 from passes.graph.kinds import Kind
 
