@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
@@ -46,6 +47,8 @@ __all__ = [
     "text_task",
 ]
 
+FORKING_OFF = "DISABLE_MULTIPROC"
+"""By this variable lm-eval bootstraps in one process."""
 BOOTSTRAP_ITERS = 1000
 """For the standard error of the few metrics that have no closed form."""
 
@@ -191,13 +194,28 @@ def run(backend: Any, tasks: Sequence[Task | Group], *, limit: int | None, fewsh
         if own is None or (fewshot is not None and own != 0):
             task.set_config(key="num_fewshot", value=fewshot or 0)
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
-    with redirect_stdout(io.StringIO()):  # lm-eval prints what it bootstraps, and results go there as JSON
+    # lm-eval prints what it bootstraps, and results go there as JSON
+    with redirect_stdout(io.StringIO()), _one_process():
         found: dict[str, Any] = evaluator.evaluate(
             lm=backend, task_dict=loaded, limit=limit, bootstrap_iters=BOOTSTRAP_ITERS, log_samples=True
         )
     seeds = {"random_seed": DEFAULT_RANDOM_SEED, "numpy_seed": DEFAULT_OTHER_SEED, "torch_seed": DEFAULT_OTHER_SEED}
     seeds["fewshot_seed"] = DEFAULT_OTHER_SEED
     return {**found, "config": {"limit": limit, "bootstrap_iters": BOOTSTRAP_ITERS, **seeds}}
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """lm-eval bootstraps here: processes that it forks beside torch's threads, or with a signal handler, may hang."""
+    before = os.environ.get(FORKING_OFF)
+    os.environ[FORKING_OFF] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[FORKING_OFF]
+        else:
+            os.environ[FORKING_OFF] = before
 
 
 @contextmanager

@@ -141,13 +141,18 @@ def test_other_process_finds_what_was_done(checkpoints: tuple[Path, Path], data:
     assert (note.read_text(), note.stat().st_mtime_ns) == (first, written)
 
 
-def test_nothing_is_printed_where_lm_eval_bootstraps(
-    checkpoints: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_where_lm_eval_bootstraps_nothing_is_printed_and_nothing_forked(
+    checkpoints: tuple[Path, Path],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("multiprocessing.Pool", lambda *_: pytest.fail("a pool of processes"))
     rows = [{"context": f"The {word} sat on", "continuation": word} for word in ("cat", "dog", "sun")]
     (tmp_path / "lambada_openai.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = evaluate(checkpoints[1], EvaluateOptions(tasks=("lambada_openai",), task_data=tmp_path))
     assert found.runs[0].scores[0].metric == "perplexity"
+    assert found.runs[0].scores[0].stderr
     assert capfd.readouterr().out == ""
 
 
