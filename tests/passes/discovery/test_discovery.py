@@ -14,6 +14,7 @@ import transformers as hf
 import zoo
 
 from passes.discovery import describe, random_model, small_config
+from passes.discovery.blocks import blocks_of
 from passes.discovery.layouts import attention_kinds
 from passes.discovery.proof import prove
 from passes.errors import UnsupportedModelError
@@ -169,6 +170,20 @@ def test_biases_that_are_handed_in_and_norms_behind_the_output_do_not_hold_heads
     graph = trace(config, model_type=getattr(hf, f"{name}Model"), options=TraceOptions(custom_code=True))
     assert {width.name: width.counts[0] for width in graph.widths} == {"kv_groups": 1, "mlp_channels": 1}
     assert ("counted once" in graph.untouched.get("MACs", "")) is (name == "Albert")
+
+
+def test_a_model_that_looks_for_global_tokens_is_followed_as_if_there_were_none(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = hf.LongformerConfig(**sizes, intermediate_size=48, attention_window=[4, 4], max_position_embeddings=40)
+    kind = hf.LongformerForMaskedLM
+    describe(config, kind, cache=tmp_path)
+    assert [each.kind for each in trace(config, model_type=kind).dimensions] == [Kind.MLP_CHANNELS] * 2
+
+
+def test_blocks_in_lists_are_blocks_of_their_layer() -> None:
+    twin = twin_of(zoo.ZOO["t5"].model_class, zoo.ZOO["t5"].config())
+    paths = [path for path, _ in blocks_of(twin) if path.startswith("decoder.block.0.")]
+    assert paths == [f"decoder.block.0.layer.{number}" for number in range(3)]
 
 
 def test_tables_of_biases_are_found_and_passed_on_as_t5_s_are_described() -> None:
