@@ -1,6 +1,6 @@
 """Quality on a really pretrained model: the text it was tuned on, other text, zero-shot tasks, answers. Resumable.
 
-    python benchmarks/quality.py --models smollm2 [--ratios 0.2,0.5] [--seeds 0] [--steps 20] [--rate 0.0011] [--rows 300]
+    python benchmarks/quality.py --models smollm2 [--ratios 0.2,0.5] [--seeds 0] [--steps 20] [--rate R] [--rows 300]
 
 ``LPC_MODELS/smollm2`` is what ``../shared/tools/real_models.py smollm2`` writes, ``LPC_DATA`` has text and tasks. A
 cell is a way at a ratio with a seed, tuned on WikiText-2 train as ``lpc.compress`` does, ``--steps`` of 8 × 256 tokens.
@@ -252,7 +252,8 @@ def summary(name: str, rows: Sequence[Mapping[str, Any]], setting: Setting) -> s
         cells.setdefault((row["key"]["way"], row["key"]["ratio"]), []).append(row)
     head = (
         f"{name}: {setting.steps} steps of 8 × {setting.length} tokens of WikiText-2 at a rate of {setting.rate:g}, "
-        f"{setting.samples} sequences ranked, {setting.own} of the model's own; {setting.rows} rows a task; means over the seeds\n"
+        f"{setting.samples} sequences ranked, {setting.own} of the model's own; {setting.rows} rows a task; "
+        "means over the seeds\n"
     )
     columns = ["way, ratio", "seeds", *TEXTS, "acc_norm", "answers as dense, of 50", "said before", "seconds"]
     order = sorted(cells, key=lambda cell: (cell[1], WAYS.index(cell[0])))
