@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -140,4 +141,4 @@ def width_scaled_rate(hidden_size: int) -> float:
     table 3), as its power of 0.78 for LoRA on Llamas as measured by Schulman et al., "LoRA Without Regret" (2025). The
     constant and the power are what was best at hidden sizes 64, 256 and 576 (docs/quality.md); 4.4e-4 at 4096.
     """
-    return 0.01 * min(1.0, (64 / hidden_size) ** 0.75)
+    return 0.01 * min(1.0, math.pow(64 / hidden_size, 0.75))
