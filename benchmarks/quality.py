@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--steps", type=int, help="optimizer steps (default: the corpus's own)")
     parser.add_argument("--only", default="", help="recipes whose name matches this regular expression")
+    parser.add_argument("--rate", type=float, default=0.0011, help="of adapters, of a really pretrained model")
     parser.add_argument("--rows", type=int, default=300, help="rows a task, of a really pretrained model")
     parser.add_argument("--samples", type=int, default=128, help="sequences ranked, of a really pretrained model")
     parser.add_argument("--table", action="store_true", help="run nothing, write the tables")

@@ -20,6 +20,9 @@ from passes.tuning import AttachPass, DetachPass, MergePass, TunePass, settled
 
 EVALUATED_AT_ONCE = 20
 
+RATE, MOST = 0.64, 0.01
+"""The learning rate of all cells that do not say another is the one over the hidden size, at most the other."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -50,7 +53,8 @@ class Recipe:
     def passes(self, loaded: Loaded, ratio: float, steps: int, seed: int) -> tuple[list[Pass], list[Pass]]:
         """From the dense model until all is ranked and trained, and from there to the compact model."""
         target, data = self.target(ratio), loaded.train
-        tune = settled(replace(self.tune, steps=steps if self.trained else 0, seed=seed))
+        rate = self.tune.learning_rate or min(MOST, RATE / loaded.model.config.hidden_size)
+        tune = settled(replace(self.tune, steps=steps if self.trained else 0, seed=seed, learning_rate=rate))
         importance = tune.importance_for(target)
         score = ScoreOptions(criterion=tune.criterion, samples=self.samples, seed=seed, importance=importance)
         solve: list[Pass] = []

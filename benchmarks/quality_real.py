@@ -1,6 +1,6 @@
 """Quality on a really pretrained model: the text it was tuned on, other text, zero-shot tasks, answers. Resumable.
 
-    python benchmarks/quality.py --models smollm2 [--ratios 0.2,0.5] [--seeds 0] [--steps 20] [--rows 300] [--only X]
+    python benchmarks/quality.py --models smollm2 [--ratios 0.2,0.5] [--seeds 0] [--steps 20] [--rate R] [--rows 300]
 
 ``LPC_MODELS/smollm2`` is what ``../shared/tools/real_models.py smollm2`` writes, ``LPC_DATA`` has text and tasks. A
 cell is a way at a ratio with a seed, tuned on WikiText-2 train as ``lpc.compress`` does, ``--steps`` of 8 × 256 tokens.
@@ -85,6 +85,7 @@ class Setting:
     length: int = 256
     own: int = 256
     rows: int = 300
+    rate: float = 0.0011
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Real:
 def main(name: str, arguments: argparse.Namespace) -> None:
     """Run what is missing of a model's cells and write the table."""
     path = OUT / f"quality-{name}-real.jsonl"
-    setting = Setting(steps=arguments.steps or 20, rows=arguments.rows, samples=arguments.samples)
+    setting = Setting(steps=arguments.steps or 20, rows=arguments.rows, samples=arguments.samples, rate=arguments.rate)
     if not arguments.table:
         real = load(name)
         for way, ratio, seed in _cells(arguments):
@@ -187,7 +188,11 @@ def _compressed(real: Real, recipe: Recipe, share: float, ratio: float, seed: in
         target=recipe.target(ratio),
         run=lpc.RunOptions(seed=seed, samples=setting.samples),
         lora=recipe.lora,
-        tune=replace(recipe.tune, steps=setting.steps if recipe.trained else 0),
+        tune=replace(
+            recipe.tune,
+            steps=setting.steps if recipe.trained else 0,
+            learning_rate=recipe.tune.learning_rate or setting.rate,
+        ),
         data_options=_data(share, setting),
         compensate=recipe.compensate or False,
     )
@@ -198,7 +203,7 @@ def _tuned(real: Real, ratio: float, seed: int, setting: Setting) -> PreTrainedM
     """The dense model with the same adapter, rate and steps."""
     found = token_sequences([real.text], real.tokenizer, sequence_length=setting.length)
     train, aside = (BlockDataset(found.tensor[part], found.labels[part]) for part in (slice(64, None), slice(64)))
-    options = RecoverOptions(steps=setting.steps, every=setting.steps, lora=DEFAULT.lora)
+    options = RecoverOptions(steps=setting.steps, every=setting.steps, lora=DEFAULT.lora, learning_rate=setting.rate)
     passes = Pipeline([TracePass(), RecoverPass(train, aside, options)])
     program = passes(Program.start(lpc.load(real.folder)), RunContext(seed=seed)).program
     assert isinstance(program.model, PreTrainedModel)
@@ -246,8 +251,9 @@ def summary(name: str, rows: Sequence[Mapping[str, Any]], setting: Setting) -> s
     for row in rows:
         cells.setdefault((row["key"]["way"], row["key"]["ratio"]), []).append(row)
     head = (
-        f"{name}: {setting.steps} steps of 8 × {setting.length} tokens of WikiText-2, {setting.samples} sequences "
-        f"ranked, {setting.own} of the model's own; {setting.rows} rows a task; means over the seeds\n"
+        f"{name}: {setting.steps} steps of 8 × {setting.length} tokens of WikiText-2 at a rate of {setting.rate:g}, "
+        f"{setting.samples} sequences ranked, {setting.own} of the model's own; {setting.rows} rows a task; "
+        "means over the seeds\n"
     )
     columns = ["way, ratio", "seeds", *TEXTS, "acc_norm", "answers as dense, of 50", "said before", "seconds"]
     order = sorted(cells, key=lambda cell: (cell[1], WAYS.index(cell[0])))

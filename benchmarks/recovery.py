@@ -45,38 +45,42 @@ from passes.tuning import AttachPass, MergePass, TunePass
 OUT = Path(__file__).parent / "out"
 WINDOWS, OWN, LENGTH = 16, 160, 256
 BASE = TuneOptions(criterion="obs", schedule=ONE_SHOT)
-RATE = 0.64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """How the start is tuned: on which share of the model's own text, drawn at which temperature, and how."""
+    """How the start is tuned: peak rate, and the share and the temperature of the model's own text."""
 
+    rate: float = 0.00111
     tune: TuneOptions = BASE
     lora: LoraOptions = LoraOptions()
     share: float = 0.25
     heat: float = 1.0
-    rate: float = 1.0
 
+
+PURE = replace(BASE, distill=DistillOptions(weight=1.0))
+MUON = replace(BASE, optimizer="muon")
 
 WAYS: Mapping[str, Way] = {
-    "default: a quarter own, w = 0.5": Way(),
+    "rate 0.0011": Way(),
+    "rate 0.0022": Way(rate=0.00222),
+    "rate 0.0033": Way(rate=0.00333),
     "all own": Way(share=1.0),
-    "rate x 2": Way(rate=2.0),
-    "w = 1, half own": Way(tune=replace(BASE, distill=DistillOptions(weight=1.0)), share=0.5),
-    "w = 1, half own, rate x 2": Way(tune=replace(BASE, distill=DistillOptions(weight=1.0)), share=0.5, rate=2.0),
-    "muon": Way(tune=replace(BASE, optimizer="muon")),
     "half own": Way(share=0.5),
+    "w = 1": Way(tune=PURE),
+    "w = 1, half own": Way(tune=PURE, share=0.5),
+    "w = 1, half own, rate 0.0022": Way(tune=PURE, share=0.5, rate=0.00222),
     "a quarter own at T = 0.7": Way(heat=0.7),
     "half own at T = 0.7": Way(share=0.5, heat=0.7),
+    "half own at T = 0.7, rate 0.0022": Way(share=0.5, heat=0.7, rate=0.00222),
     "all own at T = 0.7": Way(share=1.0, heat=0.7),
-    "w = 1": Way(tune=replace(BASE, distill=DistillOptions(weight=1.0))),
-    "rate x 3": Way(rate=3.0),
     "h = 0": Way(tune=replace(BASE, distill=DistillOptions(hidden_weight=0.0))),
     "h = 20": Way(tune=replace(BASE, distill=DistillOptions(hidden_weight=20.0))),
     "rank 128": Way(lora=LoraOptions(rank=128)),
-    "muon, rate x 3": Way(tune=replace(BASE, optimizer="muon"), rate=3.0),
+    "muon": Way(tune=MUON),
+    "muon, rate 0.0033": Way(tune=MUON, rate=0.00333),
 }
+"""Where nothing else is said: rate 0.0011, a quarter own, w = 0.5, h = 5, rank 32, AdamW."""
 
 
 def main() -> None:
@@ -100,7 +104,7 @@ def main() -> None:
             with path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(json.dumps(row), flush=True)
-    text = summary([row for row in read(path) if key.items() <= row.items()])
+    text = summary([row for row in read(path) if row["ratio"] == arguments.ratio])
     (OUT / f"recovery-{arguments.models}.md").write_text(text)
     print(text)
 
@@ -129,8 +133,7 @@ class Bench:
     def tuned(self, way: Way, steps: int, rows: int) -> dict[str, Any]:
         """Tune a copy of the start; what that leaves, and the seconds of tuning."""
         begin = replace(self._start, model=copy.deepcopy(self._start.model))
-        rate = RATE / begin.model.config.hidden_size * way.rate
-        options = replace(way.tune, steps=steps, learning_rate=rate)
+        options = replace(way.tune, steps=steps, learning_rate=way.rate)
         data = self._data(way.share, way.heat)
         begin = Pipeline([AttachPass(way.lora)])(begin.expecting_itself(), RunContext()).program
         begun, cpu = time.perf_counter(), time.process_time()
@@ -184,12 +187,13 @@ def divergence(model: torch.nn.Module, data: BlockDataset, dense: torch.Tensor) 
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A line a way, the least distance on other text first."""
+    """A line a way, by steps, the least distance on other text first."""
     names = (WIKITEXT, STORIES, LAMBADA)
-    ordered = sorted(rows, key=lambda row: row["kl"][STORIES] + row["kl"][LAMBADA])
+    ordered = sorted(rows, key=lambda row: (row["steps"], row["kl"][STORIES] + row["kl"][LAMBADA]))
     lines = [
         [
             row["way"],
+            str(row["steps"]),
             *(f"{row['rise'][name]:.3f}" for name in names),
             *(f"{row['kl'][name]:.3f}" for name in names),
             f"{mean(value for value, _ in row['tasks'].values()):.3f}" if "tasks" in row else "",
@@ -198,7 +202,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in ordered
     ]
     head = [*(f"rise, {name}" for name in names), *(f"KL, {name}" for name in names), "acc_norm", "processor s"]
-    return table(["way", *head], lines) + "\n"
+    return table(["way", "steps", *head], lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from passes.trace import TracePass, options_for
 from passes.tuning import AttachPass, DetachPass, MergePass, RecallPass, RecoverPass, TunePass, UnpackPass, settled
 
 BEFORE_TUNING = CompensateOptions(ridge=1.0)
-"""Gently: what tuning starts from should not be far from the dense weights (docs/quality.md)."""
+"""Gently: what tuning starts from should not be far from the dense weights (docs/quality-small.md)."""
 
 
 def compression_pipeline(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
+from exporters.calls.providers import MEMORY, provider_named
 from passes.errors import MissingFileError, ModelError, UnsupportedModelError
 
 Phase = Literal["prefill", "decode", "forward"]
@@ -176,16 +177,23 @@ def element_type(named: str) -> ir.DataType:
 class Graph:
     """A loaded graph that can be fed for any call."""
 
-    def __init__(self, folder: OnnxFolder, threads: int) -> None:
-        """Load the session on CPU with ``threads`` threads. Raises ``ModelError`` if onnxruntime refuses."""
+    def __init__(self, folder: OnnxFolder, threads: int, provider: str = "cpu") -> None:
+        """Load the session on a provider (``cpu``, ``cuda``, ...), on the host with ``threads`` threads.
+
+        Raises ``OptionError`` if there is no such provider, ``ModelError`` if onnxruntime refuses.
+        """
+        wanted = provider_named(provider)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4
         options.add_session_config_entry("session.force_spinning_stop", "1")  # else idle threads slow the other model
         try:
-            self.session = onnxruntime.InferenceSession(str(folder.path), options, providers=["CPUExecutionProvider"])
+            self.session = onnxruntime.InferenceSession(str(folder.path), options, providers=[wanted])
         except Exception as error:  # onnxruntime's errors share no other base class
             raise ModelError(f"onnxruntime cannot load {folder.path}: {error}") from error
+        if wanted not in self.session.get_providers():
+            raise ModelError(f"onnxruntime cannot start {wanted} for {folder.path}: are its libraries installed?")
+        self._memory = MEMORY.get(wanted)
         self.folder = folder
         self.inputs = {each.name: each for each in self.session.get_inputs()}
 
@@ -209,6 +217,23 @@ class Graph:
             drawn = generator.standard_normal((batch, heads, past, size), dtype=np.float32)
             values[name] = drawn.astype(self._type(name))
         return values
+
+    def ready(self, call: Call) -> Callable[[], None]:
+        """One call, its feeds where the provider computes; the outputs stay there and are dropped."""
+        feeds = self.feeds(call)
+        if self._memory is None:
+            return lambda: self.run(feeds)
+        binding = self.session.io_binding()
+        for name, value in feeds.items():
+            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(value, self._memory))
+        for output in self.session.get_outputs():
+            binding.bind_output(output.name, self._memory)
+
+        def bound() -> None:
+            self.session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+
+        return bound
 
     def run(self, feeds: Feeds) -> None:
         """One call; the outputs are computed and dropped."""

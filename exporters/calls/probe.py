@@ -1,6 +1,6 @@
 """Load time and peak memory of one model, in a process of its own.
 
-``python -m exporters.calls.probe FOLDER THREADS BATCH TOKENS``
+``python -m exporters.calls.probe FOLDER THREADS BATCH TOKENS PROVIDER``
 
 Prints one JSON object: seconds to load, peak resident bytes of the process after loading and after one prefill of
 that size, and the resident bytes before anything was loaded.
@@ -29,15 +29,15 @@ def peak_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def main(folder: str, threads: str, batch: str, tokens: str) -> None:
+def main(folder: str, threads: str, batch: str, tokens: str, provider: str) -> None:
     """Measure and print."""
     found_folder = OnnxFolder.find(Path(folder))
     before = int(psutil.Process().memory_info().rss)
     start = time.perf_counter()
-    graph = Graph(found_folder, int(threads))
+    graph = Graph(found_folder, int(threads), provider)
     load_seconds = time.perf_counter() - start
     loaded = peak_bytes()
-    graph.run(graph.feeds(Call(phase="forward", batch=int(batch), tokens=int(tokens), past=0)))
+    graph.ready(Call(phase="forward", batch=int(batch), tokens=int(tokens), past=0))()
     found = {
         "load_s": load_seconds,
         "baseline_bytes": before,

@@ -44,6 +44,13 @@ class BenchmarkOptions:
         words=str,
         read=_counts,
     )
+    provider: str = option(
+        "cpu",
+        noun="the benchmark's provider",
+        help="Where onnxruntime computes: cpu, or what `lpc doctor` lists of cuda, openvino, ...",
+        group=Group.ADVANCED,
+        common=True,
+    )
     batches: tuple[int, ...] = option((1, 8), noun="benchmark batches", least=1, help="Sequences at once.")
     prefill_tokens: tuple[int, ...] = option(
         (128, 512), noun="benchmark prefill_tokens", least=1, help="Tokens that are read at once."

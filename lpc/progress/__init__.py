@@ -1,6 +1,6 @@
 """How far a run is: stage by stage, with the time that has gone and the time that is left of the whole."""
 
 from lpc.progress.journey import Journey, Leg, Standing, clocked, expect, numbered
-from lpc.progress.lines import Lines, logged
+from lpc.progress.lines import Lines, line, logged, share_told
 
-__all__ = ["Journey", "Leg", "Lines", "Standing", "clocked", "expect", "logged", "numbered"]
+__all__ = ["Journey", "Leg", "Lines", "Standing", "clocked", "expect", "line", "logged", "numbered", "share_told"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 
@@ -10,6 +11,8 @@ from lpc.progress.journey import Clock, Journey, Leg, Standing, clocked
 
 INTERVAL = 30.0
 """Seconds between two lines."""
+CLOCKS = re.compile(r"(\d+):(\d\d):(\d\d) elapsed, about (\d+):(\d\d):(\d\d) left$", re.MULTILINE)
+"""How a line ends that knows what is left."""
 
 
 class Lines:
@@ -51,6 +54,16 @@ def line(standing: Standing) -> str:
     steps = f" {standing.done}/{standing.total}" if standing.total > 1 else ""
     left = "time left not known yet" if standing.left is None else f"about {clocked(standing.left)} left"
     return f"{standing.stage}{steps}, {clocked(standing.elapsed)} elapsed, {left}"
+
+
+def share_told(text: str) -> float:
+    """How much of a run was done, 0 to 1, by the last line of its text that knew what was left; 0 without one."""
+    *_, last = [None, *CLOCKS.finditer(text)]
+    if last is None:
+        return 0.0
+    numbers = [int(each) for each in last.groups()]
+    elapsed, left = (3600 * hours + 60 * minutes + rest for hours, minutes, rest in (numbers[:3], numbers[3:]))
+    return elapsed / max(elapsed + left, 1)
 
 
 def logged(clock: Clock = time.monotonic) -> Lines:

@@ -1,4 +1,4 @@
-"""``benchmark``: how fast and how large a pruned ONNX package is, against the dense one, in onnxruntime on CPU."""
+"""``benchmark``: how fast and how large a pruned ONNX package is, against the dense one, in onnxruntime."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from exporters.calls import Call, OnnxFolder, call_grid, forward_grid
+from exporters.calls import Call, OnnxFolder, call_grid, forward_grid, provider_named
 from exporters.latency import processor
 from lpc.options import BenchmarkOptions
 from lpc.report import record
@@ -52,6 +52,7 @@ def benchmark(
     encoder-decoder), ``OptionError``, ``OutputError``.
     """
     options = options or BenchmarkOptions()
+    provider_named(options.provider)
     folders: dict[ModelName, OnnxFolder] = {"pruned": OnnxFolder.find(folder)}
     if against is not None:
         folders = {"dense": OnnxFolder.find(against), **folders}
@@ -146,7 +147,7 @@ def _footprint(folder: OnnxFolder, calls: Sequence[Call], options: BenchmarkOpti
     prefills = [each for each in calls if each.phase != "decode"]
     largest = max(prefills, key=lambda each: each.batch * each.tokens, default=None)
     batch, tokens = (largest.batch, largest.tokens) if largest else (1, 1)
-    arguments = [str(folder.path.parent), str(options.thread_counts[0]), str(batch), str(tokens)]
+    arguments = [str(folder.path.parent), str(options.thread_counts[0]), str(batch), str(tokens), options.provider]
     probe = _probe(arguments)
     return Footprint(
         path=str(folder.path),
@@ -202,5 +203,5 @@ def _machine(options: BenchmarkOptions) -> dict[str, Any]:
         "load_average_1min": load,
         "python": platform.python_version(),
         "onnxruntime": onnxruntime.__version__,
-        "provider": "CPUExecutionProvider",
+        "provider": provider_named(options.provider),
     }

@@ -37,7 +37,7 @@ def time_models(
     found: list[Times] = [{name: [] for name in folders} for _ in calls]
     for half, rounds in enumerate(_halves(options)):
         names = list(folders) if half == 0 else list(folders)[::-1]
-        graphs = {name: Graph(folders[name], threads) for name in names} if rounds else {}
+        graphs = {name: Graph(folders[name], threads, options.provider) for name in names} if rounds else {}
         for call, times in zip(calls, found, strict=True):
             if rounds:
                 _take_turns(graphs, call, rounds, options, times, tick)
@@ -67,12 +67,12 @@ def _take_turns(
 ) -> None:
     """Append the seconds of ``rounds`` rounds, or of fewer if they take too long."""
     rounds = _rounds(call, rounds)
-    feeds = {name: graph.feeds(call) for name, graph in graphs.items()}
+    ready = {name: graph.ready(call) for name, graph in graphs.items()}
     started = time.perf_counter()
     for turn in range(-options.warmup, rounds):
         for name in list(graphs) if turn % 2 == 0 else list(graphs)[::-1]:
             start = time.perf_counter()
-            graphs[name].run(feeds[name])
+            ready[name]()
             if turn >= 0:
                 times[name].append(time.perf_counter() - start)
         tick(1)

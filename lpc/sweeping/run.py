@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from lpc.options import Cell, SweepOptions
+from lpc.progress import expect, share_told
 from lpc.sweeping.cell import SETTLED
 from lpc.sweeping.early import check_early_stopping
 from lpc.sweeping.folder import DECLARATION, Outcome, State, SweepFolder
@@ -29,7 +31,9 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 60.0
 """A process that is asked to end has so long to keep what it has done."""
-STAGE = "cells"
+STAGE = "percent of all cells"
+TAIL_BYTES = 4096
+"""Of what a cell printed, where its last word of its progress stands."""
 
 
 def sweep(
@@ -79,14 +83,37 @@ def begun(asked: SweepOptions, folder: SweepFolder) -> None:
 
 def _run_all(asked: SweepOptions, folder: SweepFolder, jobs: int, progress: Progress) -> None:
     waiting = [cell for cell in asked.cells if folder.outcome(cell).state not in SETTLED]
-    total = len(asked.cells)
+    total = len(waiting)
+
+    def tell() -> None:
+        """Of the cells at work as much is done as they say; with their first word the time that is left is known."""
+        at_work = sum(share_told(each.told(folder)) for each in running.cells.values())
+        percent = int(100 * (total - len(waiting) - len(running.cells) + at_work) / total)
+        if percent:
+            expect(progress, [])
+        progress(STAGE, percent, 100)
+
     with processes(folder, jobs) as running:
         while waiting or running.cells:
-            progress(STAGE, total - len(waiting) - len(running.cells), total)
             while waiting and len(running.cells) < jobs:
                 running.start(waiting.pop(0))
-            running.wait()
-    progress(STAGE, total, total)
+            running.wait(tell)
+    progress(STAGE, 100, 100)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A cell at work, and where in its log its process began."""
+
+    cell: Cell
+    process: subprocess.Popen[bytes]
+    begun_at: int
+
+    def told(self, folder: SweepFolder) -> str:
+        """The last of what it printed."""
+        with folder.beside(self.cell, ".log").open("rb") as log:
+            log.seek(max(self.begun_at, log.seek(0, os.SEEK_END) - TAIL_BYTES))
+            return log.read().decode(errors="replace")
 
 
 class _Processes:
@@ -94,12 +121,13 @@ class _Processes:
 
     def __init__(self, folder: SweepFolder, jobs: int, words: Callable[[SweepFolder, Cell], list[str]]) -> None:
         self._folder, self._jobs, self._words = folder, jobs, words
-        self.cells: dict[int, tuple[Cell, subprocess.Popen[bytes]]] = {}
+        self.cells: dict[int, Running] = {}
 
     def start(self, cell: Cell) -> None:
         """Start the process of a cell."""
         place = next(number for number in range(self._jobs) if number not in self.cells)
         with self._folder.beside(cell, ".log").open("ab") as log:
+            begun_at = log.tell()
             started = subprocess.Popen(
                 self._words(self._folder, cell),
                 stdin=subprocess.DEVNULL,
@@ -108,20 +136,25 @@ class _Processes:
                 env={**os.environ, **_room(place, self._jobs)},
                 start_new_session=True,
             )
-        self.cells[place] = cell, started
+        self.cells[place] = Running(cell, started, begun_at)
 
-    def wait(self) -> None:
-        """Wait for one to end; one that says nothing of its outcome has failed, unless another sweep has its cell."""
-        while not (ended := [place for place, (_, each) in self.cells.items() if each.poll() is not None]):
+    def wait(self, tell: Callable[[], None] = lambda: None) -> None:
+        """Wait for one to end; one that says nothing of its outcome has failed, unless another sweep has its cell.
+
+        ``tell`` is called while it waits.
+        """
+        while not (ended := [place for place, each in self.cells.items() if each.process.poll() is not None]):
+            tell()
             time.sleep(POLL_SECONDS)
         for place in ended:
-            cell, process = self.cells.pop(place)
+            running = self.cells.pop(place)
+            cell = running.cell
             found = self._folder.outcome(cell)
             if found.state is State.OPEN and (holder := self._folder.held(cell)):
                 logger.warning("the cell %s is left to who is at it: %s", cell.name, holder)
                 continue
             if found.state is State.OPEN:
-                found = Outcome(state=State.FAILED, why=f"its process ended with {process.returncode}")
+                found = Outcome(state=State.FAILED, why=f"its process ended with {running.process.returncode}")
                 self._folder.note(cell, found)
             if found.state is State.FAILED:
                 log = self._folder.beside(cell, ".log")
@@ -129,13 +162,13 @@ class _Processes:
 
     def end(self) -> None:
         """Ask all to end, and let them keep what they have done."""
-        for _, process in self.cells.values():
-            process.terminate()
-        for _, process in self.cells.values():
+        for each in self.cells.values():
+            each.process.terminate()
+        for each in self.cells.values():
             try:
-                process.wait(GRACE_SECONDS)
+                each.process.wait(GRACE_SECONDS)
             except subprocess.TimeoutExpired:
-                process.kill()
+                each.process.kill()
 
 
 def _words(folder: SweepFolder, cell: Cell) -> list[str]:

@@ -72,7 +72,7 @@ class TuneOptions:
         None,
         above=0,
         most=MOST_RATE,
-        help="Peak learning rate; by default 0.64 / hidden size, at most 0.01.",
+        help="Peak learning rate; by default 0.01 x (64 / hidden size)^(3/4), at most 0.01.",
         group=Group.TUNE,
         common=True,
     )

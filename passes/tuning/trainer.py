@@ -29,13 +29,20 @@ from passes.tuning.teacher import Teacher
 class TrainingRun:
     """How a training went: (step, mean loss since the last entry), and seconds in all and in the teacher's passes.
 
-    ``heldout``: (step, loss on held-out data), where that was measured on the way.
+    ``heldout``: (step, loss on held-out data), where that was measured on the way. ``rates``: (step, learning rate).
     """
 
     losses: tuple[tuple[int, float], ...]
     seconds: float
     teacher_seconds: float
     heldout: tuple[tuple[int, float], ...] = ()
+    rates: tuple[tuple[int, float], ...] = ()
+
+    @classmethod
+    def told(cls, state: TrainerState, seconds: float, teacher_seconds: float) -> TrainingRun:
+        """What the Trainer has logged."""
+        losses, heldout, rates = (_logged(state, name) for name in ("loss", HELDOUT_LOSS, "learning_rate"))
+        return cls(losses, seconds, teacher_seconds, heldout, rates)
 
     @property
     def teacher_share(self) -> float:
@@ -70,7 +77,7 @@ def train(
         done = _state(resume_from)
         if finished or done.global_step >= arguments.max_steps:
             wear(model, Adapter.read(_adapter_in(resume_from, model)))
-            return TrainingRun(_logged(done, "loss"), 1.0, 0.0, _logged(done, HELDOUT_LOSS))
+            return TrainingRun.told(done, 1.0, 0.0)
     values = {"factors": rates, "seen": seen, "in_pieces": in_pieces, "callbacks": list(callbacks), **data}
     with _settings_kept(model, arguments, recompute=recompute) as kept:
         if teacher is not None and distill is not None:
@@ -83,8 +90,7 @@ def train(
         start = time.perf_counter()
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
         seconds = time.perf_counter() - start
-    losses, heldout = (_logged(trainer.state, name) for name in ("loss", HELDOUT_LOSS))
-    return TrainingRun(losses, seconds, getattr(trainer, "teacher_seconds", 0.0), heldout)
+    return TrainingRun.told(trainer.state, seconds, getattr(trainer, "teacher_seconds", 0.0))
 
 
 @contextmanager

@@ -59,7 +59,7 @@ class TuneReport:
     """The course of the training: (step, mean loss in nats a token since the last entry), and the mask events.
 
     ``teacher_share``: what part of the time the teacher's forward passes took; 0 without distillation. ``heldout``:
-    (step, loss on held-out data) where that was watched.
+    (step, loss on held-out data) where that was watched. ``rates``: (step, learning rate).
     """
 
     losses: tuple[tuple[int, float], ...]
@@ -67,6 +67,7 @@ class TuneReport:
     skipped_updates: int
     teacher_share: float = 0.0
     heldout: tuple[tuple[int, float], ...] = ()
+    rates: tuple[tuple[int, float], ...] = ()
 
 
 class TunePass(Pass):
@@ -155,7 +156,7 @@ class TunePass(Pass):
         tuned = replace(program, model=model.eval(), masks=callback.state.masks, snapshots=left)
         tuned = replace(tuned, scores=callback.state.chosen_by)
         events, skipped = tuple(callback.state.events), callback.state.skipped
-        report = TuneReport(trained.losses, events, skipped, trained.teacher_share, trained.heldout)
+        report = TuneReport(trained.losses, events, skipped, trained.teacher_share, trained.heldout, trained.rates)
         return PassResult(tuned.expecting_itself(), modified=True, report=report)
 
     def keep(self, after: Program, folder: Path) -> bool:

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from lpc.progress import Journey, Leg, Lines, expect, logged
+from lpc.progress import Journey, Leg, Lines, Standing, expect, line, logged, share_told
 from lpc.progress.journey import clocked
 from passes.pipeline import silent
 
@@ -140,6 +140,12 @@ def test_lines_come_at_intervals_with_stage_steps_elapsed_and_left() -> None:
     assert said[0].startswith("score 3/10, 0:00:36 elapsed, about 0:")
     times = ("0:00:36", "0:01:12", "0:01:48", "0:03:00")
     assert [each.split(",")[1] for each in said] == [f" {time} elapsed" for time in times]
+
+
+@pytest.mark.parametrize(("left", "share"), [(None, 0.0), (0.0, 1.0), (5400.0, 0.25)])
+def test_a_line_can_be_read_back(left: float | None, share: float) -> None:
+    standing = Standing(stage="tune", done=1, total=4, elapsed=1800.0, left=left, now=1800.0)
+    assert share_told(f"lpc: {line(standing)}\nlpc: a warning\n") == share
 
 
 def test_python_hears_it_through_the_logger_lpc(caplog: pytest.LogCaptureFixture) -> None:

@@ -126,15 +126,17 @@ def _spread(dimension: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _course(manifest: Mapping[str, Any]) -> Iterator[Chart]:
-    """Tuning, step by step: the loss, and how much of each width was there."""
+    """Tuning, step by step: the loss, the learning rate, and how much of each width was there."""
     report = next((p["report"] for p in manifest["passes"] if p["name"] == "tune" and p.get("report")), None)
     if not report or not report.get("losses"):
         return
     caption = "Training loss, in nats a token; with distillation its share is in it."
-    yield _chart("loss", caption, _losses(report["losses"], "training loss"), height=200)
+    yield _chart("loss", caption, _over_steps(report["losses"], "training loss"), height=200)
     if len(report.get("heldout") or ()) > 1:
         caption = "Loss on the held-out data while tuning."
-        yield _chart("heldout", caption, _losses(report["heldout"], "held-out loss"), height=160)
+        yield _chart("heldout", caption, _over_steps(report["heldout"], "held-out loss"), height=160)
+    if len(report.get("rates") or ()) > 1:
+        yield _chart("rate", "The learning rate.", _over_steps(report["rates"], "learning rate"), height=120)
     dense = {name: width["dense"] for name, width in manifest["widths"].items()}
     gone = [
         {"step": event["step"], "width": words_of(name), "share": kept / dense[name]}
@@ -154,14 +156,14 @@ def _course(manifest: Mapping[str, Any]) -> Iterator[Chart]:
     yield _chart("removed", "How much of each width was kept while tuning.", steps, height=160)
 
 
-def _losses(course: Sequence[Sequence[float]], title: str) -> alt.Chart:
+def _over_steps(course: Sequence[Sequence[float]], title: str) -> alt.Chart:
     """A line over steps."""
-    losses = [{"step": step, "value": loss} for step, loss in course]
-    line: alt.Chart = alt.Chart(_data(losses)).mark_line(point=len(losses) < 40)
+    rows = [{"step": step, "value": value} for step, value in course]
+    line: alt.Chart = alt.Chart(_data(rows)).mark_line(point=len(rows) < 40)
     return line.encode(
         x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1)),
         y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)),
-        tooltip=[alt.Tooltip("step:Q"), alt.Tooltip("value:Q", format=".4f", title="loss")],
+        tooltip=[alt.Tooltip("step:Q"), alt.Tooltip("value:Q", format=".4~g", title=title)],
     )
 
 

@@ -4,11 +4,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
 import zoo
 from conftest import build_model, build_tokenizer
 
 from exporters.calls import Call, Graph, OnnxFolder
+from exporters.calls.providers import MEMORY
 from exporters.onnx import export_onnx
 from exporters.options import OnnxOptions
 from lpc.options import BenchmarkOptions
@@ -110,6 +113,27 @@ def test_feeds_fit_the_graph(folders: tuple[Path, Path]) -> None:
     assert feeds["past_key_values.1.value"].shape == (2, 2, 3, 8)
     assert feeds["attention_mask"].shape == (2, 4)
     assert feeds["position_ids"].tolist() == [[3], [3]]
+
+
+def test_a_provider_that_is_not_there_is_refused_by_name(folders: tuple[Path, Path]) -> None:
+    with pytest.raises(OptionError, match="no provider 'tpu' here: choose one of cpu"):
+        benchmark(folders[0], options=replace(SMALL, provider="tpu"))
+
+
+def test_a_call_computes_on_what_lies_in_the_providers_memory(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MEMORY, "CPUExecutionProvider", "cpu")
+    decoder = Graph(OnnxFolder.find(folders[0]), 1, "CPUExecutionProvider")
+    bound = list[onnxruntime.IOBinding]()
+    monkeypatch.setattr(type(decoder.session), "run_with_iobinding", lambda _, binding: bound.append(binding))
+    call = Call(phase="decode", batch=2, tokens=1, past=3)
+    decoder.ready(call)()
+    monkeypatch.undo()
+    decoder.session.run_with_iobinding(bound[0])
+    expected = decoder.session.run(None, decoder.feeds(call))
+    for found, value in zip(bound[0].copy_outputs_to_cpu(), expected, strict=True):
+        np.testing.assert_array_equal(found, value)
 
 
 def test_benchmark_says_what_is_missing(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import lpc
 from exporters.files import run_folder
 from lpc.cli import app
 from lpc.options import Cell, StoppingOptions, SweepOptions
+from lpc.progress import share_told
 from lpc.sweeping import Outcome, State, SweepFolder, begun, run_cell, slurm_script
 from lpc.sweeping.early import judged
 from lpc.sweeping.run import processes
@@ -154,6 +155,18 @@ def test_processes_run_side_by_side_and_a_silent_end_is_a_failure(
     assert "the sweep goes on" in caplog.text
 
 
+def test_cells_at_work_tell_how_far_they_are_by_what_they_print(asked: dict[str, Any], tmp_path: Path) -> None:
+    said = "lpc: tune 3/4, 0:00:45 elapsed, about 0:00:15 left"
+    cells, folder, words = running(asked, tmp_path / "out", f"print({said!r}, flush=True); input()")
+    folder.beside(cells[0], ".log").write_text("lpc: tune 1/4, 0:00:01 elapsed, about 0:00:99 left\n")
+    with processes(folder, 1, words) as at_work:
+        at_work.start(cells[0])
+        (cell,) = at_work.cells.values()
+        at_work.wait()
+    assert cell.told(folder).startswith(said)
+    assert share_told(cell.told(folder)) == 0.75
+
+
 HOLDER = """
 import sys
 from pathlib import Path
@@ -184,7 +197,7 @@ def test_processes_end_with_the_sweep(asked: dict[str, Any], tmp_path: Path) -> 
     cells, folder, words = running(asked, tmp_path / "out", "import time; time.sleep(600)")
     with pytest.raises(KeyboardInterrupt), processes(folder, 1, words) as at_work:
         at_work.start(cells[0])
-        (process,) = (each for _, each in at_work.cells.values())
+        (process,) = (each.process for each in at_work.cells.values())
         raise KeyboardInterrupt
     assert process.poll() == -15
 

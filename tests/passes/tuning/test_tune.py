@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import random
 import shutil
 from pathlib import Path
@@ -166,9 +167,12 @@ def test_tuning_lowers_the_loss_under_the_masks() -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_the_report_tells_losses_and_events() -> None:
-    report = tune(adapted(build_model("llama")), steps=5).history[-1].report
+def test_the_report_tells_losses_rates_and_events() -> None:
+    report = tune(adapted(build_model("llama")), steps=5, learning_rate=0.02).history[-1].report
     assert [step for step, _ in report.losses] == [1, 2, 3, 4, 5]
+    cosine = [(step + 1, 0.01 * (1 + math.cos(math.pi * step / 5))) for step in range(5)]
+    assert [step for step, _ in report.rates] == [step for step, _ in cosine]
+    assert [rate for _, rate in report.rates] == pytest.approx([rate for _, rate in cosine])
     assert [event.step for event in report.events] == [step for step, _ in EVERY_STEP.events(5)]
     assert report.skipped_updates == 0
 

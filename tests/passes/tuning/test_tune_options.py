@@ -20,6 +20,7 @@ from passes.options import ONE_SHOT, ImportanceOptions, Schedule, Target, TraceO
 from passes.pipeline import Program
 from passes.trace import TracePass
 from passes.tuning import TunePass, settled
+from passes.tuning.arguments import width_scaled_rate
 
 
 def test_an_unreachable_ratio_is_told_before_training() -> None:
@@ -95,3 +96,8 @@ def test_scores_are_normalised_in_the_uniform_layout_only_unless_said(layout: st
     for chosen in (True, False):
         options = TuneOptions(importance=ImportanceOptions(normalise=chosen))
         assert options.importance_for(target).normalise is chosen
+
+
+@pytest.mark.parametrize(("hidden", "rate"), [(16, 0.01), (64, 0.01), (1024, 0.00125), (16384, 0.00015625)])
+def test_the_default_rate_falls_eightfold_with_sixteen_times_the_width(hidden: int, rate: float) -> None:
+    assert width_scaled_rate(hidden) == pytest.approx(rate)

@@ -84,6 +84,7 @@ def manifest(graph: PruningGraph, plan: Plan) -> dict[str, Any]:
             "peak_memory_bytes": 2**30,
             "report": {
                 "losses": [[1, 2.5], [2, 2.25]],
+                "rates": [[1, 0.01], [2, 0.005]],
                 "events": [{"step": 0, "widths": {"kv_groups": 4}}, {"step": 1, "widths": {"kv_groups": 2}}],
             },
         }
@@ -148,6 +149,7 @@ def test_what_pictures_show_is_what_the_manifest_says(manifest: dict[str, Any]) 
         "importance-kv_groups",
         "importance-mlp_channels",
         "loss",
+        "rate",
         "removed",
         "seconds",
         "memory",
@@ -158,6 +160,7 @@ def test_what_pictures_show_is_what_the_manifest_says(manifest: dict[str, Any]) 
         ("0", "MLP channels", "32 of 64"),
     ]
     assert [row["value"] for row in _rows(found["loss"])] == [2.5, 2.25]
+    assert [row["value"] for row in _rows(found["rate"])] == [0.01, 0.005]
     assert [row["share"] for row in _rows(found["removed"])] == [1.0, 0.5]
     assert {row["seconds"] for row in _rows(found["seconds"])} == {1.5, 9.0}
 
