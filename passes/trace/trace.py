@@ -137,7 +137,7 @@ def _traced(
     matmuls = _matmuls(twin)
     attention, fixed = list(attention_blocks(twin, family)), fixed_blocks(twin, family)
     if family.proof is not None:
-        _check_all_found(twin, [*(block.path for block in attention), *fixed])
+        _check_all_found(twin, [block.path for block in attention])
     experts = list(_expert_blocks(twin, family))
     finder = DimensionFinder(family, task_of(model_type), attention, options.query_heads)
     whole = family.experts is not None and expert_groups(config) == 1
@@ -223,7 +223,7 @@ def _expert_blocks(twin: nn.Module, family: Family) -> Iterator[ExpertsBlock]:
 
 
 def _check_all_found(twin: nn.Module, found: Sequence[str]) -> None:
-    """Raise UnsupportedModelError if a block of the same class as a found one was not found: a small model had none."""
+    """Raise UnsupportedModelError if attention of the same class as that found lies where a small model had none."""
     kinds = {type(twin.get_submodule(path)): path for path in found}
     for path, module in twin.named_modules():
         if type(module) in kinds and not any(f"{path}.".startswith(f"{each}.") for each in found):
