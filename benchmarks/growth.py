@@ -1,10 +1,11 @@
-"""Seconds and memory of each stage as a model gets deeper: Llama shapes of 0.1 to 4 billion parameters.
+"""Processor seconds and memory of each stage as a model gets deeper: Llama shapes of 0.1 to 4 billion parameters.
 
     python benchmarks/growth.py [--billions 0.1 0.5 1 2 4] [--width 1536] [--samples 4] [--context 64]
 
 The width stays and layers are added, so a stage whose cost is linear in layers has slope 1 in the last line. Weights
-are random, in bfloat16; each size runs in a process of its own, one after another. ``benchmarks/out/growth.json`` has
-all of it, kept as it comes, so an interrupted run goes on; ``growth.md`` has the table.
+are random, in bfloat16; each size runs in a process of its own, one after another. ``benchmarks/out/growth-WIDTH.json``
+has all of it, kept as it comes, so an interrupted run goes on; ``growth-WIDTH.md`` has the tables. Memory is what is
+resident at most, without what was before the model was made.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from cost import Tokens
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -71,8 +75,9 @@ def main() -> None:
             print(f"{size} billion parameters: done", file=sys.stderr, flush=True)
     rows = [done[size] for size in sorted(arguments.billions)]
     machine = {"machine": asdict(Machine.here()), "versions": versions(), "options": vars(arguments)}
-    (OUT / "growth.json").write_text(json.dumps({**machine, "sizes": rows}, indent=1) + "\n")
-    (OUT / "growth.md").write_text(page(rows, arguments))
+    stem = f"growth-{arguments.width}"
+    (OUT / f"{stem}.json").write_text(json.dumps({**machine, "sizes": rows}, indent=1) + "\n")
+    (OUT / f"{stem}.md").write_text(page(rows, arguments))
     print(page(rows, arguments))
 
 
@@ -85,9 +90,10 @@ def _apart(size: float) -> dict[str, Any]:
 def measure(size: float, arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds and peak memory of each stage on a model of so many billion parameters."""
     config = shape_of(size, arguments.width, arguments.context)
-    with measured() as loading:
+    before = psutil.Process().memory_info().rss
+    found: dict[str, dict[str, float]] = {}
+    with _stage("load", found, before):
         program = Program.start(random_model(config))
-    found = {"load": _numbers(loading)}
     data = Tokens(arguments.samples, arguments.context, VOCABULARY)
     run = RunContext(samples=arguments.samples, batch_size=1)
     solve = CompensatePass(data, BEFORE_TUNING, keep_originals=True)
@@ -104,11 +110,10 @@ def measure(size: float, arguments: argparse.Namespace) -> dict[str, Any]:
             ("save", SavePass(Path(folder) / "hf")),
         )
         for name, each in stages:
-            with measured() as measurement:
+            with _stage(name, found, before):
                 after = each(program, run).program
-            found[name] = _numbers(measurement)
             program = program if name == "score" else after  # scores alone: the ranking below is what decides
-            print(f"{size}: {name} {measurement.seconds:.1f} s", file=sys.stderr, flush=True)
+            print(f"{size}: {name} {found[name]['processor']:.1f} s", file=sys.stderr, flush=True)
             del after
     return {
         "billions": size,
@@ -119,8 +124,17 @@ def measure(size: float, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _numbers(measurement: Any) -> dict[str, float]:
-    return {"seconds": measurement.seconds, "bytes": measurement.peak_memory_bytes}
+@contextmanager
+def _stage(name: str, found: dict[str, dict[str, float]], before: int) -> Iterator[None]:
+    """Notes a stage's seconds, and the bytes that it has at most beside those ``before``."""
+    began = time.process_time()
+    with measured() as measurement:
+        yield
+    found[name] = {
+        "seconds": measurement.seconds,
+        "processor": time.process_time() - began,
+        "bytes": measurement.peak_memory_bytes - before,
+    }
 
 
 def shape_of(size: float, width: int, context: int) -> LlamaConfig:
@@ -163,28 +177,32 @@ def random_model(config: LlamaConfig) -> LlamaForCausalLM:
 
 
 def page(rows: Sequence[Mapping[str, Any]], arguments: argparse.Namespace) -> str:
-    """Seconds and peak memory a stage and size; the slope is that of log seconds over log layers."""
-    head = ["parameters, layers", *STAGES, "peak GiB", "weights GiB"]
-    lines = []
-    for row in rows:
-        stages = row["stages"]
-        peak = max(stage["bytes"] for stage in stages.values()) / 2**30
-        seconds = [f"{stages[name]['seconds']:.1f}" for name in STAGES]
-        size = f"{row['parameters'] / 1e9:.2f}B, {row['layers']}"
-        lines.append([size, *seconds, f"{peak:.1f}", f"{row['weight_bytes'] / 2**30:.1f}"])
-    if len(rows) > 1:
-        lines.append(["slope", *(f"{slope(rows, name):.2f}" for name in STAGES), "", ""])
+    """Processor seconds and peak memory a stage and size; a slope is that of log over log layers."""
     text = (
         f"Llama of width {arguments.width}, bfloat16, {arguments.samples} x {arguments.context} tokens ranked and "
-        f"compensated on, {torch.get_num_threads()} threads, {Machine.here().processor}; seconds by stage"
+        f"compensated on, {torch.get_num_threads()} threads, {Machine.here().processor}"
     )
-    return f"{text}\n\n{table(head, lines)}\n"
+    seconds = _table(rows, "processor", ".1f", 1.0)
+    held = _table(rows, "bytes", ".2f", 2**30)
+    return f"{text}\n\nProcessor seconds by stage:\n\n{seconds}\n\nGiB at most:\n\n{held}\n"
 
 
-def slope(rows: Sequence[Mapping[str, Any]], stage: str) -> float:
+def _table(rows: Sequence[Mapping[str, Any]], value: str, form: str, unit: float) -> str:
+    """A line a size, and one of the slopes."""
+    lines = []
+    for row in rows:
+        size = f"{row['parameters'] / 1e9:.2f}B, {row['layers']}"
+        weights = f"{row['weight_bytes'] / 2**30:.2f}"
+        lines.append([size, *(f"{row['stages'][name][value] / unit:{form}}" for name in STAGES), weights])
+    if len(rows) > 1:
+        lines.append(["slope", *(f"{slope(rows, name, value):.2f}" for name in STAGES), ""])
+    return table(["parameters, layers", *STAGES, "weights GiB"], lines)
+
+
+def slope(rows: Sequence[Mapping[str, Any]], stage: str, value: str) -> float:
     """By least squares: 1 is linear in layers."""
     x = [math.log(row["layers"]) for row in rows]
-    y = [math.log(max(row["stages"][stage]["seconds"], 1e-3)) for row in rows]
+    y = [math.log(max(row["stages"][stage][value], 1e-3)) for row in rows]
     middle_x, middle_y = sum(x) / len(x), sum(y) / len(y)
     spread = sum((a - middle_x) ** 2 for a in x)
     return sum((a - middle_x) * (b - middle_y) for a, b in zip(x, y, strict=True)) / spread

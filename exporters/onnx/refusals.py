@@ -7,6 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from exporters.hf import Processor
 from exporters.onnx.calibrated import token_ids
 from exporters.onnx.decoder import why_not_builder
+from exporters.onnx.dry_run import why_not_torch
 from exporters.onnx.group_query import why_not_group_query
 from exporters.onnx.options import GraphKind
 from exporters.onnx.verify.probes import vocabulary
@@ -48,19 +49,22 @@ def check_exportable(model: PreTrainedModel, processor: Processor | None, option
         raise MissingFileError(f"there is no text {options.calibration} to calibrate int4 on")
     if options.calibration is not None and kind != "decoder":
         raise UnsupportedModelError(f"int4 is calibrated for causal language models, not {type(model).__name__}")
-    _check_tokenizer(model, processor)
-    if options.calibration is not None and isinstance(processor, PreTrainedTokenizerBase):
-        token_ids(processor, options.calibration)
     _check_inputs(model)
     if "dynamic" in " ".join(rope_types(model.config)):
         raise UnsupportedModelError(
             f"{type(model).__name__} has rope_type 'dynamic': its frequencies depend on the length of the input in a "
             f"way that torch.onnx.export cannot trace; {LEAVE_OUT}"
         )
+    why_not = why_not_torch(model)
+    if why_not is not None:
+        raise UnsupportedModelError(f"{why_not}; {LEAVE_OUT}")
     if options.route == "builder":
         _check_builder(model, kind)
     if options.attention == GROUP_QUERY:
         _check_group_query(model, kind)
+    _check_tokenizer(model, processor)
+    if options.calibration is not None and isinstance(processor, PreTrainedTokenizerBase):
+        token_ids(processor, options.calibration)
 
 
 def _check_tokenizer(model: PreTrainedModel, processor: Processor | None) -> None:

@@ -102,7 +102,7 @@ def export_seq2seq(
     Raises ``UnsupportedModelError`` if its cache is not two plain lists of keys and values, or it cannot be traced.
     """
     exported = cast(options, model)
-    sample = _sample(exported)
+    sample = cached_sample(exported)
     layers = len(sample.past) // 4
     encoder, decoder = folder / ENCODER_FILE, folder / DECODER_FILE
     parameters = trace_to_onnx(exported, TracedEncoder(exported), _encoder(sample), encoder, opset=options.opset)
@@ -134,7 +134,7 @@ def export_seq2seq(
 
 def verify_seq2seq(model: PreTrainedModel, folder: Path, options: OnnxOptions) -> tuple[Parity, ...]:
     """The graphs of a written package against torch. Raises ``PostconditionError``."""
-    return _verify(model, *_open(folder, len(_sample(model).past) // 4), options, precision_of(options))
+    return _verify(model, *_open(folder, len(cached_sample(model).past) // 4), options, precision_of(options))
 
 
 def _open(folder: Path, layers: int) -> tuple[OnnxModel, OnnxModel]:
@@ -156,7 +156,9 @@ def _verify(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Sample:
+class CachedSample:
+    """Inputs to trace both graphs with, and the caches of a start: own and cross ones in turn, a layer each."""
+
     text: torch.Tensor
     mask: torch.Tensor
     tokens: torch.Tensor
@@ -164,7 +166,7 @@ class _Sample:
 
 
 @torch.no_grad()
-def _sample(model: PreTrainedModel) -> _Sample:
+def cached_sample(model: PreTrainedModel) -> CachedSample:
     """Inputs to trace both graphs with; one row is padded."""
     text = torch.ones(SAMPLE_BATCH, SAMPLE_TEXT, dtype=torch.int64)
     mask = torch.ones_like(text)
@@ -186,7 +188,7 @@ def _sample(model: PreTrainedModel) -> _Sample:
     for each in sides:
         plain_shapes(model, each)
     own, cross = (cache_tensors(each) for each in sides)
-    return _Sample(text=text, mask=mask, tokens=start[:, :SAMPLE_TOKENS].clone(), past=interleave(own, cross))
+    return CachedSample(text=text, mask=mask, tokens=start[:, :SAMPLE_TOKENS].clone(), past=interleave(own, cross))
 
 
 def interleave(own: tuple[torch.Tensor, ...], cross: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -195,7 +197,7 @@ def interleave(own: tuple[torch.Tensor, ...], cross: tuple[torch.Tensor, ...]) -
     return tuple(each for index in layers for each in (*own[index : index + 2], *cross[index : index + 2]))
 
 
-def _encoder(sample: _Sample) -> Tracing:
+def _encoder(sample: CachedSample) -> Tracing:
     text = {0: Dim(BATCH), 1: Dim(ENCODER_SEQUENCE)}
     return Tracing(
         sample=(sample.text, sample.mask),
@@ -205,7 +207,7 @@ def _encoder(sample: _Sample) -> Tracing:
     )
 
 
-def _decoder(sample: _Sample) -> Tracing:
+def _decoder(sample: CachedSample) -> Tracing:
     layers = len(sample.past) // 4
     own, cross = {0: Dim(BATCH), 2: Dim(PAST)}, {0: Dim(BATCH), 2: Dim(ENCODER_SEQUENCE)}
     pasts = tuple(dict(each) for _ in range(layers) for each in (own, own, cross, cross))

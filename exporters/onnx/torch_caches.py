@@ -50,8 +50,19 @@ def flat_shapes(model: PreTrainedModel) -> tuple[tuple[int, int], ...]:
         with torch.no_grad():
             returned = vendor.cache_of(model(input_ids=ids, use_cache=True, **vendor.with_cache(model, cache)))
     except RUN_ERRORS as error:
-        raise UnsupportedModelError(f"{_kind(model)} does not run with a plain cache: {reason(error)}") from error
+        why = f"its own has layers of {', '.join(own)}" if (own := _own_layers(model, ids)) else reason(error)
+        raise UnsupportedModelError(f"{_kind(model)} does not run with a plain cache: {why}") from error
     return plain_shapes(model, returned)
+
+
+def _own_layers(model: PreTrainedModel, ids: torch.Tensor) -> list[str]:
+    """What kinds of layers the cache has that a model makes for itself; none if it makes no such cache."""
+    try:
+        with torch.no_grad():
+            cache = vendor.cache_of(model(input_ids=ids, use_cache=True))
+    except RUN_ERRORS:
+        return []
+    return sorted({type(layer).__name__ for layer in getattr(cache, "layers", ())})
 
 
 def plain_shapes(model: PreTrainedModel, cache: Any) -> tuple[tuple[int, int], ...]:

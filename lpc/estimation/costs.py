@@ -71,7 +71,7 @@ class Costs:
 
     def way(self, pace: Pace, *, true_gradient: bool = False) -> Bill:
         """The stages at a pace."""
-        held = memory.stages(self.sizes, self.load, self.kept)
+        held = self.memory()
         if true_gradient and TUNE in held:
             held[TUNE] += self.sizes.adapted * self.sizes.itemsize
         flops = self.flops(true_gradient=true_gradient)
@@ -87,12 +87,16 @@ class Costs:
         step = work.step(self.sizes, self.load, share=self.share(true_gradient), true_gradient=true_gradient)
         return Bill(stages=stages, step_flops=step, step_seconds=self.step_seconds(pace, true_gradient=true_gradient))
 
+    @property
+    def left(self) -> float:
+        """The share of the layers' weights that stays."""
+        head = self.sizes.vocabulary * self.sizes.hidden
+        return max(0.0, 1 - (1 - self.kept) * self.sizes.parameters / max(1, self.sizes.parameters - head))
+
     def share(self, true_gradient: bool = False) -> float:
         """The share of the layers' weights that is trained: the compact model's where all goes before tuning."""
-        tune, head = self.load.tune, self.sizes.vocabulary * self.sizes.hidden
-        if true_gradient or not (tune.one_shot and tune.small):
-            return 1.0
-        return max(0.0, 1 - (1 - self.kept) * self.sizes.parameters / max(1, self.sizes.parameters - head))
+        tune = self.load.tune
+        return self.left if tune.one_shot and tune.small and not true_gradient else 1.0
 
     def flops(self, *, true_gradient: bool = False) -> dict[str, float]:
         """Operations by stage."""
@@ -102,7 +106,7 @@ class Costs:
             GENERATE: work.generate(self.sizes, self.load),
             "answer": work.answer(self.sizes, self.load),
             RANK: work.rank_units(self.sizes, self.load),
-            "compensate": work.compensate(self.sizes, self.load),
+            "compensate": work.compensate(self.sizes, self.load, kept=self.left),
             TUNE: self.load.tune.steps * step,
         }
 
@@ -155,18 +159,27 @@ class Costs:
         token += pace.head if entry.needs is Needs.ACTIVATIONS else 0
         if load.tune.criterion == "obs":
             token += work.seen(self.sizes, load) / pace.product
-            return load.sampled * token + work.eliminated(self.sizes) / pace.solve
+            return load.sampled * token + work.eliminated(self.sizes) / pace.eliminate
         return load.sampled * token
 
     def _compensating(self, pace: Pace) -> float:
-        load, token = self.load, 2 * pace.forward + work.solving(self.sizes) / pace.product
+        """Both sides through the layers, where what was solved gives its outputs once more; the normal equations, the
+        guard, and what is found out on one row.
+        """
+        load, sizes, kept = self.load, self.sizes, self.left
+        again = 2.0 * sizes.solved / (sizes.forward(load.context) - sizes.head)
+        token = (2 + again) * pace.forward + work.solving(sizes, kept) / pace.add
         guarded = min(load.sampled, GUARDED * load.batch * load.context)
         found = load.sampled * token + guarded * (2 * pace.head + pace.forward) + PROVEN * load.context * pace.forward
-        return found + work.solved(self.sizes) / pace.solve
+        return found + work.solved(sizes, kept) / pace.solve
+
+    def memory(self) -> dict[str, float]:
+        """Bytes by stage."""
+        return memory.stages(self.sizes, self.load, self.kept, self.left)
 
     def peak(self) -> float:
         """Bytes of the stage that holds most."""
-        return max(memory.stages(self.sizes, self.load, self.kept).values())
+        return max(self.memory().values())
 
     def remedy(self, room: int) -> str | None:
         """The first single option, and to what, with which the run fits into so many bytes; None if none helps."""
@@ -195,7 +208,7 @@ def _kept(target: Target, graph: PruningGraph) -> float:
 def _own(options: CompressOptions) -> int:
     """How many sequences the model writes itself, where it does."""
     data = options.data_options
-    share = 1.0 if data.self_share is None else data.self_share
+    share = data.self_share or 0.0
     return math.ceil(share * min(data.self_sequences, options.rows_read))
 
 

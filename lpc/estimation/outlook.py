@@ -11,7 +11,6 @@ from typing import Unpack, cast
 
 import torch
 
-from lpc.estimation import memory
 from lpc.estimation.costs import MEASURES_TAKEN, RANK, Costs
 from lpc.estimation.pace import Pace
 from lpc.estimation.rate import measured_rate
@@ -139,7 +138,7 @@ def check_room(costs: Costs, device: torch.device, already: int) -> None:
     ``already``: bytes of it that are in memory by now.
     """
     room = room_on(str(device)) + already
-    held = memory.stages(costs.sizes, costs.load, costs.kept)
+    held = costs.memory()
     stage = max(held, key=lambda name: held[name])
     if held[stage] <= room:
         return

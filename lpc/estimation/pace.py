@@ -13,8 +13,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lpc.estimation.sizes import Sizes
-from lpc.estimation.work import Load, eliminating
-from passes.algebra import Gram, Surgery, elimination_errors
+from lpc.estimation.work import Load, added, eliminating, gram, solution
+from passes.algebra import Gram, NormalEquations, Surgery, elimination_errors
 from passes.models import HOST_TOKENS, base_model, model_class, shallow, vendor
 from passes.options import LoraOptions
 from passes.pipeline import Pipeline, Program
@@ -37,7 +37,8 @@ FAILURES = (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeErr
 class Pace:
     """Seconds a token of a pass through all layers: ``forward`` and, with an adapter, ``worn``; both ways through
     ``frozen`` weights, and with the adapter ``trained``. Those of its ``head`` and loss, forward, and both ways
-    (``head_trained``). Operations a second of products of what is seen (``product``) and of eliminations (``solve``).
+    (``head_trained``). Operations a second of products of what is seen (``product``), of eliminations (``eliminate``),
+    of adding to normal equations (``add``) and of solving them (``solve``).
     """
 
     forward: float
@@ -47,6 +48,8 @@ class Pace:
     head: float
     head_trained: float
     product: float
+    eliminate: float
+    add: float
     solve: float
 
     @classmethod
@@ -62,6 +65,8 @@ class Pace:
             head=sizes.head / rate,
             head_trained=2 * sizes.head / rate,
             product=rate,
+            eliminate=rate,
+            add=rate,
             solve=rate,
         )
 
@@ -118,6 +123,8 @@ class _Bench:
         worn, trained = self._seconds(self._forward), self._seconds(self._both)
         read, written = max(self._sizes.consumers)
         width = min(read, WIDEST)
+        equations, rows = NormalEquations(intercept=False), self._rows(width, written)
+        add = self._seconds(partial(equations.add, *rows))
         return Pace(
             forward=forward * layers / tokens,
             worn=worn * layers / tokens,
@@ -125,8 +132,10 @@ class _Bench:
             trained=trained * layers / tokens,
             head=self._seconds(partial(self._loss, trained=False)) / HEAD_TOKENS,
             head_trained=self._seconds(partial(self._loss, trained=True)) / HEAD_TOKENS,
-            product=2.0 * HOST_TOKENS * read**2 / self._seconds(partial(Gram, self._drawn(HOST_TOKENS, read))),
-            solve=eliminating(width, written) / self._seconds(partial(self._eliminate, width, written), runs=1),
+            product=HOST_TOKENS * gram(read) / self._seconds(partial(Gram, self._drawn(HOST_TOKENS, read))),
+            eliminate=eliminating(width, written) / self._seconds(partial(self._eliminate, width, written), runs=1),
+            add=HOST_TOKENS * added(width, written) / add,
+            solve=solution(width, written) / self._seconds(partial(_solve, equations), runs=1),
         )
 
     def _seconds(self, run: Callable[[], object], runs: int = RUNS) -> float:
@@ -173,9 +182,21 @@ class _Bench:
         if trained:
             loss.backward()  # type: ignore[no-untyped-call]
 
+    def _rows(self, read: int, written: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What a projection reads, what is missing and what it is to give, as a compensation has them."""
+        missing = torch.randn(HOST_TOKENS, written, device=self._device)
+        return self._drawn(HOST_TOKENS, read), missing, missing
+
     def _eliminate(self, width: int, written: int) -> None:
         inverse = torch.eye(width, dtype=torch.float64, device=self._device)[None]
         weight = self._drawn(width, written).double()[None]
         torch.cholesky_inverse(torch.linalg.cholesky(inverse))
         units = torch.arange(width, device=self._device)[:, None]
         elimination_errors([Surgery(inverse, weight, units)])
+
+
+def _solve(equations: NormalEquations) -> None:
+    """As a compensation does: the step, and its error before and after."""
+    step = equations.solve(ridge=1.0)
+    equations.error()
+    equations.error(step)

@@ -7,9 +7,11 @@ one forward pass more.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from lpc.estimation.sizes import Sizes
+from passes.algebra import BLOCK
 from passes.criteria import Needs, criterion_named
 from passes.decide import ROWS
 from passes.options import TuneOptions
@@ -93,10 +95,15 @@ def rank_units(sizes: Sizes, load: Load) -> float:
     return work
 
 
+def gram(width: float) -> float:
+    """Of a token: the products of all pairs of so many values, of which half are formed, and all within a block."""
+    return width * (width + width / max(1, math.ceil(width / BLOCK)))
+
+
 def seen(sizes: Sizes, load: Load) -> float:
     """Of a token, by ``obs``: the products of what the projections that read units read, and of gradients."""
     felt = criterion_named(load.tune.criterion).sees_gradients
-    return sum(2.0 * (read**2 + felt * written**2) for read, written in sizes.consumers)
+    return sum(gram(read) + felt * gram(written) for read, written in sizes.consumers)
 
 
 def eliminating(read: int, written: int) -> float:
@@ -109,21 +116,35 @@ def eliminated(sizes: Sizes) -> float:
     return sum(eliminating(read, written) for read, written in sizes.consumers)
 
 
-def compensate(sizes: Sizes, load: Load) -> float:
-    """Operations of a compensation at most: its guard, each layer once on both sides, the normal equations."""
+def compensate(sizes: Sizes, load: Load, *, kept: float = 1.0) -> float:
+    """Operations of a compensation at most: its guard, each layer once on both sides, the normal equations.
+
+    ``kept``: the share of what projections read that stays.
+    """
     forward = sizes.forward(load.context)
     layers = forward - sizes.head
-    return (forward + sizes.head + 2 * layers + solving(sizes)) * load.sampled + solved(sizes)
+    token = forward + sizes.head + 2 * layers + 2.0 * sizes.solved + solving(sizes, kept)
+    return token * load.sampled + solved(sizes, kept)
 
 
-def solved(sizes: Sizes) -> float:
-    """Of the solutions themselves: a factor, the step, and the errors before and after it."""
-    return sum(read**3 / 3 + 4.0 * read**2 * written for read, written in sizes.consumers)
+def solution(read: float, written: int) -> float:
+    """Of one projection's new weight: a factor, the step, and the errors before and after it."""
+    return read**3 / 3 + 4.0 * read**2 * written
 
 
-def solving(sizes: Sizes) -> float:
-    """Of a token: what it adds to the normal equations."""
-    return sum(2.0 * read * (read + written) for read, written in sizes.consumers)
+def solved(sizes: Sizes, kept: float = 1.0) -> float:
+    """Of all new weights."""
+    return sum(solution(kept * read, written) for read, written in sizes.consumers)
+
+
+def added(read: float, written: int) -> float:
+    """Of a token: what it adds to the normal equations of one projection."""
+    return gram(read) + 2.0 * read * written
+
+
+def solving(sizes: Sizes, kept: float = 1.0) -> float:
+    """Of a token: what it adds to the normal equations of all projections."""
+    return sum(added(kept * read, written) for read, written in sizes.consumers)
 
 
 def measure(sizes: Sizes, load: Load) -> float:

@@ -45,26 +45,35 @@ def completions(
     no tokenizer.
 
     The most probable token each time, at most ``NEW_TOKENS``, up to the end that the tokenizer knows. All tokens are
-    run anew for each, as any ``forward`` can: prompts are short, and that is little beside one held-out measure.
+    run anew for each, as any ``forward`` can, prompts of one length at once: they are few and short.
     Sharded weights (FSDP) are there only for all processes together: nothing is completed.
     """
     if tokenizer is None or task_of(base_model(model)) is not Task.CAUSAL_LM or sharded():
         return ()
+    prompts = list(prompts_in(rows))
+    alike = {len(ids): [each for each in prompts if len(each) == len(ids)] for ids in prompts}
     with torch.no_grad(), evaluation_mode(model):
-        begun = [(ids, _greedy(model, tokenizer, ids)) for ids in prompts_in(rows)]
-    return tuple((_text(tokenizer, prompt), _text(tokenizer, said)) for prompt, said in begun)
+        said = {length: iter(_greedy(model, tokenizer, some)) for length, some in alike.items()}
+    return tuple((_text(tokenizer, ids), _text(tokenizer, next(said[len(ids)]))) for ids in prompts)
 
 
-def _greedy(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> list[int]:
-    ids, device = torch.tensor([list(prompt)]), next(model.parameters()).device
-    ids = ids.to(device)
+def _greedy(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]
+) -> list[list[int]]:
+    """What follows on prompts of one length, which are run together."""
+    ids = torch.tensor(prompts, device=next(model.parameters()).device)
+    ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     for _ in range(NEW_TOKENS):
-        best = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -1].argmax()
-        if int(best) == tokenizer.eos_token_id:
+        best = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, -1].argmax(-1)
+        ended |= best == tokenizer.eos_token_id
+        if bool(ended.all()):
             break
-        ids = torch.cat([ids, best.view(1, 1)], dim=1)
-    found: list[int] = ids[0, len(prompt) :].tolist()
-    return found
+        ids = torch.cat([ids, best[:, None]], dim=1)
+    return [_until(tokenizer.eos_token_id, row[len(prompts[0]) :]) for row in ids.tolist()]
+
+
+def _until(end: int | None, ids: list[int]) -> list[int]:
+    return ids[: ids.index(end)] if end in ids else ids
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

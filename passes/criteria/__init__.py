@@ -8,7 +8,7 @@ from passes.criteria.magnitude import Magnitude
 from passes.criteria.mask_fisher import MaskFisher
 from passes.criteria.measured_depth import MeasuredDepth
 from passes.criteria.obs import Obs
-from passes.criteria.portions import portions, room_on
+from passes.criteria.portions import HOST_WORK_BYTES, portions, room_on
 from passes.criteria.random import Random
 from passes.criteria.reap import Reap
 from passes.criteria.registry import (
@@ -28,6 +28,7 @@ from passes.criteria.wanda import Wanda
 
 __all__ = [
     "CRITERIA",
+    "HOST_WORK_BYTES",
     "SCORES_FILE",
     "AnyModel",
     "Criterion",

@@ -6,6 +6,7 @@ convolutions) or that holds parameters of an unknown kind is fixed: it stays, wi
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -16,9 +17,11 @@ from passes.discovery.layouts import AttentionKind
 from passes.discovery.small import stacks_of
 from passes.errors import UnsupportedModelError
 from passes.families import ExpertsBlock
-from passes.graph import layer_path
+from passes.graph import ends_in, layer_path
 
-MIXERS = re.compile(r"Attention|Attn|Mixer|Mamba|SSM|DeltaNet|Recurrent|Retention|Rwkv|RWKV|Fourier|Conv|Mamba")
+MIXERS = re.compile(r"Attention|Attn|Mixer|Mamba|SSM|DeltaNet|Recurrent|Retention|Rwkv|RWKV|Fourier|Conv")
+READ_BY_MIXERS = {"attention_mask", "position_embeddings", "past_key_values", "past_key_value", "layer_past", "cache"}
+"""What the forward pass of a block that mixes tokens is handed over, whatever its class is called."""
 
 
 def fixed_of(model: nn.Module, kinds: Sequence[AttentionKind]) -> dict[str, str]:
@@ -31,7 +34,7 @@ def fixed_of(model: nn.Module, kinds: Sequence[AttentionKind]) -> dict[str, str]
             continue
         reason = _why_fixed(path, child, mixtures, kinds)
         if reason is not None:
-            found.setdefault(_end(model, path, known), reason)
+            found.setdefault(_end(path, known), reason)
     return found
 
 
@@ -41,8 +44,8 @@ def mlps_of(model: nn.Module, kinds: Sequence[AttentionKind], fixed: Mapping[str
     for path, child in blocks_of(model):
         mixes = any(f"{each}.".startswith(f"{path}.") for each in known)
         several = sum(isinstance(each, nn.Linear | Conv1D) for each in child.modules()) > 1
-        if several and not mixes and not any(path.endswith(f".{end}") for end in fixed):
-            found.add(_end(model, path, known))
+        if several and not mixes and not any(ends_in(path, end) for end in fixed):
+            found.add(_end(path, known))
     return found
 
 
@@ -84,10 +87,14 @@ def _why_fixed(path: str, block: nn.Module, mixtures: set[str], kinds: Sequence[
     if unfit:
         return f"the parameters or attributes of {name} fit none of the known attention layouts{_odd(block)}"
     odd = next(_odd_parameters(block), None)
-    if MIXERS.search(name) and "Norm" not in name:
+    if "Norm" not in name and (
+        MIXERS.search(name) or READ_BY_MIXERS & inspect.signature(block.forward).parameters.keys()
+    ):
         return f"{name} is no attention of queries, keys and values that is known" + (
             f" (it holds {odd})" if odd else ""
         )
+    if "Norm" in name and any(isinstance(each, nn.Linear | Conv1D) for each in block.modules()):
+        return f"{name} is a norm with linear layers of its own"
     return f"{name} holds {odd}, which is no part of a plain MLP" if odd else None
 
 
@@ -106,11 +113,13 @@ def _odd_parameters(block: nn.Module) -> Iterator[str]:
                 yield f"{path}.{leaf} {tuple(parameter.shape)}".lstrip(".")
 
 
-def _end(model: nn.Module, path: str, known: set[str]) -> str:
-    """The last part of a path, or as many as it takes to name no block that is understood."""
+def _end(path: str, known: set[str]) -> str:
+    """The last part of a path, or as many as it takes to name no layer, and no block that is understood."""
     parts = path.split(".")
     for length in range(1, len(parts)):
         end = ".".join(parts[-length:])
-        if not any(f"{each}.".endswith(f".{end}.") or f".{end}." in f"{each}." for each in known):
+        if not parts[-length].isdigit() and not any(
+            f"{each}.".endswith(f".{end}.") or f".{end}." in f"{each}." for each in known
+        ):
             return end
     return path

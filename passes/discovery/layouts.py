@@ -16,6 +16,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from passes.families import AttentionLayout, Packing
+from passes.graph import ends_in
 
 TRIPLES = (("query", "key", "value"), ("q", "k", "v"), ("Q", "K", "V"))
 FUSED = re.compile(r"qkv|query_key_value|c_attn|in_proj|att_proj", re.IGNORECASE)
@@ -99,13 +100,15 @@ def _sizes(linear: nn.Module) -> tuple[int, int]:
 
 
 def _end(path: str, modules: Mapping[str, nn.Module]) -> str:
-    """The last part of a path, or as many as it takes for it to name attention blocks alone."""
+    """The last part of a path, or as many as it takes for it to name attention blocks alone, whatever its number."""
     parts = path.split(".")
-    for length in range(1, len(parts)):
+    if parts[-1].isdigit():
+        parts[-1] = "*"
+    for length in range(1 + (parts[-1] == "*"), len(parts)):
         end = ".".join(parts[-length:])
-        if all(_projections(each) for name, each in modules.items() if name.endswith(f".{end}")):
+        if all(_projections(each) for name, each in modules.items() if ends_in(name, end)):
             return end
-    return path
+    return ".".join(parts)
 
 
 def _projections(block: nn.Module) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from passes.discovery.cache import default_cache, key_of, read_family, write_fam
 from passes.discovery.entries import channel_entries, expert_entries, with_entries
 from passes.discovery.layouts import attention_kinds, combinations
 from passes.discovery.proof import prove
-from passes.discovery.small import random_model, small_config
+from passes.discovery.small import random_model, small_config, small_configs
 from passes.errors import LpcError, UnsupportedModelError
 from passes.families import (
     FAMILIES,
@@ -65,13 +65,38 @@ def _kept(config: PreTrainedConfig, kind: type[PreTrainedModel], cache: Path) ->
     found = IN_PROCESS.get(path) or read_family(path)
     if found is None:
         try:
-            found = _Search(kind, small, random_model(kind, small)).proven()
+            found = _Search(kind, *small_model(kind, config)).proven()
         except UnsupportedModelError as error:
             write_family(path, str(error))
             raise
         write_family(path, found)
     IN_PROCESS[path] = found
     return found
+
+
+def small_model(kind: type[PreTrainedModel], config: PreTrainedConfig) -> tuple[PreTrainedConfig, PreTrainedModel]:
+    """The first small configuration, from the smallest on, whose random model can be asked anything; with that model.
+
+    Raises UnsupportedModelError if the class has no task, if none is small, or if none runs.
+    """
+    task_of(kind)
+    errors = list[Exception]()
+    for small in small_configs(kind, config):
+        model = random_model(kind, small)
+        try:
+            respond(model, Probe.of(model))
+        except LpcError:
+            raise
+        except Exception as error:  # whatever a class raises for what it was not made for
+            if _of_the_machine(error):
+                raise
+            errors.append(error)
+        else:
+            return small, model
+    raise UnsupportedModelError(
+        f"a small random {kind.__name__} does not run on a padded batch of {kind.main_input_name} alone "
+        f"({type(errors[0]).__name__}: {reason(errors[0])}), so nothing of it can be proven"
+    ) from errors[0]
 
 
 IN_PROCESS: dict[Path, Family] = {}
@@ -92,6 +117,14 @@ UNSURE = "could not be proven to be understood"
 def _with_reason(fixed: Mapping[str, str], failures: Sequence[LpcError]) -> dict[str, str]:
     """What stays, where what lets more go was tried and failed with the first of these failures."""
     return {name: f"{why}: {reason(failures[0])}" if why.endswith(UNSURE) else why for name, why in fixed.items()}
+
+
+def _beside(candidate: Family, error: LpcError) -> LpcError:
+    """A failure of a candidate with what stays in it, where that is why the rest cannot be followed or proven."""
+    whys = "; ".join(dict.fromkeys(why for why in candidate.fixed.values() if not why.endswith(UNSURE)))
+    if not whys or whys.partition("; ")[0] in str(error):
+        return error
+    return UnsupportedModelError(f"{whys}; and with that as it is: {reason(error)}")
 
 
 def _of_the_machine(error: Exception) -> bool:
@@ -134,7 +167,6 @@ class _Search:
 
     def proven(self) -> Family:
         """The first candidate that is proven. Raises the first one's error if none is."""
-        self._check_runs()
         failures: list[LpcError] = []
         for candidate in self.candidates():
             try:
@@ -142,11 +174,11 @@ class _Search:
                 with tried(self.config.model_type, family):
                     proof, _ = prove(self.model)
             except LpcError as error:
-                failures.append(error)
+                failures.append(_beside(candidate, error))
             except Exception as error:  # whatever a class raises for what it was not made for
                 if _of_the_machine(error):
                     raise
-                failures.append(UnsupportedModelError(f"{type(error).__name__}: {error}"))
+                failures.append(_beside(candidate, UnsupportedModelError(f"{type(error).__name__}: {error}")))
             else:
                 logger.info("%s is %s", self.config.model_type, proof)
                 fixed, stays = (_with_reason(each, failures) for each in (family.fixed, family.stays))
@@ -157,20 +189,6 @@ class _Search:
             f"the structure of {self.kind.__name__} ({self.config.model_type}) was looked for, and could not be proven "
             f"on a small random model of it: {why}. To describe it (docs/custom-models.md): {self._sketch()}"
         )
-
-    def _check_runs(self) -> None:
-        """Raise UnsupportedModelError if the small model cannot be asked anything."""
-        try:
-            respond(self.model, Probe.of(self.model))
-        except LpcError:
-            raise
-        except Exception as error:
-            if _of_the_machine(error):
-                raise
-            raise UnsupportedModelError(
-                f"a small random {self.kind.__name__} does not run on a padded batch of {self.model.main_input_name} "
-                f"alone ({type(error).__name__}: {reason(error)}), so nothing of it can be proven"
-            ) from error
 
     def _sketch(self) -> str:
         """The lines that would describe the model type, as far as they were found."""

@@ -33,16 +33,19 @@ HEAD_ENTRIES = (
     "num_encoder_attention_heads", "num_decoder_attention_heads",
 )  # fmt: skip
 KV_ENTRIES = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "n_kv_heads", "num_local_key_value_heads")
-HIDDEN_ENTRIES = ("hidden_size", "d_model", "n_embd", "dim", "embed_dim", "emb_dim")
+HIDDEN_ENTRIES = ("hidden_size", "d_model", "n_embd", "dim", "embed_dim", "emb_dim", "attention_hidden_size")
 LAYER_ENTRIES = (
     "num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers", "decoder_layers", "num_decoder_layers",
-    "num_encoder_layers",
+    "num_encoder_layers", "num_layers_per_stack",
 )  # fmt: skip
 EXPERT_ENTRIES = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 TOP_ENTRIES = (*PER_TOKEN, "top_k")
 GROUP_ENTRIES = ("n_group", "topk_group")
 STAGES = ("stage_names", "out_features", "out_indices")
 """Entries of vision models that follow from the number of layers."""
+
+STATE_GROUPS = ("n_groups", "mamba_n_groups", "mamba_ngroups")
+"""Entries of the groups of heads in state-space layers, of which there are no more than heads."""
 
 STATE_SIZES = re.compile(r"mamba.*heads|mamba_d_ssm|ssm.*heads")
 """Entries of state-space layers that go with the hidden size."""
@@ -51,12 +54,17 @@ CHANNELS = re.compile(r"intermediate|ffn|inner|d_ff|mlp_(dim|size|hidden)|hidden
 
 
 def small_config(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedConfig:
-    """A configuration of few layers and small sizes, of which a model can be built.
+    """A configuration of few layers and small sizes, of which a model can be built; see ``small_configs``."""
+    return next(small_configs(kind, config))
+
+
+def small_configs(kind: type[PreTrainedModel], config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
+    """Configurations of few layers of which a model can be built, from the smallest sizes to the model's own.
 
     Raises UnsupportedModelError if the class builds none that is small.
     """
     _check_one_model(config)
-    reasons = []
+    found, reasons = list[PreTrainedConfig](), list[str]()
     for sizes in (_sizes, _without_experts, _layers_only):
         values = {**config.to_dict(), **_layers(kind, config), **sizes(config)}
         try:
@@ -67,16 +75,19 @@ def small_config(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTr
             reasons.append(f"{type(error).__name__}: {reason(error)}")
             continue
         count = sum(parameter.numel() for parameter in twin.parameters())
-        if count <= MOST_PARAMETERS:
-            return small
-        reasons.append(f"with its layers cut to a few it still has {count:,} parameters")
-    raise UnsupportedModelError(
-        f"no small model of {kind.__name__} can be built to prove its structure on: {reasons[0]}"
-    )
+        if count > MOST_PARAMETERS:
+            reasons.append(f"with its layers cut to a few it still has {count:,} parameters")
+        elif small.to_dict() not in (each.to_dict() for each in found):
+            found.append(small)
+            yield small
+    if not found:
+        raise UnsupportedModelError(
+            f"no small model of {kind.__name__} can be built to prove its structure on: {reasons[0]}"
+        )
 
 
 def _check_one_model(config: PreTrainedConfig) -> None:
-    """Raise UnsupportedModelError for a configuration of several models, or of layers with sizes of their own."""
+    """Raise UnsupportedModelError for a configuration of several models, or of sizes that are not its own entries."""
     if has_own_sizes(config):
         raise UnsupportedModelError(
             f"the layers of this {config.model_type} have sizes of their own (per_layer_config), and lpc prunes models "
@@ -88,10 +99,22 @@ def _check_one_model(config: PreTrainedConfig) -> None:
             f"{config.model_type} is several models in one ({', '.join(parts)}), and lpc prunes one stack of layers: "
             "hand over the language model alone, saved with its own configuration"
         )
+    wide = [name for name in config.sub_configs if _is_wide(getattr(config, name, None))]
+    if wide:
+        raise UnsupportedModelError(
+            f"{config.model_type} says sizes in parts of its configuration ({', '.join(wide)}), and lpc cannot make "
+            "these small, to prove its structure on a small model"
+        )
+
+
+def _is_wide(part: object) -> bool:
+    return any(hasattr(part, name) for name in HIDDEN_ENTRIES)
 
 
 def _is_model(part: object) -> bool:
-    return any(hasattr(part, name) for name in (*HIDDEN_ENTRIES, *LAYER_ENTRIES))
+    """Whether a part of a configuration is a model's: it has layers, or a type and a hidden size."""
+    layers = any(hasattr(part, name) for name in LAYER_ENTRIES)
+    return layers or (_is_wide(part) and bool(getattr(part, "model_type", "")))
 
 
 def random_model(kind: type[PreTrainedModel], config: PreTrainedConfig, *, seed: int = 0) -> PreTrainedModel:
@@ -149,20 +172,36 @@ def _layers(kind: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, 
         raise UnsupportedModelError(
             f"{kind.__name__} cannot be built from this configuration: {type(error).__name__}: {error}"
         ) from error
-    found: dict[str, Any] = {}
-    for name in {config.attribute_map.get(entry, entry): None for entry in LAYER_ENTRIES}:
-        depth = values.get(name)
-        if not isinstance(depth, int) or isinstance(depth, bool):
-            continue
-        lengths = [_prefix(stack) for stack in stacks_of(twin).values() if len(stack) == depth]
-        few = min(depth, max([2, *lengths]))
+    depths, found = dict(_numbers(config, LAYER_ENTRIES)), dict[str, Any]()
+    stacks = [stack for stack in stacks_of(twin).values() if len(stack) in depths.values()]
+    for name, depth in depths.items():
+        few = min(depth, max([2, *(_prefix(stack) for stack in stacks if len(stack) == depth)]))
         if few > MOST_LAYERS:
-            raise UnsupportedModelError(
-                f"{kind.__name__} has a kind of layer behind its first {MOST_LAYERS}, and a small model must have all"
-            )
+            few = _fewest(kind, config, name, {_signature(layer) for stack in stacks for layer in stack})
         found[name] = few
         found |= {key: each[:few] for key, each in values.items() if isinstance(each, list) and len(each) == depth}
+    for name, depth in depths.items():  # of layers that run several times, an entry may count all of the runs
+        for stack in {len(stack) for stack in stacks} - {depth} if depth not in map(len, stacks) else ():
+            if depth % stack == 0:
+                found[name] = depth // stack * next(found[other] for other in depths if depths[other] == stack)
     return found
+
+
+def _fewest(kind: type[PreTrainedModel], config: PreTrainedConfig, name: str, kinds: set[str]) -> int:
+    """The least number of layers with which the class itself builds one of each kind, such as one for the last.
+
+    Raises UnsupportedModelError if that are too many.
+    """
+    for few in range(2, MOST_LAYERS + 1):
+        try:
+            twin = twin_of(kind, type(config).from_dict({**config.to_dict(), name: few}))
+        except Exception:  # noqa: BLE001 whatever a class raises for lists that are longer, and are kinds' own places
+            break
+        if kinds <= {_signature(layer) for stack in stacks_of(twin).values() for layer in stack}:
+            return few
+    raise UnsupportedModelError(
+        f"{kind.__name__} has a kind of layer behind its first {MOST_LAYERS}, and a small model must have all"
+    )
 
 
 def _prefix(stack: nn.ModuleList) -> int:
@@ -210,6 +249,7 @@ def _without_experts(config: PreTrainedConfig) -> dict[str, Any]:
     values = config.to_dict()
     states = {name: value * few for name, value in values.items() if STATE_SIZES.search(name) and _is_number(value)}
     found |= {name: size // dense for name, size in states.items() if size % dense == 0}
+    found |= {name: min(value, few) for name, value in _numbers(config, STATE_GROUPS)}
     wide_entries = [name for name, value in values.items() if CHANNELS.search(name) and _is_number(value)]
     wide_entries = [name for name in wide_entries if values[name] >= LEAST_CHANNELS]
     found |= {name: 48 + 16 * place for place, name in enumerate(wide_entries) if name not in found}

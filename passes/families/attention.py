@@ -10,7 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from passes.errors import UnsupportedModelError
-from passes.graph import Kind, Role, Slice
+from passes.graph import Kind, Role, Slice, ends_in
 
 
 class Packing(StrEnum):
@@ -28,20 +28,21 @@ class Packing(StrEnum):
 class AttentionLayout:
     """One kind of attention block. Names are relative to the block; a leading dot means relative to its parent.
 
-    ``block``: the end of the block's path. ``projections``: query, key and value, or the one layer that packs them.
-    ``head_dim``: the block's attribute with the size of a head. ``shared``: norms over a single head's values, of the
-    queries and of the keys, which all heads share, so they stay whole. ``query_norms`` and ``key_norms``: norms with
-    weights a head, [heads, head_dim] or [heads * head_dim] applied a head. ``whole_query_norm`` and ``whole_key_norm``:
-    RMS norms over all heads together. ``gates``: projections with an output for each of all heads' values, by which
-    these are multiplied; ``gated_query``: each head's queries are followed by such values in the query projection.
-    ``whole``: norms behind the output projection, which stay whole. ``a_head``: parameters with an entry a head
-    (attention sinks). ``bias_table``: an embedding [buckets, heads] of the first block, whose bias all blocks of the
-    stack share, so that their heads go together. ``head_inputs``: arguments of the block with an entry a head (ALiBi).
-    ``passes_on``: the argument in which all blocks get what the first one made, an entry a head, all of them equal.
-    ``attributes``: the block's attributes that must change with the heads, with ``heads``, ``groups`` or ``width``
-    (heads * head_dim); ``config.NAME`` is one that it reads of its configuration while it runs. ``width``: name of the
-    width; ``{stack}`` is encoder or decoder. ``cross``: keys and values come from the encoder. ``expands``: the block's
-    attribute that says whether keys and values are repeated for each query head before they are cached.
+    ``block``: the end of the block's path, where ``*`` is any number. ``projections``: query, key and value, or the
+    one layer that packs them. ``head_dim``: the block's attribute with the size of a head. ``shared``: norms over a
+    single head's values, of the queries and of the keys, which all heads share, so they stay whole. ``query_norms``
+    and ``key_norms``: norms with weights a head, [heads, head_dim] or [heads * head_dim] applied a head.
+    ``whole_query_norm`` and ``whole_key_norm``: RMS norms over all heads together. ``gates``: projections with an
+    output for each of all heads' values, by which these are multiplied; ``gated_query``: each head's queries are
+    followed by such values in the query projection. ``whole``: norms behind the output projection, which stay whole.
+    ``a_head``: parameters with an entry a head (attention sinks). ``bias_table``: an embedding [buckets, heads] of the
+    first block, whose bias all blocks of the stack share, so that their heads go together. ``head_inputs``: arguments
+    of the block with an entry a head (ALiBi). ``passes_on``: the argument in which all blocks get what the first one
+    made, an entry a head, all of them equal. ``attributes``: the block's attributes that must change with the heads,
+    with ``heads``, ``groups`` or ``width`` (heads * head_dim); ``config.NAME`` is one that it reads of its
+    configuration while it runs. ``width``: name of the width; ``{stack}`` is encoder or decoder. ``cross``: keys and
+    values come from the encoder. ``expands``: the block's attribute that says whether keys and values are repeated for
+    each query head before they are cached.
     """
 
     block: str = "self_attn"
@@ -68,7 +69,7 @@ class AttentionLayout:
 
     def matches(self, path: str) -> bool:
         """Whether a module path names such a block."""
-        return path.endswith(f".{self.block}")
+        return ends_in(path, self.block)
 
     def read(self, model: nn.Module, path: str) -> AttentionBlock:
         """The block at a path. Raises UnsupportedModelError when a weight is missing or has another size."""

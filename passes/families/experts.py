@@ -14,7 +14,10 @@ from passes.graph import Dimension, Kind, Role, Slice
 PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_top_k", "num_selected_experts")
 """Entries that say how many experts a token visits."""
 
-ROUTERS = ("gate", "router", "router.gate", "router.layer", "gate.wg")
+ROUTERS = ("gate", "router", "router.gate", "router.layer", "router.classifier", "gate.wg")
+
+SHOWN = 4
+"""Parameters of a mixture that a refusal names."""
 
 
 def experts_per_token(config: PreTrainedConfig) -> int:
@@ -60,18 +63,26 @@ class ExpertsBlock:
 
     def _check(self, *, alone: bool) -> None:
         names = (self._gate_up, self._down, self._router)
-        odd = sorted(set(names) - set(self.shapes))
+        missing = sorted(set(names) - set(self.shapes))
+        if missing:
+            raise UnsupportedModelError(
+                f"{self.path} holds {', '.join(self._held())} and no {missing[0].removeprefix(f'{self.path}.')}: its "
+                "experts do not lie in the known layout"
+            )
         within = self.path if alone else f"{self.path}.experts"
-        odd += sorted(each for each in self.shapes if each.startswith(f"{within}.") and each not in names)
+        odd = sorted(each for each in self.shapes if each.startswith(f"{within}.") and each not in names)
         if odd:
             raise UnsupportedModelError(
-                f"{odd[0]} with shape {self.shapes.get(odd[0])} does not belong to the known layout of experts"
+                f"{odd[0]} with shape {self.shapes[odd[0]]} does not belong to the known layout of experts"
             )
         gate_up, down, router = (self.shapes[name] for name in names)
         if gate_up != (router[0], 2 * down[-1], router[1]) or down[:2] != (router[0], router[1]):
             raise UnsupportedModelError(
                 f"{self.path}: the experts' shapes {gate_up}, {down} and the router's {router} do not fit together"
             )
+
+    def _held(self) -> list[str]:
+        return [f"{name.removeprefix(f'{self.path}.')} {shape}" for name, shape in self.shapes.items()][:SHOWN]
 
     @property
     def _gate_up(self) -> str:

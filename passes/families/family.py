@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from passes.families.attention import AttentionLayout
+from passes.graph import ends_in
 
 NO_PLACE = "the stock class derives the size of a head from hidden size / heads, so it cannot hold fewer heads"
 
@@ -95,7 +96,7 @@ class Family:
 
     def is_fixed(self, path: str) -> bool:
         """Whether a module path names a block that stays as it is."""
-        return any(path.endswith(f".{name}") for name in self.fixed)
+        return any(ends_in(path, name) for name in self.fixed)
 
     @property
     def why_fixed_heads(self) -> str | None:

@@ -5,7 +5,7 @@ from passes.graph.graph import Cost, PruningGraph
 from passes.graph.kept import Kept, count_of
 from passes.graph.kinds import Kind, Role
 from passes.graph.masks import Masks, full_masks
-from passes.graph.names import LANE, layer_path, layer_prefix, layerless
+from passes.graph.names import LANE, ends_in, layer_path, layer_prefix, layerless
 from passes.graph.plan import COMPENSATED, MEANINGFUL, PLAN_FILE, Plan
 from passes.graph.renumber import Renumbering, present
 
@@ -27,6 +27,7 @@ __all__ = [
     "Stream",
     "Width",
     "count_of",
+    "ends_in",
     "full_masks",
     "layer_path",
     "layer_prefix",

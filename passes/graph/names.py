@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 LAYER = re.compile(r"(.*?\.\d+)\.")
 
@@ -18,6 +19,17 @@ def layer_prefix(name: str) -> str | None:
     before, layers, after = name.partition("layers.")
     number = after.partition(".")[0]
     return f"{before}{layers}{number}" if layers and number.isdigit() else None
+
+
+def ends_in(path: str, end: str) -> bool:
+    """Whether the last parts of a path are these; a part ``*`` stands for any number."""
+    return _ending(end).fullmatch(path) is not None
+
+
+@cache
+def _ending(end: str) -> re.Pattern[str]:
+    parts = r"\.".join(r"\d+" if part == "*" else re.escape(part) for part in end.split("."))
+    return re.compile(rf"(?:.*\.)?{parts}")
 
 
 LANE = re.compile(r"\.\d+$")

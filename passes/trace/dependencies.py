@@ -28,11 +28,12 @@ class Opaque(nn.Module):
         super().__init__()
         object.__setattr__(self, "block", block)  # not a submodule: its inside is not traced
         self.opaque_scale = nn.Parameter(torch.empty(hidden_size, device="meta"))
-        self._run, self._outputs = run, outputs
+        self._run, self._outputs, self.calls = run, outputs, 0
         self._first = next(iter(inspect.signature(block.forward).parameters))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The hidden states, scaled, in place of the block's first output."""
+        self.calls += 1
         hidden_states = args[0] if args else kwargs[self._first]
         node = hidden_states * self.opaque_scale
         if not self._run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -125,7 +126,7 @@ class DimensionFinder:
             else:
                 last = list(dependencies.members(module, (_units(members, name, module) - 1,)))
                 found.append(self._channels(name, members, last))
-        return found, residual
+        return _named_apart(found), residual
 
     def _channels(self, name: str, members: list[CoupledModule], last: list[CoupledModule]) -> Dimension:
         size = _units(members, name, members[0].module)
@@ -133,15 +134,37 @@ class DimensionFinder:
         for member, end in zip(members, last, strict=True):
             expected = tuple(index + size - 1 for index in member.indices)
             if not isinstance(member.module, nn.Linear | Conv1D) or end.indices != expected:
+                kind_of_it = type(member.module).__name__
+                how = ", and takes their mean, so that none goes alone" if "Norm" in kind_of_it else ""
                 raise UnsupportedModelError(
-                    f"{member.name} ({type(member.module).__name__}) is coupled with the MLP channels of {name} "
-                    "in a way that is not understood"
+                    f"{member.name} ({kind_of_it}) is coupled with the MLP channels of {name}"
+                    f"{how or ' in a way that is not understood'}"
                 )
             for part in linear_slices(member):
                 slices.setdefault((part.parameter, member.produces), part)
         kind, stack = Kind.MLP_CHANNELS, self.stack(name)
         width = self.family.channels_width.format(stack=stack)
         return Dimension(f"{self.prefix(name)}.{kind}", kind, self.layer(name), size, tuple(slices.values()), width)
+
+
+def _named_apart(dimensions: Sequence[Dimension]) -> list[Dimension]:
+    """The channels of all MLPs, where those of further ones in a layer get a number behind their name.
+
+    Raises UnsupportedModelError if the MLPs of one layer differ in width.
+    """
+    found: dict[str, Dimension] = {}
+    for dimension in dimensions:
+        first = found.setdefault(dimension.name, dimension)
+        if first is dimension:
+            continue
+        if first.size != dimension.size:
+            raise UnsupportedModelError(
+                f"{first.name} are {first.size} in {first.slices[0].parameter} and {dimension.size} in "
+                f"{dimension.slices[0].parameter}, and MLPs of one layer that differ in width are not supported"
+            )
+        number = next(n for n in count(1) if f"{first.name}.{n}" not in found)
+        found[f"{first.name}.{number}"] = replace(dimension, name=f"{first.name}.{number}")
+    return list(found.values())
 
 
 def _units(members: list[CoupledModule], name: str, module: nn.Module) -> int:

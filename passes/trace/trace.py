@@ -29,7 +29,7 @@ from passes.families import (
     family_of,
     fixed_blocks,
 )
-from passes.graph import Dimension, Kind, PruningGraph, Role, layer_path
+from passes.graph import Dimension, Kind, PruningGraph, Role, ends_in, layer_path
 from passes.models import (
     Probe,
     Task,
@@ -136,6 +136,8 @@ def _traced(
     shapes = {name: tuple(parameter.shape) for name, parameter in twin.named_parameters()}
     matmuls = _matmuls(twin)
     attention, fixed = list(attention_blocks(twin, family)), fixed_blocks(twin, family)
+    if family.proof is not None:
+        _check_all_found(twin, [block.path for block in attention])
     experts = list(_expert_blocks(twin, family))
     finder = DimensionFinder(family, task_of(model_type), attention, options.query_heads)
     whole = family.experts is not None and expert_groups(config) == 1
@@ -156,7 +158,7 @@ def _traced(
         ordered.append(HiddenFinder(config, shapes, attention, experts).dimension(dependencies, residual, ordered))
     graph = _graph_of(config, dtype, shapes, matmuls, ordered, finder)
     graph = find_widths(graph, family, config, model_type, finder.head_shapes(), custom_code=options.custom_code)
-    stays = {**graph.untouched, **family.stays, **family.fixed, **_uncounted(finder, layers, config)}
+    stays = {**graph.untouched, **family.stays, **family.fixed, **_uncounted(finder, layers, twin)}
     if experts and not whole:
         stays.setdefault(str(Kind.EXPERTS), "their router chooses among groups of them (n_group)")
     graph = replace(graph, untouched=stays)
@@ -220,24 +222,36 @@ def _expert_blocks(twin: nn.Module, family: Family) -> Iterator[ExpertsBlock]:
                 yield ExpertsBlock.read(twin, path, alone=family.proof is None)
 
 
-def _uncounted(finder: DimensionFinder, layers: set[str], config: PreTrainedConfig) -> dict[str, str]:
-    """What the costs leave out: caches of decoder layers of whose attention nothing is known, and turns of weights."""
-    known, turns = {layer_path(block.path) for block in finder.attention}, getattr(config, "num_hidden_groups", None)
+def _check_all_found(twin: nn.Module, found: Sequence[str]) -> None:
+    """Raise UnsupportedModelError if attention of the same class as that found lies where a small model had none."""
+    kinds = {type(twin.get_submodule(path)): path for path in found}
+    for path, module in twin.named_modules():
+        if type(module) in kinds and not any(f"{path}.".startswith(f"{each}.") for each in found):
+            raise UnsupportedModelError(
+                f"{path} is {type(module).__name__} as {kinds[type(module)]} is, but lies where the small model that "
+                "the structure was proven on has none"
+            )
+
+
+def _uncounted(finder: DimensionFinder, layers: set[str], twin: PreTrainedModel) -> dict[str, str]:
+    """What the costs leave out: caches of decoder layers of whose attention nothing is known, and what runs again."""
+    known = {layer_path(block.path) for block in finder.attention}
+    turns = max((module.calls for module in twin.modules() if isinstance(module, Opaque)), default=1)
     found = {}
-    if turns is not None and turns < config.num_hidden_layers:
-        found["MACs"] = f"{config.num_hidden_layers} layers share the weights of {turns}, counted once in the costs"
-    if finder.task is not Task.CAUSAL_LM or not layers - known:
+    if turns > 1:
+        found["MACs"] = f"layers run up to {turns} times with the same weights, and are counted once in the costs"
+    if finder.task is not Task.CAUSAL_LM:
         return found
-    return {
-        **found,
-        "KV cache": f"what {len(layers - known)} layers keep of past tokens is not known, and not in the costs",
-    }
+    if layers - known:
+        unknown = f"what {len(layers - known)} layers keep of past tokens is not known, and not in the costs"
+        return {**found, "KV cache": unknown}
+    return {**found, "KV cache": "each run of a layer keeps its own, of which the costs hold one"} if found else found
 
 
 def _check_nothing_fixed(fixed: Sequence[str], family: Family, what: str) -> None:
     """Raise UnsupportedModelError if there are blocks whose inside nobody knows."""
     if fixed:
-        why = next(why for name, why in family.fixed.items() if fixed[0].endswith(f".{name}"))
+        why = next(why for name, why in family.fixed.items() if ends_in(fixed[0], name))
         raise UnsupportedModelError(f"{what} to stay, since {fixed[0]} does: {why}")
 
 

@@ -19,6 +19,7 @@ from lpc.estimation import Costs, check_room, memory, work
 from lpc.estimation.pace import Pace
 from lpc.estimation.rate import measured_rate
 from lpc.opening import check_loads
+from passes.algebra import NormalEquations
 from passes.errors import OptionError
 from passes.models import HOST_TOKENS
 from passes.options import LoraOptions
@@ -81,6 +82,23 @@ def test_a_step_is_what_torch_counts() -> None:
     distilled = costs(model)
     teacher = distilled.sizes.forward(CONTEXT) * BATCH * CONTEXT
     assert work.step(distilled.sizes, distilled.load) - work.step(wanted.sizes, wanted.load) == pytest.approx(teacher)
+
+
+@pytest.mark.parametrize("width", [96, 600, 1536])
+def test_sums_of_what_a_projection_reads_and_lacks_are_what_torch_counts(width: int) -> None:
+    equations = NormalEquations(intercept=False)
+    with FlopCounterMode(display=False) as counter:
+        equations.add(torch.randn(4, width), torch.randn(4, 32), torch.randn(4, 32))
+    assert counter.get_total_flops() == 4 * work.added(width, 32)
+
+
+def test_what_is_gone_is_not_solved_for() -> None:
+    found = costs(build_model("llama", **SIZES), criterion="obs", schedule=lpc.ONE_SHOT)
+    assert found.load.compensated
+    whole, half = (work.compensate(found.sizes, found.load, kept=share) for share in (1.0, 0.5))
+    passes = work.compensate(found.sizes, found.load, kept=0.0)
+    assert (half - passes) < 0.6 * (whole - passes)
+    assert found.flops()["compensate"] == work.compensate(found.sizes, found.load, kept=found.left)
 
 
 def saved_bytes(model: torch.nn.Module) -> int:
@@ -154,8 +172,13 @@ def test_an_8b_model_is_estimated_from_its_configuration_alone(tmp_path: Path) -
     assert values["method"]["hours"] == pytest.approx(found.method.hours)
 
 
+def on_a_gpu(found: Costs) -> Costs:
+    """Whole batches at a time, and large ones: what the options change is more than what they do not."""
+    return replace(found, load=replace(found.load, batch=64, on_cpu=False))
+
+
 def test_where_it_does_not_fit_the_option_to_change_is_named() -> None:
-    found = costs(build_model("llama", **SIZES))
+    found = on_a_gpu(costs(build_model("llama", **SIZES)))
     room = int(0.9 * found.peak())
     words = found.remedy(room)
     assert words is not None
@@ -172,7 +195,7 @@ def test_the_door_warns_and_refuses_only_what_is_hopeless(
 ) -> None:
     from lpc.estimation import outlook as module
 
-    found = costs(build_model("llama", **SIZES))
+    found = on_a_gpu(costs(build_model("llama", **SIZES)))
     device = torch.device("cpu")
     monkeypatch.setattr(module, "room_on", lambda device: int(found.peak()) + 1)
     check_room(found, device, already=0)
@@ -252,7 +275,9 @@ def test_a_pace_is_that_of_one_layer_in_all_of_them_and_of_the_head() -> None:
     tokens = HOST_TOKENS // CONTEXT * CONTEXT
     assert pace.forward == pace.worn == pace.frozen == pace.trained == pytest.approx(2 / tokens / 3)  # two layers
     assert pace.head == pace.head_trained == pytest.approx(1 / 256 / 3)
-    assert pace.solve == pytest.approx(work.eliminating(256, 64))
+    assert pace.eliminate == pytest.approx(work.eliminating(256, 64))
+    assert pace.solve == pytest.approx(work.solution(256, 64))
+    assert pace.add == pytest.approx(3 * HOST_TOKENS * work.added(256, 64))
 
 
 def test_what_is_too_large_or_no_single_layer_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

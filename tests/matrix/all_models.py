@@ -33,7 +33,7 @@ from matrix_page import page
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from passes.discovery import describe, random_model, small_config
+from passes.discovery import describe, random_model, small_model
 from passes.errors import LpcError, UnsupportedModelError
 from passes.families import FAMILIES, Family
 from passes.graph import PruningGraph
@@ -63,6 +63,12 @@ USUAL: dict[str, Any] = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
 }  # fmt: skip
 """What entries may be that a default configuration leaves open."""
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 16},
+    "bamba": {"attn_layer_indices": [1]},
+}
+"""What published models of a type have, and its default configuration lacks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +105,9 @@ def outcome(mapping: str, model_type: str, name: str) -> Outcome:
     start = time.process_time()
     known: dict[str, Any] = {"mapping": mapping, "model_type": model_type, "model_class": name}
     try:
-        kind = getattr(transformers, name)
+        kind = class_named(name)
         config = completed(kind, default_config(kind, model_type))
-        tiny = small_config(kind, config)
+        tiny, _ = small_model(kind, config)
         family = describe(tiny, kind)
         worst, graph = checked(random_model(kind, tiny, seed=SEED))
     except LpcError as error:
@@ -119,10 +125,18 @@ def outcome(mapping: str, model_type: str, name: str) -> Outcome:
     )
 
 
+def class_named(name: str) -> type[PreTrainedModel]:
+    """A class of transformers. Raises UnsupportedModelError if it is in a mapping, and nowhere else."""
+    kind: type[PreTrainedModel] | None = getattr(transformers, name, None)
+    if kind is None:
+        raise UnsupportedModelError(f"{name} cannot be built from this configuration: transformers has no such class")
+    return kind
+
+
 def default_config(kind: type[PreTrainedModel], model_type: str) -> PreTrainedConfig:
     """The configuration that a class has by default. Raises UnsupportedModelError if that is none."""
     try:
-        config: PreTrainedConfig = CONFIG_MAPPING[model_type]()
+        config: PreTrainedConfig = CONFIG_MAPPING[model_type](**PUBLISHED.get(model_type, {}))
         wanted: Any = kind.config_class
         return config if isinstance(config, wanted) else wanted()
     except Exception as error:
@@ -135,7 +149,8 @@ def completed(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrain
     heads, hidden = values.get("num_attention_heads"), values.get("hidden_size")
     size = hidden // heads if isinstance(hidden, int) and isinstance(heads, int) else None
     kv, pad = {"num_key_value_heads": heads}, {"pad_token_id": 0}
-    layers = ["full_attention"] * values["num_hidden_layers"] if "num_hidden_layers" in values else None
+    depth = values.get("num_hidden_layers")
+    layers = ["full_attention"] * depth if isinstance(depth, int) else None
     usual = {**kv, **pad, **USUAL, "head_dim": size, "layer_types": layers}
     open_ones = {name: value for name, value in usual.items() if values.get(name, value) is None}
     routed = {name: value for name, value in ROUTED.items() if values.get(name, value) is None}

@@ -36,7 +36,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 import lpc
-from passes.discovery import describe, random_model, small_config
+from passes.discovery import describe, random_model, small_model
 from passes.errors import LpcError
 from passes.families import FAMILIES
 from passes.models import Task, task_of
@@ -59,7 +59,7 @@ def drawn(mapping: list[str], seed: int, count: int) -> list[tuple[str, str, str
 def tiny(name: str, model_type: str, seed: int) -> tuple[Any, PreTrainedConfig]:
     """A class and a small configuration of it, with options drawn."""
     kind = getattr(transformers, name)
-    config = small_config(kind, completed(kind, default_config(kind, model_type)))
+    config, _ = small_model(kind, completed(kind, default_config(kind, model_type)))
     chance, values = random.Random(f"{seed} {name}"), config.to_dict()
     changes = {key: chance.random() < 0.5 for key in TOGGLED if isinstance(values.get(key), bool)}
     more = {"vocab_size": WORDS} if isinstance(values.get("vocab_size"), int) else {}

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import transformers as hf
 import zoo
 from conftest import build_model, build_tokenizer
 from peft import LoraConfig, get_peft_model
@@ -16,7 +17,8 @@ from exporters.onnx import check_exportable, export_onnx
 from exporters.options import OnnxOptions
 from exporters.registry import check_exports
 from passes.errors import LpcError, OptionError, TokenizerError, UnsupportedModelError
-from passes.models import base_model, rope_types
+from passes.families import Family, Proof, tried
+from passes.models import base_model, rope_types, weightless
 
 DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
 BUILDER = OnnxOptions(route="builder")
@@ -62,6 +64,34 @@ def test_the_builder_is_refused_where_it_does_not_know_the_model() -> None:
     assert "'gelu' is not SiLU" in refused(build_model("llama", hidden_act="gelu"), BUILDER)
     adapted = get_peft_model(build_model("llama"), LoraConfig(target_modules=["q_proj"]))
     check_exportable(base_model(adapted), build_tokenizer(), BUILDER)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "message"),
+    [
+        ("DeepseekV2", {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8,
+                        "v_head_dim": 8, "num_key_value_heads": 8, "num_experts_per_tok": 2},
+         "computes with complex numbers"),
+        ("FalconH1", {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},
+         "plain cache: its own has layers of LinearAttentionAndFullAttentionLayer"),
+        ("Olmo3", {"layer_types": ["full_attention"] * 2}, None),
+    ],
+)  # fmt: skip
+def test_a_discovered_class_that_torch_cannot_trace_is_refused_before_any_work(
+    name: str, sizes: dict[str, Any], message: str | None
+) -> None:
+    config = getattr(hf, f"{name}Config")(**{**zoo.GQA, **sizes})
+    model = weightless(getattr(hf, f"{name}ForCausalLM"), config)
+    with tried(config.model_type, Family((), proof=Proof(worst=0.0, checks=()))):
+        if message is None:
+            check_exportable(model, build_tokenizer(), OnnxOptions())
+        else:
+            assert message in refused(model)
+
+
+def test_a_class_that_is_no_decoder_unless_it_is_told_to_be_one_keeps_no_cache() -> None:
+    model = weightless(hf.BertLMHeadModel, zoo.ZOO["bert"].config())
+    assert "BertLMHeadModel (bert) keeps no cache" in refused(model)
 
 
 def test_inputs_that_no_graph_takes_are_refused() -> None:

@@ -17,6 +17,7 @@ from passes.discovery import describe, random_model, small_config
 from passes.discovery.blocks import blocks_of
 from passes.discovery.layouts import attention_kinds
 from passes.discovery.proof import prove
+from passes.discovery.search import UNPROVEN
 from passes.errors import UnsupportedModelError
 from passes.families import FAMILIES, AttentionLayout, Family, Packing, family_named, tried
 from passes.graph import Kind, Renumbering
@@ -134,6 +135,56 @@ def test_a_small_model_has_each_kind_of_layer_and_the_size_of_the_heads() -> Non
     assert small.vocab_size < 1000
 
 
+def test_a_small_model_has_few_layers_where_a_kind_is_the_last_one_s_or_runs_several_times() -> None:
+    few = small_config(hf.GPTNeoXJapaneseForCausalLM, hf.GPTNeoXJapaneseConfig(hidden_size=64, num_attention_heads=4))
+    assert few.num_hidden_layers == 2
+    turns = hf.HrmTextConfig(**{**SIZES, "num_hidden_layers": 13}, H_cycles=2, L_cycles=2)
+    assert turns.num_hidden_layers == 2 * 3 * 13
+    small = small_config(hf.HrmTextForCausalLM, turns)
+    assert (small.num_layers_per_stack, small.num_hidden_layers) == (2, 2 * 3 * 2)
+
+
+def test_parts_of_a_configuration_without_layers_and_type_are_sizes_and_no_models() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"dbrx says sizes in parts of its configuration \(ffn_config\)"):
+        small_config(hf.DbrxForCausalLM, hf.DbrxConfig())
+
+
+def test_two_mlps_of_a_layer_go_beside_attention_of_another_name_that_stays(tmp_path: Path) -> None:
+    kind = hf.LongcatFlashForCausalLM
+    config = hf.LongcatFlashConfig(
+        vocab_size=64, hidden_size=32, num_layers=2, num_attention_heads=4, ffn_hidden_size=48, q_lora_rank=16,
+        kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, head_dim=8, v_head_dim=8, n_routed_experts=4,
+        zero_expert_num=2, moe_topk=2, expert_ffn_hidden_size=24,
+    )  # fmt: skip
+    family = describe(config, kind, cache=tmp_path)
+    assert {name: why.partition(" ")[0] for name, why in family.fixed.items()} == {
+        "self_attn.0": "LongcatFlashMLA", "self_attn.1": "LongcatFlashMLA", "mlp": "model.layers.1.mlp:",
+    }  # fmt: skip
+    assert "router's (6, 32) do not fit together" in family.fixed["mlp"]
+    names = [dimension.name for dimension in trace(config, model_type=kind).dimensions]
+    assert names == [f"layers.{layer}.mlp_channels{end}" for layer in range(2) for end in ("", ".1")]
+
+
+def test_blocks_beyond_those_of_the_small_model_are_found_or_refused(tmp_path: Path) -> None:
+    config = hf.XLMConfig(vocab_size=64, emb_dim=32, n_layers=4, n_heads=4, max_position_embeddings=32)
+    family = describe(config, hf.XLMModel, cache=tmp_path)
+    assert [layout.block for layout in family.attentions] == ["attentions.*"]
+    assert len(trace(config, model_type=hf.XLMModel).dimensions) == 4
+    first = replace(family.attentions[0], block="attentions.0")
+    with (
+        tried("xlm", replace(family, attentions=(first,))),
+        pytest.raises(UnsupportedModelError, match=r"attentions\.1 is MultiHeadAttention as attentions\.0 is"),
+    ):
+        trace(config, model_type=hf.XLMModel)
+
+
+def test_a_refusal_names_what_stays_before_what_cannot_be_followed_around_it(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = hf.IBertConfig(**sizes, intermediate_size=48, max_position_embeddings=40)
+    with pytest.raises(UnsupportedModelError, match=r"IBertAttention is no attention.*and with that as it is: .*Type"):
+        describe(config, hf.IBertModel, cache=tmp_path)
+
+
 def glm4_moe(**sizes: int) -> hf.Glm4MoeConfig:
     return hf.Glm4MoeConfig(
         **SIZES, head_dim=8, moe_intermediate_size=24, n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1,
@@ -155,6 +206,8 @@ def test_experts_go_with_their_router_s_biases_unless_it_chooses_among_groups(tm
     assert model.state_dict()[name].unique().numel() == 4
     (first,) = Renumbering("model.layers", (1,)).dimension(experts).buffers
     assert first.parameter == name.replace("layers.1", "layers.0")
+    model.state_dict()[name][0] = -100.0  # no token is sent to the first expert
+    assert prove(model)[0].worst < 5e-5
     grouped = trace(glm4_moe(n_group=2, topk_group=1), model_type=kind)
     assert not grouped.of_kind(Kind.EXPERTS)
     assert "groups of them (n_group)" in grouped.untouched["experts"]
@@ -172,12 +225,13 @@ def test_biases_that_are_handed_in_and_norms_behind_the_output_do_not_hold_heads
     assert ("counted once" in graph.untouched.get("MACs", "")) is (name == "Albert")
 
 
-def test_a_model_that_looks_for_global_tokens_is_followed_as_if_there_were_none(tmp_path: Path) -> None:
+def test_a_model_that_looks_for_global_tokens_is_followed_as_if_there_were_none() -> None:
     sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = hf.LongformerConfig(**sizes, intermediate_size=48, attention_window=[4, 4], max_position_embeddings=40)
-    kind = hf.LongformerForMaskedLM
-    describe(config, kind, cache=tmp_path)
-    assert [each.kind for each in trace(config, model_type=kind).dimensions] == [Kind.MLP_CHANNELS] * 2
+    family = Family((), fixed={"self": "it stays"}, outputs={"LongformerSelfAttention": 1}, proof=UNPROVEN)
+    with tried("longformer", family):
+        graph = trace(config, model_type=hf.LongformerForMaskedLM)
+    assert [each.kind for each in graph.dimensions] == [Kind.MLP_CHANNELS] * 2
 
 
 def test_blocks_in_lists_are_blocks_of_their_layer() -> None:

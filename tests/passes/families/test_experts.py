@@ -64,7 +64,7 @@ def test_a_channel_contributes_its_gate_times_its_up_to_its_column() -> None:
     [
         (lambda m: m.register_parameter("sink", nn.Parameter(torch.ones(4))), r"mlp\.sink with shape \(4,\)"),
         (lambda m: m.add_module("shared", nn.Linear(32, 32)), r"mlp\.shared\.bias with shape \(32,\)"),
-        (lambda m: setattr(m, "gate", nn.Identity()), r"mlp\.gate\.weight with shape None"),
+        (lambda m: setattr(m, "gate", nn.Identity()), r"no gate\.weight: its experts do not lie"),
         (lambda m: setattr(m.experts, "down_proj", nn.Parameter(torch.ones(4, 32, 60))), "do not fit together"),
         (lambda m: setattr(m.experts, "down_proj", nn.Parameter(torch.ones(3, 32, 64))), "do not fit together"),
         (lambda m: setattr(m.experts, "gate_up_proj", nn.Parameter(torch.ones(4, 64, 32))), "do not fit together"),
