@@ -158,7 +158,8 @@ def verify_greedy(model: PreTrainedModel, folder: Path, options: OnnxOptions) ->
     tokens, relative to the largest logit: a tie within rounding passes, anything else raises ``PostconditionError``.
     Raises ``GenaiRefusedError`` if GenAI cannot load or run the graph.
     """
-    context, eos = context_length(model), model.generation_config.eos_token_id
+    context = context_length(model)
+    eos = json.loads((folder / GENAI_CONFIG).read_text(encoding="utf-8"))["model"].get("eos_token_id")
     new = min(options.greedy_tokens, max(1, context // 2))
     rows = probe_ids(model, options.greedy_prompts, max(1, min(PROMPT_TOKENS, context - new)))
     prompts = [row[: 1 + index * 3] for index, row in enumerate(rows)]

@@ -18,7 +18,7 @@ from passes.budget.multiples import reachable_counts
 from passes.budget.per_layer import LayerAllocation
 from passes.budget.uniform import UniformAllocation
 from passes.errors import OptionError, PlanError, UnreachableBudgetError, UnsupportedModelError
-from passes.graph import Kept, Masks, PruningGraph, count_of
+from passes.graph import Kept, Kind, Masks, PruningGraph, count_of
 from passes.options import MEASURES, Balance, Comparison, Layout, Limit, Target
 
 Scores = Mapping[str, torch.Tensor]
@@ -93,6 +93,10 @@ class Solver:
         if self.target.layout is Layout.PER_LAYER or graph.depth:
             kept = "the least that may stay"
         reasons = "".join(f"; {name} cannot go: {reason}" for name, reason in graph.untouched.items())
+        whole = [w for w in graph.widths if w.name in graph.untouched and len(w.counts) == 1 < w.size]
+        by_code = " and ".join(width.name for width in whole if width.kind is not Kind.HIDDEN)
+        if by_code:
+            reasons += f"; --custom-code (custom_code=True) lets {by_code} go, by code in the checkpoint"
         if limit.measure == "parameters":
             reach = f"The largest reachable ratio is {floor_ratio(1 - least / dense):.4f}"
         else:

@@ -87,7 +87,7 @@ def small_configs(kind: type[PreTrainedModel], config: PreTrainedConfig) -> Iter
 
 
 def _check_one_model(config: PreTrainedConfig) -> None:
-    """Raise UnsupportedModelError for a configuration of several models, or of layers with sizes of their own."""
+    """Raise UnsupportedModelError for a configuration of several models, or of sizes that are not its own entries."""
     if has_own_sizes(config):
         raise UnsupportedModelError(
             f"the layers of this {config.model_type} have sizes of their own (per_layer_config), and lpc prunes models "
@@ -99,12 +99,22 @@ def _check_one_model(config: PreTrainedConfig) -> None:
             f"{config.model_type} is several models in one ({', '.join(parts)}), and lpc prunes one stack of layers: "
             "hand over the language model alone, saved with its own configuration"
         )
+    wide = [name for name in config.sub_configs if _is_wide(getattr(config, name, None))]
+    if wide:
+        raise UnsupportedModelError(
+            f"{config.model_type} says sizes in parts of its configuration ({', '.join(wide)}), and lpc cannot make "
+            "these small, to prove its structure on a small model"
+        )
+
+
+def _is_wide(part: object) -> bool:
+    return any(hasattr(part, name) for name in HIDDEN_ENTRIES)
 
 
 def _is_model(part: object) -> bool:
     """Whether a part of a configuration is a model's: it has layers, or a type and a hidden size."""
-    layers, wide = (any(hasattr(part, name) for name in names) for names in (LAYER_ENTRIES, HIDDEN_ENTRIES))
-    return layers or (wide and bool(getattr(part, "model_type", "")))
+    layers = any(hasattr(part, name) for name in LAYER_ENTRIES)
+    return layers or (_is_wide(part) and bool(getattr(part, "model_type", "")))
 
 
 def random_model(kind: type[PreTrainedModel], config: PreTrainedConfig, *, seed: int = 0) -> PreTrainedModel:

@@ -134,9 +134,11 @@ class DimensionFinder:
         for member, end in zip(members, last, strict=True):
             expected = tuple(index + size - 1 for index in member.indices)
             if not isinstance(member.module, nn.Linear | Conv1D) or end.indices != expected:
+                kind_of_it = type(member.module).__name__
+                how = ", and takes their mean, so that none goes alone" if "Norm" in kind_of_it else ""
                 raise UnsupportedModelError(
-                    f"{member.name} ({type(member.module).__name__}) is coupled with the MLP channels of {name} "
-                    "in a way that is not understood"
+                    f"{member.name} ({kind_of_it}) is coupled with the MLP channels of {name}"
+                    f"{how or ' in a way that is not understood'}"
                 )
             for part in linear_slices(member):
                 slices.setdefault((part.parameter, member.produces), part)

@@ -67,7 +67,6 @@ USUAL: dict[str, Any] = {
 PUBLISHED: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 16},
     "bamba": {"attn_layer_indices": [1]},
-    "dbrx": {"attn_config": {"kv_n_heads": 8, "clip_qkv": 8, "rope_theta": 5e5}},
 }
 """What published models of a type have, and its default configuration lacks."""
 

@@ -21,6 +21,7 @@ REASONS = (
     ("took too long", r"took more than"),
     ("a part that the trace does not account for", r"coupled with|accounts for"),
     ("layers with sizes of their own", r"per_layer_config"),
+    ("sizes in parts of the configuration", r"says sizes in parts"),
     ("the proof found a difference", r"differs by|changes the outputs|is not what was saved"),
     ("it cannot be traced without values, or fails once it is cut", r"could not be proven"),
 )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from exporters.onnx import genai
 from exporters.onnx.genai import genai_config, verify_greedy
+from exporters.onnx.greedy import torch_greedy
 from exporters.onnx.torch_caches import flat_shapes
 from exporters.options import OnnxOptions
 from passes.errors import PostconditionError
@@ -52,6 +54,20 @@ def test_greedy_verification_holds_on_more_prompts() -> None:
         verify_greedy(model, package.folder, OnnxOptions(precision=("fp32",), greedy_prompts=3, greedy_tokens=10)).value
         == 0.0
     )
+
+
+def test_greedy_verification_suppresses_what_ends_a_text_in_genai(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, package = exported("mistral with window")
+    silent, seen = copy.deepcopy(model), list[Any]()
+    silent.generation_config.eos_token_id = None  # the tokenizer's is in the package
+
+    def watched(*args: Any, eos: Any, **more: Any) -> Any:
+        seen.append(eos)
+        return torch_greedy(*args, eos=eos, **more)
+
+    monkeypatch.setattr("exporters.onnx.genai.torch_greedy", watched)
+    verify_greedy(silent, package.folder, OPTIONS)
+    assert set(seen) == {256}
 
 
 def test_greedy_verification_fails_when_genai_serves_another_model() -> None:

@@ -121,6 +121,13 @@ def test_the_error_of_large_embeddings_names_the_ratio_and_the_sizes() -> None:
         uniform_counts(variant(2)[1], 0.5)
 
 
+def test_the_error_says_what_code_in_the_checkpoint_would_let_go() -> None:
+    case = zoo.ZOO["bert"]
+    graph = trace(case.config(), model_type=case.model_class)
+    with pytest.raises(UnreachableBudgetError, match=r"kv_groups cannot go: .*; --custom-code .* lets kv_groups go"):
+        uniform_counts(graph, 0.9)
+
+
 @pytest.mark.parametrize("ratio", [0, 1, -0.1, 1.5, float("nan"), float("inf")])
 def test_a_ratio_outside_zero_and_one_is_refused(ratio: float) -> None:
     with pytest.raises(OptionError, match=r"must be (a finite number|above 0 and below 1)"):

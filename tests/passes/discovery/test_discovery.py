@@ -144,10 +144,9 @@ def test_a_small_model_has_few_layers_where_a_kind_is_the_last_one_s_or_runs_sev
     assert (small.num_layers_per_stack, small.num_hidden_layers) == (2, 2 * 3 * 2)
 
 
-def test_parts_of_a_configuration_without_layers_and_type_are_no_models() -> None:
-    attention = {"kv_n_heads": 2, "rope_theta": 1e4}
-    config = hf.DbrxConfig(d_model=32, n_heads=4, n_layers=2, vocab_size=64, attn_config=attention)
-    assert small_config(hf.DbrxForCausalLM, config).n_layers == 2
+def test_parts_of_a_configuration_without_layers_and_type_are_sizes_and_no_models() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"dbrx says sizes in parts of its configuration \(ffn_config\)"):
+        small_config(hf.DbrxForCausalLM, hf.DbrxConfig())
 
 
 def test_two_mlps_of_a_layer_go_beside_attention_of_another_name_that_stays(tmp_path: Path) -> None:
