@@ -126,7 +126,7 @@ def _spread(dimension: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _course(manifest: Mapping[str, Any]) -> Iterator[Chart]:
-    """Tuning, step by step: the loss, the learning rate, and how much of each width was there."""
+    """Tuning, step by step: the loss, the learning rate, how much of each width was there, and what came back."""
     report = next((p["report"] for p in manifest["passes"] if p["name"] == "tune" and p.get("report")), None)
     if not report or not report.get("losses"):
         return
@@ -154,6 +154,10 @@ def _course(manifest: Mapping[str, Any]) -> Iterator[Chart]:
         tooltip=[alt.Tooltip("step:Q"), alt.Tooltip("width:N"), alt.Tooltip("share:Q", format=".1%")],
     )
     yield _chart("removed", "How much of each width was kept while tuning.", steps, height=160)
+    back = [(event["step"], event["revived"]) for event in report["events"]]
+    if any(count for _, count in back):
+        caption = "Units that were masked and came back, at each event."
+        yield _chart("revived", caption, _over_steps(back, "came back"), height=120)
 
 
 def _over_steps(course: Sequence[Sequence[float]], title: str) -> alt.Chart:

@@ -85,7 +85,10 @@ def manifest(graph: PruningGraph, plan: Plan) -> dict[str, Any]:
             "report": {
                 "losses": [[1, 2.5], [2, 2.25]],
                 "rates": [[1, 0.01], [2, 0.005]],
-                "events": [{"step": 0, "widths": {"kv_groups": 4}}, {"step": 1, "widths": {"kv_groups": 2}}],
+                "events": [
+                    {"step": 0, "widths": {"kv_groups": 4}, "revived": 0},
+                    {"step": 1, "widths": {"kv_groups": 2}, "revived": 3},
+                ],
             },
         }
     )
@@ -151,6 +154,7 @@ def test_what_pictures_show_is_what_the_manifest_says(manifest: dict[str, Any]) 
         "loss",
         "rate",
         "removed",
+        "revived",
         "seconds",
         "memory",
     ]
@@ -162,6 +166,7 @@ def test_what_pictures_show_is_what_the_manifest_says(manifest: dict[str, Any]) 
     assert [row["value"] for row in _rows(found["loss"])] == [2.5, 2.25]
     assert [row["value"] for row in _rows(found["rate"])] == [0.01, 0.005]
     assert [row["share"] for row in _rows(found["removed"])] == [1.0, 0.5]
+    assert [row["value"] for row in _rows(found["revived"])] == [0, 3]
     assert {row["seconds"] for row in _rows(found["seconds"])} == {1.5, 9.0}
 
 
