@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from lpc.evaluation.repeating import commands
 from lpc.evaluation.results import Asked, Evaluation, ModelRun, TaskResult, TextResult
 from lpc.evaluation.subjects import Subject, context_limit, find_subjects, weight_dtype
 from lpc.options import AUTO_BATCH, EvaluateOptions
+from lpc.progress import expect
 from lpc.versions import versions
 from passes.errors import OptionError
 from passes.models import evaluation_mode, memory_advice, smaller_batches
@@ -34,6 +35,8 @@ from passes.pipeline import Progress, device_named, silent
 __all__ = ["Evaluation", "evaluate"]
 
 logger = logging.getLogger(__name__)
+
+STAGE = "percent of all tasks"
 
 DEFAULT_CONTEXT = 2048
 """Longest default window: models that allow 100,000 tokens would otherwise take hours on a CPU."""
@@ -80,9 +83,9 @@ def evaluate(
         messages = stack.enter_context(harness.quiet())
         built, missing = build(options, Kept(folder=home), stack)
         _check_generation(built, subjects)
-        evaluator = _Evaluator(options, Kept(folder=home), context, device, messages, progress)
-        measured = [evaluator.run(subject, built, place, len(subjects)) for place, subject in enumerate(subjects)]
-        progress("evaluate", len(subjects), len(subjects))
+        course = _Course(progress, len(subjects) * len(built))
+        evaluator = _Evaluator(options, Kept(folder=home), context, device, messages, course)
+        measured = [evaluator.run(subject, built) for subject in subjects]
         answers = [answer for _, answer in measured]
         agreed = tuple(agreements(answers))
         check_agreement(agreed)
@@ -108,6 +111,36 @@ def evaluate(
         )
 
 
+@dataclass
+class _Course:
+    """How much of all ``tasks`` is done, each counting as any other; without those that are there already."""
+
+    progress: Progress
+    tasks: int
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        self.tell(0, 1)
+
+    def kept(self) -> None:
+        """A task was measured before."""
+        self.tasks -= 1
+        self.tell(0, 1)
+
+    def measured(self) -> None:
+        """A task is done."""
+        self.done += 1
+        self.tell(0, 1)
+
+    def tell(self, done: int, total: int) -> None:
+        """So many of the requests of the present task are done; with the first of all the time left is known."""
+        share = (self.done + done / max(total, 1)) / self.tasks if self.tasks else 1.0
+        percent = int(100 * share)
+        if percent:
+            expect(self.progress, [])
+        self.progress(STAGE, percent, 100)
+
+
 class _Evaluator:
     """Runs the tasks on one subject after the other; a backend is opened only for what is not there yet."""
 
@@ -118,14 +151,13 @@ class _Evaluator:
         context: int,
         device: torch.device,
         messages: list[str],
-        progress: Progress,
+        course: _Course,
     ) -> None:
         self.options, self.kept, self.context, self.device = options, kept, context, device
-        self.messages, self.progress = messages, progress
+        self.messages, self.course = messages, course
 
-    def run(self, subject: Subject, built: Sequence[Built], place: int, count: int) -> tuple[ModelRun, Answers]:
+    def run(self, subject: Subject, built: Sequence[Built]) -> tuple[ModelRun, Answers]:
         """All tasks on one subject."""
-        self.progress("evaluate", place, count)
         digest = digest_of(subject)
         live = subject.live if subject.live is not None else torch.nn.Module()
         found: list[Found] = []
@@ -136,9 +168,12 @@ class _Evaluator:
                 old = self.kept.read(where, key)
                 if old is None:
                     backend = backend or self._open(subject)
+                    logger.info("%s %s: %s", subject.model, subject.backend, each.asked.name)
                     old = self._measure(backend, subject, each, key, where)
+                    self.course.measured()
                 else:
                     logger.info("%s %s: %s is there already", subject.model, subject.backend, each.asked.name)
+                    self.course.kept()
                 found.append(old)
         return self._gathered(subject, digest, built, found)
 
@@ -149,10 +184,7 @@ class _Evaluator:
     def _open(self, subject: Subject) -> Any:
         from lpc.evaluation import harness
 
-        def told(done: int, total: int) -> None:
-            self.progress(f"{subject.model} {subject.backend}", done, total)
-
-        size, device = self.options.batch_size, self.device
+        size, device, told = self.options.batch_size, self.device, self.course.tell
         return harness.open_backend(subject, context_length=self.context, batch_size=size, device=device, told=told)
 
     def _measure(self, backend: Any, subject: Subject, built: Built, key: str, where: Path) -> Found:
