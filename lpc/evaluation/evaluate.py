@@ -83,7 +83,7 @@ def evaluate(
         messages = stack.enter_context(harness.quiet())
         built, missing = build(options, Kept(folder=home), stack)
         _check_generation(built, subjects)
-        course = _Course(progress, len(subjects) * len(built))
+        course = _AllTasks(progress, len(subjects) * len(built))
         evaluator = _Evaluator(options, Kept(folder=home), context, device, messages, course)
         measured = [evaluator.run(subject, built) for subject in subjects]
         answers = [answer for _, answer in measured]
@@ -112,7 +112,7 @@ def evaluate(
 
 
 @dataclass
-class _Course:
+class _AllTasks:
     """How much of all ``tasks`` is done, each counting as any other; without those that are there already."""
 
     progress: Progress
@@ -151,7 +151,7 @@ class _Evaluator:
         context: int,
         device: torch.device,
         messages: list[str],
-        course: _Course,
+        course: _AllTasks,
     ) -> None:
         self.options, self.kept, self.context, self.device = options, kept, context, device
         self.messages, self.course = messages, course
