@@ -47,8 +47,8 @@ def compression_pipeline(
 
     What ranks units on data (a one-shot schedule, or no steps) is a ``score`` before tuning; what re-solves projections
     stands before tuning if units go there, else after merging. An adapter that the model came with is trained further
-    and never taken off. Packed weights are unpacked before anything is decided, from the ``source`` that they were made
-    of, if it is here. Raises DataError where a share to recover by is not there.
+    and never taken off. Packed weights are unpacked before anything is decided, from their ``source``, if it is here.
+    Raises DataError where a share to recover by is not there.
     """
     graph, own_adapter = program.traced, isinstance(program.model, PeftModel)
     tune, recover = settled(options.tune, graph), options.recover

@@ -72,7 +72,6 @@ def estimate(
     tried = None if flops else Pace.measured(config, costs.sizes, costs.load, graph.dtype, device, clock)
     pace = tried or costs.even(rate)
     method = costs.way(pace)
-    short_of = device_bytes is not None and method.peak.memory_bytes > device_bytes
     return Estimate(
         model=str(model),
         parameters=costs.sizes.parameters,
@@ -82,7 +81,7 @@ def estimate(
         device_bytes=device_bytes,
         method=method,
         true_gradient=costs.way(pace, true_gradient=True),
-        remedy=costs.remedy(device_bytes) if short_of and device_bytes is not None else None,
+        remedy=None if device_bytes is None or method.peak.memory_bytes <= device_bytes else costs.remedy(device_bytes),
     )
 
 

@@ -26,7 +26,7 @@ from lpc.evaluation.repeating import commands
 from lpc.evaluation.results import Asked, Evaluation, ModelRun, TaskResult, TextResult
 from lpc.evaluation.subjects import Subject, context_limit, find_subjects, weight_dtype
 from lpc.options import AUTO_BATCH, EvaluateOptions
-from lpc.progress import expect
+from lpc.progress import tell_share
 from lpc.versions import versions
 from passes.errors import OptionError
 from passes.models import evaluation_mode, memory_advice, smaller_batches
@@ -89,26 +89,29 @@ def evaluate(
         answers = [answer for _, answer in measured]
         agreed = tuple(agreements(answers))
         check_agreement(agreed)
-        asked = Asked(
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
-            versions=versions(),
-            tasks=options.tasks,
-            text=None if options.text is None else str(options.text.absolute()),
-            limit=options.limit,
-            fewshot=options.fewshot,
-            batch_size=options.batch_size,
-            device=str(device),
-            context_length=context,
-            left_out=missing,
-            command=tuple(commands(built, [run for run, _ in measured], options, keep, device)),
-        )
+        runs = tuple(run for run, _ in measured)
+        again = tuple(commands(built, runs, options, keep, device))
         return Evaluation(
             folder=str(Path(folder).absolute()),
-            asked=(asked,),
-            runs=tuple(run for run, _ in measured),
+            asked=(_asked(options, context_length=context, device=str(device), left_out=missing, command=again),),
+            runs=runs,
             agreements=agreed,
             differences=tuple(differences(answers)),
         )
+
+
+def _asked(options: EvaluateOptions, **known: Any) -> Asked:
+    """What was asked, at this time and with these versions; ``known``: what the options leave open."""
+    return Asked(
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=versions(),
+        tasks=options.tasks,
+        text=None if options.text is None else str(options.text.absolute()),
+        limit=options.limit,
+        fewshot=options.fewshot,
+        batch_size=options.batch_size,
+        **known,
+    )
 
 
 @dataclass
@@ -133,12 +136,9 @@ class _AllTasks:
         self.tell(0, 1)
 
     def tell(self, done: int, total: int) -> None:
-        """So many of the requests of the present task are done; with the first of all the time left is known."""
+        """So many of the requests of the present task are done."""
         share = (self.done + done / max(total, 1)) / self.tasks if self.tasks else 1.0
-        percent = int(100 * share)
-        if percent:
-            expect(self.progress, [])
-        self.progress(STAGE, percent, 100)
+        tell_share(self.progress, STAGE, share)
 
 
 class _Evaluator:

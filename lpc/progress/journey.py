@@ -149,6 +149,16 @@ def expect(progress: Progress, stages: Sequence[Leg]) -> None:
         told(stages)
 
 
+def tell_share(progress: Progress, stage: str, share: float) -> None:
+    """Tell how much of a stage that is the whole of a run is done, 0 to 1, in percent; with the first, what is left is
+    known by its pace.
+    """
+    percent = int(100 * share)
+    if percent:
+        expect(progress, [])
+    progress(stage, percent, 100)
+
+
 def clocked(seconds: float | None) -> str:
     """Seconds as ``h:mm:ss``; ``-:--:--`` where they are not known."""
     if seconds is None:

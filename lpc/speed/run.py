@@ -57,22 +57,7 @@ def benchmark(
     if against is not None:
         folders = {"dense": OnnxFolder.find(against), **folders}
     calls, skipped = _choose(options, list(folders.values()))
-    done, total = 0, len(folders) + len(options.thread_counts) * turns(calls, options)
-
-    def tick(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(STAGE, done, total)
-
-    tick(0)
-    footprints = {}
-    for name, each in folders.items():
-        footprints[name] = _footprint(each, calls, options)
-        tick(1)
-    times = {
-        threads: dict(zip(calls, time_models(folders, calls, options, threads, tick), strict=True))
-        for threads in options.thread_counts
-    }
+    footprints, times = _measured(folders, calls, options, progress)
     context = _context(list(folders.values()))
     runs = [
         _run(name, call, taken, threads, context)
@@ -90,6 +75,29 @@ def benchmark(
     )
     record(folder, {BENCHMARK_FILE: json.dumps(found.to_json(), indent=1) + "\n"})
     return found
+
+
+def _measured(
+    folders: Mapping[ModelName, OnnxFolder], calls: Sequence[Call], options: BenchmarkOptions, progress: Progress
+) -> tuple[dict[ModelName, Footprint], dict[int, dict[Call, Times]]]:
+    """The size of each model, and with each number of threads the times of all calls."""
+    done, total = 0, len(folders) + len(options.thread_counts) * turns(calls, options)
+
+    def tick(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(STAGE, done, total)
+
+    tick(0)
+    footprints = {}
+    for name, each in folders.items():
+        footprints[name] = _footprint(each, calls, options)
+        tick(1)
+    times = {
+        threads: dict(zip(calls, time_models(folders, calls, options, threads, tick), strict=True))
+        for threads in options.thread_counts
+    }
+    return footprints, times
 
 
 def _choose(options: BenchmarkOptions, folders: Sequence[OnnxFolder]) -> tuple[list[Call], list[Skipped]]:

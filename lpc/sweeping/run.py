@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from lpc.options import Cell, SweepOptions
-from lpc.progress import expect, share_told
+from lpc.progress import share_told, tell_share
 from lpc.sweeping.cell import SETTLED
 from lpc.sweeping.early import check_early_stopping
 from lpc.sweeping.folder import DECLARATION, Outcome, State, SweepFolder
@@ -86,19 +86,16 @@ def _run_all(asked: SweepOptions, folder: SweepFolder, jobs: int, progress: Prog
     total = len(waiting)
 
     def tell() -> None:
-        """Of the cells at work as much is done as they say; with their first word the time that is left is known."""
+        """Of the cells at work as much is done as they say."""
         at_work = sum(share_told(each.told(folder)) for each in running.cells.values())
-        percent = int(100 * (total - len(waiting) - len(running.cells) + at_work) / total)
-        if percent:
-            expect(progress, [])
-        progress(STAGE, percent, 100)
+        tell_share(progress, STAGE, (total - len(waiting) - len(running.cells) + at_work) / total)
 
     with processes(folder, jobs) as running:
         while waiting or running.cells:
             while waiting and len(running.cells) < jobs:
                 running.start(waiting.pop(0))
             running.wait(tell)
-    progress(STAGE, 100, 100)
+    tell_share(progress, STAGE, 1.0)
 
 
 @dataclass(frozen=True)

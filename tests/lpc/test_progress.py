@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
-from lpc.progress import Journey, Leg, Lines, Standing, expect, line, logged, share_told
-from lpc.progress.journey import clocked
+from lpc.progress import Journey, Leg, Lines, Standing, clocked, expect, logged, share_told, tell_share
+from lpc.progress.lines import line
 from passes.pipeline import silent
 
 
@@ -140,6 +140,19 @@ def test_lines_come_at_intervals_with_stage_steps_elapsed_and_left() -> None:
     assert said[0].startswith("score 3/10, 0:00:36 elapsed, about 0:")
     times = ("0:00:36", "0:01:12", "0:01:48", "0:03:00")
     assert [each.split(",")[1] for each in said] == [f" {time} elapsed" for time in times]
+
+
+def test_a_share_of_the_whole_tells_what_is_left_from_its_first_percent_on() -> None:
+    clock = Clock()
+    journey = Journey(clock)
+    left = []
+    for share in (0.0, 0.009, 0.5):
+        clock.now += 10
+        tell_share(journey, "percent of all", share)
+        standing = journey.standing()
+        assert standing is not None
+        left.append(standing.left)
+    assert left == [None, None, pytest.approx(20.0)]
 
 
 @pytest.mark.parametrize(("left", "share"), [(None, 0.0), (0.0, 1.0), (5400.0, 0.25)])
