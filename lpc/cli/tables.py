@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from passes.graph import Plan
 
 
-def show_report(report: Report, out: Path, *, as_json: bool) -> None:
+def show_report(report: Report, out: Path, *, as_json: bool, timed: bool = False) -> None:
     """The end of ``lpc compress``."""
     values = report.to_json()
     if as_json:
@@ -52,16 +52,18 @@ def show_report(report: Report, out: Path, *, as_json: bool) -> None:
     print_line(f"written to {out}: open {out}/report.html")
     writes_text = report.heldout is None or "perplexity" in report.heldout.measures
     exported = any(record.name == "export" for record in report.passes)
-    for command in next_commands(out, onnx=exported, tasks=writes_text):
+    for command in next_commands(out, onnx=exported, tasks=writes_text, timed=timed):
         print_line(f"next: {command}")
 
 
-def next_commands(out: Path, *, onnx: bool, tasks: bool) -> list[str]:
-    """What people do with an output; ``tasks``: lm-eval's can be asked of it, as of language models alone."""
+def next_commands(out: Path, *, onnx: bool, tasks: bool, timed: bool = False) -> list[str]:
+    """What people do with an output, whose ONNX package may be ``timed`` already; ``tasks``: lm-eval's can be asked of
+    it, as of language models alone.
+    """
     folder = shlex.quote(str(out))
-    timed = [f"lpc benchmark {folder}"] if onnx else [f"lpc export {folder}/hf --out {folder}-onnx"]
+    exported = [f"lpc benchmark {folder}"] if onnx else [f"lpc export {folder}/hf --out {folder}-onnx"]
     asked = [f"lpc evaluate {folder} --tasks quick"] if tasks else []
-    return [*timed, *asked, f"lpc compare {folder} ANOTHER"]
+    return [*([] if timed else exported), *asked, f"lpc compare {folder} ANOTHER"]
 
 
 def show_presets(presets: Mapping[str, Estimate]) -> None:
@@ -306,4 +308,4 @@ def show_demo(demo: Demo, out: Path, *, as_json: bool) -> None:
         return
     show_benchmark(demo.benchmark, as_json=False)
     show_evaluation(demo.evaluation, None, as_json=False)
-    show_report(demo.report, out, as_json=False)
+    show_report(demo.report, out, as_json=False, timed=True)

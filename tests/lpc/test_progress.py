@@ -161,6 +161,11 @@ def test_a_line_can_be_read_back(left: float | None, share: float) -> None:
     assert share_told(f"lpc: {line(standing)}\nlpc: a warning\n") == share
 
 
+def test_of_several_lines_the_last_one_that_knows_is_read_back() -> None:
+    lines = ("about 0:00:30 left", "about 0:00:10 left", "time left not known yet")
+    assert share_told("\n".join(f"lpc: tune 1/4, 0:00:30 elapsed, {left}" for left in lines)) == 0.75
+
+
 def test_python_hears_it_through_the_logger_lpc(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="lpc"):
         clock = Clock()

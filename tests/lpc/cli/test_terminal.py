@@ -86,6 +86,7 @@ def test_columns_that_find_no_room_are_put_below(
 
 def test_next_commands_can_be_pasted() -> None:
     assert next_commands(Path("my out"), onnx=True, tasks=True)[0] == "lpc benchmark 'my out'"
+    assert next_commands(Path("out"), onnx=True, tasks=True, timed=True)[0] == "lpc evaluate out --tasks quick"
     without = next_commands(Path("out"), onnx=False, tasks=False)
     assert without == ["lpc export out/hf --out out-onnx", "lpc compare out ANOTHER"]
 

@@ -71,7 +71,11 @@ def test_second_evaluation_adds_and_runs_nothing_twice(
     )
     assert calls == ["arc_easy"] * 2
     options = EvaluateOptions(tasks=("arc_easy", "openbookqa"), task_data=data, limit=4)
-    second = evaluate(pruned, options, dense=dense, out=tmp_path / "new")
+    told = list[int]()
+    second = evaluate(
+        pruned, options, dense=dense, out=tmp_path / "new", progress=lambda _, done, total: told.append(done)
+    )
+    assert told[-1] == 100
     assert calls == ["arc_easy"] * 2 + ["openbookqa"] * 2
     assert second.runs[0].scores[:2] == first.runs[0].scores
     assert {score.task for score in second.runs[1].scores} == {"arc_easy", "openbookqa"}

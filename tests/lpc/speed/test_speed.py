@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -17,6 +18,7 @@ from exporters.options import OnnxOptions
 from lpc.options import BenchmarkOptions
 from lpc.report import speed_rows, unsure_line
 from lpc.speed import Benchmark, benchmark
+from lpc.speed.timing import time_models
 from passes.errors import MissingFileError, ModelError, OptionError, UnsupportedModelError
 
 SMALL = BenchmarkOptions(
@@ -118,6 +120,16 @@ def test_feeds_fit_the_graph(folders: tuple[Path, Path]) -> None:
 def test_a_provider_that_is_not_there_is_refused_by_name(folders: tuple[Path, Path]) -> None:
     with pytest.raises(OptionError, match="no provider 'tpu' here: choose one of cpu"):
         benchmark(folders[0], options=replace(SMALL, provider="tpu"))
+
+
+def test_models_are_loaded_on_the_provider_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(folder: OnnxFolder, threads: int, provider: str) -> Graph:
+        raise LookupError(provider)
+
+    monkeypatch.setattr("lpc.speed.timing.Graph", refused)
+    folders: Any = {"pruned": None}
+    with pytest.raises(LookupError, match="openvino"):
+        time_models(folders, [], replace(SMALL, provider="openvino"), 1, lambda _: None)
 
 
 def test_a_call_computes_on_what_lies_in_the_providers_memory(

@@ -162,7 +162,9 @@ def test_cells_at_work_tell_how_far_they_are_by_what_they_print(asked: dict[str,
     with processes(folder, 1, words) as at_work:
         at_work.start(cells[0])
         (cell,) = at_work.cells.values()
-        at_work.wait()
+        waited = list[float]()
+        at_work.wait(lambda: waited.append(share_told(cell.told(folder))))
+    assert waited
     assert cell.told(folder).startswith(said)
     assert share_told(cell.told(folder)) == 0.75
 
@@ -216,7 +218,10 @@ def test_slurm_script_runs_a_task_a_cell(
 
 @pytest.mark.matrix
 def test_sweep_of_real_processes(asked: dict[str, Any], tmp_path: Path) -> None:
-    report = lpc.sweep(asked, tmp_path / "out", jobs=2)
+    told = list[tuple[str, int, int]]()
+    report = lpc.sweep(asked, tmp_path / "out", jobs=2, progress=lambda *step: told.append(step))
+    assert {(stage, total) for stage, _, total in told} == {("percent of all cells", 100)}
+    assert {0, 50, 100} <= {done for _, done, _ in told}  # two cells at once
     assert report.is_whole
     assert all(cell.outcome.state == "finished" for cell in report.cells)
     assert lpc.sweep(asked, tmp_path / "out", jobs=2).to_json() == report.to_json()
