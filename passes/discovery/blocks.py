@@ -93,7 +93,7 @@ def _why_fixed(path: str, block: nn.Module, mixtures: set[str], kinds: Sequence[
         return f"{name} is no attention of queries, keys and values that is known" + (
             f" (it holds {odd})" if odd else ""
         )
-    if "Norm" in name and any(isinstance(each, nn.Linear | Conv1D) for each in block.modules()):
+    if name.endswith("Norm") and any(isinstance(each, nn.Linear | Conv1D) for each in block.modules()):
         return f"{name} is a norm with linear layers of its own"
     return f"{name} holds {odd}, which is no part of a plain MLP" if odd else None
 

@@ -14,7 +14,7 @@ import transformers as hf
 import zoo
 
 from passes.discovery import describe, random_model, small_config
-from passes.discovery.blocks import blocks_of
+from passes.discovery.blocks import blocks_of, fixed_of
 from passes.discovery.layouts import attention_kinds
 from passes.discovery.proof import prove
 from passes.discovery.search import UNPROVEN
@@ -238,6 +238,14 @@ def test_blocks_in_lists_are_blocks_of_their_layer() -> None:
     twin = twin_of(zoo.ZOO["t5"].model_class, zoo.ZOO["t5"].config())
     paths = [path for path, _ in blocks_of(twin) if path.startswith("decoder.block.0.")]
     assert paths == [f"decoder.block.0.layer.{number}" for number in range(3)]
+
+
+def test_an_mlp_in_a_class_that_is_named_after_its_norm_is_no_norm() -> None:
+    config = hf.RobertaPreLayerNormConfig(
+        hidden_size=32, num_attention_heads=4, num_hidden_layers=2, intermediate_size=48, vocab_size=64
+    )
+    twin = twin_of(hf.RobertaPreLayerNormForMaskedLM, config)
+    assert fixed_of(twin, attention_kinds(twin, stacks=False)) == {}
 
 
 def test_tables_of_biases_are_found_and_passed_on_as_t5_s_are_described() -> None:
